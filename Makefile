@@ -1,0 +1,38 @@
+# Every target works on a fresh clone: each sets up what it needs first, and does nothing twice.
+.PHONY: demo test check bench soak setup lock clean
+PY := .venv/bin/python
+
+demo: .venv/.ready
+	@$(PY) -m aerodrome runtime install
+	@$(PY) -m aerodrome demo
+
+test: check
+	@$(PY) -m aerodrome runtime install
+	$(PY) -m pytest
+
+check: .venv/.ready
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports
+
+bench: .venv/.ready
+	@$(PY) -m aerodrome runtime install
+	$(PY) -m aerodrome bench
+
+soak: .venv/.ready
+	@$(PY) -m aerodrome runtime install
+	$(PY) -m pytest -m soak --timeout=3600
+
+setup: .venv/.ready
+
+.venv/.ready: requirements.lock pyproject.toml scripts/setup.sh
+	@bash scripts/setup.sh
+
+# Re-resolve the pins; the index addresses of the machine stay out of the file.
+lock: .venv/.ready
+	$(PY) -m piptools compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-emit-trusted-host --extra dev --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf .venv dist build

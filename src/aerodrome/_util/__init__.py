@@ -1,0 +1,1 @@
+"""Small tools without knowledge of Aerodrome: clocks, tasks, durations, a SQLite worker."""

@@ -1,0 +1,45 @@
+"""Tasks with a name and an owner: a bare `asyncio.create_task` can be collected while it runs, and its
+exception is reported at some later time, or never.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+
+class TaskOwner:
+    """Keeps a reference to each task it starts, logs what they raise, and ends them all in `aclose`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    def start(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        if self._closed:
+            coroutine.close()
+            raise RuntimeError(f"{self._name} is closed and starts no task {name!r}")
+        task = asyncio.create_task(coroutine, name=f"{self._name}:{name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task.failed", task=task.get_name(), exc_info=error)
+
+    async def aclose(self) -> None:
+        """Cancel what still runs and wait for it. Safe to call twice, and from one of the tasks."""
+        self._closed = True
+        current = asyncio.current_task()
+        pending = [task for task in self._tasks if task is not current]
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)

@@ -1,0 +1,4 @@
+"""The HTTP front door: routes, server-sent events, problem documents.
+
+Thin: it decides nothing about sessions.
+"""

@@ -1,0 +1,1 @@
+"""Ways to start a runtime. Each implements runtime.ports.Launcher."""

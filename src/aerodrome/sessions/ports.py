@@ -1,0 +1,71 @@
+"""What the sessions room needs from a durable store beside the files: the message ledger.
+
+An accepted prompt is recorded before it is sent, because the CLI's answer to `session.send` is not durable
+(FACTS, "Durability"). A turn's status moves `queued -> running -> (completed | failed | aborted | interrupted)`
+and never leaves a final one: whoever finishes it first is right.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from aerodrome.model import SessionKey, TurnRow, TurnStatus
+
+
+class Ledger(Protocol):
+    """All methods raise `StoreUnavailable` when the store can not be used."""
+
+    async def open(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+    async def accept(self, row: TurnRow) -> TurnRow | None:
+        """Record a turn (`queued` or `running`): ``None``.
+
+        If its idempotency key is known in the session, nothing is recorded and the earlier row is returned.
+        """
+        ...
+
+    async def start(self, key: SessionKey, turn_id: str, at: float) -> bool:
+        """`queued -> running`. Idempotent for a running turn. ``False``: it is final or unknown."""
+        ...
+
+    async def note(
+        self,
+        key: SessionKey,
+        turn_id: str,
+        *,
+        message_id: str | None = None,
+        tool_ran: bool | None = None,
+        retried: bool | None = None,
+    ) -> None:
+        """Record what happened in a turn that is not final."""
+        ...
+
+    async def finish(
+        self,
+        key: SessionKey,
+        turn_id: str,
+        status: TurnStatus,
+        at: float,
+        *,
+        answer: dict[str, Any] | None = None,
+        usage: dict[str, Any] | None = None,
+        error: dict[str, Any] | None = None,
+    ) -> bool:
+        """Make the turn final. ``False``: it was final before (nothing is changed), or is unknown."""
+        ...
+
+    async def get(self, key: SessionKey, turn_id: str) -> TurnRow | None: ...
+
+    async def unfinished(self, key: SessionKey | None = None, limit: int = 1000) -> list[TurnRow]:
+        """Turns that are not final, the oldest first: of one session, or of all."""
+        ...
+
+    async def turns(self, key: SessionKey) -> list[TurnRow]:
+        """All turns of a session, the oldest first."""
+        ...
+
+    async def forget(self, key: SessionKey) -> bool:
+        """Remove every turn of the session, for deletion."""
+        ...
