@@ -13,7 +13,7 @@ Races lost are return values. `StoreUnavailable` means that the store could not 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from aerodrome.model import LastTurn, SessionKey, SessionRow, SessionState
@@ -26,6 +26,8 @@ class Node:
     name: str
     incarnation: str
     address: str = ""
+    #: What the node last said of itself with a heartbeat, for operators: `runtimes`, `sessions`, `draining`.
+    load: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,8 @@ class Membership(Protocol):
         """Make the incarnation alive. `ttl`: seconds without a heartbeat after which it is dead."""
         ...
 
-    async def heartbeat(self, incarnation: str) -> bool:
-        """Prolong it. ``False``: the store holds it for dead or does not know it; join as a new incarnation."""
+    async def heartbeat(self, incarnation: str, load: dict[str, Any] | None = None) -> bool:
+        """Prolong it, and replace what the node says of itself if `load` is given. ``False``: the store holds it for dead or does not know it; join as a new incarnation."""
         ...
 
     async def leave(self, incarnation: str) -> None:

@@ -1,0 +1,156 @@
+"""What the front doors see of the sessions room: the requests, the results, and the `Sessions` protocol.
+
+Every method takes the principal first. A session the principal may not read is answered with `NotFound`, the
+same as one that does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from aerodrome.coordination.ports import Page
+from aerodrome.events import SessionEvent
+from aerodrome.model import OnBusy, Principal, SessionKind, SessionRow, TurnRow
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    #: The caller's id if given (and free, or already the caller's own session), else we make one.
+    id: str | None = None
+    model: str | None = None
+    kind: SessionKind = SessionKind.PERSISTENT
+    title: str | None = None
+    #: Text appended to the runtime's system message.
+    system_message: str | None = None
+    #: Built-in tools the session may use, from what policy allows; ``None``: the policy's default set.
+    tools: list[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SendMessage:
+    prompt: str
+    attachments: list[dict[str, Any]] = field(default_factory=list)
+    #: ``None``: the configured `sessions.on_busy`.
+    on_busy: OnBusy | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    prompt: str
+    model: str | None = None
+    system_message: str | None = None
+    attachments: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One entry of a session's history."""
+
+    id: str
+    role: str
+    content: str
+    created_at: float
+    turn_id: str | None = None
+    author: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MessagePage:
+    messages: list[Message]
+    next: str | None
+
+
+class EventStream(Protocol):
+    """A subscription. Bounded: a reader that falls too far behind is cut off with `Lagging`, so that it costs
+    nobody else anything; it comes back with the last id it has seen."""
+
+    def __aiter__(self) -> AsyncIterator[SessionEvent]: ...
+
+    def close(self) -> None:
+        """Let go of the subscription. Safe to call twice, and from a generator's `finally`."""
+        ...
+
+
+class Turn(Protocol):
+    """An accepted prompt."""
+
+    @property
+    def row(self) -> TurnRow:
+        """The turn as it stands now."""
+        ...
+
+    async def wait(self) -> TurnRow:
+        """The final row. Cancelling the wait does not touch the turn."""
+        ...
+
+    def events(self) -> EventStream:
+        """What happens in the turn from its admission on; the stream ends after the turn has."""
+        ...
+
+    def abandon(self) -> None:
+        """The caller has gone away: with `sessions.on_disconnect = "cancel"` the turn is aborted."""
+        ...
+
+
+class Lagging(Exception):
+    """This reader was cut off because it did not keep up."""
+
+
+class Sessions(Protocol):
+    async def open_session(self, who: Principal, request: OpenSession) -> tuple[SessionRow, bool]:
+        """Create the session, or return the caller's own existing one; the flag says which.
+
+        Raises:
+            Invalid: The id, a tool or a title is not allowed.
+            Conflict: The id belongs to a session of another user of the tenant.
+        """
+        ...
+
+    async def get(self, who: Principal, session_id: str) -> SessionRow: ...
+
+    async def list(self, who: Principal, *, cursor: str | None = None, limit: int = 50) -> Page: ...
+
+    async def retitle(self, who: Principal, session_id: str, title: str) -> SessionRow: ...
+
+    async def delete(self, who: Principal, session_id: str) -> None: ...
+
+    async def send(self, who: Principal, session_id: str, message: SendMessage) -> Turn:
+        """Accept a prompt; returns when it is recorded, before it is answered.
+
+        Raises:
+            SessionBusy: A turn is running and `on_busy` is `reject`.
+            Conflict: The idempotency key was used for another prompt.
+            Capacity: The session's queue is full.
+        """
+        ...
+
+    async def ask(self, who: Principal, request: Ask) -> Turn:
+        """One prompt in a session of its own that leaves nothing behind."""
+        ...
+
+    async def history(
+        self, who: Principal, session_id: str, *, cursor: str | None = None, limit: int = 200
+    ) -> MessagePage: ...
+
+    async def events(self, who: Principal, session_id: str, *, after: str | None = None) -> EventStream:
+        """Everything that happens in the session from now on, or from behind the event `after` on.
+
+        When `after` is too old to be continued without a gap, the first event is `aerodrome.gap`.
+        """
+        ...
+
+    async def abort(self, who: Principal, session_id: str) -> bool:
+        """End the running turn. ``False``: none was running."""
+        ...
+
+    async def answer(self, who: Principal, session_id: str, request_id: str, answer: dict[str, Any]) -> None:
+        """Answer a permission request (`{"decision": "approve" | "deny", "feedback"?}`) or a user-input
+        request (`{"answer": str, "free_form"?: bool}`).
+
+        Raises:
+            NotFound: No such request is open: unknown, answered already, or timed out.
+        """
+        ...
