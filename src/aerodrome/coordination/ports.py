@@ -51,7 +51,10 @@ class Membership(Protocol):
         ...
 
     async def heartbeat(self, incarnation: str, load: dict[str, Any] | None = None) -> bool:
-        """Prolong it, and replace what the node says of itself if `load` is given. ``False``: the store holds it for dead or does not know it; join as a new incarnation."""
+        """Prolong it, and replace what the node says of itself if `load` is given.
+
+        ``False``: the store holds it for dead or does not know it; join as a new incarnation.
+        """
         ...
 
     async def leave(self, incarnation: str) -> None:

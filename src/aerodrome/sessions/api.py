@@ -105,7 +105,7 @@ class Sessions(Protocol):
 
         Raises:
             Invalid: The id, a tool or a title is not allowed.
-            Conflict: The id belongs to a session of another user of the tenant.
+            NotFound: The id is taken by a session the caller may not read (which is all it learns).
         """
         ...
 
