@@ -1,0 +1,20 @@
+"""The few lines that run between fork and the CLI: `python -I -S _exec.py PARENT_PID COMMAND ARG...`.
+
+Asks the kernel to kill this process when its parent dies, so that a `kill -9` of Aerodrome leaves no runtime
+behind, then becomes the command. It is a program of its own because code that runs after fork in a threaded
+Python process (`preexec_fn`) can deadlock.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+if sys.platform == "linux":
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[1]):
+        # The parent died before the request was in force.
+        sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606 - replacing this process is the purpose

@@ -1,0 +1,247 @@
+"""One JSON-RPC connection to a runtime: asyncio around the sans-IO codec of `aerodrome.wire`.
+
+Rules of the link:
+
+- every request has a deadline; when it passes, or the caller is cancelled, a late answer is dropped;
+- when the connection goes, for whatever reason, each pending request fails with `LinkClosed`, once;
+- requests of the runtime are served concurrently, at most `max_inbound` at a time: past that the socket is
+  not read, and the runtime waits;
+- writers wait while the runtime does not read (`TCP` back-pressure), so that nothing is buffered without bound.
+
+Both ends of the CLI's protocol wait for delayed ACKs (FACTS, "Wire"), so the link sends a frame in one piece,
+switches Nagle off, and asks for quick ACKs again after each read, because the kernel forgets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import Any, Protocol
+
+import structlog
+from msgspec import UNSET, Raw, UnsetType
+
+from aerodrome._util.tasks import TaskOwner
+from aerodrome.wire import envelope
+from aerodrome.wire.framing import DEFAULT_MAX_FRAME, FrameDecoder, FramingError
+
+log = structlog.get_logger(__name__)
+
+_QUICKACK = getattr(socket, "TCP_QUICKACK", None)
+
+
+class LinkClosed(Exception):
+    """The connection is gone; what was asked may or may not have happened."""
+
+
+class RemoteError(Exception):
+    """The runtime answered with an error."""
+
+    def __init__(self, method: str, code: int, message: str) -> None:
+        super().__init__(f"{method}: {message} ({code})")
+        self.method = method
+        self.code = code
+        self.message = message
+
+
+class LinkHandler(Protocol):
+    """What the link's owner does with what the runtime sends by itself."""
+
+    def on_notification(self, method: str, params: Raw | UnsetType) -> None:
+        """Called in order of arrival, from the reading callback: it must be quick and must not raise."""
+        ...
+
+    async def on_request(self, method: str, params: Raw | UnsetType) -> Any:
+        """The result to answer with. Starts are in order of arrival. Raise `RequestRefused` for an error."""
+        ...
+
+    def on_closed(self, reason: str) -> None:
+        """Called once."""
+        ...
+
+
+class RequestRefused(Exception):
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Link(asyncio.Protocol):
+    """Use `connect`, then `request`; `aclose` when done."""
+
+    def __init__(
+        self, handler: LinkHandler, *, max_frame: int = DEFAULT_MAX_FRAME, max_inbound: int = 256
+    ) -> None:
+        self._handler = handler
+        self._decoder = FrameDecoder(max_frame)
+        self._max_inbound = max_inbound
+        self._inbound = 0
+        self._next_id = 0
+        self._pending: dict[envelope.RequestId, tuple[str, asyncio.Future[Raw | UnsetType]]] = {}
+        self._transport: asyncio.Transport | None = None
+        self._socket: socket.socket | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._closed_reason: str | None = None
+        self._tasks = TaskOwner("link")
+        self._done = asyncio.Event()
+
+    @classmethod
+    async def connect(
+        cls, host: str, port: int, handler: LinkHandler, *, timeout: float, max_frame: int = DEFAULT_MAX_FRAME
+    ) -> Link:
+        """Raises `LinkClosed` when the runtime does not take the connection within `timeout` seconds."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout):
+                _, link = await loop.create_connection(lambda: cls(handler, max_frame=max_frame), host, port)
+        except OSError as error:  # TimeoutError is one
+            raise LinkClosed(f"no connection to {host}:{port}: {error or 'time-out'}") from error
+        return link
+
+    @property
+    def closed(self) -> bool:
+        return self._closed_reason is not None
+
+    async def request(self, method: str, params: Any, *, timeout: float) -> Any:
+        """Ask, and decode the answer.
+
+        Raises:
+            RemoteError: The runtime refused.
+            LinkClosed: The connection went while we waited.
+            TimeoutError: No answer within `timeout` seconds.
+        """
+        return envelope.decode_value(await self.request_raw(method, params, timeout=timeout))
+
+    async def request_raw(self, method: str, params: Any, *, timeout: float) -> Raw | UnsetType:
+        async with asyncio.timeout(timeout):
+            await self._writable.wait()
+            self._next_id += 1
+            request_id = self._next_id
+            self._write(envelope.request_frame(request_id, method, params))
+            future: asyncio.Future[Raw | UnsetType] = asyncio.get_running_loop().create_future()
+            self._pending[request_id] = (method, future)
+            try:
+                return await future
+            finally:
+                self._pending.pop(request_id, None)
+
+    async def aclose(self) -> None:
+        """Close the connection and end the requests being served. Safe to call twice."""
+        if self._transport is not None and self._closed_reason is None:
+            self._transport.abort()
+            await self._done.wait()
+        await self._tasks.aclose()
+
+    def abort(self, reason: str) -> None:
+        """Cut the connection now, without waiting for what is being written."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._lost(reason)
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._socket = transport.get_extra_info("socket")
+        if self._socket is not None:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._quick_ack()
+
+    def data_received(self, data: bytes) -> None:
+        self._quick_ack()
+        try:
+            bodies = self._decoder.feed(data)
+        except FramingError as error:
+            for body in error.bodies:
+                self._dispatch(body)
+            self.abort(f"broken framing from the runtime: {error}")
+            return
+        for body in bodies:
+            self._dispatch(body)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost("the connection was lost" + (f": {exc}" if exc else ""))
+        self._done.set()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    # --- inside ---
+
+    def _quick_ack(self) -> None:
+        if _QUICKACK is not None and self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+
+    def _write(self, frame: bytes) -> None:
+        if self._transport is None or self._closed_reason is not None:
+            raise LinkClosed(self._closed_reason or "not connected")
+        self._transport.write(frame)
+
+    def _dispatch(self, body: bytes) -> None:
+        try:
+            message = envelope.decode(body)
+        except envelope.EnvelopeError as error:
+            log.warning("link.bad_message", error=str(error), size=len(body))
+            return
+        if message.is_response:
+            self._settle(message)
+        elif message.is_request:
+            assert message.method is not UNSET
+            self._serve(message)
+        else:
+            assert message.method is not UNSET
+            self._handler.on_notification(message.method, message.params)
+
+    def _settle(self, message: envelope.Message) -> None:
+        entry = self._pending.get(message.id) if isinstance(message.id, (int, str)) else None
+        if entry is None or entry[1].done():
+            return  # answered too late, or twice, or to nobody
+        method, future = entry
+        if message.error:
+            future.set_exception(RemoteError(method, message.error.code, message.error.message))
+        else:
+            future.set_result(message.result)
+
+    def _serve(self, message: envelope.Message) -> None:
+        if self._closed_reason is not None:
+            return
+        self._inbound += 1
+        if self._inbound >= self._max_inbound and self._transport is not None:
+            self._transport.pause_reading()
+        assert isinstance(message.id, (int, str))
+        assert isinstance(message.method, str)
+        self._tasks.start(self._answer(message.id, message.method, message.params), message.method)
+
+    async def _answer(self, request_id: envelope.RequestId, method: str, params: Raw | UnsetType) -> None:
+        try:
+            try:
+                frame = envelope.result_frame(request_id, await self._handler.on_request(method, params))
+            except RequestRefused as refused:
+                frame = envelope.error_frame(request_id, refused.code, str(refused))
+            except Exception:
+                log.exception("link.handler_failed", method=method)
+                frame = envelope.error_frame(request_id, envelope.INTERNAL_ERROR, f"{method} failed")
+            with contextlib.suppress(LinkClosed):
+                await self._writable.wait()
+                self._write(frame)
+        finally:
+            self._inbound -= 1
+            if self._inbound == self._max_inbound - 1 and self._transport is not None and not self.closed:
+                self._transport.resume_reading()
+
+    def _lost(self, reason: str) -> None:
+        if self._closed_reason is not None:
+            return
+        self._closed_reason = reason
+        self._writable.set()
+        for method, future in self._pending.values():
+            if not future.done():
+                future.set_exception(LinkClosed(f"{method}: {reason}"))
+        self._handler.on_closed(reason)
