@@ -1,9 +1,11 @@
 """The session-file store: the small file system in which the CLI keeps a session.
 
 Files belong to a session and are named by a normalised absolute path inside it ("/state/events.jsonl").
-Every write names the epoch of the activation that makes it. The store keeps the highest epoch it has seen for
-each session and refuses an older one **in the same transaction as the write**, so that a node that was paused
-past its lease and wakes up cannot fork a history, whatever its clock says (trap 8).
+Every write names the epoch of the activation that makes it. An activation announces its epoch with `raise_epoch`
+before it reads or writes; the store keeps the highest epoch announced for each session and refuses a write of any
+other **in the same transaction as the write**, so that a node that was paused past its lease and wakes up cannot
+fork a history, whatever its clock says (trap 8). A session without an announced epoch, which is also one that was
+deleted, takes no writes at all: a late writer cannot bring a deleted session back.
 
 Content is text: that is what the CLI writes through `sessionFs` (FACTS; the `binary` capability is not declared).
 """
@@ -29,7 +31,7 @@ class FileInfo:
 class SessionFileStore(Protocol):
     """All methods raise `StoreUnavailable` when the store can not be used (locked, full, away).
 
-    Writing methods raise `Fenced` when `epoch` is older than the stored one, and `TooLarge` when a file or
+    Writing methods raise `Fenced` when `epoch` is not the announced one, and `TooLarge` when a file or
     the session's total would pass its limit; neither leaves anything changed. Reading methods raise
     `FileNotFoundError`, `IsADirectoryError` and `NotADirectoryError` as the operating system would.
     """

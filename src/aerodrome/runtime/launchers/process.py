@@ -144,17 +144,17 @@ class ChildProcess:
             self._child.terminate()
 
     def kill(self) -> None:
-        # The group, not the process: a tool the runtime started must not outlive it. The group's id is the
-        # child's pid, which is ours until the child has been reaped.
-        if self._child.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._child.pid, signal.SIGKILL)
+        # The group, not the process: a tool the runtime started must not outlive it. The group keeps its id,
+        # and the id its meaning, as long as anybody is in it.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._child.pid, signal.SIGKILL)
 
     def output_tail(self) -> str:
         return "\n".join(self._tail)
 
     async def cleanup(self) -> None:
-        # A grandchild may hold the pipe open; what it still writes is of no interest.
+        self.kill()
+        # Somebody who left the group may hold the pipe open; what it still writes is of no interest.
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
 

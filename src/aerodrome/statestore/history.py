@@ -1,0 +1,144 @@
+"""Reading the CLI's `events.jsonl`: what was said, and where a crash has left it. Pure functions over its text.
+
+One JSON object a line: `{type, data, id, timestamp, parentId}`. A turn begins with `user.message`; it has been
+answered when an `assistant.message` without tool requests follows, and it has been ended otherwise by `abort` or
+`session.error`. Lines that are no JSON (a torn tail) are passed over, as the CLI does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from aerodrome.events import SessionEvent
+
+
+class _Line(msgspec.Struct):
+    type: str
+    id: str = ""
+    timestamp: str = ""
+    data: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _MessageData(msgspec.Struct):
+    content: str = ""
+    messageId: str = ""  # noqa: N815 - the wire's name
+    originatingMessageId: str | None = None  # noqa: N815
+    toolRequests: list[msgspec.Raw] | None = None  # noqa: N815
+    agentId: str | None = None  # noqa: N815
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+_decode_message = msgspec.json.Decoder(_MessageData).decode
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryMessage:
+    #: The runtime's id of the message.
+    id: str
+    role: str
+    content: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """How the last prompt in a history stands."""
+
+    #: The runtime's id of the last user message; ``None`` when there is none.
+    message_id: str | None
+    #: Its answer, when it has been answered.
+    answer: dict[str, Any] | None
+    #: It was ended by an abort or an error that is in the history.
+    ended: bool
+    #: Offset of the line in which the last turn begins: that of its first user message.
+    offset: int
+
+    @property
+    def unanswered(self) -> bool:
+        """The runtime was lost in mid-turn: the prompt is in the history and nothing has come of it."""
+        return self.message_id is not None and self.answer is None and not self.ended
+
+
+def _lines(text: str) -> Iterator[tuple[int, str, _Line]]:
+    offset = 0
+    for line in text.split("\n"):
+        parsed: _Line | None = None
+        with contextlib.suppress(msgspec.DecodeError, UnicodeEncodeError):
+            parsed = _decode_line(line)
+        if parsed is not None:
+            yield offset, line, parsed
+        offset += len(line) + 1
+
+
+def _message(line: _Line) -> _MessageData:
+    try:
+        return _decode_message(line.data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _MessageData()
+
+
+def messages(text: str) -> list[HistoryMessage]:
+    """What user and assistant said to each other, in order; tool calls and system messages left out."""
+    result: list[HistoryMessage] = []
+    for _, _, line in _lines(text):
+        if line.type not in ("user.message", "assistant.message"):
+            continue
+        data = _message(line)
+        if data.agentId is not None:
+            continue  # a sub-agent's own conversation
+        if line.type == "assistant.message" and not data.content:
+            continue  # nothing but tool requests
+        role = line.type.partition(".")[0]
+        result.append(HistoryMessage(data.messageId or line.id, role, data.content, _unix(line.timestamp)))
+    return result
+
+
+def tail(text: str) -> Tail:
+    """Where the last turn of a history stands."""
+    message_id: str | None = None
+    answer: dict[str, Any] | None = None
+    ended = False
+    start = 0
+    for offset, _, line in _lines(text):
+        if line.type == "user.message":
+            if message_id is None or answer is not None or ended:
+                start = offset  # else this one steers the turn that is running: the two go together
+            message_id, answer, ended = _message(line).messageId or line.id, None, False
+        elif line.type == "assistant.message":
+            data = _message(line)
+            if data.agentId is None:
+                answer = None if data.toolRequests else {"id": data.messageId, "content": data.content}
+        elif line.type in ("abort", "session.error"):
+            ended = True
+    return Tail(message_id, answer, ended, start)
+
+
+def cut_unanswered(text: str) -> str:
+    """The history without a last prompt that was never answered, so that it does not stand in it twice after
+    it has been sent again (FACTS, "Shown to work by prototype"); unchanged when there is none."""
+    end = tail(text)
+    return text[: end.offset] if end.unanswered else text
+
+
+def events_after(text: str, event_id: str) -> list[SessionEvent] | None:
+    """The stored events behind the one with this id; ``None`` when it is not among them."""
+    found: list[SessionEvent] | None = None
+    for _, raw, line in _lines(text):
+        if found is not None:
+            found.append(SessionEvent(id=line.id, type=line.type, raw=raw.encode("utf-8", "surrogatepass")))
+        elif line.id == event_id:
+            found = []
+    return found
+
+
+def _unix(timestamp: str) -> float:
+    try:
+        return datetime.fromisoformat(timestamp).timestamp()
+    except ValueError:
+        return 0.0

@@ -1,0 +1,198 @@
+"""The `sessionFs` provider: answers the CLI's file operations for one activation of one session.
+
+Bound to the activation's epoch for its whole life. After the first write that fails, for whatever reason, every
+later write is refused as well: the CLI keeps the events of a failed append and writes them with the next one that
+succeeds (FACTS, "sessionFs"), which would put a turn into the history that was reported as failed, or, after a
+lost lease, behind somebody else's.
+
+Results and errors have the shapes of the SDK's `SessionFsHandler`: a write answers null or an error object, a read
+answers an object with an `error` in it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from aerodrome.errors import AerodromeError
+from aerodrome.model import SessionKey
+from aerodrome.statestore.ports import FileInfo, SessionFileStore
+
+#: Where the CLI is told to keep a session's files (`sessionFs.setProvider`, `sessionStatePath`).
+STATE_PATH = "/state"
+EVENTS_PATH = f"{STATE_PATH}/events.jsonl"
+#: What a runtime's own `COPILOT_HOME` is called in the store: some paths contain it, and a session moves between
+#: runtimes.
+HOME_PATH = "/@home"
+
+Params = dict[str, Any]
+
+
+class SessionFs:
+    """Args:
+    home: The runtime's `COPILOT_HOME`, as it stands in paths.
+    on_failed_write: Called once, with the reason, when the first write fails.
+    """
+
+    def __init__(
+        self,
+        store: SessionFileStore,
+        key: SessionKey,
+        epoch: int,
+        *,
+        home: str,
+        on_failed_write: Callable[[AerodromeError], None],
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._epoch = epoch
+        self._home = home.rstrip("/")
+        self._on_failed_write = on_failed_write
+        self._closed = False
+        self._operations: dict[str, Callable[[Params], Awaitable[Any]]] = {
+            "readFile": self._read_file,
+            "exists": self._exists,
+            "stat": self._stat,
+            "readdir": self._readdir,
+            "readdirWithTypes": self._readdir_with_types,
+            "writeFile": self._write_file,
+            "appendFile": self._append_file,
+            "mkdir": self._mkdir,
+            "rm": self._rm,
+            "rename": self._rename,
+            "sqliteExists": self._sqlite_exists,
+        }
+
+    def close(self) -> None:
+        """Refuse every write from now on."""
+        self._closed = True
+
+    async def handle(self, operation: str, params: Params) -> Any:
+        """Carry out `sessionFs.<operation>`. Errors are part of the result, as the CLI expects them."""
+        perform = self._operations.get(operation)
+        if perform is None:
+            return {"error": _error("UNKNOWN", f"sessionFs.{operation} is not offered")}
+        return await perform(params)
+
+    # --- reads ---
+
+    async def _read_file(self, params: Params) -> Any:
+        try:
+            return {"content": await self._store.read(self._key, self._path(params["path"]))}
+        except (OSError, AerodromeError) as error:
+            return {"content": "", "error": _describe(error)}
+
+    async def _exists(self, params: Params) -> Any:
+        return {"exists": await self._info(params["path"]) is not None}
+
+    async def _stat(self, params: Params) -> Any:
+        try:
+            info = await self._store.stat(self._key, self._path(params["path"]))
+        except (OSError, AerodromeError) as error:
+            return {**_stat_result(FileInfo(False, 0, 0, 0)), "isFile": False, "error": _describe(error)}
+        return _stat_result(info)
+
+    async def _readdir(self, params: Params) -> Any:
+        try:
+            entries = await self._store.listdir(self._key, self._path(params["path"]))
+        except (OSError, AerodromeError) as error:
+            return {"entries": [], "error": _describe(error)}
+        return {"entries": [name for name, _ in entries]}
+
+    async def _readdir_with_types(self, params: Params) -> Any:
+        try:
+            entries = await self._store.listdir(self._key, self._path(params["path"]))
+        except (OSError, AerodromeError) as error:
+            return {"entries": [], "error": _describe(error)}
+        return {
+            "entries": [
+                {"name": name, "type": "directory" if info.is_directory else "file"} for name, info in entries
+            ]
+        }
+
+    async def _sqlite_exists(self, params: Params) -> Any:
+        return {"exists": False}
+
+    async def _info(self, path: str) -> FileInfo | None:
+        try:
+            return await self._store.stat(self._key, self._path(path))
+        except (OSError, AerodromeError):
+            return None
+
+    # --- writes ---
+
+    async def _write_file(self, params: Params) -> Any:
+        return await self._guard(
+            self._store.write, self._key, self._epoch, self._path(params["path"]), params["content"]
+        )
+
+    async def _append_file(self, params: Params) -> Any:
+        return await self._guard(
+            self._store.append, self._key, self._epoch, self._path(params["path"]), params["content"]
+        )
+
+    async def _mkdir(self, params: Params) -> Any:
+        path, recursive = self._path(params["path"]), bool(params.get("recursive"))
+        return await self._guard(self._store.mkdir, self._key, self._epoch, path, recursive=recursive)
+
+    async def _rm(self, params: Params) -> Any:
+        path, recursive, force = self._path(params["path"]), params.get("recursive"), params.get("force")
+        return await self._guard(
+            self._store.remove, self._key, self._epoch, path, recursive=bool(recursive), force=bool(force)
+        )
+
+    async def _rename(self, params: Params) -> Any:
+        source, target = self._path(params["src"]), self._path(params["dest"])
+        return await self._guard(self._store.rename, self._key, self._epoch, source, target)
+
+    async def _guard(self, write: Callable[..., Awaitable[None]], *args: Any, **kwargs: Any) -> Any:
+        if self._closed:
+            return _error("UNKNOWN", "this activation of the session is closed for writing")
+        try:
+            await write(*args, **kwargs)
+        except OSError as error:
+            # An ordinary answer of a file system (no such file): nothing is wrong with the store.
+            return _describe(error)
+        except AerodromeError as error:
+            if not self._closed:
+                self._closed = True
+                self._on_failed_write(error)
+            return _describe(error)
+        return None
+
+    def _path(self, path: str) -> str:
+        """The name of the file in the store: absolute, without dots, without this runtime's home."""
+        normal = posixpath.normpath("/" + path.replace("\\", "/"))
+        # POSIX keeps two leading slashes apart; here they mean nothing.
+        normal = "/" + normal.lstrip("/")
+        if normal == self._home or normal.startswith(self._home + "/"):
+            return HOME_PATH + normal[len(self._home) :]
+        return normal
+
+
+def _stat_result(info: FileInfo) -> dict[str, Any]:
+    return {
+        "isFile": not info.is_directory,
+        "isDirectory": info.is_directory,
+        "size": info.size,
+        "mtime": _timestamp(info.modified_at),
+        "birthtime": _timestamp(info.created_at),
+    }
+
+
+def _timestamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _describe(error: OSError | AerodromeError) -> dict[str, str]:
+    if isinstance(error, FileNotFoundError):
+        return _error("ENOENT", str(error))
+    if isinstance(error, AerodromeError):
+        return _error("UNKNOWN", f"{error.code}: {error.detail}")
+    return _error("UNKNOWN", str(error))
+
+
+def _error(code: str, message: str) -> dict[str, str]:
+    return {"code": code, "message": message}
