@@ -21,18 +21,23 @@ class TaskOwner:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
-    def start(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+    def start(
+        self, coroutine: Coroutine[Any, Any, Any], name: str, *, expected: type[Exception] | tuple[()] = ()
+    ) -> asyncio.Task[Any]:
+        """`expected`: an error that whoever awaits the task deals with; it is not logged here."""
         if self._closed:
             coroutine.close()
             raise RuntimeError(f"{self._name} is closed and starts no task {name!r}")
         task = asyncio.create_task(coroutine, name=f"{self._name}:{name}")
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(lambda done: self._done(done, expected))
         return task
 
-    def _done(self, task: asyncio.Task[Any]) -> None:
+    def _done(self, task: asyncio.Task[Any], expected: type[Exception] | tuple[()]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if not isinstance(error, expected):
             log.error("task.failed", task=task.get_name(), exc_info=error)
 
     async def aclose(self) -> None:

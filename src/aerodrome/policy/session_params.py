@@ -1,6 +1,6 @@
 """The parameters of `session.create` and `session.resume`, built by us from what the caller may choose.
 
-Nothing of a caller's request is passed on by itself: a dozen parameters run commands on the host, and more read its
+Nothing of a caller's request is passed on by itself: a dozen parameters run commands on the host, more read its
 files (FACTS, "No isolation between connections of one CLI"). The fixed values below are the wire's equivalent of
 the SDK's `mode: "empty"`, which is client-side only, so that a shared host must force it.
 """
@@ -102,6 +102,7 @@ def session_params(
     system_message: str | None,
     tools: Sequence[str],
     working_directory: str,
+    streaming: bool,
     credentials: Credentials,
 ) -> dict[str, Any]:
     """Parameters that serve `session.create` and `session.resume` alike."""
@@ -114,7 +115,7 @@ def session_params(
         "excludedTools": [] if tools else ["builtin:*", "mcp:*"],
         "systemMessage": _system_message(system_message),
         "workingDirectory": working_directory,
-        "streaming": True,
+        "streaming": streaming,
         "requestPermission": True,
         "requestUserInput": "ask_user" in tools,
         "requestElicitation": False,

@@ -70,9 +70,7 @@ class RequestRefused(Exception):
 class Link(asyncio.Protocol):
     """Use `connect`, then `request`; `aclose` when done."""
 
-    def __init__(
-        self, handler: LinkHandler, *, max_frame: int = DEFAULT_MAX_FRAME, max_inbound: int = 256
-    ) -> None:
+    def __init__(self, handler: LinkHandler, *, max_frame: int = DEFAULT_MAX_FRAME, max_inbound: int = 256) -> None:
         self._handler = handler
         self._decoder = FrameDecoder(max_frame)
         self._max_inbound = max_inbound

@@ -1,0 +1,132 @@
+"""The control link: our one connection to a runtime that carries every session we run in it.
+
+It authenticates, becomes the runtime's `sessionFs` provider before any session exists, and stays attached to
+every resident session, because a session whose last connection goes is killed in mid-turn (FACTS). What the runtime
+says of a session goes to that session's binding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import structlog
+from msgspec import UNSET, Raw, UnsetType
+
+from aerodrome.errors import RuntimeUnavailable
+from aerodrome.events import SessionEvent
+from aerodrome.runtime.link import Link, LinkClosed, RemoteError, RequestRefused
+from aerodrome.statestore.provider import STATE_PATH
+from aerodrome.wire import envelope
+
+log = structlog.get_logger(__name__)
+
+#: Protocol versions we speak: the CLI's answer to `connect`.
+PROTOCOL_VERSION = 3
+
+
+class SessionBinding(Protocol):
+    """One session's ear on the control link."""
+
+    def on_event(self, event: SessionEvent) -> None:
+        """In order; must be quick and must not raise."""
+        ...
+
+    async def on_file_operation(self, operation: str, params: dict[str, Any]) -> Any:
+        """A `sessionFs` request; the result is the SDK's."""
+        ...
+
+    async def on_request(self, method: str, params: dict[str, Any]) -> Any:
+        """Any other request of the runtime that names the session."""
+        ...
+
+
+class ControlLink:
+    """Use `open`; then `bind` a session before it is created or resumed, and `request`."""
+
+    def __init__(self, on_lost: Callable[[str], None], request_timeout: float) -> None:
+        self._on_lost = on_lost
+        self._timeout = request_timeout
+        self._bindings: dict[str, SessionBinding] = {}
+        self._link: Link | None = None
+        #: The CLI's version, from its answer to `connect`.
+        self.version = ""
+
+    async def open(self, address: tuple[str, int], token: str, working_directory: str) -> None:
+        """Raises `RuntimeUnavailable` when the runtime refuses us or speaks another protocol."""
+        try:
+            self._link = await Link.connect(*address, self, timeout=self._timeout)
+            hello = await self.request("connect", {"token": token, "supportedTaskKinds": ["agent", "client", "shell"]})
+            provider = {
+                "initialCwd": working_directory,
+                "sessionStatePath": STATE_PATH,
+                "conventions": "posix",
+                "capabilities": {},
+            }
+            if hello.get("protocolVersion") == PROTOCOL_VERSION:
+                await self.request("sessionFs.setProvider", provider)
+        except (LinkClosed, RemoteError, TimeoutError) as error:
+            raise RuntimeUnavailable(f"the Copilot CLI listens but refuses the control link: {error}") from error
+        if hello.get("protocolVersion") != PROTOCOL_VERSION:
+            raise RuntimeUnavailable(
+                f"the Copilot CLI speaks protocol {hello.get('protocolVersion')}, we speak {PROTOCOL_VERSION}; "
+                "install the paired version with `aerodrome runtime install`"
+            )
+        self.version = str(hello.get("version", ""))
+
+    async def request(self, method: str, params: dict[str, Any], *, timeout: float | None = None) -> Any:
+        """Raises `LinkClosed`, `RemoteError` or `TimeoutError` (see `Link.request`)."""
+        if self._link is None:
+            raise LinkClosed("the control link is not open")
+        return await self._link.request(method, params, timeout=timeout or self._timeout)
+
+    def bind(self, session_id: str, binding: SessionBinding) -> None:
+        if session_id in self._bindings:
+            raise RuntimeError(f"session {session_id} is bound in this runtime already")
+        self._bindings[session_id] = binding
+
+    def unbind(self, session_id: str, binding: SessionBinding) -> None:
+        """From now on nothing of this session is heard or served; a binding that is not the present one is kept."""
+        if self._bindings.get(session_id) is binding:
+            del self._bindings[session_id]
+
+    def abort(self, reason: str) -> None:
+        if self._link is not None:
+            self._link.abort(reason)
+
+    async def aclose(self) -> None:
+        if self._link is not None:
+            await self._link.aclose()
+
+    # --- LinkHandler ---
+
+    def on_notification(self, method: str, params: Raw | UnsetType) -> None:
+        if method != "session.event" or params is UNSET:
+            return  # session.lifecycle, host.event: nothing that the session's own events do not say
+        try:
+            session_id, event = envelope.event_of(params)
+        except envelope.EnvelopeError as error:
+            log.warning("control.bad_event", error=str(error))
+            return
+        if (binding := self._bindings.get(session_id)) is not None:
+            binding.on_event(event)
+
+    async def on_request(self, method: str, params: Raw | UnsetType) -> Any:
+        try:
+            values = envelope.decode_value(params)
+        except envelope.EnvelopeError as error:
+            raise RequestRefused(envelope.INVALID_PARAMS, str(error)) from error
+        session_id = values.get("sessionId") if isinstance(values, dict) else None
+        binding = self._bindings.get(session_id) if isinstance(session_id, str) else None
+        if binding is None:
+            raise RequestRefused(envelope.INVALID_PARAMS, f"{method}: no such session here")
+        space, _, operation = method.partition(".")
+        try:
+            if space == "sessionFs":
+                return await binding.on_file_operation(operation, values)
+            return await binding.on_request(method, values)
+        except KeyError as error:
+            raise RequestRefused(envelope.INVALID_PARAMS, f"{method}: {error} is missing") from error
+
+    def on_closed(self, reason: str) -> None:
+        self._on_lost(reason)

@@ -1,0 +1,80 @@
+"""The life of a runtime as a table. Pure: no process, no clock, no loop.
+
+A runtime is started for nobody (`starting`), proves that it can hold a session and is then `warm`. A claim gives
+it to one user or tenant for the rest of its life (`claimed`): it is never handed on and never becomes warm again,
+because what one tenant left in its memory or home must not meet another. `draining` ends in `stopped`. Whatever
+dies or hangs without being asked to is `failed`; both ends are final, and a replacement is another runtime.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class RuntimeState(StrEnum):
+    STARTING = "starting"
+    WARM = "warm"
+    CLAIMED = "claimed"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (RuntimeState.STOPPED, RuntimeState.FAILED)
+
+
+class Stimulus(StrEnum):
+    #: It listens, and a session could be created in it.
+    READY = "ready"
+    CLAIM = "claim"
+    #: We want it gone.
+    STOP = "stop"
+    #: The process has ended, or was killed because it hung.
+    ENDED = "ended"
+
+
+TRANSITIONS: dict[tuple[RuntimeState, Stimulus], RuntimeState] = {
+    (RuntimeState.STARTING, Stimulus.READY): RuntimeState.WARM,
+    (RuntimeState.STARTING, Stimulus.STOP): RuntimeState.DRAINING,
+    (RuntimeState.STARTING, Stimulus.ENDED): RuntimeState.FAILED,
+    (RuntimeState.WARM, Stimulus.CLAIM): RuntimeState.CLAIMED,
+    (RuntimeState.WARM, Stimulus.STOP): RuntimeState.DRAINING,
+    (RuntimeState.WARM, Stimulus.ENDED): RuntimeState.FAILED,
+    (RuntimeState.CLAIMED, Stimulus.STOP): RuntimeState.DRAINING,
+    (RuntimeState.CLAIMED, Stimulus.ENDED): RuntimeState.FAILED,
+    # Asked to stop twice is asked to stop.
+    (RuntimeState.DRAINING, Stimulus.STOP): RuntimeState.DRAINING,
+    (RuntimeState.DRAINING, Stimulus.ENDED): RuntimeState.STOPPED,
+    # The end can be noticed by the process watcher and by the health check; the first notice counts.
+    (RuntimeState.STOPPED, Stimulus.ENDED): RuntimeState.STOPPED,
+    (RuntimeState.STOPPED, Stimulus.STOP): RuntimeState.STOPPED,
+    (RuntimeState.FAILED, Stimulus.ENDED): RuntimeState.FAILED,
+    (RuntimeState.FAILED, Stimulus.STOP): RuntimeState.FAILED,
+}
+
+
+class ImpossibleTransition(Exception):
+    """A stimulus that cannot come in this state: a bug of ours."""
+
+
+class RuntimeMachine:
+    """Where one runtime stands, and how it came there."""
+
+    def __init__(self) -> None:
+        self.state = RuntimeState.STARTING
+        self._story = [RuntimeState.STARTING.value]
+
+    def apply(self, stimulus: Stimulus) -> RuntimeState:
+        """Take a stimulus in and return the new state.
+
+        Raises:
+            ImpossibleTransition: The table has no such row; nothing is changed.
+        """
+        target = TRANSITIONS.get((self.state, stimulus))
+        if target is None:
+            raise ImpossibleTransition(f"{stimulus} in state {self.state}; so far: {' '.join(self._story)}")
+        if target is not self.state:
+            self._story.append(f"-{stimulus}-> {target}")
+        self.state = target
+        return target

@@ -1,0 +1,258 @@
+"""One runtime from start to end: launch, prove ready, watch, stop.
+
+Liveness and readiness are different questions. *Ready* is asked once, with a session that takes a turn
+(`aerodrome.runtime.probe`). *Alive* is asked for ever: the process runs, the control link stands, and a ping is
+answered within its deadline; a hung CLI never answers, so a probe without a deadline would hang with it (trap 16).
+Whatever is not alive is killed, and everybody who holds the runtime is told once, through `lost`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import structlog
+
+from aerodrome._util.tasks import TaskOwner
+from aerodrome.errors import RuntimeUnavailable
+from aerodrome.model import RuntimeKey
+from aerodrome.runtime.control import ControlLink
+from aerodrome.runtime.link import LinkClosed, RemoteError
+from aerodrome.runtime.machine import RuntimeMachine, RuntimeState, Stimulus
+from aerodrome.runtime.ports import Launcher, LaunchSpec, RuntimeProcess
+from aerodrome.runtime.probe import ProbeModel, prove_ready
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """What every runtime of this node is started and watched with. Times in seconds."""
+
+    command: Path
+    #: Homes of the runtimes; each is erased when its runtime ends.
+    homes: Path
+    #: Output and logs of the runtimes, the latest `kept_logs` of them.
+    logs: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    start_timeout: float = 30.0
+    ping_interval: float = 5.0
+    ping_timeout: float = 5.0
+    stop_timeout: float = 5.0
+    request_timeout: float = 30.0
+    log_bytes: int = 1 << 20
+    kept_logs: int = 20
+
+
+class ManagedRuntime:
+    """A runtime and what we know of it. Made by `start`; afterwards `claim`, `control`, `stop`."""
+
+    def __init__(self, runtime_id: str, options: RuntimeOptions) -> None:
+        self.id = runtime_id
+        self.key: RuntimeKey | None = None
+        #: Sessions that have, or are about to get, a place in it. Counted before the first await (trap 11).
+        self.reserved = 0
+        self.turns = 0
+        self.started_at = time.time()
+        #: Monotonic time of the last moment in which it held a session; for the idle time-out.
+        self.last_held = time.monotonic()
+        #: Set once, when the runtime has gone without being asked to; `lost_reason` says why.
+        self.lost = asyncio.Event()
+        self.lost_reason = ""
+        self.on_lost: Callable[[ManagedRuntime], None] | None = None
+        self.control = ControlLink(self._link_closed, options.request_timeout)
+        self._options = options
+        self._machine = RuntimeMachine()
+        self._process: RuntimeProcess | None = None
+        self._tasks = TaskOwner(f"runtime {runtime_id}")
+        self._ended = asyncio.Event()
+
+    # --- what it is ---
+
+    @property
+    def state(self) -> RuntimeState:
+        return self._machine.state
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def home(self) -> Path:
+        return self._options.homes / self.id
+
+    @property
+    def copilot_home(self) -> Path:
+        return self.home / "copilot"
+
+    @property
+    def workspace(self) -> Path:
+        return self.home / "workspace"
+
+    def describe(self) -> dict[str, Any]:
+        """The row of `aerodrome runtimes ls`."""
+        rss = 0
+        if self.pid is not None and not self.state.is_final:
+            with contextlib.suppress(psutil.Error):
+                rss = psutil.Process(self.pid).memory_info().rss
+        return {
+            "id": self.id,
+            "pid": self.pid,
+            "state": self.state.value,
+            "tenant": self.key.tenant if self.key else None,
+            "user": self.key.user if self.key else None,
+            "sessions": self.reserved,
+            "turns": self.turns,
+            "rss_bytes": rss,
+            "started_at": self.started_at,
+        }
+
+    # --- its life ---
+
+    async def start(self, launcher: Launcher, probe: ProbeModel) -> None:
+        """Launch, connect and prove ready: then it is `warm`.
+
+        Raises:
+            RuntimeUnavailable: With the reason; nothing of the runtime is left but its logs.
+        """
+        token = secrets.token_urlsafe(32)
+        spec = LaunchSpec(
+            id=self.id,
+            command=self._options.command,
+            home=self.home,
+            token=token,
+            log_dir=self._options.logs / self.id,
+            env=self._options.env,
+            log_bytes=self._options.log_bytes,
+        )
+        try:
+            self._process = await launcher.launch(spec, timeout=self._options.start_timeout)
+            self._tasks.start(self._watch_process(self._process), "watch")
+            await self.control.open(self._process.address, token, str(self.workspace))
+            await prove_ready(self.control, probe, str(self.workspace), timeout=self._options.start_timeout)
+            if self.lost.is_set():
+                raise RuntimeUnavailable(f"the Copilot CLI ended right after it was ready: {self.lost_reason}")
+        except BaseException as error:
+            await asyncio.shield(self._discard(str(error) or type(error).__name__))
+            raise
+        self._machine.apply(Stimulus.READY)
+        self._tasks.start(self._watch_health(), "health")
+
+    def claim(self, key: RuntimeKey) -> None:
+        """Give it to one user or tenant, for the rest of its life."""
+        self._machine.apply(Stimulus.CLAIM)
+        self.key = key
+        self.last_held = time.monotonic()
+
+    async def stop(self) -> None:
+        """End it gracefully, then by SIGTERM, then by SIGKILL; returns when it is gone. Safe to call twice."""
+        if self.state.is_final:
+            await self._ended.wait()
+            return
+        self._machine.apply(Stimulus.STOP)
+        try:
+            await self._end_gracefully()
+        finally:
+            await asyncio.shield(self._discard("stopped"))
+
+    def kill(self, reason: str) -> None:
+        """End it now; whoever holds it learns that it is lost."""
+        self._lose(reason)
+
+    # --- watching ---
+
+    async def _watch_process(self, process: RuntimeProcess) -> None:
+        code = await process.wait()
+        said = process.output_tail()[-300:]
+        self._lose(f"the process ended with code {code}" + (f"; it said: {said}" if code and said else ""))
+
+    async def _watch_health(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.ping_interval)
+            try:
+                await self.control.request("ping", {}, timeout=self._options.ping_timeout)
+            except TimeoutError:
+                self._lose(f"no answer to a ping within {self._options.ping_timeout:g} s: it hangs")
+                return
+            except (LinkClosed, RemoteError) as error:
+                self._lose(f"the ping failed: {error}")
+                return
+
+    def _link_closed(self, reason: str) -> None:
+        self._lose(reason)
+
+    def _lose(self, reason: str) -> None:
+        """The first of process watcher, health check and link to notice the end comes here first."""
+        if self.state.is_final or self.lost.is_set() or self.state is RuntimeState.DRAINING:
+            return
+        self.lost_reason = reason
+        starting = self.state is RuntimeState.STARTING
+        self._machine.apply(Stimulus.ENDED)
+        self.lost.set()
+        if self._process is not None:
+            self._process.kill()
+        self.control.abort(reason)
+        if starting:
+            return  # `start` is under way, sees the link close and cleans up
+        log.warning("runtime.lost", runtime=self.id, pid=self.pid, key=str(self.key), reason=reason)
+        if self.on_lost is not None:
+            self.on_lost(self)
+        self._tasks.start(self._discard(reason), "discard")
+
+    # --- ending ---
+
+    async def _end_gracefully(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        with contextlib.suppress(LinkClosed, RemoteError, TimeoutError):
+            await self.control.request("runtime.shutdown", {}, timeout=self._options.stop_timeout)
+        for step in (process.terminate, process.kill):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._options.stop_timeout):
+                    await process.wait()
+                return
+            step()
+
+    async def _discard(self, reason: str) -> None:
+        """Nothing of an ended runtime stays but its logs."""
+        if self._ended.is_set():
+            return
+        self.lost_reason = self.lost_reason or reason
+        self._machine.apply(Stimulus.ENDED)
+        await self.control.aclose()
+        if self._process is not None:
+            self._process.kill()
+            await self._process.wait()
+            await self._process.cleanup()
+        await asyncio.to_thread(_erase, self.home)
+        await asyncio.to_thread(_forget_old_logs, self._options)
+        self._ended.set()
+        await self._tasks.aclose()
+
+
+def _erase(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _forget_old_logs(options: RuntimeOptions) -> None:
+    """Keep the logs of the runtimes that have a home, which are the living ones, and of the latest ended ones."""
+
+    def age(path: Path) -> float:
+        try:
+            return path.stat().st_mtime
+        except OSError:
+            return 0.0  # erased by another process at this moment
+
+    if options.logs.is_dir():
+        ended = [path for path in options.logs.iterdir() if not (options.homes / path.name).exists()]
+        for path in sorted(ended, key=age, reverse=True)[options.kept_logs :]:
+            shutil.rmtree(path, ignore_errors=True)
