@@ -1,0 +1,97 @@
+"""The message ledger inside one process: for tests, and for an embedded fleet that keeps nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from aerodrome.errors import Conflict
+from aerodrome.model import SessionKey, TurnRow, TurnStatus
+
+
+class MemoryLedger:
+    """Implements `sessions.ports.Ledger`. No method awaits anything, so each is atomic on the loop."""
+
+    def __init__(self) -> None:
+        #: In the order of acceptance.
+        self._rows: dict[tuple[SessionKey, str], TurnRow] = {}
+
+    async def open(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
+
+    async def accept(self, row: TurnRow) -> TurnRow | None:
+        if row.idempotency_key is not None:
+            for earlier in self._of(row.key):
+                if earlier.idempotency_key == row.idempotency_key:
+                    return copy.deepcopy(earlier)
+        if (row.key, row.id) in self._rows:
+            raise Conflict(f"there is a turn {row.id} in session {row.key} already")
+        self._rows[row.key, row.id] = copy.deepcopy(row)
+        return None
+
+    async def start(self, key: SessionKey, turn_id: str, at: float) -> bool:
+        row = self._rows.get((key, turn_id))
+        if row is None or row.status.is_final:
+            return False
+        if row.status is TurnStatus.QUEUED:
+            self._rows[key, turn_id] = replace(row, status=TurnStatus.RUNNING, started_at=at)
+        return True
+
+    async def note(
+        self,
+        key: SessionKey,
+        turn_id: str,
+        *,
+        message_id: str | None = None,
+        tool_ran: bool | None = None,
+        retried: bool | None = None,
+    ) -> None:
+        row = self._rows.get((key, turn_id))
+        if row is None or row.status.is_final:
+            return
+        changes: dict[str, Any] = {"message_id": message_id, "tool_ran": tool_ran, "retried": retried}
+        self._rows[key, turn_id] = replace(row, **{name: value for name, value in changes.items() if value is not None})
+
+    async def finish(
+        self,
+        key: SessionKey,
+        turn_id: str,
+        status: TurnStatus,
+        at: float,
+        *,
+        answer: dict[str, Any] | None = None,
+        usage: dict[str, Any] | None = None,
+        error: dict[str, Any] | None = None,
+    ) -> bool:
+        if not status.is_final:
+            raise ValueError(f"{status} does not finish a turn")
+        row = self._rows.get((key, turn_id))
+        if row is None or row.status.is_final:
+            return False
+        answer, usage, error = copy.deepcopy((answer, usage, error))
+        self._rows[key, turn_id] = replace(row, status=status, ended_at=at, answer=answer, usage=usage, error=error)
+        return True
+
+    async def get(self, key: SessionKey, turn_id: str) -> TurnRow | None:
+        return copy.deepcopy(self._rows.get((key, turn_id)))
+
+    async def unfinished(self, key: SessionKey | None = None, limit: int = 1000) -> list[TurnRow]:
+        rows = self._rows.values() if key is None else self._of(key)
+        return copy.deepcopy([row for row in rows if not row.status.is_final][:limit])
+
+    async def turns(self, key: SessionKey) -> list[TurnRow]:
+        return copy.deepcopy(list(self._of(key)))
+
+    async def forget(self, key: SessionKey) -> bool:
+        gone = [row.id for row in self._of(key)]
+        for turn_id in gone:
+            del self._rows[key, turn_id]
+        return bool(gone)
+
+    def _of(self, key: SessionKey) -> Iterable[TurnRow]:
+        return (row for row in self._rows.values() if row.key == key)

@@ -1,0 +1,191 @@
+"""The message ledger in SQLite, in the same file as the session files or in one of its own."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from aerodrome._util.schema import Schema
+from aerodrome._util.sqlite import Database, from_blob, to_blob
+from aerodrome.errors import Conflict
+from aerodrome.model import SessionKey, TurnRow, TurnStatus
+
+_COLUMNS = (
+    "tenant, session, id, author, status, prompt, attachments, idempotency_key, digest, message_id, answer, usage,"
+    " error, retried, tool_ran, created_at, started_at, ended_at"
+)
+_TURN = "tenant = ? AND session = ? AND id = ?"
+#: Spelled as in the partial index, or SQLite would not use it.
+_UNFINISHED = "status IN ('queued', 'running')"
+
+
+class SqliteLedger:
+    """Implements `sessions.ports.Ledger` on a `Database` that its maker opens and closes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def open(self) -> None:
+        """Bring the tables up to date. The database must be open."""
+        await self._database.write(Schema.load("ledger", __package__).migrate)
+
+    async def aclose(self) -> None:
+        """Nothing to do: the database belongs to whoever opened it."""
+
+    async def accept(self, row: TurnRow) -> TurnRow | None:
+        values = _values(row)
+        idempotency_key = None if row.idempotency_key is None else to_blob(row.idempotency_key)
+
+        def accept(connection: sqlite3.Connection) -> Sequence[Any] | None:
+            earlier: Sequence[Any] | None = connection.execute(
+                f"SELECT {_COLUMNS} FROM turn WHERE tenant = ? AND session = ? AND idempotency_key = ?",
+                (*row.key, idempotency_key),
+            ).fetchone()
+            if earlier is not None:
+                return earlier
+            marks = ", ".join("?" * len(values))
+            added = connection.execute(
+                f"INSERT INTO turn ({_COLUMNS}) VALUES ({marks}) ON CONFLICT (tenant, session, id) DO NOTHING", values
+            )
+            if added.rowcount != 1:
+                raise Conflict(f"there is a turn {row.id} in session {row.key} already")
+            return None
+
+        earlier = await self._database.write(accept)
+        return None if earlier is None else _row(earlier)
+
+    async def start(self, key: SessionKey, turn_id: str, at: float) -> bool:
+        return await self._update(
+            key, turn_id, {"status = ?": TurnStatus.RUNNING, "started_at = coalesce(started_at, ?)": at}
+        )
+
+    async def note(
+        self,
+        key: SessionKey,
+        turn_id: str,
+        *,
+        message_id: str | None = None,
+        tool_ran: bool | None = None,
+        retried: bool | None = None,
+    ) -> None:
+        changes = {"message_id = ?": message_id, "tool_ran = ?": tool_ran, "retried = ?": retried}
+        changes = {column: value for column, value in changes.items() if value is not None}
+        if changes:
+            await self._update(key, turn_id, changes)
+
+    async def finish(
+        self,
+        key: SessionKey,
+        turn_id: str,
+        status: TurnStatus,
+        at: float,
+        *,
+        answer: dict[str, Any] | None = None,
+        usage: dict[str, Any] | None = None,
+        error: dict[str, Any] | None = None,
+    ) -> bool:
+        if not status.is_final:
+            raise ValueError(f"{status} does not finish a turn")
+        return await self._update(
+            key,
+            turn_id,
+            {
+                "status = ?": status,
+                "ended_at = ?": at,
+                "answer = ?": _to_json(answer),
+                "usage = ?": _to_json(usage),
+                "error = ?": _to_json(error),
+            },
+        )
+
+    async def _update(self, key: SessionKey, turn_id: str, changes: dict[str, Any]) -> bool:
+        """Change a turn that is not final; one statement, so that two who finish it cannot both be right."""
+
+        def update(connection: sqlite3.Connection) -> bool:
+            changed = connection.execute(
+                f"UPDATE turn SET {', '.join(changes)} WHERE {_TURN} AND {_UNFINISHED}",
+                (*changes.values(), *key, turn_id),
+            )
+            return changed.rowcount == 1
+
+        return await self._database.write(update)
+
+    async def get(self, key: SessionKey, turn_id: str) -> TurnRow | None:
+        rows = await self._select(_TURN, (*key, turn_id))
+        return rows[0] if rows else None
+
+    async def unfinished(self, key: SessionKey | None = None, limit: int = 1000) -> list[TurnRow]:
+        if key is None:
+            return await self._select(_UNFINISHED, (), limit)
+        return await self._select(f"tenant = ? AND session = ? AND {_UNFINISHED}", key, limit)
+
+    async def turns(self, key: SessionKey) -> list[TurnRow]:
+        return await self._select("tenant = ? AND session = ?", key)
+
+    async def _select(self, where: str, parameters: Sequence[Any], limit: int = -1) -> list[TurnRow]:
+        def select(connection: sqlite3.Connection) -> list[TurnRow]:
+            found = connection.execute(
+                f"SELECT {_COLUMNS} FROM turn WHERE {where} ORDER BY number LIMIT ?", (*parameters, limit)
+            ).fetchall()
+            return [_row(values) for values in found]
+
+        return await self._database.read(select)
+
+    async def forget(self, key: SessionKey) -> bool:
+        def forget(connection: sqlite3.Connection) -> bool:
+            return connection.execute("DELETE FROM turn WHERE tenant = ? AND session = ?", key).rowcount > 0
+
+        return await self._database.write(forget)
+
+
+def _to_json(value: dict[str, Any] | None) -> str | None:
+    return None if value is None else json.dumps(value)
+
+
+def _values(row: TurnRow) -> Sequence[Any]:
+    return (
+        *row.key,
+        row.id,
+        row.author,
+        row.status,
+        to_blob(row.prompt),
+        json.dumps(row.attachments),
+        None if row.idempotency_key is None else to_blob(row.idempotency_key),
+        row.digest,
+        row.message_id,
+        _to_json(row.answer),
+        _to_json(row.usage),
+        _to_json(row.error),
+        row.retried,
+        row.tool_ran,
+        row.created_at,
+        row.started_at,
+        row.ended_at,
+    )
+
+
+def _row(values: Sequence[Any]) -> TurnRow:
+    tenant, session, *values = values
+    (id_, author, status, prompt, attachments, idempotency_key, digest, message_id, *rest) = values
+    (answer, usage, error, retried, tool_ran, created_at, started_at, ended_at) = rest
+    return TurnRow(
+        key=SessionKey(tenant, session),
+        id=id_,
+        author=author,
+        status=TurnStatus(status),
+        prompt=from_blob(prompt),
+        attachments=json.loads(attachments),
+        idempotency_key=None if idempotency_key is None else from_blob(idempotency_key),
+        digest=digest,
+        message_id=message_id,
+        answer=None if answer is None else json.loads(answer),
+        usage=None if usage is None else json.loads(usage),
+        error=None if error is None else json.loads(error),
+        retried=bool(retried),
+        tool_ran=bool(tool_ran),
+        created_at=created_at,
+        started_at=started_at,
+        ended_at=ended_at,
+    )

@@ -1,0 +1,1 @@
+"""What several tests need: real services in subprocesses, ports, clocks."""
