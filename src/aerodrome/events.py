@@ -20,6 +20,10 @@ class SessionEvent:
     type: str
     raw: bytes
     ephemeral: bool = False
+    #: Where a reader continues behind this event: its own id, or, for one that is not stored, the id of the stored
+    #: event before it and its own ("stored~own"), so that a reader finds its place also when nobody remembers the
+    #: unstored ones any more. Set by whoever publishes the event.
+    cursor: str = ""
 
     @property
     def data(self) -> dict[str, Any]:
@@ -30,6 +34,13 @@ class SessionEvent:
     def is_trace(self) -> bool:
         """The runtime's own `model.*` trace: large, repeated, and no part of the SDK's event types."""
         return self.type in _TRACE
+
+
+def host_event(event_type: str, data: dict[str, Any], *, event_id: str, timestamp: str) -> SessionEvent:
+    """An event of our own (`aerodrome.*`) in the SDK's envelope; it is not stored."""
+    envelope = {"type": event_type, "data": data, "ephemeral": True, "id": event_id, "timestamp": timestamp}
+    raw = json.dumps(envelope, separators=(",", ":")).encode()
+    return SessionEvent(id=event_id, type=event_type, raw=raw, ephemeral=True)
 
 
 _TRACE = frozenset(

@@ -48,3 +48,8 @@ class TaskOwner:
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
+
+
+async def first_of(*futures: asyncio.Future[Any]) -> None:
+    """Wait until at least one is done. Neither their errors nor our cancellation touch anything."""
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)

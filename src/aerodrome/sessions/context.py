@@ -1,0 +1,68 @@
+"""What every session of a node shares: its stores, its runtimes, its rules."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from aerodrome._util.clock import Clock
+from aerodrome._util.tasks import TaskOwner
+from aerodrome.coordination.ports import Directory, Leases
+from aerodrome.events import SessionEvent, host_event
+from aerodrome.model import Isolation, OnBusy, RuntimeKey, SessionRow
+from aerodrome.policy.session_params import Credentials, ToolPolicy
+from aerodrome.runtime.pool import RuntimePool
+from aerodrome.sessions.ports import Ledger
+from aerodrome.statestore.ports import SessionFileStore
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """Times in seconds."""
+
+    idle_timeout: float = 1800.0
+    ttl: float = 30 * 86400.0
+    on_busy: OnBusy = OnBusy.ENQUEUE
+    #: Abort the turn of a caller that has gone away.
+    cancel_on_disconnect: bool = False
+    #: How long a permission or user-input request stays open before it gets the safe default.
+    request_timeout: float = 900.0
+    #: Prompts waiting in one session.
+    max_queued: int = 100
+    turn_timeout: float = 3600.0
+    max_prompt: int = 6 << 20
+    #: Bytes a reader of events may be behind.
+    reader_bytes: int = 4 << 20
+    default_isolation: Isolation = Isolation.TENANT
+    isolation: dict[str, Isolation] = field(default_factory=dict)
+    tools: ToolPolicy = field(default_factory=ToolPolicy)
+
+    def isolation_of(self, tenant: str) -> Isolation:
+        return self.isolation.get(tenant, self.default_isolation)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionContext:
+    options: SessionOptions
+    directory: Directory
+    leases: Leases
+    ledger: Ledger
+    files: SessionFileStore
+    pool: RuntimePool
+    clock: Clock
+    #: By tenant.
+    credentials: Callable[[str], Credentials]
+    #: The incarnation this node lives in now.
+    incarnation: Callable[[], str]
+    tasks: TaskOwner
+
+    def host_event(self, event_type: str, data: dict[str, Any]) -> SessionEvent:
+        now = datetime.fromtimestamp(self.clock.time(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return host_event(event_type, data, event_id=str(uuid.uuid4()), timestamp=now)
+
+
+def runtime_key(row: SessionRow) -> RuntimeKey:
+    return RuntimeKey(row.key.tenant, row.owner if row.isolation is Isolation.USER else None)
