@@ -1,4 +1,4 @@
-"""The HTTP front door: routes, server-sent events, problem documents.
+"""The HTTP front door: routes, server-sent events, problem documents, the uvicorn server they run in.
 
-Thin: it decides nothing about sessions.
+Thin: it translates between HTTP and the `Sessions` protocol, and decides nothing about sessions.
 """

@@ -1,0 +1,53 @@
+"""The ASGI application: routes, middleware and error handlers put together."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from aerodrome.http import openapi, routes_events, routes_health, routes_messages, routes_sessions
+from aerodrome.http.door import Door
+from aerodrome.http.limits import HttpLimits
+from aerodrome.http.middleware import Authentication, BodyLimit, RequestContext
+from aerodrome.http.ports import Authenticator, Readiness
+from aerodrome.http.problems import on_http_exception, on_validation_error
+from aerodrome.sessions.api import Sessions
+
+
+class _Api(FastAPI):
+    @cached_property
+    def _document(self) -> dict[str, Any]:
+        return openapi.document(self.routes)
+
+    def openapi(self) -> dict[str, Any]:
+        return self._document
+
+
+def routes_only() -> FastAPI:
+    """The routes and their documentation, without anything behind them."""
+    # FastAPI's pages load their scripts from a public CDN, which is not there for many who run this.
+    app = _Api(
+        docs_url=None, redoc_url=None, redirect_slashes=False, generate_unique_id_function=lambda route: route.name
+    )
+    for router in (routes_sessions.router, routes_messages.router, routes_events.router, routes_health.router):
+        app.include_router(router)
+    return app
+
+
+def create_app(
+    sessions: Sessions, auth: Authenticator, readiness: Readiness, limits: HttpLimits | None = None
+) -> FastAPI:
+    """The HTTP API over these sessions. `app.state.door` is the `Door` the routes work with."""
+    app = routes_only()
+    app.state.door = door = Door(sessions, readiness, limits or HttpLimits())
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, limits=door.limits)
+    app.add_middleware(Authentication, auth=auth)
+    app.add_middleware(RequestContext)
+    return app

@@ -1,0 +1,19 @@
+"""Bounds on what one HTTP client may cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    #: Bytes of a request body. A prompt of 5 MB is ordinary; attachments come inline, as base64.
+    max_body: int = 16 * 1024 * 1024
+    #: Seconds in which a client that is sending a request's head or body must send something.
+    read_timeout: float = 30.0
+    #: Seconds in which a client that has bytes to fetch must take some; then its connection is cut.
+    write_timeout: float = 30.0
+    #: Seconds between two heartbeat comments of an event stream.
+    heartbeat: float = 15.0
+    #: Bytes of formatted events that wait for one reader; past it no more are taken from its subscription.
+    stream_buffer: int = 64 * 1024

@@ -1,0 +1,140 @@
+"""What happens to every request before its route sees it: an id, an identity, a bound on its body.
+
+Plain ASGI, because the order matters: a caller is known before a byte of its body is read, and an error
+raised at any depth, also while the body streams in, becomes a problem document in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from aerodrome.errors import AerodromeError, Invalid, TooLarge, Unauthenticated
+from aerodrome.http.limits import HttpLimits
+from aerodrome.http.ports import Authenticator
+from aerodrome.http.problems import internal_problem, problem_of, problem_response
+
+log = structlog.get_logger(__name__)
+
+#: Answered without a credential.
+PUBLIC_PATHS = frozenset({"/health", "/ready", "/openapi.json"})
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_HOW_TO_AUTHENTICATE = "send your key as 'Authorization: Bearer KEY'"
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first header of that (lower-case) name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value.decode("latin-1"))
+    return None
+
+
+class RequestContext:
+    """The outermost: names the request, logs it without content, answers what nobody else did."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = header(scope, b"x-request-id")
+        request_id = given if given and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        started = time.monotonic()
+        status = 0
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode("ascii"))]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_named)
+            except AerodromeError as error:
+                if status:
+                    raise
+                await problem_response(problem_of(error))(scope, receive, send_named)
+            except Exception:
+                log.exception("http.unexpected_error", method=scope["method"], path=scope["path"][:200])
+                if status:
+                    raise
+                await problem_response(internal_problem())(scope, receive, send_named)
+            finally:
+                elapsed = round((time.monotonic() - started) * 1000, 2)
+                log.debug("http.request", method=scope["method"], path=scope["path"][:200], status=status, ms=elapsed)
+
+
+class Authentication:
+    """Puts the principal into `request.state.principal`."""
+
+    def __init__(self, app: ASGIApp, auth: Authenticator) -> None:
+        self._app = app
+        self._auth = auth
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in PUBLIC_PATHS:
+            principal = await self._auth.authenticate(_bearer(header(scope, b"authorization")))
+            scope.setdefault("state", {})["principal"] = principal
+            structlog.contextvars.bind_contextvars(tenant=principal.tenant, user=principal.user)
+        await self._app(scope, receive, send)
+
+
+def _bearer(value: str | None) -> str:
+    if value is None:
+        raise Unauthenticated(_HOW_TO_AUTHENTICATE)
+    scheme, _, key = value.partition(" ")
+    key = key.strip()
+    if scheme.lower() != "bearer" or not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise Unauthenticated(f"the Authorization header is not understood; {_HOW_TO_AUTHENTICATE}")
+    return key
+
+
+class BodyLimit:
+    """Refuses a body that is too large, by what it declares or by what arrives, and one that stalls."""
+
+    def __init__(self, app: ASGIApp, limits: HttpLimits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = self._limits.max_body
+        if int(header(scope, b"content-length") or 0) > limit:
+            raise self._too_large()
+        size = 0
+        complete = False
+
+        async def receive_bounded() -> Message:
+            nonlocal size, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout(self._limits.read_timeout):
+                    message = await receive()
+            except TimeoutError:
+                seconds = self._limits.read_timeout
+                raise Invalid(f"the body is incomplete and nothing came for {seconds:g} s") from None
+            if message["type"] == "http.request":
+                size += len(message.get("body", b""))
+                complete = not message.get("more_body", False)
+                if size > limit:
+                    raise self._too_large()
+            return message
+
+        await self._app(scope, receive_bounded, send)
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the body is larger than {self._limits.max_body} bytes", limit=self._limits.max_body)

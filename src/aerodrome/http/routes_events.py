@@ -1,0 +1,75 @@
+"""What happens in a session, and the answers it asks for: events, abort, requests."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from aerodrome.http import schemas, sse
+from aerodrome.http.door import caller_of, door_of
+from aerodrome.http.encoding import JsonResponse
+from aerodrome.http.openapi import EVENT_STREAM, body_codes, responses
+from aerodrome.http.routing import After, ApiRoute, LastEventId, RequestId, SessionId, Trace
+
+router = APIRouter(prefix="/api/v1/sessions/{session_id}", tags=["events"], route_class=ApiRoute)
+
+
+@router.get(
+    "/events",
+    response_class=Response,
+    responses=responses({200: EVENT_STREAM}, "invalid", "not_found", "capacity", "draining", "store_unavailable"),
+)
+async def read_events(
+    request: Request,
+    session_id: SessionId,
+    last_event_id: LastEventId = None,
+    after: After = None,
+    trace: Trace = False,
+) -> Response:
+    """Follow a session: a stream of everything that happens in it, which can be resumed.
+
+    Event `aerodrome.gap` comes first when the events behind the given one are no longer all there; event
+    `reconnect` comes last when the server stops: connect again with `Last-Event-ID`.
+    """
+    door = door_of(request)
+    events = await door.sessions.events(caller_of(request), session_id, after=last_event_id or after)
+    return sse.SseResponse(
+        lambda outbox: sse.relay(events, outbox, trace=trace),
+        on_close=events.close,
+        stop=door.shutdown.draining,
+        farewell=lambda: sse.frame("reconnect", {}),
+        limits=door.limits,
+    )
+
+
+@router.post(
+    "/abort",
+    responses=responses(
+        {200: {"model": schemas.Aborted, "description": "Done"}},
+        "forbidden",
+        "not_found",
+        "runtime_unavailable",
+        "store_unavailable",
+    ),
+)
+async def abort(request: Request, session_id: SessionId) -> Response:
+    """End the running turn."""
+    return JsonResponse({"aborted": await door_of(request).sessions.abort(caller_of(request), session_id)})
+
+
+@router.post(
+    "/requests/{request_id}",
+    status_code=204,
+    response_class=Response,
+    responses=responses(
+        {204: {"description": "The answer is on its way to the runtime"}},
+        *body_codes("forbidden", "not_found", "runtime_unavailable"),
+    ),
+)
+async def answer_request(
+    request: Request, session_id: SessionId, request_id: RequestId, body: schemas.AnswerBody
+) -> Response:
+    """Answer a permission or user-input request; the first answer counts."""
+    await door_of(request).sessions.answer(
+        caller_of(request), session_id, request_id, body.model_dump(exclude_none=True)
+    )
+    return Response(status_code=204)

@@ -1,0 +1,235 @@
+"""Server-sent events: the wire format, and the response that streams them.
+
+Two tasks serve a reader. One takes events from the subscription and formats them into the `Outbox`; the other
+sends what has gathered there, as one chunk. Events that are there already thus cost one write together, and
+a reader that does not keep up stops its own subscription from being read, which is bounded and cuts it off
+(`Lagging`); nobody else waits. That a reader takes nothing at all is for `protocol.py` to notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from aerodrome.errors import AerodromeError
+from aerodrome.events import SessionEvent
+from aerodrome.http.encoding import encode
+from aerodrome.http.limits import HttpLimits
+from aerodrome.http.problems import internal_problem, problem, problem_of
+from aerodrome.http.shutdown import Signal
+from aerodrome.sessions.api import EventStream, Lagging
+
+log = structlog.get_logger(__name__)
+
+MEDIA_TYPE = "text/event-stream"
+_HEADERS = {
+    "Cache-Control": "no-store",
+    # nginx would gather a whole buffer of events before it passes the first one on.
+    "X-Accel-Buffering": "no",
+}
+_HEARTBEAT = b":\n\n"
+
+
+def event_frame(event: SessionEvent) -> bytes:
+    """The event with its envelope's own bytes as data."""
+    raw = event.raw
+    if b"\n" in raw or b"\r" in raw:
+        # Between two tokens, the only place where JSON has them, a space means the same.
+        raw = raw.replace(b"\n", b" ").replace(b"\r", b" ")
+    return b"id: %b\nevent: %b\ndata: %b\n\n" % (_field(event.id), _field(event.type), raw)
+
+
+def frame(event: str, value: Any) -> bytes:
+    """An event of our own. It has no id: a reader that resumes does so from the last event of the session."""
+    return b"event: %b\ndata: %b\n\n" % (event.encode("ascii"), encode(value))
+
+
+def _field(text: str) -> bytes:
+    data = text.encode("utf-8", "replace")
+    if b"\n" in data or b"\r" in data or b"\0" in data:
+        # A line break would start a field of the runtime's choosing; browsers ignore an id with a NUL.
+        data = b"".join(data.replace(b"\0", b"\n").split())
+    return data
+
+
+class Outbox:
+    """Formatted events on their way to one reader."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._frames: list[bytes] = []
+        self._size = 0
+        self._closed = False
+        self._room: asyncio.Future[None] | None = None
+        self._ready: asyncio.Future[None] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._frames
+
+    async def put(self, data: bytes) -> None:
+        """Add a frame; waits while there is more than the limit. Does not give way to others otherwise."""
+        while self._size >= self._limit and not self._closed:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+        self.add(data)
+
+    def add(self, data: bytes) -> None:
+        """Add a frame whatever the limit, for the few that are ours."""
+        if not self._closed:
+            self._frames.append(data)
+            self._size += len(data)
+            _wake(self._ready)
+
+    def close(self) -> None:
+        """No more frames: `take` returns what is there, then nothing."""
+        self._closed = True
+        _wake(self._ready)
+        _wake(self._room)
+
+    def discard(self) -> None:
+        """Close, and forget what is there: nobody will fetch it."""
+        self._frames.clear()
+        self.close()
+
+    async def take(self) -> bytes:
+        """Everything that waits, as one chunk; empty at the end."""
+        while not self._frames and not self._closed:
+            self._ready = asyncio.get_running_loop().create_future()
+            await self._ready
+        chunk = b"".join(self._frames)
+        self._frames.clear()
+        self._size = 0
+        _wake(self._room)
+        return chunk
+
+
+async def relay(events: EventStream, outbox: Outbox, *, trace: bool) -> None:
+    """Everything of a subscription until it ends; raises what it raises."""
+    async for event in events:
+        if trace or not event.is_trace:
+            await outbox.put(event_frame(event))
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
+
+
+class SseResponse(Response):
+    """A stream that ends when `produce` returns, the reader goes, or the server stops.
+
+    Args:
+        produce: Puts frames into the outbox. What it raises is told to the reader as event `error`.
+        on_close: Called once at the end, whatever the end was.
+        on_disconnect: Called before `on_close` if the reader went first.
+        stop: Ends the stream, with the frame that `farewell` returns.
+        limits: Of these `heartbeat` and `stream_buffer`.
+    """
+
+    media_type = MEDIA_TYPE
+
+    def __init__(
+        self,
+        produce: Callable[[Outbox], Awaitable[None]],
+        *,
+        on_close: Callable[[], None],
+        on_disconnect: Callable[[], None] = lambda: None,
+        stop: Signal,
+        farewell: Callable[[], bytes],
+        limits: HttpLimits,
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers(_HEADERS)
+        self._produce = produce
+        self._on_close = on_close
+        self._on_disconnect = on_disconnect
+        self._stop = stop
+        self._farewell = farewell
+        self._heartbeat = limits.heartbeat
+        self._outbox = Outbox(limits.stream_buffer)
+        self._disconnected = False
+        self._complete = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        fill = asyncio.create_task(self._fill(), name="http:sse-fill")
+        watch = asyncio.create_task(self._watch(receive), name="http:sse-watch")
+        unsubscribe = self._stop.subscribe(lambda: self._bid_farewell(fill))
+        timer = _Timer(self._heartbeat, self._beat)
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            while chunk := await self._outbox.take():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            self._complete = True
+            if not self._disconnected:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            unsubscribe()
+            timer.cancel()
+            fill.cancel()
+            watch.cancel()
+            await asyncio.gather(fill, watch, return_exceptions=True)
+            if self._disconnected:
+                self._on_disconnect()
+            self._on_close()
+
+    async def _fill(self) -> None:
+        outbox = self._outbox
+        try:
+            await self._produce(outbox)
+        except Lagging:
+            document = problem("capacity", "this reader is too slow; resume GET .../events with Last-Event-ID")
+            outbox.add(frame("error", document))
+        except AerodromeError as error:
+            outbox.add(frame("error", problem_of(error)))
+        except Exception:
+            log.exception("http.stream_failed")
+            outbox.add(frame("error", internal_problem()))
+        outbox.close()
+
+    async def _watch(self, receive: Receive) -> None:
+        try:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        except AerodromeError as error:
+            # The request's own body, which nobody asked for, is too large or stalls.
+            self._outbox.add(frame("error", problem_of(error)))
+            self._outbox.close()
+            return
+        # The server says "disconnect" of a response that is complete, too.
+        if not self._complete:
+            self._disconnected = True
+            self._outbox.discard()
+
+    def _bid_farewell(self, fill: asyncio.Task[None]) -> None:
+        fill.cancel()
+        self._outbox.add(self._farewell())
+        self._outbox.close()
+
+    def _beat(self) -> None:
+        # A reader that has something to fetch needs no sign of life, and would only gather them.
+        if self._outbox.is_empty:
+            self._outbox.add(_HEARTBEAT)
+
+
+class _Timer:
+    """Calls back every so many seconds. A timer, not a task: thousands of idle streams have one each."""
+
+    def __init__(self, interval: float, callback: Callable[[], None]) -> None:
+        self._interval = interval
+        self._callback = callback
+        self._loop = asyncio.get_running_loop()
+        self._handle = self._loop.call_later(interval, self._fire)
+
+    def _fire(self) -> None:
+        self._handle = self._loop.call_later(self._interval, self._fire)
+        self._callback()
+
+    def cancel(self) -> None:
+        self._handle.cancel()
