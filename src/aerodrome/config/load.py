@@ -1,0 +1,66 @@
+"""Find, read and check the configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from aerodrome._util.xdg import config_home
+from aerodrome.config.problems import describe
+from aerodrome.config.settings import Settings
+from aerodrome.config.sources import Layer, merge, read_environment, read_file, read_overrides
+from aerodrome.errors import ConfigError
+
+FILE_NAME = "aerodrome.toml"
+
+
+def find_config(path: Path | str | None = None, env: Mapping[str, str] = os.environ) -> Path | None:
+    """The file to read: the one asked for (which must exist), `./aerodrome.toml`, or the user's own.
+
+    Raises:
+        ConfigError: The file asked for does not exist.
+    """
+    if path is not None:
+        if not Path(path).is_file():
+            raise ConfigError(f"{path}: there is no such file; `aerodrome init {path}` writes one")
+        return Path(path)
+    candidates = [Path(FILE_NAME), config_home(env) / "aerodrome" / FILE_NAME]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def load_settings(
+    path: Path | str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    env: Mapping[str, str] = os.environ,
+    resolve_secrets: bool = True,
+) -> Settings:
+    """The settings from file, then `AERODROME_SECTION__KEY` variables, then `overrides`; later ones win.
+
+    Args:
+        path: The file; without it, see `find_config`.
+        overrides: Flags by dotted name, `{"server.http": "127.0.0.1:0"}`; ``None`` values are left out.
+        resolve_secrets: With ``False`` secrets stay the references they are, for commands that use none.
+
+    Raises:
+        ConfigError: Something is wrong. `detail` lists every problem, `extra["problems"]` has them one by one.
+    """
+    file = find_config(path, env)
+    layer = merge(
+        [
+            read_file(file) if file else Layer(),
+            read_environment(env, Settings),
+            read_overrides(overrides or {}),
+        ]
+    )
+    try:
+        return Settings.model_validate(layer.values, context={"resolve_secrets": resolve_secrets, "env": env})
+    except ValidationError as error:
+        problems = describe(error, Settings, layer.origins)
+    # Outside the handler: pydantic's own text, which `raise` would chain, must not reach a log.
+    heading = f"{len(problems)} problems in the configuration:\n  " if len(problems) > 1 else ""
+    raise ConfigError(heading + "\n  ".join(problems), problems=problems)
