@@ -16,6 +16,20 @@ SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
 #: Tenants and users name rows, metrics and log lines, so they stay printable and short.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,99}")
 
+#: Built-in tools of the runtime that stay within one session (the SDK's `BUILTIN_TOOLS_ISOLATED`).
+ISOLATED_TOOLS = (
+    "ask_user",
+    "task_complete",
+    "exit_plan_mode",
+    "task",
+    "read_agent",
+    "write_agent",
+    "list_agents",
+    "send_inbox",
+    "context_board",
+    "skill",
+)
+
 
 class SessionKey(NamedTuple):
     tenant: str

@@ -11,21 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aerodrome.model import Isolation
-
-#: Built-in tools that stay within one session (the SDK's `BUILTIN_TOOLS_ISOLATED`).
-ISOLATED_TOOLS = (
-    "ask_user",
-    "task_complete",
-    "exit_plan_mode",
-    "task",
-    "read_agent",
-    "write_agent",
-    "list_agents",
-    "send_inbox",
-    "context_board",
-    "skill",
-)
+from aerodrome.model import ISOLATED_TOOLS, Isolation
 
 #: What every session gets, whoever opens it.
 SAFE: Mapping[str, Any] = {

@@ -15,9 +15,9 @@ from typing import Any
 
 import structlog
 
+from aerodrome.coordination.ports import Lease
 from aerodrome.errors import AerodromeError, NotFound, RuntimeUnavailable
 from aerodrome.events import SessionEvent
-from aerodrome.model import SessionKey
 from aerodrome.policy.session_params import SAFE_OPTIONS
 from aerodrome.runtime.link import LinkClosed, RemoteError, RequestRefused
 from aerodrome.runtime.supervisor import ManagedRuntime
@@ -47,23 +47,24 @@ class Activation:
 
     def __init__(
         self,
-        key: SessionKey,
-        epoch: int,
+        lease: Lease,
         runtime: ManagedRuntime,
         store: SessionFileStore,
         *,
         on_event: Callable[[SessionEvent], None],
         on_request_open: Callable[[str, str], None],
     ) -> None:
-        self.key = key
-        self.epoch = epoch
+        self.lease = lease
+        self.key = lease.key
         self.runtime = runtime
         self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
         self._on_event = on_event
         self._on_request_open = on_request_open
         self._open_requests: dict[str, str] = {}
         self._held_inputs: deque[asyncio.Future[None]] = deque()
-        self._files = SessionFs(store, key, epoch, home=str(runtime.copilot_home), on_failed_write=self._write_failed)
+        self._files = SessionFs(
+            store, lease.key, lease.epoch, home=str(runtime.copilot_home), on_failed_write=self._write_failed
+        )
 
     # --- life ---
 
@@ -182,7 +183,7 @@ class Activation:
         return {"answer": "", "wasFreeform": True}
 
     def _write_failed(self, error: AerodromeError) -> None:
-        log.warning("session.write_failed", session=str(self.key), epoch=self.epoch, code=error.code)
+        log.warning("session.write_failed", session=str(self.key), epoch=self.lease.epoch, code=error.code)
         self.discard(f"its files could not be written: {error.detail}", error)
 
 

@@ -57,6 +57,8 @@ class SessionContext:
     credentials: Callable[[str], Credentials]
     #: The incarnation this node lives in now.
     incarnation: Callable[[], str]
+    #: Whether its leases hold for certain.
+    may_serve: Callable[[], bool]
     tasks: TaskOwner
 
     def host_event(self, event_type: str, data: dict[str, Any]) -> SessionEvent:

@@ -443,8 +443,10 @@ class LiveSession:
             await activation.unload_void()
 
     def _release(self, activation: Activation) -> None:
+        """Give place and lease back. A release that comes late, behind a new lease of our own, changes nothing."""
         self.activation = None
         self._context.pool.release(activation.runtime)
+        self._later(self._context.leases.release(activation.lease), "release lease")
 
     # --- events and requests ---
 

@@ -23,6 +23,7 @@ from aerodrome.errors import (
     Invalid,
     NotFound,
     SessionBusy,
+    StoreUnavailable,
     TooLarge,
     TurnInterrupted,
 )
@@ -69,6 +70,9 @@ class SessionService:
     @property
     def live(self) -> list[LiveSession]:
         return list(self._live.values())
+
+    def find_live(self, key: SessionKey) -> LiveSession | None:
+        return self._live.get(key)
 
     @property
     def draining(self) -> bool:
@@ -345,6 +349,13 @@ class SessionService:
             log.warning("sessions.recovered", interrupted_turns=recovered)
         return recovered
 
+    async def give_up_all(self) -> None:
+        """Our leases are void: another node may run our sessions. Nothing more is written for them."""
+        error = TurnInterrupted("this node was held for dead and its sessions may have moved")
+        for live in self.live:
+            if live.activation is not None:
+                live.activation.discard(error.detail, error)
+
     async def drain(self, timeout: float) -> None:
         """Take nothing new, let running turns end for up to `timeout` seconds, put everything to sleep."""
         self._draining = True
@@ -367,6 +378,8 @@ class SessionService:
     def _accepting(self) -> None:
         if self._draining:
             raise Draining("this node is shutting down; try again", retry_after=1.0)
+        if not self._context.may_serve():
+            raise StoreUnavailable("this node cannot reach its coordination store", retry_after=1.0)
 
     def _check(self, who: Principal, request: OpenSession) -> None:
         if request.id is not None and not valid_session_id(request.id):

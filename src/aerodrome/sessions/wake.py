@@ -79,9 +79,7 @@ async def wake(
     try:
         lease = await take_lease(context, row)
         resume = bool(await repair_history(context, row, lease.epoch))
-        activation = Activation(
-            row.key, lease.epoch, runtime, context.files, on_event=on_event, on_request_open=on_request_open
-        )
+        activation = Activation(lease, runtime, context.files, on_event=on_event, on_request_open=on_request_open)
         options = row.options
         params = session_params(
             row.key.id,

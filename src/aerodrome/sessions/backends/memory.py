@@ -26,9 +26,9 @@ class MemoryLedger:
 
     async def accept(self, row: TurnRow) -> TurnRow | None:
         if row.idempotency_key is not None:
-            for earlier in self._of(row.key):
-                if earlier.idempotency_key == row.idempotency_key:
-                    return copy.deepcopy(earlier)
+            earlier = await self.by_idempotency_key(row.key, row.idempotency_key)
+            if earlier is not None:
+                return earlier
         if (row.key, row.id) in self._rows:
             raise Conflict(f"there is a turn {row.id} in session {row.key} already")
         self._rows[row.key, row.id] = copy.deepcopy(row)
@@ -79,6 +79,10 @@ class MemoryLedger:
 
     async def get(self, key: SessionKey, turn_id: str) -> TurnRow | None:
         return copy.deepcopy(self._rows.get((key, turn_id)))
+
+    async def by_idempotency_key(self, key: SessionKey, idempotency_key: str) -> TurnRow | None:
+        rows = (row for row in self._of(key) if row.idempotency_key == idempotency_key)
+        return copy.deepcopy(next(rows, None))
 
     async def unfinished(self, key: SessionKey | None = None, limit: int = 1000) -> list[TurnRow]:
         rows = self._rows.values() if key is None else self._of(key)

@@ -17,6 +17,7 @@ _COLUMNS = (
     " error, retried, tool_ran, created_at, started_at, ended_at"
 )
 _TURN = "tenant = ? AND session = ? AND id = ?"
+_IDEMPOTENT = "tenant = ? AND session = ? AND idempotency_key = ?"
 #: Spelled as in the partial index, or SQLite would not use it.
 _UNFINISHED = "status IN ('queued', 'running')"
 
@@ -40,8 +41,7 @@ class SqliteLedger:
 
         def accept(connection: sqlite3.Connection) -> Sequence[Any] | None:
             earlier: Sequence[Any] | None = connection.execute(
-                f"SELECT {_COLUMNS} FROM turn WHERE tenant = ? AND session = ? AND idempotency_key = ?",
-                (*row.key, idempotency_key),
+                f"SELECT {_COLUMNS} FROM turn WHERE {_IDEMPOTENT}", (*row.key, idempotency_key)
             ).fetchone()
             if earlier is not None:
                 return earlier
@@ -114,6 +114,10 @@ class SqliteLedger:
 
     async def get(self, key: SessionKey, turn_id: str) -> TurnRow | None:
         rows = await self._select(_TURN, (*key, turn_id))
+        return rows[0] if rows else None
+
+    async def by_idempotency_key(self, key: SessionKey, idempotency_key: str) -> TurnRow | None:
+        rows = await self._select(_IDEMPOTENT, (*key, to_blob(idempotency_key)))
         return rows[0] if rows else None
 
     async def unfinished(self, key: SessionKey | None = None, limit: int = 1000) -> list[TurnRow]:

@@ -1,0 +1,265 @@
+"""The composition root: the only place that names adapters and puts the parts together.
+
+`open_stores` is enough for commands that work beside a running server; `Node` is a whole server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import structlog
+
+from aerodrome._util.clock import SystemClock
+from aerodrome._util.sqlite import Database, Synchronous
+from aerodrome._util.tasks import TaskOwner
+from aerodrome.config.settings import ProviderSettings, Settings, reveal
+from aerodrome.coordination.backends.memory import MemoryCoordination
+from aerodrome.coordination.backends.sqlite import SqliteCoordination
+from aerodrome.coordination.heartbeat import Heartbeat
+from aerodrome.coordination.ports import Coordination
+from aerodrome.http.api import create_app
+from aerodrome.http.limits import HttpLimits
+from aerodrome.http.server import HttpServer
+from aerodrome.identity.backends.sqlite import SqliteKeyStore
+from aerodrome.identity.keys import KeyService
+from aerodrome.policy.session_params import Credentials, ToolPolicy
+from aerodrome.runtime.binary import resolve
+from aerodrome.runtime.homes import Homes
+from aerodrome.runtime.launchers.process import ProcessLauncher
+from aerodrome.runtime.machine import RuntimeState
+from aerodrome.runtime.pool import PoolOptions, RuntimePool
+from aerodrome.runtime.supervisor import RuntimeOptions
+from aerodrome.sessions.backends.sqlite import SqliteLedger
+from aerodrome.sessions.context import SessionContext, SessionOptions
+from aerodrome.sessions.janitor import Janitor
+from aerodrome.sessions.ports import Ledger
+from aerodrome.sessions.service import SessionService
+from aerodrome.statestore.backends.sqlite import SqliteFileStore
+from aerodrome.statestore.ports import SessionFileStore
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    keys: KeyService
+    coordination: Coordination
+    files: SessionFileStore
+    ledger: Ledger
+
+
+@asynccontextmanager
+async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
+    """The stores of this configuration, with their tables up to date.
+
+    Two files: what must survive a power failure (session files, ledger, keys) and what need not (leases, the
+    directory's bookkeeping), so that the latter never waits for a disk.
+
+    Raises:
+        StoreUnavailable: A store cannot be opened.
+        ConfigError: A store was written by a newer version.
+    """
+    data = settings.server.data_dir
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        synchronous: Synchronous = "FULL" if settings.state.synchronous == "full" else "NORMAL"
+        state = await stack.enter_async_context(Database(data / "state.sqlite3", synchronous=synchronous))
+        coordination: Coordination
+        if settings.coordination.url == "memory":
+            coordination = MemoryCoordination(clock=clock)
+        else:
+            database = await stack.enter_async_context(Database(data / "coordination.sqlite3", synchronous="NORMAL"))
+            coordination = SqliteCoordination(database, clock=clock)
+        files = SqliteFileStore(
+            state, clock=clock, max_file_bytes=settings.state.max_file, max_session_bytes=settings.state.max_session
+        )
+        ledger = SqliteLedger(state)
+        key_store = SqliteKeyStore(state)
+        for store in (coordination, files, ledger, key_store):
+            await store.open()
+            stack.push_async_callback(store.aclose)
+        keys = KeyService(key_store, clock=clock, cache_ttl=settings.auth.key_cache)
+        yield Stores(keys, coordination, files, ledger)
+
+
+class Node:
+    """One aerodrome process: stores, runtimes, sessions and front doors. Use as an asynchronous context manager.
+
+    `async with Node(settings) as node` serves when the block is entered; leaving it drains.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.stores: Stores
+        self.pool: RuntimePool
+        self.sessions: SessionService
+        self.janitor: Janitor
+        #: Where the HTTP API listens.
+        self.http_address: tuple[str, int]
+        self._heartbeat: Heartbeat
+        self._stack = AsyncExitStack()
+        self._tasks = TaskOwner("node")
+        self._clock = SystemClock()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        """Each part is pushed for closing as soon as it runs; they close in reverse order."""
+        settings = self.settings
+        binary = await asyncio.to_thread(
+            resolve,
+            settings.runtime.command,
+            allow_version_mismatch=settings.runtime.allow_version_mismatch,
+        )
+        log.info("node.starting", node=settings.server.node_name, cli=str(binary.path), cli_version=binary.version)
+        self.stores = await self._stack.enter_async_context(open_stores(settings))
+        homes = self._stack.enter_context(Homes(settings.server.data_dir / "runtimes"))
+        self._heartbeat = Heartbeat(
+            self.stores.coordination,
+            settings.server.node_name,
+            interval=settings.coordination.heartbeat,
+            ttl=settings.coordination.ttl,
+            clock=self._clock,
+            load=self._load,
+        )
+        self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), _launcher(settings))
+        context = self._session_context()
+        self.sessions = SessionService(context)
+        self.janitor = Janitor(self.sessions, context)
+        await self._heartbeat.start()
+        self._stack.push_async_callback(self._heartbeat.aclose)
+        self._heartbeat.on_reborn = self.sessions.give_up_all
+        self._stack.push_async_callback(context.tasks.aclose)
+        await self.sessions.recover()
+        await self.pool.start()
+        self._stack.push_async_callback(self.pool.aclose)
+        self._tasks.start(self.janitor.run(), "janitor")
+        self._stack.push_async_callback(self._tasks.aclose)
+        await self._open_http()
+        # Last in, first out: drain while everything still works.
+        self._stack.push_async_callback(self.sessions.drain, settings.server.drain_timeout)
+
+    async def _open_http(self) -> None:
+        limits = HttpLimits(max_body=self.settings.limits.max_body)
+        server = HttpServer(create_app(self.sessions, self.stores.keys, self, limits), *self.settings.server.http)
+        self.http_address = await server.start()
+        self._stack.push_async_callback(server.stop, 5.0)
+
+    def _session_context(self) -> SessionContext:
+        return SessionContext(
+            options=session_options(self.settings),
+            directory=self.stores.coordination,
+            leases=self.stores.coordination,
+            ledger=self.stores.ledger,
+            files=self.stores.files,
+            pool=self.pool,
+            clock=self._clock,
+            credentials=lambda tenant: credentials_of(self.settings.provider.of(tenant)),
+            incarnation=lambda: self._heartbeat.incarnation,
+            may_serve=lambda: self._heartbeat.may_serve,
+            tasks=TaskOwner("sessions"),
+        )
+
+    def ready(self) -> tuple[bool, str]:
+        """For `/ready` (see `http.ports.Readiness`)."""
+        if self.sessions.draining:
+            return False, "shutting down"
+        if not self._heartbeat.may_serve:
+            return False, "the coordination store cannot be reached"
+        if (reason := self.pool.unavailable_reason) is not None:
+            return False, f"the Copilot CLI does not start: {reason}"
+        if not any(r.state in (RuntimeState.WARM, RuntimeState.CLAIMED) for r in self.pool.runtimes):
+            return False, "the first runtime is being started"
+        return True, "accepting work"
+
+    def _load(self) -> dict[str, Any]:
+        name = self.settings.server.node_name
+        runtimes = [{**runtime.describe(), "node": name} for runtime in self.pool.runtimes]
+        return {"runtimes": runtimes, "sessions": len(self.sessions.live), "draining": self.sessions.draining}
+
+
+def pool_options(settings: Settings, command: Path, homes: Path) -> PoolOptions:
+    runtime = settings.runtime
+    return PoolOptions(
+        runtime=RuntimeOptions(
+            command=command,
+            homes=homes,
+            logs=settings.server.data_dir / "logs",
+            env={**_provider_env(settings), **runtime.env},
+            start_timeout=runtime.start_timeout,
+            ping_interval=runtime.ping_interval,
+            ping_timeout=runtime.ping_timeout,
+            stop_timeout=runtime.stop_timeout,
+            log_bytes=runtime.log_bytes,
+        ),
+        warm=runtime.warm,
+        max_runtimes=runtime.max_runtimes,
+        max_sessions=runtime.max_sessions,
+        spawn_concurrency=runtime.spawn_concurrency,
+        capacity_timeout=runtime.capacity_timeout,
+        idle_timeout=runtime.idle_timeout,
+    )
+
+
+def session_options(settings: Settings) -> SessionOptions:
+    sessions = settings.sessions
+    return SessionOptions(
+        idle_timeout=sessions.idle_timeout,
+        ttl=sessions.ttl,
+        on_busy=sessions.on_busy,
+        cancel_on_disconnect=sessions.on_disconnect == "cancel",
+        request_timeout=sessions.request_timeout,
+        max_queued=sessions.max_queued,
+        turn_timeout=sessions.turn_timeout,
+        max_prompt=settings.limits.max_prompt,
+        reader_bytes=settings.limits.sse_buffer,
+        default_isolation=settings.isolation.default,
+        isolation=dict(settings.isolation.tenants),
+        tools=ToolPolicy(isolated=settings.policy.tools, host=settings.policy.host_tools),
+    )
+
+
+def credentials_of(provider: ProviderSettings) -> Credentials:
+    """What a session of this provider is created and resumed with. The wire's names are the SDK's."""
+    if provider.type == "github":
+        return Credentials(github_token=reveal(provider.github_token), model=provider.model)
+    wire: dict[str, Any] = {"type": provider.type, "baseUrl": provider.base_url}
+    if provider.api_key is not None:
+        wire["apiKey"] = reveal(provider.api_key)
+    if provider.wire_api is not None:
+        wire["wireApi"] = provider.wire_api
+    if provider.azure_api_version is not None:
+        wire["azure"] = {"apiVersion": provider.azure_api_version}
+    return Credentials(provider=wire, model=provider.model)
+
+
+def _provider_env(settings: Settings) -> dict[str, str]:
+    """Runtimes of a host without GitHub models stay off the network but for the sessions' own providers."""
+    providers = [settings.provider, *settings.provider.tenants.values()]
+    if any(provider.type == "github" for provider in providers):
+        return {}
+    return {
+        "COPILOT_OFFLINE": "true",
+        # Offline mode refuses to start without a provider of its own (FACTS). Sessions bring theirs, so this one
+        # leads nowhere on purpose.
+        "COPILOT_PROVIDER_BASE_URL": "http://127.0.0.1:9/v1",
+        "COPILOT_MODEL": settings.provider.model or "gpt-4.1",
+    }
+
+
+def _launcher(settings: Settings) -> ProcessLauncher:
+    return ProcessLauncher(settings.server.data_dir / "cli-cache")
