@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from aerodrome._util.sqlite import Database
 
@@ -48,3 +50,15 @@ async def locked_by_another_process(path: Path) -> AsyncIterator[LockHolder]:
 def database(path: Path, *, busy_timeout: float = 5.0) -> Database:
     """One that does not wait for the disk: tests kill processes, not the machine."""
     return Database(path, synchronous="OFF", busy_timeout=busy_timeout)
+
+
+async def fetch(db: Database, sql: str) -> list[tuple[Any, ...]]:
+    def run(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
+        return connection.execute(sql).fetchall()
+
+    return await db.read(run)
+
+
+async def query_plan(db: Database, sql: str) -> str:
+    """The steps by which SQLite would run the statement."""
+    return " / ".join(step[-1] for step in await fetch(db, f"EXPLAIN QUERY PLAN {sql}"))
