@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from aerodrome._util.durations import parse_duration
 from aerodrome.demo import memory
 
 #: Shape of one entry of `messages` in a chat completion request.
@@ -49,11 +50,9 @@ _OPENING = re.compile(
     r"\[\[(say|recall|turns|tokens|delay|rate|gate-stream|gate|tool|fail|cut|hang|garbage|then)"
     r"(?::[ \t]*|(?=\]\]))"
 )
-_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(ms|s|m)?")
 _RATE = re.compile(r"(\d+(?:\.\d+)?)(?:/s)?")
 _FAILURE = re.compile(r"([45]\d\d)(?: retry-after=(\d+))?")
 _TOOL = re.compile(r"([\w.:-]+)\s*")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
 
 
 class ScriptError(ValueError):
@@ -246,11 +245,6 @@ def _named(name: str) -> Callable[[str], dict[str, Any]]:
     return read_name
 
 
-def _duration(argument: str) -> dict[str, Any]:
-    number, unit = _matched(_DURATION, argument)
-    return {"delay": float(number) * _SECONDS[unit]}
-
-
 def _rate(argument: str) -> dict[str, Any]:
     (number,) = _matched(_RATE, argument)
     return {"rate": _positive(float(number))}
@@ -289,7 +283,7 @@ _READERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "recall": _flag("recall"),
     "turns": _flag("turns"),
     "tokens": lambda argument: {"tokens": _count(argument)},
-    "delay": _duration,
+    "delay": lambda argument: {"delay": parse_duration(argument)},
     "rate": _rate,
     "gate": _named("gate"),
     "gate-stream": _named("gate_stream"),
