@@ -86,6 +86,7 @@ def test_directives(prompt: str, step: Step) -> None:
         "[[delay]]",
         "[[tokens: -1]]",
         "[[tokens: ²]]",
+        "[[tokens: 1000001]]",
         "[[rate: 0/s]]",
         "[[gate]]",
         "[[fail: 200]]",

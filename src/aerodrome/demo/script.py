@@ -31,7 +31,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from aerodrome._util.durations import parse_duration
@@ -42,6 +42,8 @@ Message = dict[str, Any]
 
 #: Longest part of a prompt or a tool result that an answer quotes, in characters.
 QUOTE = 500
+#: Most tokens of an answer: a prompt shall not be able to exhaust the memory.
+MAX_TOKENS = 1_000_000
 
 # What the CLI puts before and after the user's words; it cuts its own reminders off in the same way.
 _DATE = re.compile(r"<current_datetime>[^<]*</current_datetime>\n*")
@@ -105,7 +107,7 @@ class Reply:
     step: Step
     #: ``None`` when the answer consists of tool calls only.
     text: str | None
-    calls: tuple[ToolCall, ...] = field(default=())
+    calls: tuple[ToolCall, ...] = ()
 
     def pieces(self, tokens: int | None) -> list[str]:
         """The text as tokens, cut or filled to `tokens` of them if that is given."""
@@ -260,7 +262,7 @@ def _cut(argument: str) -> dict[str, Any]:
 
 
 def _count(argument: str) -> int:
-    if not (argument.isascii() and argument.isdigit()):
+    if not (argument.isascii() and argument.isdigit()) or len(argument) > 7 or int(argument) > MAX_TOKENS:
         raise ValueError(argument)
     return int(argument)
 
