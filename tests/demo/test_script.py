@@ -195,6 +195,7 @@ def test_tokens_cut_and_fill() -> None:
     assert reply.pieces(2) == ["one", " two"]
     assert reply.pieces(5) == ["one", " two", " three", " w4", " w5"]
     assert reply.pieces(0) == []
+    assert Reply(Step(), None).pieces(5) == []
 
 
 def test_requests_without_a_prompt_are_answered() -> None:

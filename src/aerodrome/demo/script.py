@@ -111,7 +111,9 @@ class Reply:
 
     def pieces(self, tokens: int | None) -> list[str]:
         """The text as tokens, cut or filled to `tokens` of them if that is given."""
-        pieces = re.findall(r"\s*\S+(?:\s+\Z)?|\s+", self.text or "")
+        if self.text is None:
+            return []
+        pieces = re.findall(r"\s*\S+(?:\s+\Z)?|\s+", self.text)
         if tokens is None:
             return pieces
         return pieces[:tokens] + [f" w{number}" for number in range(len(pieces) + 1, tokens + 1)]
