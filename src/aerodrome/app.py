@@ -17,6 +17,7 @@ import structlog
 from aerodrome._util.clock import SystemClock
 from aerodrome._util.sqlite import Database, Synchronous
 from aerodrome._util.tasks import TaskOwner
+from aerodrome._util.xdg import aerodrome_cache
 from aerodrome.config.settings import ProviderSettings, Settings, reveal
 from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.coordination.backends.sqlite import SqliteCoordination
@@ -136,7 +137,9 @@ class Node:
             clock=self._clock,
             load=self._load,
         )
-        self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), _launcher(settings))
+        # One unpacked copy of the CLI for all runtimes of this user (FACTS: 1.3 s and 235 MB each without).
+        launcher = ProcessLauncher(aerodrome_cache() / "runtime-packages")
+        self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), launcher)
         context = self._session_context()
         self.sessions = SessionService(context)
         self.janitor = Janitor(self.sessions, context)
@@ -259,7 +262,3 @@ def _provider_env(settings: Settings) -> dict[str, str]:
         "COPILOT_PROVIDER_BASE_URL": "http://127.0.0.1:9/v1",
         "COPILOT_MODEL": settings.provider.model or "gpt-4.1",
     }
-
-
-def _launcher(settings: Settings) -> ProcessLauncher:
-    return ProcessLauncher(settings.server.data_dir / "cli-cache")
