@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from aerodrome.config import Settings, find_config, load_settings
-from aerodrome.config.settings import ISOLATED_TOOLS, reveal
+from aerodrome.config.settings import reveal
 from aerodrome.errors import ConfigError
-from aerodrome.model import Isolation, OnBusy
+from aerodrome.model import ISOLATED_TOOLS, Isolation, OnBusy
 
 
 @pytest.fixture(autouse=True)

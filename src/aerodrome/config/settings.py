@@ -27,23 +27,9 @@ from aerodrome.config.types import (
     Tool,
     Url,
 )
-from aerodrome.model import Isolation, OnBusy
+from aerodrome.model import ISOLATED_TOOLS, Isolation, OnBusy
 
 MIB = 1 << 20
-
-#: Built-in tools that stay within one session (the SDK's `BUILTIN_TOOLS_ISOLATED`).
-ISOLATED_TOOLS = (
-    "ask_user",
-    "task_complete",
-    "exit_plan_mode",
-    "task",
-    "read_agent",
-    "write_agent",
-    "list_agents",
-    "send_inbox",
-    "context_board",
-    "skill",
-)
 
 
 class Section(BaseModel):
