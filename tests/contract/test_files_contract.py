@@ -213,6 +213,19 @@ async def test_compaction_changes_no_content(tmp_path: Path) -> None:
         assert len(await chunks(db)) <= 6
 
 
+async def test_compaction_comes_once_in_so_many_appends(tmp_path: Path) -> None:
+    async with database(tmp_path / "s.db") as db:
+        store = SqliteFileStore(db, clock=ManualClock(), compact_after=5)
+        await store.open()
+        await store.raise_epoch(KEY, 1)
+        statements: list[str] = []
+        await db.write(lambda connection: connection.set_trace_callback(statements.append))
+        for _ in range(50):
+            await store.append(KEY, 1, EVENTS, "x")
+        await db.write(lambda connection: connection.set_trace_callback(None))
+        assert sum(statement.startswith("UPDATE file_chunk") for statement in statements) == 10
+
+
 async def test_compaction_rewrites_a_bounded_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aerodrome.statestore.backends.tree.COMPACTED_BYTES", 100)
     async with database(tmp_path / "s.db") as db:
@@ -315,11 +328,13 @@ async def test_the_root_is_always_there(pair: Pair) -> None:
 
 
 async def test_listings_are_by_name_and_exact(pair: Pair) -> None:
-    for path in ("/d/b", "/d/a", "/d/\u00e9", "/d/a.b/x", "/d0", "/d-/x", "/d/\ud800", "/d/%", "/d/_"):
+    for path in ("/d/b", "/d/a", "/d/\u00e9", "/d/a.b/x", "/d0", "/d-/x/y", "/d/\ud800", "/d/%", "/d/_"):
         await pair.a.write(KEY, 1, path, "")
     assert await names(pair.b, "/d") == ["%", "_", "a", "a.b", "b", "\u00e9", "\ud800"]
-    await pair.a.remove(KEY, 1, "/d", recursive=True, force=False)
+    await pair.a.rename(KEY, 1, "/d", "/e")
+    await pair.a.remove(KEY, 1, "/e", recursive=True, force=False)
     assert await names(pair.b, "/") == ["d-", "d0"]
+    assert await names(pair.b, "/d-/x") == ["y"]
 
 
 async def test_rename_replaces(pair: Pair) -> None:

@@ -16,7 +16,7 @@ from aerodrome._util.sqlite import Database
 _HOLDER = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
-connection.execute("BEGIN EXCLUSIVE")
+connection.execute(f"BEGIN {sys.argv[2]}")
 print("held", flush=True)
 sys.stdin.read()
 connection.execute("COMMIT")
@@ -33,9 +33,9 @@ class LockHolder:
 
 
 @asynccontextmanager
-async def locked_by_another_process(path: Path) -> AsyncIterator[LockHolder]:
+async def locked_by_another_process(path: Path, lock: str = "EXCLUSIVE") -> AsyncIterator[LockHolder]:
     process = subprocess.Popen(
-        [sys.executable, "-c", _HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _HOLDER, str(path), lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     with process:
         assert process.stdout is not None

@@ -125,17 +125,17 @@ async def test_when_the_transaction_is_lost_the_others_run_again(db: Database) -
     assert await items(db) == [1, 3]
 
 
-async def test_a_cancelled_caller_loses_neither_the_write_nor_the_connection(db: Database) -> None:
+async def test_a_cancelled_caller_loses_neither_its_write_nor_the_others(db: Database) -> None:
     gate = Gate()
     holding = asyncio.create_task(db.write(gate.hold))
-    waiting = asyncio.create_task(db.write(add(1)))
+    await gate.running()
+    leaving, staying = asyncio.create_task(db.write(add(1))), asyncio.create_task(db.write(add(2)))
     await asyncio.sleep(0)
-    waiting.cancel()
-    holding.cancel()
-    await asyncio.wait([waiting, holding])
-    assert waiting.cancelled()
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    assert leaving.cancelled()
     gate.open()
-    await db.write(add(2))
+    await asyncio.wait_for(asyncio.gather(holding, staying), 10)
     assert await items(db) == [1, 2]
 
 
@@ -282,6 +282,26 @@ async def test_two_handles_may_open_a_new_file_at_once(tmp_path: Path) -> None:
     await asyncio.gather(*(handle.write(add(item)) for item, handle in enumerate(handles)))
     assert await items(handles[-1]) == list(range(6))
     await asyncio.gather(*(handle.aclose() for handle in handles))
+
+
+async def test_opening_a_new_file_waits_for_whoever_makes_it(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    path.touch()
+    db = database(path, busy_timeout=0.3)
+    # The switch to write-ahead logging fails at once on this lock, whatever busy_timeout says.
+    async with locked_by_another_process(path, "IMMEDIATE") as holder:
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailable, match="locked"):
+            await db.open()
+        assert time.monotonic() - started > 0.25
+        patient = database(path)
+        opening = asyncio.create_task(patient.open())
+        await asyncio.sleep(0)
+        await asyncio.to_thread(holder.release)
+        await opening
+        await patient.aclose()
+    await db.open()
+    await db.aclose()
 
 
 async def test_what_cannot_be_opened_says_how_to_mend_it(tmp_path: Path) -> None:
