@@ -58,8 +58,7 @@ class Stores:
 async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
     """The stores of this configuration, with their tables up to date.
 
-    Two files: what must survive a power failure (session files, ledger, keys) and what need not (leases, the
-    directory's bookkeeping), so that the latter never waits for a disk.
+    Two files, so that a write of one turn's files and the bookkeeping of another's do not wait for each other.
 
     Raises:
         StoreUnavailable: A store cannot be opened.
@@ -74,7 +73,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         if settings.coordination.url == "memory":
             coordination = MemoryCoordination(clock=clock)
         else:
-            database = await stack.enter_async_context(Database(data / "coordination.sqlite3", synchronous="NORMAL"))
+            database = await stack.enter_async_context(Database(data / "coordination.sqlite3", synchronous=synchronous))
             coordination = SqliteCoordination(database, clock=clock)
         files = SqliteFileStore(
             state, clock=clock, max_file_bytes=settings.state.max_file, max_session_bytes=settings.state.max_session

@@ -35,29 +35,30 @@ async def test_trap_10_the_least_recently_used_idle_session_makes_room(tmp_path:
 
 async def test_a_runtime_is_freed_for_others_when_all_are_taken(tmp_path: Path, model: ModelServer) -> None:
     async with host(tmp_path, model, isolation={"default": "user"}, runtime={"max_runtimes": 2}) as running:
-        users = [await running.user(name) for name in ("u1", "u2", "u3")]
-        for user in users:
-            await user.open("chat")
-            await user.say("chat", "remember the word plum")
+        for name in ("u1", "u2", "u3"):
+            user = await running.user(name)
+            await user.open(f"chat-{name}")
+            await user.say(f"chat-{name}", "remember the word plum")
         assert len(running.node.pool.runtimes) <= 2
-        assert "plum" in await users[0].text("chat", "which word did I ask you to remember?")
+        u1 = await running.user("u1")
+        assert "plum" in await u1.text("chat-u1", "which word did I ask you to remember?")
 
 
 async def test_no_room_within_the_time_is_told_with_a_hint(tmp_path: Path, model: ModelServer) -> None:
     limits = {"max_runtimes": 1, "capacity_timeout": "300ms"}
     async with host(tmp_path, model, isolation={"default": "user"}, runtime=limits) as running:
         u1, u2 = await running.user("u1"), await running.user("u2")
-        await u1.open("chat")
-        await u2.open("chat")
-        in_turn = asyncio.create_task(u1.say("chat", "[[gate: held]] long"))
+        await u1.open("one")
+        await u2.open("two")
+        in_turn = asyncio.create_task(u1.say("one", "[[gate: held]] long"))
         await model.gate_reached("held")
-        response = await u2.http.post("/sessions/chat/messages", json={"prompt": "hello"})
+        response = await u2.http.post("/sessions/two/messages", json={"prompt": "hello"})
         assert response.status_code == 503
         assert response.json()["code"] == "capacity"
         assert int(response.headers["Retry-After"]) >= 1
         model.open_gate("held")
         await in_turn
-        assert await u2.text("chat", "[[say: now]]") == "now"
+        assert await u2.text("two", "[[say: now]]") == "now"
 
 
 async def test_trap_03_idle_sessions_hibernate_and_idle_runtimes_stop(tmp_path: Path, model: ModelServer) -> None:

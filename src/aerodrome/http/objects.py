@@ -67,4 +67,4 @@ def turn_problem(row: TurnRow) -> dict[str, Any] | None:
     if code not in PROBLEMS:
         code = default
     detail = error.get("detail") or f"the turn ended as {row.status}"
-    return problem(code, detail, extra={"turn": turn_object(row)})
+    return problem(code, detail, retry_after=error.get("retry_after"), extra={"turn": turn_object(row)})

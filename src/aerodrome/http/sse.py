@@ -41,7 +41,7 @@ def event_frame(event: SessionEvent) -> bytes:
     if b"\n" in raw or b"\r" in raw:
         # Between two tokens, the only place where JSON has them, a space means the same.
         raw = raw.replace(b"\n", b" ").replace(b"\r", b" ")
-    return b"id: %b\nevent: %b\ndata: %b\n\n" % (_field(event.id), _field(event.type), raw)
+    return b"id: %b\nevent: %b\ndata: %b\n\n" % (_field(event.cursor or event.id), _field(event.type), raw)
 
 
 def frame(event: str, value: Any) -> bytes:

@@ -80,7 +80,7 @@ class RuntimePool:
     async def aclose(self) -> None:
         """Stop every runtime. Sessions should have been hibernated before."""
         self._closing = True
-        self._notify()
+        self.notify()
         await self._tasks.aclose()
         await asyncio.gather(*(runtime.stop() for runtime in list(self._runtimes.values())), return_exceptions=True)
         await self._probe.aclose()
@@ -126,13 +126,13 @@ class RuntimePool:
     def release(self, runtime: ManagedRuntime) -> None:
         runtime.reserved -= 1
         runtime.last_held = time.monotonic()
-        self._notify()
+        self.notify()
 
     async def retire(self, runtime: ManagedRuntime) -> None:
         """Stop a runtime that nobody needs any more."""
         self._runtimes.pop(runtime.id, None)
         await runtime.stop()
-        self._notify()
+        self.notify()
 
     async def _make_room(self, key: RuntimeKey | None) -> bool:
         return self.make_room is not None and await self.make_room(key)
@@ -188,7 +188,7 @@ class RuntimePool:
                 await self._wait(self._changed, time.monotonic() + self._options.runtime.start_timeout)
         runtime.claim(key)
         log.info("runtime.claimed", runtime=runtime.id, pid=runtime.pid, key=str(key))
-        self._notify()
+        self.notify()
         return runtime
 
     async def _spawn(self) -> None:
@@ -207,18 +207,18 @@ class RuntimePool:
             if isinstance(error, AerodromeError):
                 self._circuit.failed(time.monotonic(), error.detail)
                 log.warning("runtime.start_failed", runtime=runtime.id, reason=error.detail)
-            self._notify()
+            self.notify()
             raise
         self._circuit.succeeded()
         runtime.on_lost = self._lost
         log.info("runtime.warm", runtime=runtime.id, pid=runtime.pid, seconds=round(time.monotonic() - began, 3))
-        self._notify()
+        self.notify()
 
     def _lost(self, runtime: ManagedRuntime) -> None:
         self._runtimes.pop(runtime.id, None)
         if self.on_lost is not None:
             self.on_lost(runtime)
-        self._notify()
+        self.notify()
 
     # --- upkeep ---
 
@@ -264,6 +264,7 @@ class RuntimePool:
                 retry_after=self._options.capacity_timeout,
             ) from None
 
-    def _notify(self) -> None:
+    def notify(self) -> None:
+        """Something has changed that a waiter may wait for; also called when a session falls idle."""
         self._changed.set()
         self._changed = asyncio.Event()

@@ -183,6 +183,9 @@ class LiveSession:
             finally:
                 self._current = None
                 self.last_used = self._context.clock.monotonic()
+                if self.evictable:
+                    # Somebody may wait for the place it could make.
+                    self._context.pool.notify()
 
     async def _take(self, run: TurnRun) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from aerodrome.errors import AerodromeError
 from aerodrome.events import SessionEvent
@@ -90,6 +91,9 @@ class TurnRun:
             channel.finish()
 
 
-def error_of(error: AerodromeError) -> dict[str, str]:
+def error_of(error: AerodromeError) -> dict[str, Any]:
     """What the ledger keeps of an error."""
-    return {"code": error.code, "detail": error.detail}
+    kept: dict[str, Any] = {"code": error.code, "detail": error.detail}
+    if error.retry_after is not None:
+        kept["retry_after"] = error.retry_after
+    return kept
