@@ -64,6 +64,7 @@ class ScriptedStream:
         self._changed = asyncio.Event()
         self._failure: Exception | None = None
         self._ended = False
+        self.taken = 0
         self.closes = 0
         self.closed = asyncio.Event()
 
@@ -93,6 +94,7 @@ class ScriptedStream:
             if self._failure is not None:
                 raise self._failure
             if self._events:
+                self.taken += 1
                 yield self._events.popleft()
             elif self._ended:
                 return

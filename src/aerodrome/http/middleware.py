@@ -12,6 +12,7 @@ import time
 import uuid
 
 import structlog
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aerodrome.errors import AerodromeError, Invalid, TooLarge, Unauthenticated
@@ -23,6 +24,9 @@ log = structlog.get_logger(__name__)
 
 #: Answered without a credential.
 PUBLIC_PATHS = frozenset({"/health", "/ready", "/openapi.json"})
+
+#: What the log says of a request whose client did not wait for the answer (nginx's number for it).
+CLIENT_GONE = 499
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _HOW_TO_AUTHENTICATE = "send your key as 'Authorization: Bearer KEY'"
@@ -65,6 +69,9 @@ class RequestContext:
                 if status:
                     raise
                 await problem_response(problem_of(error))(scope, receive, send_named)
+            except ClientDisconnect:
+                # It went away while its body was read: there is nobody to answer.
+                status = CLIENT_GONE
             except Exception:
                 log.exception("http.unexpected_error", method=scope["method"], path=scope["path"][:200])
                 if status:

@@ -130,6 +130,9 @@ def _field_error(item: dict[str, Any]) -> dict[str, str]:
     where, *path = item["loc"]
     field = str(where)
     for part in path:
-        field += f"[{part}]" if isinstance(part, int) else f".{part}"
+        if isinstance(part, int):
+            field += f"[{part}]"
+        elif not part.startswith("<"):
+            field += f".{part}"
     detail = "unknown field" if item["type"] == "extra_forbidden" else str(item["msg"])
     return {"field": field, "detail": detail.removeprefix("Value error, ")}

@@ -47,6 +47,9 @@ class ApiRoute(APIRoute):
         has_body = self.body_field is not None
 
         async def handle_checked(request: Request) -> Response:
+            # The server has decoded the path, so that a slash in an id would look like one between segments.
+            if b"%2f" in request.scope["raw_path"].lower():
+                raise NotFound("there is no such route; /openapi.json lists them")
             ids = request.path_params
             if "session_id" in ids and not valid_session_id(ids["session_id"]):
                 raise NotFound("there is no such session")

@@ -107,12 +107,13 @@ class InputAnswer(_Request):
 
 
 def _answer_kind(value: Any) -> str:
+    """The tag of the model to hold it against. In brackets, for `problems.py` to tell it from a field's name."""
     given = value if isinstance(value, dict) else {}
-    return "input" if "answer" in given else "permission"
+    return "<input>" if "answer" in given else "<permission>"
 
 
 AnswerBody = Annotated[
-    Annotated[PermissionAnswer, Tag("permission")] | Annotated[InputAnswer, Tag("input")],
+    Annotated[PermissionAnswer, Tag("<permission>")] | Annotated[InputAnswer, Tag("<input>")],
     Discriminator(_answer_kind),
 ]
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Iterator
 
 import structlog
 import uvicorn
@@ -20,6 +19,8 @@ log = structlog.get_logger(__name__)
 
 #: Seconds that responses get to be written out after the grace period, before their connections are cut.
 _LAST_WORDS = 1.0
+#: Seconds between two looks at what is still in flight while the server stops.
+_POLL = 0.01
 _BACKLOG = 2048
 
 
@@ -61,35 +62,36 @@ class HttpServer:
         """
         listener = await self._listen()
         host, port = listener.getsockname()[:2]
-        self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="http:server")
-        await self._server.listening.wait()
+        await self._server.startup(sockets=[listener])
+        self._task = asyncio.create_task(self._server.run_until_stopped(), name="http:server")
         log.info("http.listening", host=host, port=port)
         return str(host), int(port)
 
     async def stop(self, grace: float) -> None:
         """Take no more connections, end the event streams, give requests in flight `grace` seconds to finish.
 
-        Those that have not are answered `draining`. Safe to call twice.
+        Those that have not are answered `draining`. A second call returns at once.
         """
-        if self._task is None:
+        task, self._task = self._task, None
+        if task is None:
             return
         self._server.stop_listening()
         self._door.shutdown.draining.set()
-        self._server.should_exit = True
-        if not await self._finished(grace):
+        if not await _finished(task, grace):
             self._door.shutdown.expired.set()
-            if not await self._finished(_LAST_WORDS):
-                self._server.cut_connections()
-                await self._finished(_LAST_WORDS)
-        # What still runs now waits for something that is not its client.
-        self._server.force_exit = True
-        await self._task
-        self._task = None
+            if not await _finished(task, _LAST_WORDS):
+                self._server.cut()
+        await task
 
-    async def _finished(self, seconds: float) -> bool:
-        assert self._task is not None
-        done, _ = await asyncio.wait({self._task}, timeout=seconds)
-        return bool(done)
+    @property
+    def connections(self) -> int:
+        """Open connections, idle ones included."""
+        return len(self._server.server_state.connections)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What waits in the transports of all connections for clients to fetch it."""
+        return sum(each.transport.get_write_buffer_size() for each in self._server.server_state.connections)
 
     async def _listen(self) -> socket.socket:
         loop = asyncio.get_running_loop()
@@ -112,25 +114,45 @@ class HttpServer:
         return listener
 
 
+async def _finished(task: asyncio.Task[None], seconds: float) -> bool:
+    done, _ = await asyncio.wait({task}, timeout=seconds)
+    return bool(done)
+
+
 class _Server(uvicorn.Server):
+    """uvicorn's server without its signal handlers and polling; only `startup` and `on_tick` are its own."""
+
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.listening = asyncio.Event()
+        config.load()
+        self.lifespan = config.lifespan_class(config)
+        self._stopping = asyncio.Event()
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """The application owns the signals."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
+    async def run_until_stopped(self) -> None:
+        while not self._stopping.is_set():
+            # Keeps the `Date` header right.
+            await self.on_tick(0)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._stopping.wait()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        # These sets tell nobody when they are empty.
+        while (self.server_state.connections or self.server_state.tasks) and not self.force_exit:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL)
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=_LAST_WORDS)
 
     def stop_listening(self) -> None:
-        """At once; uvicorn itself looks every tenth of a second."""
+        """At once, and begin to shut down."""
         for server in self.servers:
             server.close()
+        self._stopping.set()
 
-    def cut_connections(self) -> None:
+    def cut(self) -> None:
+        """Give up on clients that do not fetch their answers, and on requests that wait for something else."""
+        self.force_exit = True
         for connection in list(self.server_state.connections):
             connection.transport.abort()
+        for task in self.server_state.tasks:
+            task.cancel()

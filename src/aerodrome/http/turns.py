@@ -16,6 +16,7 @@ from aerodrome.errors import Draining
 from aerodrome.http import sse
 from aerodrome.http.door import Door, door_of, wants_stream
 from aerodrome.http.encoding import JsonResponse
+from aerodrome.http.middleware import CLIENT_GONE
 from aerodrome.http.objects import turn_object, turn_problem, turn_result
 from aerodrome.http.problems import problem_of, problem_response
 from aerodrome.http.shutdown import Signal
@@ -30,7 +31,7 @@ async def answer(request: Request, turn: Turn, *, trace: bool) -> Response:
     row = await _outcome(turn, request.receive, door.shutdown.expired)
     if row is None:
         # Nobody reads this; the server drops what is written to a lost connection.
-        return Response(status_code=499)
+        return Response(status_code=CLIENT_GONE)
     document = turn_problem(row)
     return JsonResponse(turn_result(row)) if document is None else problem_response(document)
 

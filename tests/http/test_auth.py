@@ -1,0 +1,68 @@
+"""Who calls is known before anything else of the request is looked at."""
+
+from __future__ import annotations
+
+import pytest
+
+from aerodrome.errors import StoreUnavailable
+from support.http_front import ALICE, MESSAGES, Front, request
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "",
+        "aero_alice",
+        "Basic YWxpY2U6eA==",
+        "Bearer",
+        "Bearer ",
+        "Bearer aero_alice aero_bob",
+        "Bearer a\u00fc",
+        "Bearer a\x7f",
+    ],
+)
+async def test_a_missing_or_garbled_header_is_told_how_to_send_it(front: Front, value: str | None) -> None:
+    headers = [] if value is None else [f"Authorization: {value}"]
+    client = await front.raw(request("GET", "/api/v1/sessions", *headers, key=None))
+    status, response_headers, document = await client.response()
+    assert (status, document["code"]) == (401, "unauthenticated")
+    assert response_headers["www-authenticate"] == 'bearer realm="aerodrome"'
+    assert "'Authorization: Bearer KEY'" in document["detail"]
+    assert front.keys.asked == []
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Bearer "])
+async def test_the_scheme_is_read_as_the_standard_says(front: Front, scheme: str) -> None:
+    response = await front.client.get("/api/v1/sessions", headers={"Authorization": f"{scheme} aero_alice"})
+    assert response.status_code == 200
+
+
+async def test_an_unknown_key_is_refused(front: Front) -> None:
+    response = await front.client.get("/api/v1/sessions", headers={"Authorization": "Bearer aero_mallory"})
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"] == 'Bearer realm="aerodrome"'
+    assert "aero_mallory" not in response.text
+    assert front.sessions.calls == []
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/api/v1/nothing", "/health/", "/openapi.json/x"])
+async def test_a_stranger_learns_nothing_of_other_paths(front: Front, path: str) -> None:
+    assert (await front.client.get(path, headers={"Authorization": ""})).status_code == 401
+
+
+async def test_the_body_of_a_stranger_is_not_read(front: Front) -> None:
+    # `Expect: 100-continue` makes it visible: whoever reads the body first asks the client to send it.
+    head = request("POST", MESSAGES, "Content-Length: 1000", "Expect: 100-continue", key="aero_mallory")
+    client = await front.raw(head)
+    assert (await client.head())[0] == 401
+
+    head = request("POST", MESSAGES, "Content-Length: 1000", "Expect: 100-continue")
+    client = await front.raw(head)
+    assert (await client.head())[0] == 100
+
+
+async def test_a_key_that_can_not_be_looked_up_is_not_a_wrong_key(front: Front) -> None:
+    front.keys.failure = StoreUnavailable("the database is locked", retry_after=1)
+    response = await front.client.get("/api/v1/sessions", headers=ALICE)
+    assert (response.status_code, response.json()["code"]) == (503, "store_unavailable")

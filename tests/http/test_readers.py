@@ -1,0 +1,115 @@
+"""Readers that are many, slow, or gone without a word: what they cost, and that only they pay for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from aerodrome.http.limits import HttpLimits
+from aerodrome.sessions.api import Message
+from support.http_front import EVENTS, MESSAGES, Front, RawClient, parse_events, request
+from support.scripted_sessions import ScriptedStream, event
+
+FOLLOW = request("GET", EVENTS)
+
+
+@pytest.fixture
+def limits() -> HttpLimits:
+    return HttpLimits(write_timeout=0.3, read_timeout=0.3)
+
+
+async def follow(front: Front) -> tuple[RawClient, ScriptedStream]:
+    client = await front.raw(FOLLOW)
+    assert (await client.head())[0] == 200
+    return client, front.sessions.streams[-1]
+
+
+async def test_a_thousand_idle_readers_connect_quickly_and_cost_little(front: Front) -> None:
+    before = len(asyncio.all_tasks())
+    started = time.monotonic()
+    clients = []
+    for _ in range(20):
+        clients += await asyncio.gather(*[follow(front) for _ in range(50)])
+    assert time.monotonic() - started < 5
+    assert len(asyncio.all_tasks()) - before <= 3 * 1000
+
+    for stream in front.sessions.streams:
+        stream.put(event(1))
+    async with asyncio.timeout(5):
+        arrived = await asyncio.gather(*[client.event() for client, _ in clients])
+    assert {item[0] for item in arrived} == {"e1"}
+
+
+async def test_a_reader_that_stops_reading_is_cut_off_and_the_others_get_everything(front: Front) -> None:
+    front.sessions.stream_capacity = 500
+    slow, slow_stream = await follow(front)
+    slow.stop_reading()
+    quick, quick_stream = await follow(front)
+    held = 0
+
+    async def produce() -> int:
+        nonlocal held
+        number = 0
+        while not slow_stream.closed.is_set():
+            for _ in range(20):
+                number += 1
+                happened = event(number, content="x" * 1000)
+                slow_stream.put(happened)
+                quick_stream.put(happened)
+            held = max(held, front.server.unsent_bytes)
+            # As the runtime does: a burst, then a pause.
+            await asyncio.sleep(0.001)
+        quick_stream.end()
+        return number
+
+    async with asyncio.timeout(20):
+        producing = asyncio.create_task(produce())
+        received = await quick.events()
+        sent = await producing
+        assert await slow.is_closed()
+    assert [item[0] for item in received] == [f"e{number}" for number in range(1, sent + 1)]
+    assert slow_stream.taken < sent
+    # A full transport buffer and what one send puts on top of it, for two connections.
+    assert 64 * 1024 < held < 2 * (64 * 1024 + 70 * 1024)
+
+
+async def test_a_slow_reader_that_goes_on_reading_is_not_cut_off(front: Front) -> None:
+    front.sessions.messages = [Message(f"m{number}", "user", "x" * 10_000, 1.0) for number in range(1000)]
+    client = await front.raw(request("GET", MESSAGES + "?limit=1000"))
+    status, headers = await client.head()
+    assert status == 200
+    remaining = int(headers["content-length"])
+    assert remaining > 10_000_000
+    # Slower than the time-out altogether, never silent for so long.
+    for _ in range(10):
+        remaining -= len(await client.reader.readexactly(min(remaining, 1_000_000)))
+        await asyncio.sleep(0.1)
+    await client.reader.readexactly(remaining)
+
+
+async def test_a_reader_that_takes_nothing_of_an_ordinary_answer_is_cut_off(front: Front) -> None:
+    front.sessions.messages = [Message(f"m{number}", "user", "x" * 10_000, 1.0) for number in range(1000)]
+    client = await front.raw()
+    client.stop_reading()
+    await client.send(request("GET", MESSAGES + "?limit=1000"))
+    async with asyncio.timeout(5):
+        while not front.server.connections:
+            await asyncio.sleep(0.01)
+        while front.server.connections:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("start", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: t"])
+async def test_a_connection_that_never_asks_is_closed(front: Front, start: bytes) -> None:
+    client = await front.raw(start)
+    async with asyncio.timeout(5):
+        assert await client.is_closed()
+
+
+async def test_a_stream_outlives_the_time_outs_of_requests(front: Front) -> None:
+    client, stream = await follow(front)
+    await asyncio.sleep(0.5)
+    stream.put(event(1))
+    assert parse_events((await client.chunk()).decode())[0][0] == "e1"
