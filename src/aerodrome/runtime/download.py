@@ -16,7 +16,6 @@ import httpx
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.runtime.registry import without_credentials
 
-_CHUNK = 1 << 18
 _TIMEOUT = httpx.Timeout(30.0, connect=15.0)
 #: Where tools of the neighbourhood are told about a company's own certificate authority.
 _CA_VARIABLES = ("NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -162,7 +161,8 @@ def _receive(response: httpx.Response, file: BinaryIO, offset: int, progress: Pr
     total = offset + int(length) if length.isdigit() else None
     done = offset
     progress.bytes(done, total)
-    for chunk in response.iter_raw(_CHUNK):
+    # As it arrives: gathered into larger chunks, the last ones would be lost with a connection that breaks.
+    for chunk in response.iter_raw():
         file.write(chunk)
         done += len(chunk)
         progress.bytes(done, total)
