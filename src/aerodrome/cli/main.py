@@ -1,9 +1,63 @@
-"""The `aerodrome` command."""
+"""The `aerodrome` command: its verbs, and how it ends.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage. A failure is one message on standard error; with `--debug` the
+traceback comes before it.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True)
+import aerodrome
+from aerodrome.cli import console, init, keys, runtime
+from aerodrome.errors import AerodromeError
+from aerodrome.runtime.release import PINNED
+
+# Typer's own tracebacks would cut the frames in which a fault is.
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
-def main() -> None:
-    app()
+@dataclass(slots=True)
+class _Options:
+    debug: bool = False
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.say(f"aerodrome {aerodrome.__version__} (Copilot CLI {PINNED.version})")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Host GitHub Copilot CLI servers for many users: isolated, durable, fail-over included."""
+    context.ensure_object(_Options).debug = debug
+
+
+app.command("init")(init.init)
+app.add_typer(keys.app, name="keys")
+app.add_typer(runtime.app, name="runtime")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line (without the program's name); ends with `SystemExit`."""
+    options = _Options()
+    try:
+        app(args=arguments, prog_name="aerodrome", obj=options)
+    except AerodromeError as error:
+        if options.debug:
+            traceback.print_exc()
+        console.complain(error.detail)
+        sys.exit(1)

@@ -1,0 +1,60 @@
+"""How the commands print: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_UNLIMITED = 10_000
+
+
+def out() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def err() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """A result, as it is: what looks like markup in it (a path, a name) is text."""
+    out().print(text, markup=False)
+
+
+def note(text: str, style: str = "dim") -> None:
+    """Something beside the result."""
+    err().print(Text(text, style=style))
+
+
+def complain(text: str) -> None:
+    message = Text("error: ", style="bold red")
+    err().print(message.append(Text(text, style="default not bold")))
+
+
+def print_json(value: Any) -> None:
+    """For programs: one document, and no colours whatever standard output is."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text("-" if cell in (None, "") else str(cell)) for cell in row))
+    # A terminal that is too narrow cuts cells off; written to a file or a pipe they stay whole.
+    Console(highlight=False, width=None if sys.stdout.isatty() else _UNLIMITED).print(table)
+
+
+def moment(unix_seconds: float | None) -> str:
+    """Local time, to the second."""
+    if unix_seconds is None:
+        return "-"
+    return datetime.fromtimestamp(unix_seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
