@@ -40,6 +40,7 @@ from aerodrome.sessions.context import SessionContext, SessionOptions
 from aerodrome.sessions.janitor import Janitor
 from aerodrome.sessions.ports import Ledger
 from aerodrome.sessions.service import SessionService
+from aerodrome.sessions.slots import TurnSlots
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
 from aerodrome.statestore.ports import SessionFileStore
 
@@ -174,6 +175,11 @@ class Node:
             incarnation=lambda: self._heartbeat.incarnation,
             may_serve=lambda: self._heartbeat.may_serve,
             tasks=TaskOwner("sessions"),
+            slots=TurnSlots(
+                total=self.settings.limits.max_turns,
+                per_tenant=self.settings.limits.max_turns_per_tenant,
+                timeout=self.settings.runtime.capacity_timeout,
+            ),
         )
 
     def ready(self) -> tuple[bool, str]:
@@ -206,6 +212,7 @@ def pool_options(settings: Settings, command: Path, homes: Path) -> PoolOptions:
             ping_interval=runtime.ping_interval,
             ping_timeout=runtime.ping_timeout,
             stop_timeout=runtime.stop_timeout,
+            max_frame=settings.limits.max_frame,
             log_bytes=runtime.log_bytes,
         ),
         warm=runtime.warm,

@@ -7,21 +7,23 @@ says of a session goes to that session's binding.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import structlog
 from msgspec import UNSET, Raw, UnsetType
 
-from aerodrome.errors import RuntimeUnavailable
+from aerodrome.errors import AerodromeError, RuntimeUnavailable
 from aerodrome.events import SessionEvent
 from aerodrome.runtime.link import Link, LinkClosed, RemoteError, RequestRefused
 from aerodrome.statestore.provider import STATE_PATH
 from aerodrome.wire import envelope
+from aerodrome.wire.framing import DEFAULT_MAX_FRAME
 
 log = structlog.get_logger(__name__)
 
-#: Protocol versions we speak: the CLI's answer to `connect`.
+#: The protocol version we speak; the CLI's is in its answer to `connect`.
 PROTOCOL_VERSION = 3
 
 
@@ -29,7 +31,7 @@ class SessionBinding(Protocol):
     """One session's ear on the control link."""
 
     def on_event(self, event: SessionEvent) -> None:
-        """In order; must be quick and must not raise."""
+        """In order; must be quick. What it raises is logged."""
         ...
 
     async def on_file_operation(self, operation: str, params: dict[str, Any]) -> Any:
@@ -44,19 +46,26 @@ class SessionBinding(Protocol):
 class ControlLink:
     """Use `open`; then `bind` a session before it is created or resumed, and `request`."""
 
-    def __init__(self, on_lost: Callable[[str], None], request_timeout: float) -> None:
+    def __init__(
+        self, on_lost: Callable[[str], None], request_timeout: float, max_frame: int = DEFAULT_MAX_FRAME
+    ) -> None:
         self._on_lost = on_lost
         self._timeout = request_timeout
+        self._max_frame = max_frame
         self._bindings: dict[str, SessionBinding] = {}
         self._link: Link | None = None
         #: The CLI's version, from its answer to `connect`.
         self.version = ""
+        #: Set when the connection has gone, for whatever reason.
+        self.closed = asyncio.Event()
 
     async def open(self, address: tuple[str, int], token: str, working_directory: str) -> None:
         """Raises `RuntimeUnavailable` when the runtime refuses us or speaks another protocol."""
         try:
-            self._link = await Link.connect(*address, self, timeout=self._timeout)
+            self._link = await Link.connect(*address, self, timeout=self._timeout, max_frame=self._max_frame)
             hello = await self.request("connect", {"token": token, "supportedTaskKinds": ["agent", "client", "shell"]})
+            if not isinstance(hello, dict):
+                raise RuntimeUnavailable("what listens is no Copilot CLI: it answers `connect` with something else")
             provider = {
                 "initialCwd": working_directory,
                 "sessionStatePath": STATE_PATH,
@@ -127,6 +136,9 @@ class ControlLink:
             return await binding.on_request(method, values)
         except KeyError as error:
             raise RequestRefused(envelope.INVALID_PARAMS, f"{method}: {error} is missing") from error
+        except AerodromeError as error:
+            raise RequestRefused(envelope.INTERNAL_ERROR, f"{method}: {error.code}: {error.detail}") from error
 
     def on_closed(self, reason: str) -> None:
+        self.closed.set()
         self._on_lost(reason)

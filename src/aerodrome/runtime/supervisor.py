@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,10 +24,12 @@ from aerodrome._util.tasks import TaskOwner
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.control import ControlLink
+from aerodrome.runtime.homes import erase, has_home
 from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.runtime.machine import RuntimeMachine, RuntimeState, Stimulus
 from aerodrome.runtime.ports import Launcher, LaunchSpec, RuntimeProcess
 from aerodrome.runtime.probe import ProbeModel, prove_ready
+from aerodrome.wire.framing import DEFAULT_MAX_FRAME
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +49,8 @@ class RuntimeOptions:
     ping_timeout: float = 5.0
     stop_timeout: float = 5.0
     request_timeout: float = 30.0
+    #: Largest message from a runtime, in bytes.
+    max_frame: int = DEFAULT_MAX_FRAME
     log_bytes: int = 1 << 20
     kept_logs: int = 20
 
@@ -68,11 +71,13 @@ class ManagedRuntime:
         self.lost = asyncio.Event()
         self.lost_reason = ""
         self.on_lost: Callable[[ManagedRuntime], None] | None = None
-        self.control = ControlLink(self._link_closed, options.request_timeout)
+        self.control = ControlLink(self._link_closed, options.request_timeout, options.max_frame)
         self._options = options
         self._machine = RuntimeMachine()
         self._process: RuntimeProcess | None = None
         self._tasks = TaskOwner(f"runtime {runtime_id}")
+        self._discarding = False
+        #: Nothing of it is left.
         self._ended = asyncio.Event()
 
     # --- what it is ---
@@ -138,8 +143,8 @@ class ManagedRuntime:
             self._tasks.start(self._watch_process(self._process), "watch")
             await self.control.open(self._process.address, token, str(self.workspace))
             await prove_ready(self.control, probe, str(self.workspace), timeout=self._options.start_timeout)
-            if self.lost.is_set():
-                raise RuntimeUnavailable(f"the Copilot CLI ended right after it was ready: {self.lost_reason}")
+            if self.state is not RuntimeState.STARTING:
+                raise RuntimeUnavailable(f"the Copilot CLI ended while it was started: {self.lost_reason or 'stopped'}")
         except BaseException as error:
             await asyncio.shield(self._discard(str(error) or type(error).__name__))
             raise
@@ -157,6 +162,7 @@ class ManagedRuntime:
         if self.state.is_final:
             await self._ended.wait()
             return
+        # Before the first await: from here on nobody can claim it or take a place in it.
         self._machine.apply(Stimulus.STOP)
         try:
             await self._end_gracefully()
@@ -214,33 +220,35 @@ class ManagedRuntime:
         if process is None:
             return
         with contextlib.suppress(LinkClosed, RemoteError, TimeoutError):
-            await self.control.request("runtime.shutdown", {}, timeout=self._options.stop_timeout)
-        for step in (process.terminate, process.kill):
+            async with asyncio.timeout(self._options.stop_timeout):
+                await self.control.request("runtime.shutdown", {})
+                await process.wait()
+        if process.exit_code is None:
+            process.terminate()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._options.stop_timeout):
                     await process.wait()
-                return
-            step()
+        # `_discard` kills what is left.
 
     async def _discard(self, reason: str) -> None:
-        """Nothing of an ended runtime stays but its logs."""
-        if self._ended.is_set():
+        """Nothing of an ended runtime stays but its logs. Whoever comes second waits for the first."""
+        if self._discarding:
+            await self._ended.wait()
             return
+        self._discarding = True
         self.lost_reason = self.lost_reason or reason
         self._machine.apply(Stimulus.ENDED)
-        await self.control.aclose()
-        if self._process is not None:
-            self._process.kill()
-            await self._process.wait()
-            await self._process.cleanup()
-        await asyncio.to_thread(_erase, self.home)
-        await asyncio.to_thread(_forget_old_logs, self._options)
-        self._ended.set()
+        try:
+            if self._process is not None:
+                self._process.kill()
+                await self._process.wait()
+                await self._process.cleanup()
+            await self.control.aclose()
+            await asyncio.to_thread(erase, self.home)
+            await asyncio.to_thread(_forget_old_logs, self._options)
+        finally:
+            self._ended.set()
         await self._tasks.aclose()
-
-
-def _erase(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _forget_old_logs(options: RuntimeOptions) -> None:
@@ -253,6 +261,7 @@ def _forget_old_logs(options: RuntimeOptions) -> None:
             return 0.0  # erased by another process at this moment
 
     if options.logs.is_dir():
-        ended = [path for path in options.logs.iterdir() if not (options.homes / path.name).exists()]
+        # Other aerodrome processes keep the logs of their runtimes here too.
+        ended = [path for path in options.logs.iterdir() if not has_home(options.homes, path.name)]
         for path in sorted(ended, key=age, reverse=True)[options.kept_logs :]:
-            shutil.rmtree(path, ignore_errors=True)
+            erase(path)

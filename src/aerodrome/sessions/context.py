@@ -16,6 +16,7 @@ from aerodrome.model import Isolation, OnBusy, RuntimeKey, SessionRow
 from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.pool import RuntimePool
 from aerodrome.sessions.ports import Ledger
+from aerodrome.sessions.slots import TurnSlots
 from aerodrome.statestore.ports import SessionFileStore
 
 
@@ -60,6 +61,7 @@ class SessionContext:
     #: Whether its leases hold for certain.
     may_serve: Callable[[], bool]
     tasks: TaskOwner
+    slots: TurnSlots
 
     def host_event(self, event_type: str, data: dict[str, Any]) -> SessionEvent:
         now = datetime.fromtimestamp(self.clock.time(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

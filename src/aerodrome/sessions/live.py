@@ -189,7 +189,8 @@ class LiveSession:
 
     async def _take(self, run: TurnRun) -> None:
         try:
-            await self._turn(run)
+            async with self._context.slots.hold(self.row.key.tenant):
+                await self._turn(run)
         except AerodromeError as error:
             await self._end(run, _status_of(error), error)
         except asyncio.CancelledError:

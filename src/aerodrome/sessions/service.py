@@ -44,6 +44,7 @@ from aerodrome.model import (
 from aerodrome.runtime.supervisor import ManagedRuntime
 from aerodrome.sessions.api import Ask, MessagePage, OpenSession, SendMessage
 from aerodrome.sessions.context import SessionContext, runtime_key
+from aerodrome.sessions.erase import erase
 from aerodrome.sessions.history import history_page
 from aerodrome.sessions.hub import Channel, EventHub, stored_part
 from aerodrome.sessions.live import LiveSession
@@ -126,10 +127,7 @@ class SessionService:
         await self.delete_row(await self._readable(who, session_id))
 
     async def delete_row(self, row: SessionRow) -> None:
-        """Everything of the session goes: runtime, files, ledger, lease, directory row (trap 20).
-
-        The row goes last, so that a deletion that is cut short can be seen and repeated.
-        """
+        """Everything of the session goes, from the runtime and from every store (see `erase`)."""
         live = self._live.get(row.key)
         if live is None:
             # Nobody else may run it while it is being deleted.
@@ -143,10 +141,10 @@ class SessionService:
             self._hubs.pop(row.key, None)
 
     async def _erase(self, row: SessionRow) -> None:
-        await self._context.files.delete_session(row.key)
-        await self._context.ledger.forget(row.key)
-        await self._context.leases.forget(row.key)
-        await self._context.directory.remove(row.key)
+        context = self._context
+        await erase(
+            row.key, directory=context.directory, leases=context.leases, ledger=context.ledger, files=context.files
+        )
         log.info("session.deleted", session=str(row.key))
 
     # --- turns ---
