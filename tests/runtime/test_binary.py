@@ -183,15 +183,21 @@ def test_a_binary_that_hangs_is_given_up(
         read_version(copilot(tmp_path / "copilot", body="exec sleep 60"), env)
 
 
-def test_the_question_reaches_no_secret_and_a_home_that_can_be_used(
-    tmp_path: Path, env: dict[str, str], copilot: MakeCopilot
+@pytest.mark.parametrize("writable", [True, False])
+def test_the_question_reaches_no_secret_and_only_directories_that_can_be_written(
+    tmp_path: Path, env: dict[str, str], copilot: MakeCopilot, writable: bool
 ) -> None:
-    path = copilot(tmp_path / "copilot", body=f'env > {tmp_path / "env"}; test -w "$HOME" && echo 1.2.3')
+    body = f'env > {tmp_path / "env"}; touch "$HOME/x" "$COPILOT_HOME/x" "$COPILOT_PKG_CACHE_HOME/x" && echo 1.2.3'
+    path = copilot(tmp_path / "copilot", body=body)
     env |= {"GITHUB_TOKEN": "secret", "HOME": "/proc/nowhere"}
+    if not writable:
+        (tmp_path / "in-the-way").write_text("")
+        env["AERODROME_CACHE_DIR"] = str(tmp_path / "in-the-way")
     assert read_version(path, env) == "1.2.3"
     seen = (tmp_path / "env").read_text()
     assert "secret" not in seen
     assert "COPILOT_OFFLINE=true" in seen
+    assert (f"COPILOT_PKG_CACHE_HOME={aerodrome_cache(env)}" in seen) is writable
 
 
 def elf(machine: int) -> bytes:

@@ -26,6 +26,11 @@ def aerodrome_cache(env: Mapping[str, str] = os.environ) -> Path:
     return cache_home(env) / "aerodrome"
 
 
+def runtime_packages(env: Mapping[str, str] = os.environ) -> Path:
+    """Where the Copilot CLI unpacks itself, shared by all runtimes of this user."""
+    return aerodrome_cache(env) / "runtime-packages"
+
+
 def _home(variable: str, default: str, env: Mapping[str, str]) -> Path:
     # The specification: a relative path in one of these variables is invalid and to be ignored.
     if (value := env.get(variable)) and Path(value).is_absolute():

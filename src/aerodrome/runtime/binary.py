@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from aerodrome._util.xdg import aerodrome_cache, cache_home
+from aerodrome._util.xdg import aerodrome_cache, cache_home, runtime_packages
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.runtime.executable import check_executable
 from aerodrome.runtime.install import Installation
@@ -132,9 +132,11 @@ def read_version(path: Path, env: Mapping[str, str] = os.environ) -> str:
 
 def _ask_version(path: Path, env: Mapping[str, str]) -> str:
     with tempfile.TemporaryDirectory(prefix="aerodrome-version-") as home:
-        quiet = {name: env[name] for name in ("PATH", "XDG_CACHE_HOME") if name in env} | {
-            "HOME": _cli_home(env, home),
+        quiet = {
+            "PATH": env.get("PATH", os.defpath),
+            "HOME": home,
             "COPILOT_HOME": home,
+            "COPILOT_PKG_CACHE_HOME": _packages(env, home),
             "COPILOT_OFFLINE": "true",
             "COPILOT_AUTO_UPDATE": "false",
             "COPILOT_DISABLE_KEYTAR": "1",
@@ -162,14 +164,15 @@ def _ask_version(path: Path, env: Mapping[str, str]) -> str:
     return match[1]
 
 
-def _cli_home(env: Mapping[str, str], otherwise: str) -> str:
-    """The user's home, where the CLI may have unpacked itself already (235 MB; it would do so again elsewhere).
+def _packages(env: Mapping[str, str], otherwise: str) -> str:
+    """Where the CLI unpacks itself (235 MB), which it does even to tell its version: the cache of the runtimes.
 
-    Not when it is missing or read-only, as for service accounts: the CLI then hangs without a word (seen with
-    1.0.102 and a home below /proc).
+    Not where it can not write: there it hangs without a word (seen with 1.0.102).
     """
-    home = env.get("HOME", "")
-    return home if home and os.access(home, os.W_OK) else otherwise
+    packages = runtime_packages(env)
+    with suppress(OSError):
+        packages.mkdir(parents=True, exist_ok=True)
+    return str(packages) if os.access(packages, os.W_OK) else otherwise
 
 
 def _load(path: Path) -> dict[str, Any]:
