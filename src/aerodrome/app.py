@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,6 +29,7 @@ from aerodrome.http.limits import HttpLimits
 from aerodrome.http.server import HttpServer
 from aerodrome.identity.backends.sqlite import SqliteKeyStore
 from aerodrome.identity.keys import KeyService
+from aerodrome.model import RuntimeKey
 from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.binary import resolve
 from aerodrome.runtime.homes import Homes
@@ -137,9 +139,7 @@ class Node:
             clock=self._clock,
             load=self._load,
         )
-        # One unpacked copy of the CLI for all runtimes of this user (FACTS: 1.3 s and 235 MB each without).
-        launcher = ProcessLauncher(aerodrome_cache() / "runtime-packages")
-        self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), launcher)
+        self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), _launcher())
         context = self._session_context()
         self.sessions = SessionService(context)
         self.janitor = Janitor(self.sessions, context)
@@ -268,3 +268,28 @@ def _provider_env(settings: Settings) -> dict[str, str]:
         "COPILOT_PROVIDER_BASE_URL": "http://127.0.0.1:9/v1",
         "COPILOT_MODEL": settings.provider.model or "gpt-4.1",
     }
+
+
+async def try_runtime(settings: Settings) -> float:
+    """Start one runtime, let it take a turn against a model of our own, stop it; returns the seconds to ready.
+
+    Raises:
+        RuntimeUnavailable: With the reason.
+    """
+    binary = await asyncio.to_thread(
+        resolve, settings.runtime.command, allow_version_mismatch=settings.runtime.allow_version_mismatch
+    )
+    began = time.monotonic()
+    with Homes(settings.server.data_dir / "runtimes") as homes:
+        pool = RuntimePool(replace(pool_options(settings, binary.path, homes.path), warm=0), _launcher())
+        await pool.start()
+        try:
+            await pool.reserve(RuntimeKey("aerodrome", "doctor"))
+            return time.monotonic() - began
+        finally:
+            await pool.aclose()
+
+
+def _launcher() -> ProcessLauncher:
+    # One unpacked copy of the CLI for all runtimes of this user (FACTS: 1.3 s and 235 MB each without).
+    return ProcessLauncher(aerodrome_cache() / "runtime-packages")

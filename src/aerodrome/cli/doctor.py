@@ -1,0 +1,159 @@
+"""`aerodrome doctor`: checks what a node needs on this machine, and says how to mend what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from aerodrome.cli.console import out, print_json
+from aerodrome.cli.options import ConfigOption, JsonOption
+from aerodrome.config import Settings, load_settings
+from aerodrome.errors import AerodromeError
+from aerodrome.model import Isolation
+
+_STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+#: Below this much free space a node soon fails writes: the CLI's unpacked package alone takes 235 MB.
+_LITTLE_DISK = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    check: str
+    #: `ok`, `warning` or `failed`.
+    result: str
+    detail: str
+
+
+def doctor(
+    config: ConfigOption = None,
+    start: Annotated[bool, typer.Option(help="Also start a runtime and take a turn in it.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Check configuration, CLI binary, provider, stores, address and runtime start. Exits 1 if anything failed."""
+    settings = load_settings(config)
+    findings = [Finding("configuration", "ok", "complete and consistent")]
+    findings += asyncio.run(_examine(settings, start))
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            mark = Text(f"{finding.result:8}", style=_STYLES[finding.result])
+            out().print(mark.append(Text(f" {finding.check}: {finding.detail}", style="default not bold")))
+    if any(finding.result == "failed" for finding in findings):
+        raise typer.Exit(1)
+
+
+async def _examine(settings: Settings, start: bool) -> list[Finding]:
+    checks: dict[str, Callable[[Settings], Awaitable[str]]] = {
+        "Copilot CLI": _binary,
+        "SDK": _sdk,
+        "provider": _provider,
+        "stores": _stores,
+        "address": _address,
+        "disk": _disk,
+        "process isolation": _isolation,
+    }
+    if start:
+        checks["runtime"] = _runtime
+    findings = []
+    for name, check in checks.items():
+        try:
+            findings.append(Finding(name, "ok", await check(settings)))
+        except _Warning as warning:
+            findings.append(Finding(name, "warning", str(warning)))
+        except AerodromeError as error:
+            findings.append(Finding(name, "failed", error.detail))
+        except OSError as error:
+            findings.append(Finding(name, "failed", str(error)))
+    return findings
+
+
+class _Warning(Exception):
+    """It works, and the operator should know."""
+
+
+async def _binary(settings: Settings) -> str:
+    from aerodrome.runtime.binary import resolve
+
+    runtime = settings.runtime
+    binary = await asyncio.to_thread(resolve, runtime.command, allow_version_mismatch=runtime.allow_version_mismatch)
+    return f"{binary.version} at {binary.path} (from {binary.source})"
+
+
+async def _sdk(settings: Settings) -> str:
+    from aerodrome.runtime.release import sdk_pair_problem
+
+    if (mismatch := sdk_pair_problem()) is not None:
+        raise _Warning(mismatch)
+    return "none installed, or the one that pairs with this CLI"
+
+
+async def _provider(settings: Settings) -> str:
+    provider = settings.provider
+    if provider.type == "github" and provider.github_token is None:
+        raise _Warning(
+            "type github without a token: sessions fail until provider.github_token is set, "
+            "for example to env:GITHUB_TOKEN"
+        )
+    tenants = f", and {len(provider.tenants)} tenants with their own" if provider.tenants else ""
+    return f"{provider.type}{f' at {provider.base_url}' if provider.base_url else ''}{tenants}"
+
+
+async def _stores(settings: Settings) -> str:
+    from aerodrome.app import open_stores
+
+    async with open_stores(settings) as stores:
+        count = await stores.coordination.count()
+        nodes = await stores.coordination.nodes()
+    return f"open in {settings.server.data_dir}; {count} sessions, {len(nodes)} running nodes"
+
+
+async def _address(settings: Settings) -> str:
+    host, port = settings.server.http
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise _Warning(
+                f"{host}:{port} cannot be taken ({error.strerror}): a node runs already, or set server.http"
+            ) from None
+    return f"{host}:{port} is free"
+
+
+async def _disk(settings: Settings) -> str:
+    directory = settings.server.data_dir
+    while not directory.exists():
+        directory = directory.parent
+    free = shutil.disk_usage(directory).free
+    if free < _LITTLE_DISK:
+        raise _Warning(f"{free >> 20} MiB free at {directory}: writes will soon fail")
+    return f"{free >> 30} GiB free at {directory}"
+
+
+async def _isolation(settings: Settings) -> str:
+    if sys.platform != "linux":
+        raise _Warning("no parent-death signal on this system: runtimes outlive a killed node until its next start")
+    tenants = settings.isolation.tenants.values()
+    shared = Isolation.TENANT in (settings.isolation.default, *tenants)
+    if settings.policy.host_tools:
+        raise _Warning("users of host tools have a shell on this machine with the rights of the node")
+    root = " (running as root: use an account of its own)" if os.geteuid() == 0 else ""
+    return ("users of a tenant share a runtime" if shared else "a runtime for each user") + root
+
+
+async def _runtime(settings: Settings) -> str:
+    from aerodrome.app import try_runtime
+
+    seconds = await try_runtime(settings)
+    return f"started and took a turn in {seconds:.1f} s"
