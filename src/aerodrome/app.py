@@ -18,7 +18,7 @@ import structlog
 from aerodrome._util.clock import SystemClock
 from aerodrome._util.sqlite import Database, Synchronous
 from aerodrome._util.tasks import TaskOwner
-from aerodrome._util.xdg import aerodrome_cache
+from aerodrome._util.xdg import runtime_packages
 from aerodrome.config.settings import ProviderSettings, Settings, reveal
 from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.coordination.backends.sqlite import SqliteCoordination
@@ -292,4 +292,4 @@ async def try_runtime(settings: Settings) -> float:
 
 def _launcher() -> ProcessLauncher:
     # One unpacked copy of the CLI for all runtimes of this user (FACTS: 1.3 s and 235 MB each without).
-    return ProcessLauncher(aerodrome_cache() / "runtime-packages")
+    return ProcessLauncher(runtime_packages())

@@ -208,7 +208,7 @@ async def test_strange_prompts(acme: Host, model: ModelServer) -> None:
 
 @pytest.mark.parametrize(
     "session_id",
-    ["../../etc/passwd", "a/../b", "'; DROP TABLE session; --", "x" * 10_000, "a b", "ünï", ".", "a\x00b", "%2e%2e"],
+    ["../../etc/passwd", "a/../b", "'; DROP TABLE session; --", "x" * 10_000, "a b", "ünï", "a\x00b", "%2e%2e"],
 )
 async def test_hostile_session_ids_are_refused_everywhere(acme: Host, session_id: str) -> None:
     alice = await acme.user("alice")

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from aerodrome.demo.model import ModelServer
-from e2e.test_turns import tables_of
-from support.host import Host, host, until
+from support.host import Host, host, tables_of, until
 
 pytestmark = pytest.mark.cli
 

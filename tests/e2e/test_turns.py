@@ -8,7 +8,7 @@ import json
 import pytest
 
 from aerodrome.demo.model import ModelServer
-from support.host import Host, sse_events
+from support.host import Host, sse_events, tables_of
 
 pytestmark = pytest.mark.cli
 
@@ -210,23 +210,3 @@ async def until_idle(events: object):  # type: ignore[no-untyped-def]
         yield event
         if event["event"] == "session.idle":
             return
-
-
-async def tables_of(running: Host) -> dict[str, int]:
-    """Rows of every table of the node's databases that has any, but for those that are about no session."""
-    import sqlite3
-
-    rows: dict[str, int] = {}
-    for path in running.node.settings.server.data_dir.glob("*.sqlite3"):
-        with sqlite3.connect(path) as connection:
-            names = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
-            for name in names:
-                (count,) = connection.execute(f"SELECT count(*) FROM {name}").fetchone()
-                if (
-                    count
-                    and name not in ("aerodrome_schema", "api_key", "node", "epoch_floor")
-                    and not name.startswith("sqlite_")
-                ):
-                    rows[name] = count
-        connection.close()
-    return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -140,3 +141,21 @@ async def until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
     async with asyncio.timeout(timeout):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+async def tables_of(running: Host) -> dict[str, int]:
+    """Rows of every table of the node's databases that has any, but for those that are about no session."""
+    rows: dict[str, int] = {}
+    for path in running.node.settings.server.data_dir.glob("*.sqlite3"):
+        with sqlite3.connect(path) as connection:
+            names = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+            for name in names:
+                (count,) = connection.execute(f"SELECT count(*) FROM {name}").fetchone()
+                if (
+                    count
+                    and name not in ("aerodrome_schema", "api_key", "node", "epoch_floor")
+                    and not name.startswith("sqlite_")
+                ):
+                    rows[name] = count
+        connection.close()
+    return rows

@@ -39,6 +39,9 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Check configuration, CLI binary, provider, stores, address and runtime start. Exits 1 if anything failed."""
+    from aerodrome.observability.logging import configure_logging
+
+    configure_logging("error", "console")
     settings = load_settings(config)
     findings = [Finding("configuration", "ok", "complete and consistent")]
     findings += asyncio.run(_examine(settings, start))

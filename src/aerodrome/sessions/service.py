@@ -404,7 +404,7 @@ class SessionService:
     async def _as_it_stands(self, row: SessionRow) -> SessionRow:
         """The row with the state of this moment: a crashed node leaves `running` behind."""
         live = self._live.get(row.key)
-        if live is not None:
+        if live is not None and live.activation is not None:
             return replace(row, state=live.listed_state, last_turn=live.row.last_turn or row.last_turn)
         if row.state is not SessionState.HIBERNATED and await self._context.leases.holder(row.key) is None:
             return replace(row, state=SessionState.HIBERNATED)

@@ -1,0 +1,147 @@
+"""`aerodrome serve` killed, restarted, stopped, and running twice on one store: with real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from aerodrome.demo.model import ModelServer
+from support.server import aerodrome, new_key, serve, user_of, write_config
+
+pytestmark = pytest.mark.cli
+
+
+async def test_kill_9_and_restart(tmp_path: Path, model: ModelServer) -> None:
+    """All sessions are there, no process is left behind, and a half-done turn is reported."""
+    config = write_config(tmp_path, model.base_url)
+    key = await new_key(config)
+    async with serve(config) as server, user_of(server, key) as alice:
+        await alice.open("s1", title="Kept")
+        await alice.say("s1", "one", key="k-one")
+        half_done = asyncio.create_task(alice.say("s1", "[[gate: held]] two", key="k-two"))
+        await model.gate_reached("held")
+        runtimes = server.runtimes()
+        assert runtimes
+        server.send_signal(signal.SIGKILL)
+        await server.process.wait()
+        await asyncio.wait({half_done})
+        assert half_done.exception() is not None
+    _, alive = await asyncio.to_thread(psutil.wait_procs, runtimes, 10)
+    assert not alive
+
+    model.open_gate("held")
+    async with serve(config) as server, user_of(server, key) as alice:
+        session = (await alice.http.get("/sessions/s1")).json()
+        assert session["title"] == "Kept"
+        assert session["state"] == "hibernated"
+        assert session["last_turn"]["status"] == "interrupted"
+        reported = await alice.say("s1", "[[gate: held]] two", key="k-two", expect=503)
+        assert reported["code"] == "turn_interrupted"
+        assert (await alice.say("s1", "one", key="k-one"))["message"]["content"] == "echo: one"
+        assert await alice.prompts_seen("s1") == ["one"]
+        homes = list((tmp_path / "data" / "runtimes").glob("node-*"))
+        assert len(homes) == 1, "the dead node's runtime homes are cleared"
+
+
+async def test_sigterm_finishes_turns_and_exits_0(tmp_path: Path, model: ModelServer) -> None:
+    config = write_config(tmp_path, model.base_url)
+    key = await new_key(config)
+    async with serve(config) as server, user_of(server, key) as alice:
+        await alice.open("s1")
+        turn = asyncio.create_task(alice.say("s1", "[[gate: held]] [[say: finished]]"))
+        await model.gate_reached("held")
+        runtimes = server.runtimes()
+        server.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            while "draining" not in server.log.read_text():
+                await asyncio.sleep(0.02)
+        assert not turn.done()
+        model.open_gate("held")
+        assert (await turn)["message"]["content"] == "finished"
+        assert await server.process.wait() == 0
+    assert not [process for process in runtimes if process.is_running()]
+
+
+async def test_a_second_signal_ends_it_at_once(tmp_path: Path, model: ModelServer) -> None:
+    config = write_config(tmp_path, model.base_url)
+    key = await new_key(config)
+    async with serve(config) as server, user_of(server, key) as alice:
+        await alice.open("s1")
+        turn = asyncio.create_task(alice.say("s1", "[[gate: held]] hello"))
+        await model.gate_reached("held")
+        runtimes = server.runtimes()
+        server.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            while "draining" not in server.log.read_text():
+                await asyncio.sleep(0.02)
+        server.send_signal(signal.SIGTERM)
+        assert await server.process.wait() == 1
+        await asyncio.wait({turn})
+        assert turn.exception() is not None
+    _, alive = await asyncio.to_thread(psutil.wait_procs, runtimes, 10)
+    assert not alive
+
+
+async def test_two_processes_share_one_store(tmp_path: Path, model: ModelServer) -> None:
+    """A session is active in one of them at a time; the other takes over when the first lets go or dies."""
+    config = write_config(tmp_path, model.base_url, "[sessions]\nidle_timeout = '400ms'")
+    key = await new_key(config)
+    async with (
+        serve(config) as first,
+        serve(config, "--log-level", "debug") as second,
+        user_of(first, key) as alice_first,
+        user_of(second, key) as alice_second,
+    ):
+        await alice_first.open("s1")
+        await alice_first.say("s1", "one")
+        listed = await aerodrome("runtimes", "ls", "--config", str(config), "--json")
+        assert first.runtimes()[0].pid in {row["pid"] for row in listed}
+        held = asyncio.create_task(alice_first.say("s1", "[[gate: held]] two"))
+        await model.gate_reached("held")
+        busy = await alice_second.http.post("/sessions/s1/messages", json={"prompt": "three"})
+        assert busy.status_code == 409, busy.text
+        assert busy.json()["code"] == "session_busy"
+        model.open_gate("held")
+        await held
+        # Hibernated in the first, it is free for the second.
+        async with asyncio.timeout(20):
+            while (await alice_second.http.get("/sessions/s1")).json()["state"] != "hibernated":
+                await asyncio.sleep(0.05)
+        assert await alice_second.prompts_seen("s1") == ["one", "[[gate: held]] two"]
+        model.close_gate("held")
+        held = asyncio.create_task(alice_second.say("s1", "[[gate: held]] four"))
+        await model.gate_reached("held")
+        second.send_signal(signal.SIGKILL)
+        await asyncio.wait({held})
+        held.exception()
+        async with asyncio.timeout(20):
+            while (await alice_first.http.post("/sessions/s1/messages", json={"prompt": "five"})).status_code != 200:
+                await asyncio.sleep(0.05)
+        prompts = await alice_first.prompts_seen("s1")
+        assert prompts == ["one", "[[gate: held]] two", "[[turns]]", "five"]
+
+
+async def test_operators_list_show_export_and_remove_sessions(tmp_path: Path, model: ModelServer) -> None:
+    config = write_config(tmp_path, model.base_url)
+    key = await new_key(config)
+    where = ("--config", str(config))
+    async with serve(config) as server, user_of(server, key) as alice:
+        await alice.open("s1", title="Invoices")
+        await alice.say("s1", "a private matter")
+        (listed,) = await aerodrome("sessions", "ls", *where, "--json")
+        assert (listed["id"], listed["tenant"], listed["owner"]) == ("s1", "acme", "alice")
+        shown = await aerodrome("sessions", "show", "s1", "--tenant", "acme", *where)
+        assert shown["turns"][0]["status"] == "completed"
+        assert "private" not in str(shown)
+        exported = await aerodrome("sessions", "export", "s1", "--tenant", "acme", *where)
+        assert "a private matter" in exported["files"]["/state/events.jsonl"]
+        with pytest.raises(AssertionError, match="loaded by a running node"):
+            await aerodrome("sessions", "rm", "s1", "--tenant", "acme", *where)
+        server.send_signal(signal.SIGTERM)
+        assert await server.process.wait() == 0
+    await aerodrome("sessions", "rm", "s1", "--tenant", "acme", *where, json_output=False)
+    assert await aerodrome("sessions", "ls", *where, "--json") == []

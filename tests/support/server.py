@@ -1,0 +1,107 @@
+"""`aerodrome serve` as a process of its own, for what must be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from support.host import User
+
+
+def write_config(directory: Path, model_url: str, extra: str = "") -> Path:
+    """A configuration file for one data directory; `extra` is TOML behind it."""
+    config = directory / "aerodrome.toml"
+    config.write_text(
+        f"""
+[server]
+http = "127.0.0.1:0"
+data_dir = {json.dumps(str(directory / "data"))}
+drain_timeout = "20s"
+[provider]
+type = "openai"
+base_url = {json.dumps(model_url)}
+api_key = "test-key"
+model = "gpt-4.1"
+[coordination]
+heartbeat = "200ms"
+ttl = "1s"
+{extra}
+"""
+    )
+    return config
+
+
+async def aerodrome(*arguments: str, json_output: bool = True) -> Any:
+    """Run a command that must succeed; returns what it printed, decoded if it is JSON."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "aerodrome", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return json.loads(out) if json_output else out.decode()
+
+
+class Server:
+    def __init__(self, process: asyncio.subprocess.Process, config: Path, url: str, log: Path) -> None:
+        self.process = process
+        self.config = config
+        self.url = url
+        self.log = log
+
+    def runtimes(self) -> list[psutil.Process]:
+        """The Copilot CLI processes it has started."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.process.pid, number)
+
+
+@asynccontextmanager
+async def serve(config: Path, *arguments: str) -> AsyncIterator[Server]:
+    """A running server. Killed at the end if it still runs."""
+    log = config.with_name(f"serve-{os.urandom(4).hex()}.log")
+    with log.open("wb") as stderr:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "aerodrome",
+            "serve",
+            "--config",
+            str(config),
+            *arguments,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=stderr,
+        )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            line = (await process.stdout.readline()).decode()
+        assert line.startswith("ready http="), (line, log.read_text()[-2000:])
+        yield Server(process, config, "http://" + line.split("http=")[1].split()[0], log)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+@asynccontextmanager
+async def user_of(server: Server, key: str) -> AsyncIterator[User]:
+    async with httpx.AsyncClient(
+        base_url=f"{server.url}/api/v1", headers={"Authorization": f"Bearer {key}"}, timeout=60
+    ) as client:
+        yield User(client)
+
+
+async def new_key(config: Path, user: str = "alice", tenant: str = "acme") -> str:
+    made = await aerodrome("keys", "create", "--config", str(config), "--tenant", tenant, "--user", user, "--json")
+    return str(made["key"])
