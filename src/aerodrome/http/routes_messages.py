@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from aerodrome.http import schemas
-from aerodrome.http.door import caller_of, door_of
+from aerodrome.http.door import caller_of, door_of, wants_stream
 from aerodrome.http.encoding import JsonResponse
 from aerodrome.http.objects import message_object
 from aerodrome.http.openapi import TURN_CODES, body_codes, responses, turn_docs
@@ -28,6 +28,8 @@ async def ask(request: Request, body: schemas.AskBody, trace: Trace = False) -> 
             model=body.model,
             system_message=body.system_message,
             attachments=body.attachments,
+            # Pieces of an answer are of use to a stream only.
+            streaming=wants_stream(request),
         ),
     )
     return await answer(request, turn, trace=trace)

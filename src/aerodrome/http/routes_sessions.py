@@ -40,6 +40,7 @@ async def open_session(request: Request, body: schemas.OpenSessionBody | None = 
             title=wanted.title,
             system_message=wanted.system_message,
             tools=wanted.tools,
+            streaming=wanted.streaming,
         ),
     )
     return JsonResponse(session_object(row), 201 if created else 200)

@@ -44,6 +44,10 @@ class OpenSessionBody(_Request):
     tools: list[str] | None = Field(
         None, description="Built-in tools the session may use, from what policy allows; default: policy's own set"
     )
+    streaming: bool = Field(
+        True,
+        description="Whether answers come in pieces (`assistant.message_delta`); `false` costs the runtime less",
+    )
 
     model_config = ConfigDict(
         json_schema_extra={
