@@ -125,7 +125,7 @@ async def test_one_question_is_asked_without_a_session(front: Front) -> None:
         "/api/v1/ask", json={"prompt": "Hi", "model": "gpt-4.1", "system_message": "Be brief."}
     )
     assert response.json()["message"]["content"] == "Titan."
-    assert front.sessions.calls == [("ask", ALICE_IS, Ask("Hi", "gpt-4.1", "Be brief."))]
+    assert front.sessions.calls == [("ask", ALICE_IS, Ask("Hi", "gpt-4.1", "Be brief.", streaming=False))]
 
 
 async def test_the_history_is_read(front: Front) -> None:
