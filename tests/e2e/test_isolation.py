@@ -27,7 +27,7 @@ async def test_isolation_user_gives_each_user_a_runtime_and_tenant_shares_one(
         assert keys == ["acme/*", "bank/alice", "bank/bob"]
 
 
-async def test_trap_04_and_18_ownership_is_a_row_and_lists_are_filtered(acme: Host) -> None:
+async def test_trap_04_ownership_is_a_row_and_not_part_of_the_id(acme: Host) -> None:
     """`alice` neither opens nor sees `alice-bob-1`, which belongs to `alice-bob`."""
     alice, alice_bob, eve = (
         await acme.user("alice"),
@@ -57,12 +57,24 @@ async def test_trap_04_and_18_ownership_is_a_row_and_lists_are_filtered(acme: Ho
             assert {k: v for k, v in present.json().items() if k not in strip} == {
                 k: v for k, v in absent.json().items() if k not in strip
             }
-        assert (await intruder.http.get("/sessions")).json()["sessions"] == []
     assert (await alice.http.post("/sessions", json={"id": "alice-bob-1"})).status_code == 404
     # Another tenant has the same id for itself.
     assert (await eve.http.post("/sessions", json={"id": "alice-bob-1"})).status_code == 201
     assert await eve.prompts_seen("alice-bob-1") == []
     assert next(c for _, c in await alice_bob.history("alice-bob-1")) == "secret"
+
+
+async def test_trap_18_lists_show_a_caller_its_own_sessions_only(acme: Host) -> None:
+    """The runtime would tell every connection of every session; here three users share one."""
+    names = [("alice", "acme"), ("bob", "acme"), ("alice", "bank")]
+    for number, (name, tenant) in enumerate(names):
+        user = await acme.user(name, tenant)
+        await user.open(f"s{number}", title=f"of {name}")
+        await user.say(f"s{number}", "hello")
+    for number, (name, tenant) in enumerate(names):
+        user = await acme.user(name, tenant)
+        listed = (await user.http.get("/sessions")).json()["sessions"]
+        assert [session["id"] for session in listed] == [f"s{number}"]
 
 
 async def test_trap_05_sessions_without_an_id_never_collide(acme: Host) -> None:
