@@ -1,0 +1,94 @@
+"""`python -m aerodrome.cli.reference > docs/cli.md`: the command line reference, from the commands themselves."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from aerodrome.cli.main import app
+
+PROGRAM = "aerodrome"
+
+_HEAD = f"""\
+# Command line
+
+<!-- Written by `python -m aerodrome.cli.reference > docs/cli.md`; change the commands, not this page. -->
+
+`{PROGRAM}` has one verb for each job. Results go to standard output, everything else to standard error. Listings take
+`--json`, which prints one document for programs.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage. A failure is one message on standard error.
+
+The commands that take `--config` read the same settings as `serve` ([settings](settings.md)). `keys`, `sessions` and
+`runtimes` open the stores in `server.data_dir` themselves: they work beside a running server and without one, ask for
+no API key, and need the file permissions of the account that runs the server.
+"""
+
+# Click's and Typer's own classes carry no common type, so the tree is walked as `Any`.
+Command = Any
+
+
+def render() -> str:
+    """The page in Markdown."""
+    root: Command = typer.main.get_command(app)
+    context = typer.Context(root, info_name=PROGRAM)
+    lines = [_HEAD]
+    lines += _parameters(root, context)
+    for command, inner in walk(root, context):
+        lines += _section(command, inner)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def walk(command: Command, context: typer.Context) -> Iterator[tuple[Command, typer.Context]]:
+    """Every command that does something, depth first, in the order in which the help lists them."""
+    for name, inner in command.commands.items():
+        if inner.hidden:
+            continue
+        child = typer.Context(inner, info_name=name, parent=context)
+        if hasattr(inner, "commands"):
+            yield from walk(inner, child)
+        else:
+            yield inner, child
+
+
+def _section(command: Command, context: typer.Context) -> Iterator[str]:
+    yield f"## {context.command_path}"
+    yield ""
+    yield "```text"
+    yield " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    yield "```"
+    yield ""
+    yield inspect.cleandoc(command.help or "")
+    yield ""
+    yield from _parameters(command, context)
+
+
+def _parameters(command: Command, context: typer.Context) -> Iterator[str]:
+    """A table of arguments and options; nothing when there are none. `--help` is everywhere and stays out."""
+    records = [parameter.get_help_record(context) for parameter in command.params if parameter.name != "help"]
+    rows = [record for record in records if record is not None]
+    if not rows:
+        return
+    yield "| argument or option | meaning |"
+    yield "|---|---|"
+    for name, meaning in rows:
+        yield f"| {_code(name)} | {_cell(meaning)} |"
+    yield ""
+
+
+def _code(text: str) -> str:
+    return f"`{text}`".replace("|", r"\|")
+
+
+def _cell(text: str) -> str:
+    """One line of a table. Two spaces stand before what Click appends (`[default: 100]`)."""
+    return re.sub(r"\s+", " ", text).replace("|", r"\|").strip()
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())
