@@ -1,13 +1,14 @@
 """The one heartbeat of a node, which keeps all of its leases valid.
 
 A node that could not heartbeat for two thirds of the time to live takes no new work (`may_serve`), because before it
-learns whether its leases still hold, they may be somebody else's. One that is told that it is dead lives on as a new
-incarnation, and whatever it ran under the old one is given up (`on_reborn`).
+learns whether its leases still hold, they may be somebody else's. One that is told that it is dead gives up whatever
+it runs (`on_reborn`) and lives on as a new incarnation.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -46,7 +47,10 @@ class Heartbeat:
         self._ttl = ttl
         self._clock = clock
         self._load = load
-        self._last_beat = clock.monotonic()
+        #: Before the first beat, and after we were told that we are dead, there was none that counts.
+        self._last_beat = -math.inf
+        #: Two beats at once would both be told that we are dead, and end in two incarnations.
+        self._beating = asyncio.Lock()
         self._tasks = TaskOwner("heartbeat")
 
     @property
@@ -59,8 +63,7 @@ class Heartbeat:
 
     async def start(self) -> None:
         """Join. Raises `StoreUnavailable`."""
-        await self._membership.join(self.node, self._ttl)
-        self._last_beat = self._clock.monotonic()
+        await self._join()
         self._tasks.start(self._run(), "beat")
 
     async def aclose(self) -> None:
@@ -72,15 +75,31 @@ class Heartbeat:
             log.warning("heartbeat.not_left", reason=error.detail)  # others wait for the time to live instead
 
     async def beat(self) -> None:
-        """One heartbeat, now. Also called when what the node says of itself has changed much."""
-        # The time *before* the question: the store may have counted from then on.
+        """One heartbeat, now. Also called when what the node says of itself has changed much.
+
+        Raises:
+            StoreUnavailable: It did not get through, or a rebirth did not; the next beat tries again.
+        """
+        async with self._beating:
+            # The time *before* the question: the store may have counted from then on.
+            asked_at = self._clock.monotonic()
+            if await self._membership.heartbeat(self.incarnation, self._load()):
+                self._last_beat = asked_at
+            else:
+                await self._be_reborn()
+
+    async def _be_reborn(self) -> None:
+        log.warning("heartbeat.declared_dead", incarnation=self.incarnation)
+        # Not a moment longer under leases that are void, also when the store can not be reached to join again.
+        self._last_beat = -math.inf
+        self.node = replace(self.node, incarnation=_incarnation(self.node.name))
+        if self.on_reborn is not None:
+            await self.on_reborn()
+        await self._join()
+
+    async def _join(self) -> None:
         asked_at = self._clock.monotonic()
-        if not await self._membership.heartbeat(self.incarnation, self._load()):
-            log.warning("heartbeat.declared_dead", incarnation=self.incarnation)
-            self.node = replace(self.node, incarnation=_incarnation(self.node.name))
-            await self._membership.join(self.node, self._ttl)
-            if self.on_reborn is not None:
-                await self.on_reborn()
+        await self._membership.join(self.node, self._ttl)
         self._last_beat = asked_at
 
     async def _run(self) -> None:
@@ -89,6 +108,9 @@ class Heartbeat:
                 await self.beat()
             except StoreUnavailable as error:
                 log.warning("heartbeat.failed", reason=error.detail, serving=self.may_serve)
+            except Exception:
+                # A node that has stopped to beat is dead with all its sessions, whatever went wrong in one beat.
+                log.exception("heartbeat.crashed", serving=self.may_serve)
             await asyncio.sleep(self._interval)
 
 

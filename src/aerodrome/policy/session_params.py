@@ -7,6 +7,7 @@ the SDK's `mode: "empty"`, which is client-side only, so that a shared host must
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,7 +94,8 @@ def session_params(
 ) -> dict[str, Any]:
     """Parameters that serve `session.create` and `session.resume` alike."""
     params: dict[str, Any] = {
-        **SAFE,
+        # A copy, so that nobody who changes one session's parameters changes everybody's.
+        **copy.deepcopy(dict(SAFE)),
         "sessionId": session_id,
         "clientName": "aerodrome",
         "availableTools": [f"builtin:{tool}" for tool in tools],
@@ -111,7 +113,7 @@ def session_params(
     if chosen := model or credentials.model:
         params["model"] = chosen
     if credentials.provider is not None:
-        params["provider"] = dict(credentials.provider)
+        params["provider"] = copy.deepcopy(dict(credentials.provider))
     if credentials.github_token is not None:
         params["gitHubToken"] = credentials.github_token
     return params

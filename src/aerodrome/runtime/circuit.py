@@ -25,10 +25,15 @@ class StartCircuit:
         self._not_before = 0.0
 
     def failed(self, now: float, reason: str) -> None:
-        wait = min(self.longest, self.first * 2**self.failures)
+        wait = self._backoff()
         self.failures += 1
         self.reason = reason
         self._not_before = now + wait
+
+    def trying(self, now: float) -> None:
+        """A start is about to be tried: while the circuit is open, it is the only one until its backoff has passed."""
+        if self.is_open:
+            self._not_before = now + self._backoff()
 
     def wait(self, now: float) -> float:
         """Seconds until the next start may be tried; 0 when it may be tried now."""
@@ -37,3 +42,7 @@ class StartCircuit:
     @property
     def is_open(self) -> bool:
         return self.failures >= self.threshold
+
+    def _backoff(self) -> float:
+        # The exponent is bounded: 2.0**1024 overflows, which at 30 s a failure takes a night.
+        return min(self.longest, self.first * 2.0 ** min(self.failures, 64))

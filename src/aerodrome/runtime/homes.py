@@ -20,13 +20,18 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
+#: How the name of each process's part begins.
+_PART = "node-"
+
 
 class Homes:
     """Use as a context manager; `path` is this process's part."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
-        self.path = root / f"node-{os.getpid()}-{secrets.token_hex(4)}"
+        # Absolute: the path is in the environment of runtimes, which have another working directory, and is
+        # recognised there by a later process that may spell the root differently.
+        self._root = root.resolve()
+        self.path = self._root / f"{_PART}{os.getpid()}-{secrets.token_hex(4)}"
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> Self:
@@ -35,13 +40,13 @@ class Homes:
         self._lock = self._lock_path(self.path).open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.path.mkdir(mode=0o700)
-        for other in self._root.glob("node-*"):
+        for other in self._root.glob(f"{_PART}*"):
             if other != self.path and other.is_dir():
                 self._clear_if_dead(other)
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        erase(self.path)
         self._lock_path(self.path).unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.close()
@@ -55,7 +60,7 @@ class Homes:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 ended = kill_leftovers(part)
-                shutil.rmtree(part, ignore_errors=True)
+                erase(part)
                 self._lock_path(part).unlink(missing_ok=True)
                 log.info("homes.cleared", part=part.name, killed=ended)
             finally:
@@ -66,13 +71,33 @@ class Homes:
             log.warning("homes.not_cleared", part=part.name, error=str(error))
 
 
-def kill_leftovers(part: Path) -> int:
-    """End the processes that were started by runtimes at home here, known by their environment."""
+def has_home(part: Path, runtime_id: str) -> bool:
+    """Whether a runtime of this process, or of another one that shares the directory, has a home."""
+    return any((p / runtime_id).exists() for p in (part, *part.parent.glob(f"{_PART}*")))
+
+
+def kill_leftovers(directory: Path) -> int:
+    """End the processes whose `COPILOT_HOME` is somewhere in the directory: what runtimes at home there have
+    started, also when it has left their process group. Returns how many there were."""
     ended = 0
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             home = process.environ().get("COPILOT_HOME", "")
-            if home.startswith(f"{part}/") and process.pid != os.getpid():
+            if home.startswith(f"{directory}/") and process.pid != os.getpid():
                 process.kill()
                 ended += 1
     return ended
+
+
+def erase(directory: Path) -> None:
+    """Remove a directory with all that is in it; what cannot be removed stays."""
+    shutil.rmtree(directory, ignore_errors=True)
+    if not directory.exists():
+        return
+    # A tool may have left directories that not even their owner may list.
+    for parent, names, _ in os.walk(directory):
+        for path in (Path(parent, name) for name in names):
+            if not path.is_symlink():
+                with contextlib.suppress(OSError):
+                    path.chmod(0o700)
+    shutil.rmtree(directory, ignore_errors=True)

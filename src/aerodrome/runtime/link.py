@@ -4,8 +4,8 @@ Rules of the link:
 
 - every request has a deadline; when it passes, or the caller is cancelled, a late answer is dropped;
 - when the connection goes, for whatever reason, each pending request fails with `LinkClosed`, once;
-- requests of the runtime are served concurrently, at most `max_inbound` at a time: past that the socket is
-  not read, and the runtime waits;
+- requests of the runtime are served concurrently; while `max_inbound` of them are, the socket is not read, and the
+  runtime waits (what had come in the same piece is served all the same);
 - writers wait while the runtime does not read (`TCP` back-pressure), so that nothing is buffered without bound.
 
 Both ends of the CLI's protocol wait for delayed ACKs (FACTS, "Wire"), so the link sends a frame in one piece,
@@ -36,7 +36,7 @@ class LinkClosed(Exception):
 
 
 class RemoteError(Exception):
-    """The runtime answered with an error."""
+    """The runtime answered with an error, or with something that cannot be read."""
 
     def __init__(self, method: str, code: int, message: str) -> None:
         super().__init__(f"{method}: {message} ({code})")
@@ -49,7 +49,7 @@ class LinkHandler(Protocol):
     """What the link's owner does with what the runtime sends by itself."""
 
     def on_notification(self, method: str, params: Raw | UnsetType) -> None:
-        """Called in order of arrival, from the reading callback: it must be quick and must not raise."""
+        """Called in order of arrival, from the reading callback: it must be quick. What it raises is logged."""
         ...
 
     async def on_request(self, method: str, params: Raw | UnsetType) -> Any:
@@ -57,7 +57,7 @@ class LinkHandler(Protocol):
         ...
 
     def on_closed(self, reason: str) -> None:
-        """Called once."""
+        """Called once, also when we have closed the connection ourselves; nothing else is called afterwards."""
         ...
 
 
@@ -87,15 +87,22 @@ class Link(asyncio.Protocol):
 
     @classmethod
     async def connect(
-        cls, host: str, port: int, handler: LinkHandler, *, timeout: float, max_frame: int = DEFAULT_MAX_FRAME
+        cls,
+        host: str,
+        port: int,
+        handler: LinkHandler,
+        *,
+        timeout: float,
+        max_frame: int = DEFAULT_MAX_FRAME,
+        max_inbound: int = 256,
     ) -> Link:
         """Raises `LinkClosed` when the runtime does not take the connection within `timeout` seconds."""
-        loop = asyncio.get_running_loop()
+        link = cls(handler, max_frame=max_frame, max_inbound=max_inbound)
         try:
             async with asyncio.timeout(timeout):
-                _, link = await loop.create_connection(lambda: cls(handler, max_frame=max_frame), host, port)
-        except OSError as error:  # TimeoutError is one
-            raise LinkClosed(f"no connection to {host}:{port}: {error or 'time-out'}") from error
+                await asyncio.get_running_loop().create_connection(lambda: link, host, port)
+        except (OSError, OverflowError) as error:  # a time-out is the first, a port that is none the second
+            raise LinkClosed(f"no connection to {host}:{port}: {str(error) or 'time-out'}") from error
         return link
 
     @property
@@ -106,18 +113,26 @@ class Link(asyncio.Protocol):
         """Ask, and decode the answer.
 
         Raises:
-            RemoteError: The runtime refused.
+            RemoteError: The runtime refused, or `params` are nested so deep that it would not answer.
             LinkClosed: The connection went while we waited.
             TimeoutError: No answer within `timeout` seconds.
         """
-        return envelope.decode_value(await self.request_raw(method, params, timeout=timeout))
+        answer = await self.request_raw(method, params, timeout=timeout)
+        try:
+            return envelope.decode_value(answer)
+        except envelope.EnvelopeError as error:
+            raise RemoteError(method, envelope.PARSE_ERROR, f"an answer that cannot be read: {error}") from error
 
     async def request_raw(self, method: str, params: Any, *, timeout: float) -> Raw | UnsetType:
         async with asyncio.timeout(timeout):
             await self._writable.wait()
             self._next_id += 1
             request_id = self._next_id
-            self._write(envelope.request_frame(request_id, method, params))
+            try:
+                frame = envelope.request_frame(request_id, method, params)
+            except envelope.EnvelopeError as error:
+                raise RemoteError(method, envelope.INVALID_PARAMS, str(error)) from error
+            self._write(frame)
             future: asyncio.Future[Raw | UnsetType] = asyncio.get_running_loop().create_future()
             self._pending[request_id] = (method, future)
             try:
@@ -127,8 +142,8 @@ class Link(asyncio.Protocol):
 
     async def aclose(self) -> None:
         """Close the connection and end the requests being served. Safe to call twice."""
-        if self._transport is not None and self._closed_reason is None:
-            self._transport.abort()
+        if self._transport is not None:
+            self.abort("the link was closed")
             await self._done.wait()
         await self._tasks.aclose()
 
@@ -142,10 +157,11 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports implement the interface without being subclasses of it.
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = cast("asyncio.Transport", transport)
         self._socket = transport.get_extra_info("socket")
         if self._socket is not None:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(OSError):  # the peer has closed already; `connection_lost` is about to be called
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._quick_ack()
 
     def data_received(self, data: bytes) -> None:
@@ -153,12 +169,18 @@ class Link(asyncio.Protocol):
         try:
             bodies = self._decoder.feed(data)
         except FramingError as error:
-            for body in error.bodies:
-                self._dispatch(body)
+            self._dispatch_all(error.bodies)
             self.abort(f"broken framing from the runtime: {error}")
-            return
-        for body in bodies:
-            self._dispatch(body)
+        else:
+            self._dispatch_all(bodies)
+
+    def eof_received(self) -> None:
+        try:
+            self._decoder.eof()
+        except FramingError as error:
+            self._lost(f"the runtime closed the connection: {error}")
+        else:
+            self._lost("the runtime closed the connection")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost("the connection was lost" + (f": {exc}" if exc else ""))
@@ -182,6 +204,12 @@ class Link(asyncio.Protocol):
             raise LinkClosed(self._closed_reason or "not connected")
         self._transport.write(frame)
 
+    def _dispatch_all(self, bodies: list[bytes]) -> None:
+        for body in bodies:
+            if self.closed:  # by a handler of one of them
+                return
+            self._dispatch(body)
+
     def _dispatch(self, body: bytes) -> None:
         try:
             message = envelope.decode(body)
@@ -195,21 +223,26 @@ class Link(asyncio.Protocol):
             self._serve(message)
         else:
             assert message.method is not UNSET
-            self._handler.on_notification(message.method, message.params)
+            try:
+                self._handler.on_notification(message.method, message.params)
+            except Exception:
+                # It would end the connection, and with it every session on it.
+                log.exception("link.handler_failed", method=message.method)
 
     def _settle(self, message: envelope.Message) -> None:
-        entry = self._pending.get(message.id) if isinstance(message.id, (int, str)) else None
+        if not isinstance(message.id, (int, str)):
+            log.warning("link.refused_by_runtime", error=envelope.error_of(message))  # it could not read our id
+            return
+        entry = self._pending.get(message.id)
         if entry is None or entry[1].done():
             return  # answered too late, or twice, or to nobody
         method, future = entry
-        if message.error:
-            future.set_exception(RemoteError(method, message.error.code, message.error.message))
+        if message.is_error:
+            future.set_exception(RemoteError(method, *envelope.error_of(message)))
         else:
             future.set_result(message.result)
 
     def _serve(self, message: envelope.Message) -> None:
-        if self._closed_reason is not None:
-            return
         self._inbound += 1
         if self._inbound >= self._max_inbound and self._transport is not None:
             self._transport.pause_reading()
@@ -231,8 +264,13 @@ class Link(asyncio.Protocol):
                 self._write(frame)
         finally:
             self._inbound -= 1
-            if self._inbound == self._max_inbound - 1 and self._transport is not None and not self.closed:
-                self._transport.resume_reading()
+            if self._inbound == self._max_inbound - 1:
+                self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        # uvloop raises on a transport that closes.
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _lost(self, reason: str) -> None:
         if self._closed_reason is not None:

@@ -2,7 +2,10 @@
 
 `reserve` gives a session a place in a runtime of its key. What it decides on is read and changed without an await in
 between, so that two requests at once can neither start two runtimes for one user nor take one place twice
-(traps 1, 11); whoever finds a claim under way for its key waits for that claim.
+(traps 1, 11). A key that needs a runtime has one *claim*, however many requests wait for it; the claims share the
+runtimes that are warm or being started, and start others up to the ceiling.
+
+Nobody waits for anything in particular: whatever changes wakes all who wait, and each looks again.
 
 Warm runtimes belong to nobody. One that has been claimed is never warm again (`runtime.machine`).
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -29,10 +33,6 @@ from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
 
 log = structlog.get_logger(__name__)
 
-#: Seconds after a claim before its replacement is started: a start takes a core for a second, and the user who
-#: has just claimed is about to take the first turn.
-REPLENISH_DELAY = 1.0
-
 
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
@@ -46,6 +46,9 @@ class PoolOptions:
     capacity_timeout: float = 30.0
     #: Seconds a claimed runtime may hold no session before it is stopped.
     idle_timeout: float = 600.0
+    #: Seconds after a claim before its replacement is started: a start takes a core for a second, and the user who
+    #: has just claimed is about to take the first turn.
+    replenish_delay: float = 1.0
 
 
 #: Makes room by hibernating: the least recently used idle session of this key, or, when it is ``None``, all
@@ -53,13 +56,24 @@ class PoolOptions:
 MakeRoom = Callable[[RuntimeKey | None], Awaitable[bool]]
 
 
+class _Claim:
+    """A key's wish for one more runtime."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.error: Exception | None = None
+
+
 class RuntimePool:
     def __init__(self, options: PoolOptions, launcher: Launcher) -> None:
         self._options = options
         self._launcher = launcher
         self._probe = ProbeModel()
+        #: All that have a process, also those that are being started, stopped or buried.
         self._runtimes: dict[str, ManagedRuntime] = {}
-        self._claims: dict[RuntimeKey, asyncio.Task[ManagedRuntime]] = {}
+        self._claims: dict[RuntimeKey, _Claim] = {}
+        #: Calls of `reserve` under way.
+        self._requests: Counter[RuntimeKey] = Counter()
         self._circuit = StartCircuit()
         self._spawn_slots = asyncio.Semaphore(options.spawn_concurrency)
         #: Set, and replaced by a new one, whenever something has changed that a waiter may wait for.
@@ -82,7 +96,7 @@ class RuntimePool:
         self._closing = True
         self.notify()
         await self._tasks.aclose()
-        await asyncio.gather(*(runtime.stop() for runtime in list(self._runtimes.values())), return_exceptions=True)
+        await asyncio.gather(*(self._stop(runtime) for runtime in self.runtimes))
         await self._probe.aclose()
 
     @property
@@ -104,118 +118,157 @@ class RuntimePool:
             RuntimeUnavailable: The CLI does not start; the detail says why.
             Draining: This node is shutting down.
         """
-        deadline = time.monotonic() + self._options.capacity_timeout
+        self._requests[key] += 1
+        try:
+            runtime = await self._find_room(key, time.monotonic() + self._options.capacity_timeout)
+            runtime.reserved += 1
+            return runtime
+        finally:
+            self._requests[key] -= 1
+            if not self._requests[key]:
+                del self._requests[key]
+                self.notify()  # a runtime of this key that holds no session may be ended now
+
+    async def _find_room(self, key: RuntimeKey, deadline: float) -> ManagedRuntime:
+        claim: _Claim | None = None
+        #: The state of things in which no session of this key could be hibernated.
+        full: asyncio.Event | None = None
         while True:
             if self._closing:
                 raise Draining("this node is shutting down")
             # Taken before we look, so that a change between the look and the wait is not missed.
             changed = self._changed
             if (runtime := self._with_room(key)) is not None:
-                runtime.reserved += 1
                 return runtime
-            if key in self._claims:
-                # `shield`: that claim belongs to everybody who waits for it, not to the one who is cancelled.
-                await asyncio.shield(self._claims[key])
-            elif self._of(key) and await self._make_room(key):
+            if full is not changed and self._of(key):
+                if not await self._make_room(key):
+                    full = changed
                 continue
-            elif self._may_claim():
-                await asyncio.shield(self._start_claim(key))
-            elif not await self._free_a_runtime():
-                await self._wait(changed, deadline)
+            if claim is None or claim.ended:
+                if claim is not None and claim.error is not None:
+                    raise claim.error
+                claim = self._join_claim(key)
+            await self._wait(changed, deadline)
 
     def release(self, runtime: ManagedRuntime) -> None:
         runtime.reserved -= 1
         runtime.last_held = time.monotonic()
         self.notify()
 
+    def notify(self) -> None:
+        """Something has changed that somebody may wait for: a place, or a session that can be hibernated."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
     async def retire(self, runtime: ManagedRuntime) -> None:
-        """Stop a runtime that nobody needs any more."""
+        """Stop a runtime that nobody needs any more. It counts as one until its process has gone."""
+        await self._stop(runtime)
         self._runtimes.pop(runtime.id, None)
-        await runtime.stop()
         self.notify()
+
+    async def _stop(self, runtime: ManagedRuntime) -> None:
+        try:
+            await runtime.stop()
+        except Exception:
+            log.exception("runtime.stop_failed", runtime=runtime.id, pid=runtime.pid)
 
     async def _make_room(self, key: RuntimeKey | None) -> bool:
         return self.make_room is not None and await self.make_room(key)
 
-    async def _free_a_runtime(self) -> bool:
-        """All runtimes are claimed: end one that holds no session, after emptying one if need be."""
-        empty = self._empty_one()
-        if empty is None and await self._make_room(None):
-            empty = self._empty_one()
-        if empty is None:
-            return False
-        await self.retire(empty)
-        return True
-
-    def _empty_one(self) -> ManagedRuntime | None:
-        empty = [r for r in self._runtimes.values() if r.state is RuntimeState.CLAIMED and r.reserved == 0]
-        return min(empty, key=lambda r: r.last_held, default=None)
-
     def _of(self, key: RuntimeKey) -> list[ManagedRuntime]:
-        return [r for r in self._runtimes.values() if r.key == key and r.state is RuntimeState.CLAIMED]
+        return [r for r in self._in(RuntimeState.CLAIMED) if r.key == key]
+
+    def _in(self, state: RuntimeState) -> list[ManagedRuntime]:
+        return [r for r in self._runtimes.values() if r.state is state]
 
     def _with_room(self, key: RuntimeKey) -> ManagedRuntime | None:
         candidates = [Candidate(r.id, r.reserved, self._options.max_sessions) for r in self._of(key)]
         chosen = least_loaded(candidates)
         return self._runtimes[chosen] if chosen else None
 
-    def _may_claim(self) -> bool:
-        return self._warm_one() is not None or self._has_room_for_runtime()
+    def _unused(self) -> list[ManagedRuntime]:
+        """Claimed ones that hold no session and, as far as we know, are about to get none."""
+        return [r for r in self._in(RuntimeState.CLAIMED) if not r.reserved and not self._wanted(r)]
 
-    def _has_room_for_runtime(self) -> bool:
-        return len(self._runtimes) < self._options.max_runtimes or self._starting() > len(self._claims)
-
-    def _warm_one(self) -> ManagedRuntime | None:
-        return next((r for r in self._runtimes.values() if r.state is RuntimeState.WARM), None)
-
-    def _starting(self) -> int:
-        return sum(r.state is RuntimeState.STARTING for r in self._runtimes.values())
+    def _wanted(self, runtime: ManagedRuntime) -> bool:
+        # Without this, keys that wait for room could end each other's new runtimes for ever.
+        return runtime.key in self._requests
 
     # --- claims ---
 
-    def _start_claim(self, key: RuntimeKey) -> asyncio.Task[ManagedRuntime]:
-        task = self._tasks.start(self._claim(key), f"claim {key}", expected=AerodromeError)
-        self._claims[key] = task
-        task.add_done_callback(lambda _: self._claims.pop(key, None))
-        return task
+    def _join_claim(self, key: RuntimeKey) -> _Claim:
+        claim = self._claims.get(key)
+        if claim is None:
+            claim = self._claims[key] = _Claim()
+            self._tasks.start(self._run_claim(key, claim), f"claim {key}")
+        return claim
 
-    async def _claim(self, key: RuntimeKey) -> ManagedRuntime:
-        while (runtime := self._warm_one()) is None:
-            if self._starting() < len(self._claims):
+    async def _run_claim(self, key: RuntimeKey, claim: _Claim) -> None:
+        """A task of its own: what it has begun does not end with the request that was first."""
+        try:
+            await self._claim(key)
+        except asyncio.CancelledError:
+            claim.error = Draining("this node is shutting down")
+            raise
+        except Exception as error:
+            if not isinstance(error, AerodromeError):
+                log.exception("runtime.claim_failed", key=str(key))
+            claim.error = error
+        finally:
+            claim.ended = True
+            del self._claims[key]
+            self.notify()
+
+    async def _claim(self, key: RuntimeKey) -> None:
+        full: asyncio.Event | None = None
+        # When all who waited have given up, what was started for them stays warm.
+        while key in self._requests:
+            changed = self._changed
+            if warm := self._in(RuntimeState.WARM):
+                warm[0].claim(key)
+                log.info("runtime.claimed", runtime=warm[0].id, pid=warm[0].pid, key=str(key))
+                return
+            if len(self._in(RuntimeState.STARTING)) >= len(self._claims):
+                await changed.wait()  # those that are being started will do
+            elif len(self._runtimes) < self._options.max_runtimes:
                 await self._spawn()
-            else:
-                # One that is being started for the warm pool will do.
-                await self._wait(self._changed, time.monotonic() + self._options.runtime.start_timeout)
-        runtime.claim(key)
-        log.info("runtime.claimed", runtime=runtime.id, pid=runtime.pid, key=str(key))
-        self.notify()
-        return runtime
+            elif unused := self._unused():
+                await self.retire(min(unused, key=lambda r: r.last_held))
+            elif full is changed or not await self._make_room(None):
+                full = changed
+                await changed.wait()
 
     async def _spawn(self) -> None:
         """Start one runtime; it is warm afterwards. Raises `RuntimeUnavailable`."""
-        if self._circuit.is_open and (wait := self._circuit.wait(time.monotonic())):
+        wait = self._circuit.wait(time.monotonic())
+        if self._circuit.is_open and wait:
             raise RuntimeUnavailable(f"the Copilot CLI does not start: {self._circuit.reason}", retry_after=wait)
+        self._circuit.trying(time.monotonic())
         runtime = ManagedRuntime(f"rt-{secrets.token_hex(5)}", self._options.runtime)
+        runtime.on_lost = self._lost
         self._runtimes[runtime.id] = runtime
         began = time.monotonic()
         try:
+            await asyncio.sleep(wait)
             async with self._spawn_slots:
-                await asyncio.sleep(self._circuit.wait(time.monotonic()))
                 await runtime.start(self._launcher, self._probe)
-        except BaseException as error:
-            self._runtimes.pop(runtime.id, None)
+        except Exception as error:
+            reason = error.detail if isinstance(error, AerodromeError) else f"{type(error).__name__}: {error}"
+            self._circuit.failed(time.monotonic(), reason)
+            log.warning("runtime.start_failed", runtime=runtime.id, reason=reason)
             if isinstance(error, AerodromeError):
-                self._circuit.failed(time.monotonic(), error.detail)
-                log.warning("runtime.start_failed", runtime=runtime.id, reason=error.detail)
+                raise
+            raise RuntimeUnavailable(f"the Copilot CLI could not be started: {reason}") from error
+        finally:
+            if runtime.state is not RuntimeState.WARM:
+                del self._runtimes[runtime.id]
             self.notify()
-            raise
         self._circuit.succeeded()
-        runtime.on_lost = self._lost
         log.info("runtime.warm", runtime=runtime.id, pid=runtime.pid, seconds=round(time.monotonic() - began, 3))
-        self.notify()
 
     def _lost(self, runtime: ManagedRuntime) -> None:
-        self._runtimes.pop(runtime.id, None)
+        if not self._closing:
+            self._tasks.start(self.retire(runtime), f"bury {runtime.id}")
         if self.on_lost is not None:
             self.on_lost(runtime)
         self.notify()
@@ -225,46 +278,54 @@ class RuntimePool:
     async def _keep_warm(self) -> None:
         """Refill the warm pool whenever it has gone short, a moment after what emptied it."""
         while True:
-            while self._warm_short():
+            changed = self._changed
+            if not self._warm_short():
+                await changed.wait()
+                continue
+            if self._claims or self._in(RuntimeState.CLAIMED):
+                await asyncio.sleep(self._options.replenish_delay)
+            if self._warm_short():
                 try:
                     await self._spawn()
                 except AerodromeError:
                     await asyncio.sleep(max(0.1, self._circuit.wait(time.monotonic())))
-            changed = self._changed
-            if not self._warm_short():
-                await changed.wait()
-            if self._warm_short():
-                await asyncio.sleep(REPLENISH_DELAY)
 
     def _warm_short(self) -> bool:
-        spare = sum(r.state in (RuntimeState.WARM, RuntimeState.STARTING) for r in self._runtimes.values())
-        return spare < self._options.warm + len(self._claims) and len(self._runtimes) < self._options.max_runtimes
+        return self._spare() < self._options.warm and len(self._runtimes) < self._options.max_runtimes
+
+    def _spare(self) -> int:
+        """Runtimes that are warm, or about to be, and that no claim waits for."""
+        return len(self._in(RuntimeState.WARM)) + len(self._in(RuntimeState.STARTING)) - len(self._claims)
 
     async def _stop_idle(self) -> None:
         interval = max(0.05, min(5.0, self._options.idle_timeout / 4))
         while True:
             await asyncio.sleep(interval)
-            now = time.monotonic()
             for runtime in self.runtimes:
-                idle = runtime.state is RuntimeState.CLAIMED and runtime.reserved == 0
-                # A user's own runtime has nobody left to wait for; a tenant's may get its next user any moment.
-                patience = self._options.idle_timeout if runtime.key and runtime.key.user is None else 0.0
-                if idle and now - runtime.last_held >= patience:
+                # Looked at again for each: stopping the one before took a while.
+                if self._idle(runtime, time.monotonic()):
                     log.info("runtime.idle", runtime=runtime.id, key=str(runtime.key))
                     await self.retire(runtime)
+
+    def _idle(self, runtime: ManagedRuntime, now: float) -> bool:
+        unused = now - runtime.last_held
+        if runtime.state is RuntimeState.WARM:
+            # Started for a request that then gave up.
+            return unused >= self._options.idle_timeout and self._spare() > self._options.warm
+        if runtime not in self._unused():
+            return False
+        # A user's own runtime has nobody left to wait for; a tenant's may get its next user any moment.
+        of_user = runtime.key is not None and runtime.key.user is not None
+        return of_user or unused >= self._options.idle_timeout
 
     async def _wait(self, changed: asyncio.Event, deadline: float) -> None:
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 await changed.wait()
         except TimeoutError:
-            raise Capacity(
-                f"all {self._options.max_runtimes} runtimes are in use and none became free within "
-                f"{self._options.capacity_timeout:g} s",
-                retry_after=self._options.capacity_timeout,
-            ) from None
-
-    def notify(self) -> None:
-        """Something has changed that a waiter may wait for; also called when a session falls idle."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+            waited = f"within {self._options.capacity_timeout:g} s"
+            if self._in(RuntimeState.STARTING):
+                detail = f"no runtime was ready {waited}; some are being started"
+            else:
+                detail = f"all {len(self._runtimes)} runtimes are in use and none became free {waited}"
+            raise Capacity(detail, retry_after=self._options.capacity_timeout) from None

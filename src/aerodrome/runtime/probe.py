@@ -11,6 +11,7 @@ import asyncio
 import json
 from typing import Any
 
+from aerodrome._util.tasks import first_of
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.events import SessionEvent
 from aerodrome.policy.session_params import Credentials, session_params
@@ -21,6 +22,8 @@ SESSION_ID = "aerodrome-readiness"
 _MODEL = "gpt-4.1"
 _HEAD = {"id": "ready", "model": _MODEL, "created": 0}
 _USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+#: A request of the probe's session is some 20 KB; anybody on this machine can connect.
+_MAX_BODY = 1 << 20
 
 
 class ProbeSession:
@@ -95,7 +98,8 @@ class ProbeModel:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections.add(writer)
         try:
-            while (head := await reader.readuntil(b"\r\n\r\n")) and len(head) < 65536:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
                 body = await reader.readexactly(_content_length(head))
                 writer.write(_response(body))
                 await writer.drain()
@@ -110,14 +114,18 @@ def _content_length(head: bytes) -> int:
     for line in head.split(b"\r\n"):
         name, _, value = line.partition(b":")
         if name.strip().lower() == b"content-length":
-            return int(value)
+            length = int(value)
+            if length > _MAX_BODY:
+                raise ValueError(f"a body of {length} bytes")
+            return length
     return 0
 
 
 def _response(body: bytes) -> bytes:
     if not body:
         return _http("application/json", json.dumps({"object": "list", "data": [{"id": _MODEL}]}).encode())
-    if not json.loads(body).get("stream"):
+    request = json.loads(body)
+    if not isinstance(request, dict) or not request.get("stream"):
         message = {"role": "assistant", "content": "ready"}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         answer = {**_HEAD, "object": "chat.completion", "choices": [choice], "usage": _USAGE}
@@ -147,7 +155,7 @@ async def prove_ready(control: ControlLink, model: ProbeModel, working_directory
         async with asyncio.timeout(timeout):
             await control.request("session.create", model.params(working_directory), timeout=timeout)
             await control.request("session.send", {"sessionId": SESSION_ID, "prompt": "ready?"}, timeout=timeout)
-            await session.idle.wait()
+            await _either(session.idle, control.closed)
             await control.request("session.detach", {"sessionId": SESSION_ID}, timeout=timeout)
     except TimeoutError:
         raise RuntimeUnavailable(f"a session in the new Copilot CLI did not answer within {timeout:g} s") from None
@@ -157,3 +165,12 @@ async def prove_ready(control: ControlLink, model: ProbeModel, working_directory
         control.unbind(SESSION_ID, session)
     if not session.answered:
         raise RuntimeUnavailable(f"a session in the new Copilot CLI failed: {session.error or 'no answer'}")
+
+
+async def _either(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await first_of(*waits)
+    finally:
+        for wait in waits:
+            wait.cancel()

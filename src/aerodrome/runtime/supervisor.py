@@ -209,9 +209,9 @@ class ManagedRuntime:
         if starting:
             return  # `start` is under way, sees the link close and cleans up
         log.warning("runtime.lost", runtime=self.id, pid=self.pid, key=str(self.key), reason=reason)
+        self._tasks.start(self._discard(reason), "discard")
         if self.on_lost is not None:
             self.on_lost(self)
-        self._tasks.start(self._discard(reason), "discard")
 
     # --- ending ---
 

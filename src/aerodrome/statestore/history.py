@@ -1,13 +1,13 @@
 """Reading the CLI's `events.jsonl`: what was said, and where a crash has left it. Pure functions over its text.
 
-One JSON object a line: `{type, data, id, timestamp, parentId}`. A turn begins with `user.message`; it has been
-answered when an `assistant.message` without tool requests follows, and it has been ended otherwise by `abort` or
-`session.error`. Lines that are no JSON (a torn tail) are passed over, as the CLI does.
+One JSON object a line: `{type, data, id, timestamp, parentId}`, and `agentId` on what a sub-agent did, which is no
+part of the conversation. A turn begins with `user.message`; it has been answered when an `assistant.message` without
+tool requests follows, and it has been ended otherwise by `abort` or `session.error`. Lines that are no JSON (a torn
+tail) are passed over, as the CLI does.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from aerodrome._util.surrogates import replace_lone_escapes, replace_lone_surrogates
 from aerodrome.events import SessionEvent
 
 
@@ -22,15 +23,14 @@ class _Line(msgspec.Struct):
     type: str
     id: str = ""
     timestamp: str = ""
+    agentId: str | None = None  # noqa: N815 - the wire's name
     data: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 class _MessageData(msgspec.Struct):
-    content: str = ""
-    messageId: str = ""  # noqa: N815 - the wire's name
-    originatingMessageId: str | None = None  # noqa: N815
+    content: str | None = None
+    messageId: str | None = None  # noqa: N815 - the wire's name
     toolRequests: list[msgspec.Raw] | None = None  # noqa: N815
-    agentId: str | None = None  # noqa: N815
 
 
 _decode_line = msgspec.json.Decoder(_Line).decode
@@ -65,37 +65,49 @@ class Tail:
         return self.message_id is not None and self.answer is None and not self.ended
 
 
-def _lines(text: str) -> Iterator[tuple[int, str, _Line]]:
+def _lines(text: str) -> Iterator[tuple[int, bytes, _Line]]:
+    """The lines that are events: where each begins, its bytes, what they say."""
     offset = 0
-    for line in text.split("\n"):
-        parsed: _Line | None = None
-        with contextlib.suppress(msgspec.DecodeError, UnicodeEncodeError):
-            parsed = _decode_line(line)
+    for line in text.split("\n"):  # not `splitlines`: U+2028 may stand in a JSON string
+        raw = replace_lone_surrogates(line).encode()
+        if (parsed := _parse(raw)) is None:
+            # A prompt may hold half a character; to pass its line over would be to forget that it was asked.
+            raw = replace_lone_escapes(raw)
+            parsed = _parse(raw)
         if parsed is not None:
-            yield offset, line, parsed
+            yield offset, raw, parsed
         offset += len(line) + 1
+
+
+def _parse(raw: bytes) -> _Line | None:
+    try:
+        return _decode_line(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return None
 
 
 def _message(line: _Line) -> _MessageData:
     try:
         return _decode_message(line.data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, RecursionError):
         return _MessageData()
+
+
+def _conversation(text: str) -> Iterator[tuple[int, _Line]]:
+    return ((offset, line) for offset, _, line in _lines(text) if line.agentId is None)
 
 
 def messages(text: str) -> list[HistoryMessage]:
     """What user and assistant said to each other, in order; tool calls and system messages left out."""
     result: list[HistoryMessage] = []
-    for _, _, line in _lines(text):
+    for _, line in _conversation(text):
         if line.type not in ("user.message", "assistant.message"):
             continue
         data = _message(line)
-        if data.agentId is not None:
-            continue  # a sub-agent's own conversation
         if line.type == "assistant.message" and not data.content:
             continue  # nothing but tool requests
         role = line.type.partition(".")[0]
-        result.append(HistoryMessage(data.messageId or line.id, role, data.content, _unix(line.timestamp)))
+        result.append(HistoryMessage(data.messageId or line.id, role, data.content or "", _unix(line.timestamp)))
     return result
 
 
@@ -105,15 +117,14 @@ def tail(text: str) -> Tail:
     answer: dict[str, Any] | None = None
     ended = False
     start = 0
-    for offset, _, line in _lines(text):
+    for offset, line in _conversation(text):
         if line.type == "user.message":
             if message_id is None or answer is not None or ended:
                 start = offset  # else this one steers the turn that is running: the two go together
             message_id, answer, ended = _message(line).messageId or line.id, None, False
         elif line.type == "assistant.message":
             data = _message(line)
-            if data.agentId is None:
-                answer = None if data.toolRequests else {"id": data.messageId, "content": data.content}
+            answer = None if data.toolRequests else {"id": data.messageId or line.id, "content": data.content or ""}
         elif line.type in ("abort", "session.error"):
             ended = True
     return Tail(message_id, answer, ended, start)
@@ -131,8 +142,8 @@ def events_after(text: str, event_id: str) -> list[SessionEvent] | None:
     found: list[SessionEvent] | None = None
     for _, raw, line in _lines(text):
         if found is not None:
-            found.append(SessionEvent(id=line.id, type=line.type, raw=raw.encode("utf-8", "surrogatepass")))
-        elif line.id == event_id:
+            found.append(SessionEvent(id=line.id, type=line.type, raw=raw))
+        elif line.id and line.id == event_id:
             found = []
     return found
 

@@ -1,22 +1,27 @@
 """The `sessionFs` provider: answers the CLI's file operations for one activation of one session.
 
-Bound to the activation's epoch for its whole life. After the first write that fails, for whatever reason, every
+Bound to the activation's epoch for its whole life. After the first write that the store could not do, every
 later write is refused as well: the CLI keeps the events of a failed append and writes them with the next one that
 succeeds (FACTS, "sessionFs"), which would put a turn into the history that was reported as failed, or, after a
-lost lease, behind somebody else's.
+lost lease, behind somebody else's. For the same reason writes are carried out one after the other: none may overtake
+one that is about to fail. (What any file system would refuse, such as removing what is not there, is an ordinary
+answer and closes nothing.)
 
 Results and errors have the shapes of the SDK's `SessionFsHandler`: a write answers null or an error object, a read
-answers an object with an `error` in it.
+answers an object with an `error` in it. `exists` has no place for an error: there, and only there, a store that
+cannot be read raises `StoreUnavailable`, because a session that seems to be empty would be begun anew.
 """
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import posixpath
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from aerodrome.errors import AerodromeError
+from aerodrome.errors import AerodromeError, StoreUnavailable
 from aerodrome.model import SessionKey
 from aerodrome.statestore.ports import FileInfo, SessionFileStore
 
@@ -29,11 +34,14 @@ HOME_PATH = "/@home"
 
 Params = dict[str, Any]
 
+#: What any file system answers when it is asked for the impossible.
+_ORDINARY = frozenset((errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EINVAL))
+
 
 class SessionFs:
     """Args:
     home: The runtime's `COPILOT_HOME`, as it stands in paths.
-    on_failed_write: Called once, with the reason, when the first write fails.
+    on_failed_write: Called once, with the reason, when the store could not do a write; not after `close`.
     """
 
     def __init__(
@@ -48,9 +56,10 @@ class SessionFs:
         self._store = store
         self._key = key
         self._epoch = epoch
-        self._home = home.rstrip("/")
+        self._home = posixpath.normpath(home)
         self._on_failed_write = on_failed_write
         self._closed = False
+        self._writing = asyncio.Lock()
         self._operations: dict[str, Callable[[Params], Awaitable[Any]]] = {
             "readFile": self._read_file,
             "exists": self._exists,
@@ -85,13 +94,18 @@ class SessionFs:
             return {"content": "", "error": _describe(error)}
 
     async def _exists(self, params: Params) -> Any:
-        return {"exists": await self._info(params["path"]) is not None}
+        try:
+            await self._store.stat(self._key, self._path(params["path"]))
+        except OSError:
+            return {"exists": False}
+        return {"exists": True}
 
     async def _stat(self, params: Params) -> Any:
         try:
             info = await self._store.stat(self._key, self._path(params["path"]))
         except (OSError, AerodromeError) as error:
-            return {**_stat_result(FileInfo(False, 0, 0, 0)), "isFile": False, "error": _describe(error)}
+            nothing = _stat_result(FileInfo(is_directory=False, size=0, modified_at=0.0, created_at=0.0))
+            return {**nothing, "isFile": False, "error": _describe(error)}
         return _stat_result(info)
 
     async def _readdir(self, params: Params) -> Any:
@@ -107,19 +121,11 @@ class SessionFs:
         except (OSError, AerodromeError) as error:
             return {"entries": [], "error": _describe(error)}
         return {
-            "entries": [
-                {"name": name, "type": "directory" if info.is_directory else "file"} for name, info in entries
-            ]
+            "entries": [{"name": name, "type": "directory" if info.is_directory else "file"} for name, info in entries]
         }
 
     async def _sqlite_exists(self, params: Params) -> Any:
         return {"exists": False}
-
-    async def _info(self, path: str) -> FileInfo | None:
-        try:
-            return await self._store.stat(self._key, self._path(path))
-        except (OSError, AerodromeError):
-            return None
 
     # --- writes ---
 
@@ -148,19 +154,28 @@ class SessionFs:
         return await self._guard(self._store.rename, self._key, self._epoch, source, target)
 
     async def _guard(self, write: Callable[..., Awaitable[None]], *args: Any, **kwargs: Any) -> Any:
-        if self._closed:
-            return _error("UNKNOWN", "this activation of the session is closed for writing")
-        try:
-            await write(*args, **kwargs)
-        except OSError as error:
-            # An ordinary answer of a file system (no such file): nothing is wrong with the store.
-            return _describe(error)
-        except AerodromeError as error:
-            if not self._closed:
-                self._closed = True
-                self._on_failed_write(error)
-            return _describe(error)
+        async with self._writing:
+            if self._closed:
+                return _error("UNKNOWN", "this activation of the session is closed for writing")
+            try:
+                await write(*args, **kwargs)
+            except OSError as error:
+                if error.errno not in _ORDINARY:
+                    self._fail(StoreUnavailable(f"a session file could not be written: {error}"))
+                return _describe(error)
+            except AerodromeError as error:
+                self._fail(error)
+                return _describe(error)
+            except BaseException as error:
+                # Cancelled, or a bug: nobody knows whether it was written.
+                self._fail(StoreUnavailable(f"a session file may not have been written: {type(error).__name__}"))
+                raise
         return None
+
+    def _fail(self, error: AerodromeError) -> None:
+        if not self._closed:
+            self._closed = True
+            self._on_failed_write(error)
 
     def _path(self, path: str) -> str:
         """The name of the file in the store: absolute, without dots, without this runtime's home."""

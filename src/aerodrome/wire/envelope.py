@@ -2,17 +2,18 @@
 
 Only `method`, `id`, `params.sessionId` and, for events, the event's own head are ever decoded here; `params`,
 `result` and `error` stay the bytes that came in (`msgspec.Raw`), to be decoded by whoever needs them or
-forwarded untouched.
+forwarded untouched. The one exception are escapes of lone surrogates, which become U+FFFD: nobody behind us could
+hold them, and the CLI leaves a message with one in it unanswered (measured; so with `MAX_DEPTH`).
 """
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from aerodrome._util.surrogates import replace_lone_escapes, replace_lone_surrogates
 from aerodrome.events import SessionEvent
 from aerodrome.wire.framing import encode_frame
 
@@ -20,20 +21,17 @@ RequestId = int | str
 
 #: JSON-RPC 2.0, section 5.1.
 PARSE_ERROR = -32700
-INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 
+#: How deep arrays and objects of a request's parameters may be nested. The CLI reads 127 levels in all and answers
+#: nothing to a message with more.
+MAX_DEPTH = 100
+
 
 class EnvelopeError(Exception):
-    """A body that is no JSON-RPC message."""
-
-
-class ErrorObject(msgspec.Struct):
-    code: int
-    message: str
-    data: Raw | UnsetType = UNSET
+    """A body that is no JSON-RPC message, or cannot become one."""
 
 
 class Message(msgspec.Struct):
@@ -43,7 +41,7 @@ class Message(msgspec.Struct):
     method: str | UnsetType = UNSET
     params: Raw | UnsetType = UNSET
     result: Raw | UnsetType = UNSET
-    error: ErrorObject | UnsetType | None = UNSET
+    error: Raw | UnsetType = UNSET
 
     @property
     def is_request(self) -> bool:
@@ -56,6 +54,10 @@ class Message(msgspec.Struct):
     @property
     def is_response(self) -> bool:
         return self.method is UNSET
+
+    @property
+    def is_error(self) -> bool:
+        return self.error is not UNSET and bytes(self.error) != b"null"
 
 
 class _SessionParams(msgspec.Struct):
@@ -87,12 +89,29 @@ def decode(body: bytes) -> Message:
         EnvelopeError: It is not JSON, not an object, or neither a call nor a response.
     """
     try:
-        message = _decode_message(body)
+        if not body.isascii():
+            body.decode()  # msgspec does not look into what it leaves raw
+        try:
+            message = _decode_message(body)
+        except msgspec.DecodeError:
+            message = _decode_message(replace_lone_escapes(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EnvelopeError(f"not a JSON-RPC message: {error}") from error
-    if message.method is UNSET and (message.id is UNSET or message.id is None) and not message.error:
+    if message.method is UNSET and (message.id is UNSET or message.id is None) and not message.is_error:
         raise EnvelopeError("neither a method nor an id")
     return message
+
+
+def error_of(message: Message) -> tuple[int, str]:
+    """Code and text of an error answer. One of an unusual shape is an error answer all the same."""
+    try:
+        value = decode_value(message.error)
+    except EnvelopeError:
+        value = None
+    if not isinstance(value, dict):
+        return INTERNAL_ERROR, f"an error of an unknown shape: {bytes(message.error or b'')[:200]!r}"
+    code, text = value.get("code"), value.get("message")
+    return code if isinstance(code, int) else INTERNAL_ERROR, str(text or "an error without a message")
 
 
 def session_of(params: Raw | UnsetType) -> str | None:
@@ -121,18 +140,16 @@ def event_of(params: Raw) -> tuple[str, SessionEvent]:
 
 
 def decode_value(raw: Raw | UnsetType) -> Any:
-    """The whole value behind a `Raw`; ``None`` when it was absent."""
+    """The whole value behind a `Raw`; ``None`` when it was absent.
+
+    Raises:
+        EnvelopeError: It is not JSON, or nested too deep to be read.
+    """
     if raw is UNSET:
         return None
     try:
         return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
-    try:
-        # msgspec refuses the escape of a lone surrogate, which JavaScript strings may hold; the standard
-        # library takes it.
-        return json.loads(bytes(raw))
-    except (ValueError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EnvelopeError(f"not JSON: {error}") from error
 
 
@@ -140,10 +157,32 @@ def _encode(value: Any) -> bytes:
     try:
         return _encode_fast(value)
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode("ascii")
+        return _encode_fast(_without_surrogates(value))
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return replace_lone_surrogates(value)
+    if isinstance(value, dict):
+        return {_without_surrogates(name): _without_surrogates(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_surrogates(item) for item in value]
+    return value
+
+
+def _fits(value: Any, depth: int) -> bool:
+    """Whether the value is nested at most `depth` levels."""
+    if isinstance(value, dict):
+        return depth > 0 and all(_fits(item, depth - 1) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return depth > 0 and all(_fits(item, depth - 1) for item in value)
+    return True
 
 
 def request_frame(request_id: RequestId, method: str, params: Any) -> bytes:
+    """Raises `EnvelopeError` when the parameters are nested deeper than the CLI reads."""
+    if not _fits(params, MAX_DEPTH):
+        raise EnvelopeError(f"the parameters of {method} are nested deeper than {MAX_DEPTH} levels")
     return encode_frame(_encode({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}))
 
 
@@ -155,7 +194,7 @@ def result_frame(request_id: RequestId, result: Any) -> bytes:
     return encode_frame(_encode({"jsonrpc": "2.0", "id": request_id, "result": result}))
 
 
-def error_frame(request_id: RequestId | None, code: int, message: str, data: Any = None) -> bytes:
+def error_frame(request_id: RequestId, code: int, message: str, data: Any = None) -> bytes:
     error: dict[str, Any] = {"code": code, "message": message}
     if data is not None:
         error["data"] = data

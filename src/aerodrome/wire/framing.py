@@ -7,6 +7,9 @@ stream, because nothing tells where the next one starts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+#: Bytes of a header block, without the blank line that ends it.
 MAX_HEADER = 4096
 DEFAULT_MAX_FRAME = 64 * 1024 * 1024
 
@@ -19,11 +22,9 @@ class FramingError(Exception):
     `bodies` are those that were complete in the same piece, before the break.
     """
 
-    bodies: list[bytes]
-
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, bodies: Sequence[bytes] = ()) -> None:
         super().__init__(message)
-        self.bodies = []
+        self.bodies = list(bodies)
 
 
 class FrameTooLarge(FramingError):
@@ -38,7 +39,7 @@ def encode_frame(body: bytes) -> bytes:
 class FrameDecoder:
     """Turns arbitrary pieces of a byte stream into bodies.
 
-    After `FramingError` every further call raises the same error again.
+    After `FramingError` every further call raises that error again, without bodies.
     """
 
     def __init__(self, max_frame: int = DEFAULT_MAX_FRAME) -> None:
@@ -48,7 +49,7 @@ class FrameDecoder:
         self._body_length: int | None = None
         #: How far the buffer has been searched for the end of the header.
         self._searched = 0
-        self._error: FramingError | None = None
+        self._broken: FramingError | None = None
 
     @property
     def buffered(self) -> int:
@@ -59,21 +60,19 @@ class FrameDecoder:
         """Take in a piece and return the bodies that are complete, in order.
 
         Raises:
-            FramingError: The stream is broken. Bodies complete before the break come out of the call
-                before; those in the same piece are in the error's `bodies`.
+            FramingError: The stream is broken. Bodies that were complete in this piece before the break are in the
+                error's `bodies`.
         """
-        if self._error is not None:
-            raise self._error
+        self._raise_if_broken()
         self._buffer += data
         bodies: list[bytes] = []
         try:
             while (body := self._next()) is not None:
                 bodies.append(body)
         except FramingError as error:
-            error.bodies = bodies
-            self._error = error
+            self._broken = error
             self._buffer.clear()
-            raise
+            raise type(error)(str(error), bodies) from None
         return bodies
 
     def eof(self) -> None:
@@ -82,11 +81,16 @@ class FrameDecoder:
         Raises:
             FramingError: It did so within a frame.
         """
-        if self._error is None and self._buffer:
-            self._error = FramingError(
-                f"the stream ended within a frame ({len(self._buffer)} bytes of it are here)"
-            )
-            raise self._error
+        self._raise_if_broken()
+        if self._body_length is not None or self._buffer:
+            self._broken = FramingError(f"the stream ended within a frame ({len(self._buffer)} bytes of it are here)")
+            self._buffer.clear()
+            raise self._broken
+
+    def _raise_if_broken(self) -> None:
+        if self._broken is not None:
+            # A new one: the first has the bodies, and must not grow a longer traceback with each call.
+            raise type(self._broken)(str(self._broken))
 
     def _next(self) -> bytes | None:
         if self._body_length is None and not self._take_header():
@@ -101,14 +105,14 @@ class FrameDecoder:
 
     def _take_header(self) -> bool:
         end = self._buffer.find(_SEPARATOR, self._searched)
+        # Without a separator the header is too long once even one that begins with the last bytes would come too
+        # late; any earlier, and it would depend on how the stream is cut into pieces whether a header is accepted.
+        if end > MAX_HEADER or (end < 0 and len(self._buffer) >= MAX_HEADER + len(_SEPARATOR)):
+            raise FramingError(f"no end of header within {MAX_HEADER} bytes")
         if end < 0:
-            if len(self._buffer) > MAX_HEADER:
-                raise FramingError(f"no end of header within {MAX_HEADER} bytes")
             # The separator may have begun with the last three bytes seen so far.
             self._searched = max(0, len(self._buffer) - len(_SEPARATOR) + 1)
             return False
-        if end > MAX_HEADER:
-            raise FramingError(f"a header of {end} bytes is over the limit of {MAX_HEADER}")
         self._body_length = self._parse_header(bytes(self._buffer[:end]))
         del self._buffer[: end + len(_SEPARATOR)]
         self._searched = 0

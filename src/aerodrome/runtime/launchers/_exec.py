@@ -11,10 +11,17 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+#: What a shell ends with when a command cannot be started.
+_CANNOT_START = 126
 
 if sys.platform == "linux":
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(sys.argv[1]):
         # The parent died before the request was in force.
         sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606 - replacing this process is the purpose
+try:
+    os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606 - replacing this process is the purpose
+except OSError as error:
+    # Our output is read by the launcher, which tells it to whoever asked for the runtime.
+    print(f"{sys.argv[2]}: {error.strerror}", flush=True)
+    sys.exit(_CANNOT_START)

@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
 from aerodrome.errors import RuntimeUnavailable
+from aerodrome.runtime.homes import kill_leftovers
+from aerodrome.runtime.launchers.output import LogFile, RuntimeOutput
 from aerodrome.runtime.ports import LaunchSpec
 
 #: Passed on from our own environment: what a program needs to find libraries, certificates and proxies.
@@ -37,7 +37,6 @@ PASSED_ON = (
     "NODE_EXTRA_CA_CERTS",
 )
 
-_LISTENING = re.compile(r"listening on port (\d+)")
 _EXEC = Path(__file__).with_name("_exec.py")
 
 
@@ -50,27 +49,11 @@ class ProcessLauncher:
         self._package_cache = package_cache
 
     async def launch(self, spec: LaunchSpec, *, timeout: float) -> ChildProcess:
-        for directory in (
-            spec.home,
-            spec.home / "workspace",
-            spec.home / "tmp",
-            spec.log_dir,
-            self._package_cache,
-        ):
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
-            child = await asyncio.create_subprocess_exec(
-                *self._arguments(spec),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=self._environment(spec),
-                cwd=spec.home / "workspace",
-                start_new_session=True,
-            )
+            self._make_directories(spec)
+            process = await self._start(spec)
         except OSError as error:
             raise RuntimeUnavailable(f"the Copilot CLI at {spec.command} could not be started: {error}") from error
-        process = ChildProcess(child, spec)
         try:
             await process.listening(timeout)
         except BaseException:
@@ -79,6 +62,36 @@ class ProcessLauncher:
             await asyncio.shield(process.reap())
             raise
         return process
+
+    def _make_directories(self, spec: LaunchSpec) -> None:
+        # The home comes first: it is what tells that the log directory belongs to a living runtime.
+        for directory in (spec.home, spec.home / "workspace", spec.home / "tmp", spec.log_dir, self._package_cache):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    async def _start(self, spec: LaunchSpec) -> ChildProcess:
+        # A pipe of our own: asyncio closes those it makes only when the last process that has inherited one has
+        # ended, and not at all while nobody reads.
+        reading, writing = os.pipe()
+        try:
+            transport, output = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: RuntimeOutput(LogFile(spec.log_dir, spec.log_bytes)), os.fdopen(reading, "rb", buffering=0)
+            )
+            try:
+                child = await asyncio.create_subprocess_exec(
+                    *self._arguments(spec),
+                    stdin=subprocess.DEVNULL,
+                    stdout=writing,
+                    stderr=writing,
+                    env=self._environment(spec),
+                    cwd=spec.home / "workspace",
+                    start_new_session=True,
+                )
+            except BaseException:
+                transport.close()
+                raise
+        finally:
+            os.close(writing)
+        return ChildProcess(child, spec.home, output, transport)
 
     def _arguments(self, spec: LaunchSpec) -> list[str]:
         return [
@@ -117,12 +130,14 @@ class ProcessLauncher:
 class ChildProcess:
     """A runtime that is our child. Implements `RuntimeProcess`."""
 
-    def __init__(self, child: asyncio.subprocess.Process, spec: LaunchSpec) -> None:
+    def __init__(
+        self, child: asyncio.subprocess.Process, home: Path, output: RuntimeOutput, pipe: asyncio.ReadTransport
+    ) -> None:
         self._child = child
-        self._spec = spec
-        self._tail: deque[str] = deque(maxlen=40)
-        self._port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._reader = asyncio.create_task(self._read_output(), name=f"runtime-output:{spec.id}")
+        self._home = home
+        self._output = output
+        self._pipe = pipe
+        self._cleaned = False
 
     @property
     def pid(self) -> int:
@@ -130,7 +145,7 @@ class ChildProcess:
 
     @property
     def address(self) -> tuple[str, int]:
-        return "127.0.0.1", self._port.result()
+        return "127.0.0.1", self._output.port.result()
 
     @property
     def exit_code(self) -> int | None:
@@ -145,18 +160,22 @@ class ChildProcess:
 
     def kill(self) -> None:
         # The group, not the process: a tool the runtime started must not outlive it. The group keeps its id,
-        # and the id its meaning, as long as anybody is in it.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._child.pid, signal.SIGKILL)
+        # and the id its meaning, as long as anybody is in it; afterwards it may become somebody else's.
+        if not self._cleaned:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._child.pid, signal.SIGKILL)
 
     def output_tail(self) -> str:
-        return "\n".join(self._tail)
+        return self._output.tail()
 
     async def cleanup(self) -> None:
         self.kill()
-        # Somebody who left the group may hold the pipe open; what it still writes is of no interest.
-        self._reader.cancel()
-        await asyncio.gather(self._reader, return_exceptions=True)
+        self._cleaned = True
+        # Those who left the group are known by their environment.
+        await asyncio.to_thread(kill_leftovers, self._home)
+        # And somebody who is not may hold the pipe open; what it still writes is of no interest.
+        self._pipe.close()
+        await self._output.ended.wait()
 
     async def reap(self) -> None:
         await self._child.wait()
@@ -168,57 +187,24 @@ class ChildProcess:
         Raises:
             RuntimeUnavailable: The process ended first, or `timeout` seconds have passed.
         """
+        port = self._output.port
         ended = asyncio.ensure_future(self._child.wait())
         try:
-            async with asyncio.timeout(timeout):
-                await asyncio.wait({ended, self._port}, return_when=asyncio.FIRST_COMPLETED)
-        except TimeoutError:
-            raise RuntimeUnavailable(
-                f"the Copilot CLI did not listen within {timeout:g} s of its start{self._said()}"
-            ) from None
+            await asyncio.wait({ended, port}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            if not ended.done():
-                ended.cancel()
-        if not self._port.done():
-            # The last words may still be in the pipe.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1):
-                    await asyncio.shield(self._reader)
-            raise RuntimeUnavailable(
-                f"the Copilot CLI ended with code {self._child.returncode} before it listened{self._said()}"
-            )
+            ended.cancel()
+        if port.done():
+            return
+        if self._child.returncode is None:
+            raise RuntimeUnavailable(f"the Copilot CLI did not listen within {timeout:g} s of its start{self._said()}")
+        # The last words may still be in the pipe, which one of its children may hold open.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await self._output.ended.wait()
+        raise RuntimeUnavailable(
+            f"the Copilot CLI ended with code {self._child.returncode} before it listened{self._said()}"
+        )
 
     def _said(self) -> str:
-        return f"; it said: {self.output_tail()[-600:]}" if self._tail else " and said nothing"
-
-    async def _read_output(self) -> None:
-        """Keep the pipe empty (a full one would stop the runtime) and the log bounded: two files of half each."""
-        assert self._child.stdout is not None
-        path = self._spec.log_dir / "output.log"
-        half = max(self._spec.log_bytes // 2, 4096)
-        written = 0
-        log = path.open("ab", buffering=0)
-        try:
-            while line := await _read_line(self._child.stdout):
-                text = line.decode("utf-8", "replace").rstrip()
-                self._tail.append(text)
-                if not self._port.done() and (match := _LISTENING.search(text)):
-                    self._port.set_result(int(match[1]))
-                with contextlib.suppress(OSError):  # a full disk must not stop the runtime
-                    written += log.write(line) or 0
-                if written >= half:
-                    written = 0
-                    log.close()
-                    path.replace(path.with_suffix(".log.1"))
-                    log = path.open("ab", buffering=0)
-        finally:
-            log.close()
-
-
-async def _read_line(stream: asyncio.StreamReader) -> bytes:
-    """A line, or a piece of one that is longer than the stream's limit; empty at the end."""
-    try:
-        return await stream.readline()
-    except ValueError:
-        # Over the limit: readline has dropped the piece from its buffer.
-        return b"(a very long line)\n"
+        tail = self.output_tail()
+        return f"; it said: {tail[-600:]}" if tail else " and said nothing"
