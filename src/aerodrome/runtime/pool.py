@@ -42,7 +42,7 @@ class PoolOptions:
     #: Resident sessions a runtime.
     max_sessions: int = 50
     spawn_concurrency: int = 2
-    #: Seconds to wait for room before `Capacity`.
+    #: Seconds to wait for room before `Capacity`; the start of a runtime, once it is under way, has its own limit.
     capacity_timeout: float = 30.0
     #: Seconds a claimed runtime may hold no session before it is stopped.
     idle_timeout: float = 600.0
@@ -76,6 +76,8 @@ class RuntimePool:
         self._requests: Counter[RuntimeKey] = Counter()
         self._circuit = StartCircuit()
         self._spawn_slots = asyncio.Semaphore(options.spawn_concurrency)
+        #: Starts that have a slot.
+        self._under_way = 0
         #: Set, and replaced by a new one, whenever something has changed that a waiter may wait for.
         self._changed = asyncio.Event()
         self._tasks = TaskOwner("pool")
@@ -148,7 +150,7 @@ class RuntimePool:
                 if claim is not None and claim.error is not None:
                     raise claim.error
                 claim = self._join_claim(key)
-            await self._wait(changed, deadline)
+            await self._wait(key, changed, deadline)
 
     def release(self, runtime: ManagedRuntime) -> None:
         runtime.reserved -= 1
@@ -251,7 +253,11 @@ class RuntimePool:
         try:
             await asyncio.sleep(wait)
             async with self._spawn_slots:
-                await runtime.start(self._launcher, self._probe)
+                self._under_way += 1
+                try:
+                    await runtime.start(self._launcher, self._probe)
+                finally:
+                    self._under_way -= 1
         except Exception as error:
             reason = error.detail if isinstance(error, AerodromeError) else f"{type(error).__name__}: {error}"
             self._circuit.failed(time.monotonic(), reason)
@@ -318,14 +324,19 @@ class RuntimePool:
         of_user = runtime.key is not None and runtime.key.user is not None
         return of_user or unused >= self._options.idle_timeout
 
-    async def _wait(self, changed: asyncio.Event, deadline: float) -> None:
+    async def _wait(self, key: RuntimeKey, changed: asyncio.Event, deadline: float) -> None:
+        limit = None if self._on_its_way(key) else max(0.0, deadline - time.monotonic())
         try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            async with asyncio.timeout(limit):
                 await changed.wait()
         except TimeoutError:
-            waited = f"within {self._options.capacity_timeout:g} s"
-            if self._in(RuntimeState.STARTING):
-                detail = f"no runtime was ready {waited}; some are being started"
-            else:
-                detail = f"all {len(self._runtimes)} runtimes are in use and none became free {waited}"
-            raise Capacity(detail, retry_after=self._options.capacity_timeout) from None
+            if not self._on_its_way(key):
+                raise Capacity(
+                    f"{len(self._runtimes)} of {self._options.max_runtimes} runtimes are in use or being started, "
+                    f"and none became free within {self._options.capacity_timeout:g} s",
+                    retry_after=self._options.capacity_timeout,
+                ) from None
+
+    def _on_its_way(self, key: RuntimeKey) -> bool:
+        """Whether a start that will do for this key's claim is under way: those before it in the queue take theirs."""
+        return key in self._claims and list(self._claims).index(key) < self._under_way
