@@ -1,0 +1,66 @@
+"""A node in a process of its own, for its processor time and memory to be measured alone.
+
+`python -m aerodrome.bench.host` reads JSON lines from standard input: first the settings, then commands. It answers
+each with one JSON line on standard output. The commands are for what the HTTP API does not offer:
+
+======================================== ==============================================================
+``{"do": "key", "tenant", "user"}``      issue an API key: `{"key"}`
+``{"do": "runtimes"}``                   the node's runtimes, as `aerodrome runtimes ls` lists them
+``{"do": "hibernate", "tenant", "id"?}`` put the tenant's idle sessions, or this one, to sleep: `{"count"}`
+======================================== ==============================================================
+
+It drains and ends when standard input does, and so also when whoever started it has died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+import uvloop
+
+from aerodrome.app import Node
+from aerodrome.config.settings import Settings
+from aerodrome.observability.logging import configure_logging
+
+
+async def serve() -> None:
+    commands = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+    settings = Settings.model_validate(json.loads(await commands.readline()))
+    # As `aerodrome serve` logs: what it costs is part of what is measured.
+    configure_logging(settings.telemetry.log_level, settings.telemetry.log_format)
+    async with Node(settings) as node:
+        host, port = node.http_address
+        _reply({"http": f"{host}:{port}"})
+        while line := await commands.readline():
+            _reply(await _do(node, json.loads(line)))
+
+
+async def _do(node: Node, command: dict[str, Any]) -> Any:
+    match command["do"]:
+        case "key":
+            _, key = await node.stores.keys.create(command["tenant"], command["user"], frozenset())
+            return {"key": key}
+        case "runtimes":
+            return [runtime.describe() for runtime in node.pool.runtimes]
+        case "hibernate":
+            wanted = command.get("id")
+            sessions = [
+                live
+                for live in node.sessions.live
+                if live.row.key.tenant == command["tenant"] and wanted in (None, live.row.key.id)
+            ]
+            return {"count": sum([await node.sessions.hibernate(live) for live in sessions])}
+    raise ValueError(f"no such command: {command['do']}")
+
+
+def _reply(value: Any) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve())

@@ -1,0 +1,54 @@
+"""How often each thing is done: the whole benchmark, and a quick one that shows no more than that it works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    name: str
+    #: Rounds of plain turns, one a contender.
+    turns: int
+    #: Rounds of first turns: each takes a warm runtime, and waits until it is replaced.
+    first_turns: int
+    cold_starts: int
+    #: Hibernated sessions, and how many of them are woken.
+    hibernated: int
+    wake_ups: int
+    #: Turns over which processor time is counted.
+    cpu_turns: int
+    #: Sessions in one runtime, for its memory.
+    resident: int
+    #: Seconds a runtime gets to give memory back before it is looked at.
+    settle: float
+    appends: int
+    pings: int
+
+
+FULL = Scale(
+    name="full",
+    turns=60,
+    first_turns=15,
+    cold_starts=5,
+    hibernated=10_000,
+    wake_ups=40,
+    cpu_turns=100,
+    resident=50,
+    settle=2.0,
+    appends=300,
+    pings=50,
+)
+QUICK = Scale(
+    name="quick",
+    turns=4,
+    first_turns=2,
+    cold_starts=1,
+    hibernated=200,
+    wake_ups=3,
+    cpu_turns=5,
+    resident=4,
+    settle=0.1,
+    appends=20,
+    pings=5,
+)
