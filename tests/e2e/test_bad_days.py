@@ -110,6 +110,30 @@ async def test_a_model_that_is_down_fails_the_turn_and_not_the_session(acme: Hos
     assert await alice.text("s1", "[[say: up again]]") == "up again"
 
 
+async def test_a_model_that_cuts_its_stream_fails_the_turn_and_not_the_session(acme: Host, model: ModelServer) -> None:
+    alice = await acme.user("alice")
+    await alice.open("s1")
+    # The runtime itself tries five times more, a second apart.
+    problem = await alice.say("s1", "[[cut: 2]] one two three four five", expect=502)
+    assert problem["code"] == "turn_failed"
+    assert len(model.requests) > 1
+    assert await alice.text("s1", "[[say: whole]]") == "whole"
+
+
+async def test_a_model_that_is_away_for_a_moment_is_waited_for(acme: Host, model: ModelServer) -> None:
+    alice = await acme.user("alice")
+    await alice.open("s1")
+    await alice.say("s1", "one")
+    await model.down()
+    turn = asyncio.create_task(alice.text("s1", "[[say: after all]]"))
+    async with alice.events("s1", after="~") as events:
+        async for event in events:
+            if event["event"] == "user.message" and "after all" in event["data"]["data"]["content"]:
+                break
+    await model.up()
+    assert await turn == "after all"
+
+
 async def test_a_slow_model_can_be_aborted(acme: Host, model: ModelServer) -> None:
     alice = await acme.user("alice")
     await alice.open("s1")

@@ -1,0 +1,108 @@
+"""What the composition root makes of the settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aerodrome.app import credentials_of, pool_options, session_options
+from aerodrome.config import Settings
+from aerodrome.policy.session_params import session_params
+
+
+def settings_of(**sections: Any) -> Settings:
+    return Settings.model_validate(sections)
+
+
+def params_of(settings: Settings, tenant: str = "acme") -> dict[str, Any]:
+    """What a session of this tenant is created and resumed with."""
+    return session_params(
+        "s1",
+        model=None,
+        system_message=None,
+        tools=(),
+        working_directory="/w",
+        streaming=True,
+        credentials=credentials_of(settings.provider.of(tenant)),
+    )
+
+
+def test_a_github_token_is_injected() -> None:
+    params = params_of(settings_of(provider={"type": "github", "github_token": "ghu_secret", "model": "gpt-5"}))
+    assert params["gitHubToken"] == "ghu_secret"
+    assert params["model"] == "gpt-5"
+    assert "provider" not in params
+
+
+@pytest.mark.parametrize("kind", ["openai", "azure", "anthropic"])
+def test_a_provider_with_its_key_is_injected(kind: str) -> None:
+    provider = {"type": kind, "base_url": "https://models.example/v1", "api_key": "sk-1", "model": "m"}
+    params = params_of(settings_of(provider=provider))
+    assert params["provider"] == {"type": kind, "baseUrl": "https://models.example/v1", "apiKey": "sk-1"}
+    assert "gitHubToken" not in params
+
+
+def test_a_tenants_provider_stands_alone() -> None:
+    common = {"type": "openai", "base_url": "https://common.example/v1", "api_key": "common-key", "model": "m"}
+    own = {"type": "openai", "base_url": "https://acme.example/v1", "model": "own"}
+    settings = settings_of(provider={**common, "tenants": {"acme": own}})
+    assert params_of(settings)["provider"] == {"type": "openai", "baseUrl": "https://acme.example/v1"}
+    assert params_of(settings, "bank")["provider"]["apiKey"] == "common-key"
+
+
+def test_runtimes_get_no_credentials_and_stay_offline_without_github() -> None:
+    provider = {"type": "openai", "base_url": "https://models.example/v1", "api_key": "sk-1", "model": "m"}
+    env = pool_options(settings_of(provider=provider), Path("/c"), Path("/h")).runtime.env
+    assert env["COPILOT_OFFLINE"] == "true"
+    assert "sk-1" not in str(env)
+    assert "models.example" not in str(env)
+    github = settings_of(provider={**provider, "tenants": {"acme": {"type": "github"}}})
+    assert "COPILOT_OFFLINE" not in pool_options(github, Path("/c"), Path("/h")).runtime.env
+
+
+def test_every_setting_of_the_runtime_and_session_sections_reaches_its_part() -> None:
+    """Set everything to something else than the default, and see that the options differ in as many places."""
+    changed = settings_of(
+        runtime={
+            "warm": 3,
+            "max_runtimes": 9,
+            "max_sessions": 7,
+            "spawn_concurrency": 5,
+            "start_timeout": "11s",
+            "ping_interval": "12s",
+            "ping_timeout": "13s",
+            "stop_timeout": "14s",
+            "idle_timeout": "15s",
+            "capacity_timeout": "16s",
+            "log_bytes": "17 KiB",
+            "env": {"A": "b"},
+        },
+        sessions={
+            "idle_timeout": "21s",
+            "ttl": "22h",
+            "on_busy": "reject",
+            "on_disconnect": "cancel",
+            "request_timeout": "23s",
+            "max_queued": 24,
+            "turn_timeout": "25s",
+        },
+        limits={"max_prompt": "1 MiB", "sse_buffer": "2 MiB", "max_frame": "33 MiB"},
+    )
+    pool = pool_options(changed, Path("/c"), Path("/h"))
+    assert (pool.warm, pool.max_runtimes, pool.max_sessions, pool.spawn_concurrency) == (3, 9, 7, 5)
+    assert (pool.idle_timeout, pool.capacity_timeout) == (15, 16)
+    runtime = pool.runtime
+    assert (runtime.start_timeout, runtime.ping_interval, runtime.ping_timeout, runtime.stop_timeout) == (
+        11,
+        12,
+        13,
+        14,
+    )
+    assert (runtime.log_bytes, runtime.max_frame, runtime.env["A"]) == (17 << 10, 33 << 20, "b")
+    sessions = session_options(changed)
+    assert (sessions.idle_timeout, sessions.ttl, sessions.request_timeout) == (21, 22 * 3600, 23)
+    assert (sessions.on_busy, sessions.cancel_on_disconnect) == ("reject", True)
+    assert (sessions.max_queued, sessions.turn_timeout) == (24, 25)
+    assert (sessions.max_prompt, sessions.reader_bytes) == (1 << 20, 2 << 20)
