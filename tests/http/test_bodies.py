@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -53,6 +54,18 @@ async def test_a_refused_body_that_never_ends_is_cut(front: Front) -> None:
     client = await front.raw(request("POST", MESSAGES, JSON, f"Content-Length: {10**9}") + b"x" * 1000)
     assert (await client.response())[0] == 413
     assert await client.is_closed()
+
+
+async def test_a_refused_body_that_goes_on_for_ever_is_cut(front: Front) -> None:
+    client = await front.raw(request("POST", MESSAGES, JSON, "Transfer-Encoding: chunked"))
+
+    async def send_for_ever() -> None:
+        while True:
+            await client.send(b"1000\r\n" + b"x" * 0x1000 + b"\r\n")
+            await asyncio.sleep(0.01)
+
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(send_for_ever(), 5)
 
 
 async def test_a_chunked_body_is_refused_as_soon_as_it_is_too_large(front: Front) -> None:

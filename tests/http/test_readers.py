@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 
 import pytest
 
 from aerodrome.http.limits import HttpLimits
+from aerodrome.http.protocol import GuardedProtocol
 from aerodrome.sessions.api import Message
 from support.http_front import EVENTS, MESSAGES, Front, RawClient, parse_events, request
 from support.scripted_sessions import ScriptedStream, event
@@ -18,6 +20,12 @@ FOLLOW = request("GET", EVENTS)
 @pytest.fixture
 def limits() -> HttpLimits:
     return HttpLimits(write_timeout=0.3, read_timeout=0.3)
+
+
+@pytest.fixture
+def no_help_from_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux cuts stalled peers off as well, not every system does."""
+    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
 
 
 async def follow(front: Front) -> tuple[RawClient, ScriptedStream]:
@@ -42,6 +50,7 @@ async def test_a_thousand_idle_readers_connect_quickly_and_cost_little(front: Fr
     assert {item[0] for item in arrived} == {"e1"}
 
 
+@pytest.mark.usefixtures("no_help_from_the_kernel")
 async def test_a_reader_that_stops_reading_is_cut_off_and_the_others_get_everything(front: Front) -> None:
     front.sessions.stream_capacity = 500
     slow, slow_stream = await follow(front)
@@ -89,6 +98,7 @@ async def test_a_slow_reader_that_goes_on_reading_is_not_cut_off(front: Front) -
     await client.reader.readexactly(remaining)
 
 
+@pytest.mark.usefixtures("no_help_from_the_kernel")
 async def test_a_reader_that_takes_nothing_of_an_ordinary_answer_is_cut_off(front: Front) -> None:
     front.sessions.messages = [Message(f"m{number}", "user", "x" * 10_000, 1.0) for number in range(1000)]
     client = await front.raw()
@@ -113,3 +123,21 @@ async def test_a_stream_outlives_the_time_outs_of_requests(front: Front) -> None
     await asyncio.sleep(0.5)
     stream.put(event(1))
     assert parse_events((await client.chunk()).decode())[0][0] == "e1"
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such option")
+async def test_the_kernel_gives_up_on_a_peer_that_vanished(
+    front: Front, limits: HttpLimits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing on one machine can vanish without a word, so this looks at the option and not at its effect.
+    made: list[int] = []
+    plain = GuardedProtocol.connection_made
+
+    def connection_made(self: GuardedProtocol, transport: asyncio.Transport) -> None:
+        plain(self, transport)
+        sock = transport.get_extra_info("socket")
+        made.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+
+    monkeypatch.setattr(GuardedProtocol, "connection_made", connection_made)
+    await follow(front)
+    assert made == [limits.write_timeout * 1000]

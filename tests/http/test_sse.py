@@ -6,11 +6,13 @@ import asyncio
 import json
 
 import pytest
+from starlette.types import Message
 
 from aerodrome.errors import Capacity, StoreUnavailable
 from aerodrome.events import SessionEvent
 from aerodrome.http.limits import HttpLimits
-from aerodrome.http.sse import Outbox, event_frame
+from aerodrome.http.shutdown import Signal
+from aerodrome.http.sse import Outbox, SseResponse, event_frame, frame
 from aerodrome.model import TurnStatus
 from aerodrome.sessions.api import Lagging
 from support.http_front import EVENTS, MESSAGES, STREAM, Front, RawClient, parse_events, request
@@ -53,10 +55,10 @@ def test_the_envelope_s_bytes_are_passed_on_unchanged() -> None:
 
 def test_line_breaks_between_tokens_do_not_end_the_data() -> None:
     raw = b'{"id":"e1",\r\n "data":{"text":"a\\nb"}\n}'
-    frame = event_frame(SessionEvent("e1", "x", raw))
-    assert frame.count(b"\n") == 4
-    assert b"\r" not in frame
-    assert json.loads(frame.split(b"data: ")[1]) == json.loads(raw)
+    data = event_frame(SessionEvent("e1", "x", raw))
+    assert data.count(b"\n") == 4
+    assert b"\r" not in data
+    assert json.loads(data.split(b"data: ")[1]) == json.loads(raw)
 
 
 @pytest.mark.parametrize("text", ["e\nevent: end", "e\r\ndata: {}", "e\0x", "e\u2028x", "\ud800"])
@@ -259,6 +261,36 @@ async def test_a_reader_that_leaves_after_the_end_abandons_nothing(front: Front)
     client.abort()
     await front.client.get("/health")
     assert (turn.abandons, turn.stream.closes) == (0, 1)
+
+
+async def test_a_complete_response_is_not_a_reader_that_left() -> None:
+    complete = asyncio.Event()
+    disconnects: list[str] = []
+
+    async def produce(outbox: Outbox) -> None:
+        outbox.add(frame("end", {}))
+
+    async def receive() -> Message:
+        await complete.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if message.get("more_body") is False:
+            complete.set()
+            # The reader's side is told of the end before this one goes on.
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+    response = SseResponse(
+        produce,
+        on_close=lambda: disconnects.append("closed"),
+        on_disconnect=lambda: disconnects.append("gone"),
+        stop=Signal(),
+        farewell=lambda: b"",
+        limits=HttpLimits(),
+    )
+    await response({"type": "http"}, receive, send)
+    assert disconnects == ["closed"]
 
 
 async def test_the_connection_serves_another_request_after_a_stream(front: Front) -> None:

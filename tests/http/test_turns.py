@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from aerodrome.model import TurnStatus
 from support.http_front import MESSAGES, Front, request
@@ -97,10 +98,14 @@ async def test_a_caller_that_goes_away_after_the_answer_abandons_nothing(front: 
 
 
 async def test_a_caller_that_goes_away_while_it_sends_is_not_an_error(front: Front) -> None:
-    client = await front.raw(PROMPT[:-5])
-    await front.client.get("/health")
-    client.abort()
-    await front.client.get("/health")
+    with capture_logs() as logs:
+        client = await front.raw(PROMPT[:-5])
+        await front.client.get("/health")
+        client.abort()
+        async with asyncio.timeout(5):
+            while not (seen := [entry for entry in logs if entry.get("path") == MESSAGES]):
+                await front.client.get("/health")
+    assert [(entry["event"], entry["status"]) for entry in seen] == [("http.request", 499)]
     assert front.sessions.calls == []
 
 

@@ -56,20 +56,28 @@ class GuardedProtocol(H11Protocol):
         self._stop_write_timer()
         super().connection_lost(exc)
 
-    # Reading: the head of a request, and the rest of a body that was refused. A body that somebody waits for
-    # is timed by the middleware, which can say so in an answer.
+    # Reading: the head of a request, and the rest of a body whose request is answered already. That one gets the
+    # time once and not with every byte, or it could be sent for ever. A body that somebody waits for is timed by
+    # the middleware, which can say so in an answer.
 
     def data_received(self, data: bytes) -> None:
-        self._stop_read_timer()
+        if not self._body_is_unwanted():
+            self._stop_read_timer()
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
+            self._stop_read_timer()
             self._expect_head()
+        elif not self._body_is_unwanted():
+            self._stop_read_timer()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY:
+        if self._body_is_unwanted():
             self._stop_read_timer()
             self._read_timer = self.loop.call_later(self.limits.read_timeout, self.transport.abort)
+
+    def _body_is_unwanted(self) -> bool:
+        return self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete
 
     def _expect_head(self) -> None:
         self._read_timer = self.loop.call_later(self.limits.read_timeout, self.transport.abort)
