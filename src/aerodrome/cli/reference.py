@@ -35,23 +35,30 @@ Command = Any
 
 def render() -> str:
     """The page in Markdown."""
-    root: Command = typer.main.get_command(app)
-    context = typer.Context(root, info_name=PROGRAM)
-    lines = [_HEAD]
-    lines += _parameters(root, context)
-    for command, inner in walk(root, context):
+    root, context = _root()
+    lines = [_HEAD, *_parameters(root, context)]
+    for command, inner in commands():
         lines += _section(command, inner)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def walk(command: Command, context: typer.Context) -> Iterator[tuple[Command, typer.Context]]:
-    """Every command that does something, depth first, in the order in which the help lists them."""
+def commands() -> Iterator[tuple[Command, typer.Context]]:
+    """Every command that does something, in the order of the help; its words are the context's `command_path`."""
+    yield from _below(*_root())
+
+
+def _root() -> tuple[Command, typer.Context]:
+    root: Command = typer.main.get_command(app)
+    return root, typer.Context(root, info_name=PROGRAM)
+
+
+def _below(command: Command, context: typer.Context) -> Iterator[tuple[Command, typer.Context]]:
     for name, inner in command.commands.items():
+        child = typer.Context(inner, info_name=name, parent=context)
         if inner.hidden:
             continue
-        child = typer.Context(inner, info_name=name, parent=context)
-        if hasattr(inner, "commands"):
-            yield from walk(inner, child)
+        elif hasattr(inner, "commands"):
+            yield from _below(inner, child)
         else:
             yield inner, child
 

@@ -91,8 +91,8 @@ def _success_example(media_type: str, body: _Json, document: _Json) -> Iterator[
 
 def _objects(document: _Json) -> Iterator[str]:
     for name, schema in sorted(document["components"]["schemas"].items()):
-        if "properties" not in schema:
-            continue
+        if "properties" not in schema or name.startswith("_"):
+            continue  # a base class is no object of its own
         yield f"### {name}"
         yield ""
         yield "| field | type | |"
@@ -106,7 +106,10 @@ def _objects(document: _Json) -> Iterator[str]:
         yield ""
     for name, schema in sorted(document["components"]["schemas"].items()):
         if "enum" in schema:
-            yield f"- {name}: {', '.join(f'`{value}`' for value in schema['enum'])}"
+            yield f"### {name}"
+            yield ""
+            yield f"One of {', '.join(f'`{value}`' for value in schema['enum'])}."
+            yield ""
 
 
 def _description(schema: _Json) -> str:
