@@ -125,7 +125,7 @@ class Link(asyncio.Protocol):
 
     async def request_raw(self, method: str, params: Any, *, timeout: float) -> Raw | UnsetType:
         async with asyncio.timeout(timeout):
-            await self._writable.wait()
+            await self._may_write()
             self._next_id += 1
             request_id = self._next_id
             try:
@@ -199,6 +199,11 @@ class Link(asyncio.Protocol):
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
+    async def _may_write(self) -> None:
+        # All who wait are woken at once, and the first to write may fill the buffer again.
+        while not self._writable.is_set():
+            await self._writable.wait()
+
     def _write(self, frame: bytes) -> None:
         if self._transport is None or self._closed_reason is not None:
             raise LinkClosed(self._closed_reason or "not connected")
@@ -260,7 +265,7 @@ class Link(asyncio.Protocol):
                 log.exception("link.handler_failed", method=method)
                 frame = envelope.error_frame(request_id, envelope.INTERNAL_ERROR, f"{method} failed")
             with contextlib.suppress(LinkClosed):
-                await self._writable.wait()
+                await self._may_write()
                 self._write(frame)
         finally:
             self._inbound -= 1
