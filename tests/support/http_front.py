@@ -25,6 +25,8 @@ ALICE = {"Authorization": "Bearer aero_alice"}
 BOB = {"Authorization": "Bearer aero_bob"}
 MESSAGES = "/api/v1/sessions/s1/messages"
 EVENTS = "/api/v1/sessions/s1/events"
+#: Seconds in which the server must do what a test waits for.
+PATIENCE = 10
 STREAM = {"Accept": "text/event-stream"}
 
 
@@ -103,7 +105,9 @@ class RawClient:
 
     async def head(self) -> tuple[int, dict[str, str]]:
         """The status and the headers of the next response."""
-        lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        async with asyncio.timeout(PATIENCE):
+            head = await self.reader.readuntil(b"\r\n\r\n")
+        lines = head.decode("latin-1").split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
         return int(lines[0].split(" ")[1]), headers
 
@@ -115,8 +119,9 @@ class RawClient:
 
     async def chunk(self) -> bytes:
         """The next chunk of a chunked body; empty at its end."""
-        size = int(await self.reader.readuntil(b"\r\n"), 16)
-        return (await self.reader.readexactly(size + 2))[:-2]
+        async with asyncio.timeout(PATIENCE):
+            size = int(await self.reader.readuntil(b"\r\n"), 16)
+            return (await self.reader.readexactly(size + 2))[:-2]
 
     async def events(self) -> list[tuple[str | None, str, Any]]:
         """The events of the rest of the stream."""
@@ -143,8 +148,9 @@ class RawClient:
         if self._stopped:
             self.writer.transport.resume_reading()  # type: ignore[attr-defined]
         try:
-            while await self.reader.read(65536):
-                pass
+            async with asyncio.timeout(PATIENCE):
+                while await self.reader.read(65536):
+                    pass
         except ConnectionResetError:
             pass
         return True
@@ -190,7 +196,7 @@ async def serving(limits: HttpLimits | None = None) -> AsyncIterator[Front]:
         base_url=f"http://{host}:{port}",
         headers=ALICE,
         event_hooks={"response": [check]},
-        timeout=10,
+        timeout=PATIENCE,
         trust_env=False,
         # The default loads every certificate authority there is, for each client anew.
         verify=False,
