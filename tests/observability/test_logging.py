@@ -1,0 +1,60 @@
+"""What is logged, and what never is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import structlog
+from aerodrome.observability.logging import configure_logging
+
+log = structlog.get_logger("early")  # loggers of modules are made before logging is configured
+configure_logging({level!r}, {format!r})
+
+def fail(prompt):
+    raise ValueError("broken")
+
+log.debug("quiet")
+log.info("session.awake", session="acme/s1")
+try:
+    fail("a private matter")
+except ValueError:
+    log.exception("turn.crashed")
+"""
+
+
+def run(level: str, log_format: str) -> str:
+    program = PROGRAM.format(level=level, format=log_format)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "", "standard output belongs to the `ready` line"
+    return done.stderr
+
+
+def test_json_lines_are_json_with_level_and_time() -> None:
+    lines = [json.loads(line) for line in run("info", "json").splitlines()]
+    assert [line["event"] for line in lines] == ["session.awake", "turn.crashed"]
+    assert lines[0]["session"] == "acme/s1"
+    assert lines[0]["level"] == "info"
+    assert lines[0]["timestamp"].endswith("Z")
+    assert "ValueError: broken" in lines[1]["exception"]
+
+
+def test_auto_is_json_where_no_terminal_is() -> None:
+    assert json.loads(run("info", "auto").splitlines()[0])["event"] == "session.awake"
+
+
+def test_the_level_is_kept() -> None:
+    assert "quiet" in run("debug", "json")
+    assert "session.awake" not in run("error", "json")
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_tracebacks_show_no_values_of_variables(log_format: str) -> None:
+    said = run("info", log_format)
+    assert "ValueError" in said
+    # The call that passed it stands in the traceback's source line of a real file, not its value.
+    assert "a private matter" not in said
