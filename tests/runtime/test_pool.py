@@ -1,0 +1,529 @@
+"""The pool. Where it matters how a runtime behaves it is the real CLI; else a script that starts in no time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from aerodrome.errors import Capacity, Draining, RuntimeUnavailable
+from aerodrome.model import RuntimeKey
+from aerodrome.runtime.machine import RuntimeState
+from aerodrome.runtime.pool import RuntimePool
+from aerodrome.runtime.supervisor import ManagedRuntime
+from support.cli import OFFLINE, fake, has_ended, processes_at_home, running_pool, runtime_options
+from support.waiting import until
+
+pytestmark = pytest.mark.timeout(60)
+
+ACME = RuntimeKey("acme", None)
+ALICE, BOB, CAROL = (RuntimeKey("acme", user) for user in ("alice", "bob", "carol"))
+
+
+@asynccontextmanager
+async def fakes(
+    tmp_path: Path, misbehaviour: dict[str, Any] | None = None, **options: Any
+) -> AsyncIterator[RuntimePool]:
+    """A pool of scripts. Each start leaves a file in `starts`."""
+    starts = tmp_path / "starts"
+    starts.mkdir()
+    runtime = runtime_options(
+        tmp_path, fake(tmp_path, "protocol"), misbehaviour={"started": str(starts), **(misbehaviour or {})}
+    )
+    async with running_pool(runtime, **options) as pool:
+        yield pool
+
+
+def starts(tmp_path: Path) -> int:
+    return len(list((tmp_path / "starts").iterdir()))
+
+
+def states(pool: RuntimePool) -> list[str]:
+    return sorted(runtime.state.value for runtime in pool.runtimes)
+
+
+def process_of(runtime: ManagedRuntime) -> psutil.Process:
+    assert runtime.pid is not None
+    return psutil.Process(runtime.pid)
+
+
+# --- the real CLI ---
+
+
+@pytest.mark.cli
+async def test_trap_01_two_first_requests_start_one_runtime(cli: Path, tmp_path: Path) -> None:
+    async with running_pool(runtime_options(tmp_path, cli)) as pool:
+        reserved = await asyncio.gather(*(pool.reserve(ALICE) for _ in range(8)))
+        (runtime,) = set(reserved)
+        assert runtime.key == ALICE
+        assert runtime.reserved == 8
+        assert pool.runtimes == [runtime]
+        assert [process.pid for process in processes_at_home(tmp_path)] == [runtime.pid]
+        # What a claimed runtime has seen is not for anybody else.
+        other = await pool.reserve(BOB)
+        assert other is not runtime
+        assert {process.pid for process in processes_at_home(tmp_path)} == {runtime.pid, other.pid}
+
+
+@pytest.mark.cli
+async def test_trap_02_the_runtime_picks_its_port(cli: Path, tmp_path: Path) -> None:
+    """Many at once, beside a neighbour on the CLI's customary port and many others."""
+    with socket.socket() as customary:
+        customary.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            customary.bind(("127.0.0.1", 4321))
+        except OSError:
+            pass  # somebody else has it: just as well
+        else:
+            customary.listen()
+        async with running_pool(runtime_options(tmp_path, cli), spawn_concurrency=4) as pool:
+            keys = [RuntimeKey("acme", f"user{n}") for n in range(4)]
+            reserved = await asyncio.gather(*(pool.reserve(key) for key in keys))
+            listening = set()
+            for runtime in reserved:
+                for connection in process_of(runtime).net_connections():
+                    if connection.status == psutil.CONN_LISTEN:
+                        listening.add((runtime.id, connection.laddr.ip, connection.laddr.port))
+            assert len(listening) == 4
+            assert len({port for _, _, port in listening}) == 4
+            assert {ip for _, ip, _ in listening} == {"127.0.0.1"}
+            assert 4321 not in {port for _, _, port in listening}
+
+
+@pytest.mark.cli
+async def test_trap_16_a_hung_runtime_is_dead(cli: Path, tmp_path: Path) -> None:
+    lost: list[ManagedRuntime] = []
+    async with running_pool(runtime_options(tmp_path, cli)) as pool:
+        pool.on_lost = lost.append
+        hung = await pool.reserve(ALICE)
+        process = process_of(hung)
+        process.suspend()
+        await asyncio.wait_for(hung.lost.wait(), 15)
+        assert "no answer to a ping within 1 s: it hangs" in hung.lost_reason
+        assert hung.state is RuntimeState.FAILED
+        await until(lambda: has_ended(process))
+        pool.release(hung)
+        replacement = await pool.reserve(ALICE)
+        assert replacement is not hung
+        assert replacement.reserved == 1
+        # And one that is killed is noticed without waiting for a ping.
+        process_of(replacement).kill()
+        await asyncio.wait_for(replacement.lost.wait(), 10)
+        await until(lambda: pool.runtimes == [])
+        assert lost == [hung, replacement]
+        assert not hung.home.exists()
+        assert not replacement.home.exists()
+
+
+@pytest.mark.cli
+async def test_no_runtime_outlives_a_pool_that_was_killed(cli: Path, tmp_path: Path) -> None:
+    arguments = [str(tmp_path / "homes"), str(tmp_path / "logs"), str(cli), json.dumps(OFFLINE), "2"]
+    script = Path(__file__).parents[1] / "support" / "pool_process.py"
+    owner = subprocess.Popen([sys.executable, script, *arguments], stdout=subprocess.PIPE, text=True)
+    with owner:
+        assert owner.stdout is not None
+        line = ""
+        while not line.startswith("pids "):
+            line = await asyncio.to_thread(owner.stdout.readline)
+            assert line, "the pool ended"
+        runtimes = [psutil.Process(int(pid)) for pid in line.split()[1:]]
+        assert len(runtimes) == 2
+        owner.kill()
+        await until(lambda: all(map(has_ended, runtimes)))
+
+
+# --- warm runtimes and claims ---
+
+
+async def test_the_warm_pool_is_filled_and_refilled(tmp_path: Path) -> None:
+    async with fakes(tmp_path, warm=2) as pool:
+        await until(lambda: states(pool) == ["warm", "warm"])
+        warm = set(pool.runtimes)
+        first = await pool.reserve(ALICE)
+        assert first in warm
+        await until(lambda: states(pool) == ["claimed", "warm", "warm"])
+        second = await pool.reserve(ACME)
+        assert (first.key, second.key) == (ALICE, ACME)
+        await until(lambda: states(pool) == ["claimed", "claimed", "warm", "warm"])
+        # A warm one that dies is replaced as well.
+        next(r for r in pool.runtimes if r.state is RuntimeState.WARM).kill("for a test")
+        await until(lambda: states(pool) == ["claimed", "claimed", "warm", "warm"])
+        assert starts(tmp_path) == 5
+
+
+async def test_a_refill_waits_until_the_claimer_has_got_going(tmp_path: Path) -> None:
+    async with fakes(tmp_path, warm=1, replenish_delay=30) as pool:
+        await until(lambda: states(pool) == ["warm"])
+        await pool.reserve(ALICE)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert states(pool) == ["claimed"]
+
+
+async def test_a_first_request_takes_the_runtime_that_is_being_started_for_the_warm_pool(tmp_path: Path) -> None:
+    async with fakes(tmp_path, {"start_delay": 0.2}, warm=1, replenish_delay=30) as pool:
+        await until(lambda: states(pool) == ["starting"])
+        await pool.reserve(ALICE)
+        assert starts(tmp_path) == 1
+
+
+async def test_a_claimed_runtime_is_never_handed_on(tmp_path: Path) -> None:
+    """Not when it is idle, not when there is no other room: it ends, and its successor knows nothing of it."""
+    async with fakes(tmp_path, max_runtimes=1, capacity_timeout=10) as pool:
+        alices = await pool.reserve(ALICE)
+        process = process_of(alices)
+        (alices.workspace / "secret").write_text("alice's")
+        pool.release(alices)
+        bobs = await pool.reserve(BOB)
+        assert bobs is not alices
+        assert has_ended(process)
+        assert not alices.home.exists()
+        assert alices.key == ALICE
+        assert list(bobs.workspace.iterdir()) == []
+
+
+async def test_a_tenants_users_share_and_tenants_do_not(tmp_path: Path) -> None:
+    async with fakes(tmp_path) as pool:
+        first, second = await pool.reserve(ACME), await pool.reserve(ACME)
+        other = await pool.reserve(RuntimeKey("globex", None))
+        assert first is second
+        assert other is not first
+
+
+async def test_a_full_runtime_is_followed_by_another(tmp_path: Path) -> None:
+    async with fakes(tmp_path, max_sessions=2) as pool:
+        reserved = await asyncio.gather(*(pool.reserve(ACME) for _ in range(5)))
+        assert sorted(runtime.reserved for runtime in set(reserved)) == [1, 2, 2]
+        assert starts(tmp_path) == 3
+
+
+# --- trap 3: bounded, and stopped when idle ---
+
+
+async def test_trap_03_two_hundred_first_requests_stay_within_the_ceiling(tmp_path: Path) -> None:
+    highest = 0
+    async with fakes(tmp_path, warm=1, max_runtimes=3, spawn_concurrency=2, capacity_timeout=0.5) as pool:
+
+        async def visit(n: int) -> str:
+            nonlocal highest
+            try:
+                await pool.reserve(RuntimeKey("acme", f"user{n}"))
+            except Capacity:
+                return "told to wait"
+            finally:
+                highest = max(highest, len(processes_at_home(tmp_path)) if n % 20 == 0 else len(pool.runtimes))
+            return "served"
+
+        outcomes = await asyncio.gather(*(visit(n) for n in range(200)))
+        assert outcomes.count("served") == 3
+        assert outcomes.count("told to wait") == 197
+        assert highest <= 3
+        assert starts(tmp_path) == 3
+
+
+async def test_trap_03_idle_runtimes_stop(tmp_path: Path) -> None:
+    async with fakes(tmp_path, idle_timeout=0.3) as pool:
+        users, tenants, busy = await asyncio.gather(*(pool.reserve(key) for key in (ALICE, ACME, BOB)))
+        pool.release(users)
+        released_at = asyncio.get_running_loop().time()
+        pool.release(tenants)
+        await until(lambda: users not in pool.runtimes)
+        await until(lambda: tenants not in pool.runtimes)
+        # A tenant's waits for its next user; a user's own one does not.
+        assert asyncio.get_running_loop().time() - released_at >= 0.3
+        assert pool.runtimes == [busy]
+        assert users.state is tenants.state is RuntimeState.STOPPED
+
+
+async def test_what_was_started_for_a_request_that_gave_up_stays_warm_for_a_while(tmp_path: Path) -> None:
+    async with fakes(tmp_path, {"start_delay": 0.1}, idle_timeout=0.4) as pool:
+        impatient = asyncio.create_task(pool.reserve(ALICE))
+        await until(lambda: states(pool) == ["starting"])
+        impatient.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await impatient
+        await until(lambda: states(pool) == ["warm"])
+        assert (await pool.reserve(BOB)).key == BOB
+        assert starts(tmp_path) == 1
+        impatient = asyncio.create_task(pool.reserve(ALICE))
+        await until(lambda: "starting" in states(pool))
+        impatient.cancel()
+        await until(lambda: states(pool) == ["claimed", "warm"])
+        await until(lambda: states(pool) == ["claimed"])
+
+
+async def test_who_is_cancelled_does_not_spoil_it_for_the_others(tmp_path: Path) -> None:
+    async with fakes(tmp_path, {"start_delay": 0.1}) as pool:
+        first, second = asyncio.create_task(pool.reserve(ALICE)), asyncio.create_task(pool.reserve(ALICE))
+        await until(lambda: states(pool) == ["starting"])
+        first.cancel()
+        assert (await second).reserved == 1
+        assert starts(tmp_path) == 1
+
+
+# --- waiting for room ---
+
+
+async def test_no_room_is_told_with_a_hint(tmp_path: Path) -> None:
+    async with fakes(tmp_path, max_runtimes=1, capacity_timeout=0.2) as pool:
+        await pool.reserve(ALICE)
+        with pytest.raises(Capacity, match=r"1 of 1 runtimes are in use .* within 0\.2 s") as caught:
+            await pool.reserve(BOB)
+        assert caught.value.retry_after == 0.2
+        assert states(pool) == ["claimed"]
+        # Nothing of the failed request is left to claim the room that comes.
+        assert (await pool.reserve(ALICE)).reserved == 2
+
+
+async def test_a_start_under_way_is_no_lack_of_room(tmp_path: Path) -> None:
+    async with fakes(tmp_path, {"start_delay": 0.3}, capacity_timeout=0.05) as pool:
+        assert (await pool.reserve(ALICE)).key == ALICE
+
+
+async def test_room_that_comes_wakes_who_waits(tmp_path: Path) -> None:
+    async with fakes(tmp_path, max_runtimes=1, capacity_timeout=30) as pool:
+        runtime = await pool.reserve(ALICE)
+        waiting = [asyncio.create_task(pool.reserve(key)) for key in (BOB, CAROL)]
+        await asyncio.sleep(0)
+        pool.release(runtime)
+        bobs = await waiting[0]
+        assert bobs.key == BOB
+        assert not waiting[1].done()
+        pool.release(bobs)
+        assert (await waiting[1]).key == CAROL
+
+
+async def test_a_place_that_is_released_wakes_who_waits(tmp_path: Path) -> None:
+    async with fakes(tmp_path, max_runtimes=1, max_sessions=1, capacity_timeout=30) as pool:
+        runtime = await pool.reserve(ALICE)
+        waiting = asyncio.create_task(pool.reserve(ALICE))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        pool.release(runtime)
+        assert await waiting is runtime
+        assert starts(tmp_path) == 1
+
+
+async def test_a_runtime_that_is_lost_makes_room(tmp_path: Path) -> None:
+    async with fakes(tmp_path, max_runtimes=1, capacity_timeout=30) as pool:
+        runtime = await pool.reserve(ALICE)
+        waiting = asyncio.create_task(pool.reserve(BOB))
+        await asyncio.sleep(0)
+        process_of(runtime).kill()
+        assert (await waiting).key == BOB
+
+
+async def test_keys_that_wait_for_room_do_not_end_each_others_runtimes(tmp_path: Path) -> None:
+    keys = [RuntimeKey("acme", f"user{n}") for n in range(12)]
+    async with fakes(tmp_path, max_runtimes=2, capacity_timeout=40) as pool:
+
+        async def visit(key: RuntimeKey) -> None:
+            runtime = await pool.reserve(key)
+            assert runtime.key == key
+            assert runtime.state is RuntimeState.CLAIMED
+            await asyncio.sleep(0)
+            pool.release(runtime)
+
+        await asyncio.gather(*map(visit, keys))
+        assert starts(tmp_path) <= len(keys)
+
+
+class Sessions:
+    """What the sessions room does when it is asked to make room: the answers are the test's."""
+
+    def __init__(self, pool: RuntimePool) -> None:
+        self.asked: list[RuntimeKey | None] = []
+        self.idle: list[ManagedRuntime] = []
+        self._pool = pool
+        pool.make_room = self.make_room
+
+    async def make_room(self, key: RuntimeKey | None) -> bool:
+        self.asked.append(key)
+        await asyncio.sleep(0)
+        for runtime in self.idle:
+            if key is None or runtime.key == key:
+                self.idle.remove(runtime)
+                self._pool.release(runtime)
+                return True
+        return False
+
+
+async def test_a_full_key_hibernates_one_of_its_own_before_it_takes_another_runtime(tmp_path: Path) -> None:
+    async with fakes(tmp_path, max_sessions=1) as pool:
+        sessions = Sessions(pool)
+        runtime = await pool.reserve(ACME)
+        sessions.idle.append(runtime)
+        assert await pool.reserve(ACME) is runtime
+        assert sessions.asked == [ACME]
+        assert runtime.reserved == 1
+        # Nothing idle any more: another runtime, one for all who wait.
+        reserved = await asyncio.gather(pool.reserve(ACME), pool.reserve(ACME))
+        assert {other.key for other in reserved} == {ACME}
+        assert starts(tmp_path) == 3
+
+
+async def test_two_requests_of_a_full_key_start_one_more_runtime(tmp_path: Path) -> None:
+    """Each has been told that nothing can be hibernated; still it is one claim (trap 1)."""
+    async with fakes(tmp_path, max_sessions=2) as pool:
+        Sessions(pool)
+        await asyncio.gather(pool.reserve(ACME), pool.reserve(ACME))
+        await asyncio.gather(pool.reserve(ACME), pool.reserve(ACME))
+        assert starts(tmp_path) == 2
+
+
+async def test_a_node_that_is_full_empties_a_runtime_of_somebody_else(tmp_path: Path) -> None:
+    async with fakes(tmp_path, max_runtimes=1, capacity_timeout=10) as pool:
+        sessions = Sessions(pool)
+        runtime = await pool.reserve(ALICE)
+        process = process_of(runtime)
+        sessions.idle.append(runtime)
+        assert (await pool.reserve(BOB)).key == BOB
+        assert sessions.asked == [None]
+        assert has_ended(process)
+
+
+async def test_a_session_that_falls_idle_makes_room_for_who_waits(tmp_path: Path) -> None:
+    async with fakes(tmp_path, max_runtimes=1, capacity_timeout=30) as pool:
+        sessions = Sessions(pool)
+        runtime = await pool.reserve(ALICE)
+        waiting = asyncio.create_task(pool.reserve(BOB))
+        await until(lambda: sessions.asked == [None])
+        sessions.idle.append(runtime)
+        pool.notify()
+        assert (await waiting).key == BOB
+
+
+async def test_who_cannot_be_helped_does_not_ask_again_and_again(tmp_path: Path) -> None:
+    async with fakes(tmp_path, max_runtimes=1, max_sessions=1, capacity_timeout=0.3) as pool:
+        sessions = Sessions(pool)
+        await pool.reserve(ALICE)
+        outcomes = await asyncio.gather(pool.reserve(ALICE), pool.reserve(BOB), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [Capacity, Capacity]
+        assert len(sessions.asked) < 12
+
+
+async def test_a_failure_to_make_room_is_told_to_who_waits(tmp_path: Path) -> None:
+    async with fakes(tmp_path, max_runtimes=1, capacity_timeout=20) as pool:
+
+        async def crash(key: RuntimeKey | None) -> bool:
+            raise RuntimeError("a bug")
+
+        await pool.reserve(ALICE)
+        pool.make_room = crash
+        with pytest.raises(RuntimeError, match="a bug"):
+            await pool.reserve(BOB)
+        pool.make_room = None
+        assert (await pool.reserve(ALICE)).key == ALICE
+
+
+# --- starts that fail ---
+
+
+async def test_a_cli_that_does_not_start_is_told_at_once_and_recovers_when_it_is_repaired(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.touch()
+    async with fakes(tmp_path, {"broken_while": str(broken)}, capacity_timeout=30) as pool:
+        pool._circuit.first = 0.05
+        for failures in range(1, 4):
+            assert pool.unavailable_reason is None
+            with pytest.raises(RuntimeUnavailable, match=r"libbroken\.so is missing"):
+                await pool.reserve(ALICE)
+            assert starts(tmp_path) == failures
+        assert pool.unavailable_reason is not None
+        assert "libbroken.so is missing" in pool.unavailable_reason
+        pool._circuit.trying(1e12)  # the next try is far away
+        refused = await asyncio.gather(*(pool.reserve(key) for key in (ALICE, BOB, ACME)), return_exceptions=True)
+        for error in refused:
+            assert isinstance(error, RuntimeUnavailable)
+            assert "libbroken.so is missing" in error.detail
+            assert error.retry_after is not None
+        assert starts(tmp_path) == 3
+        assert pool.runtimes == []
+        broken.unlink()
+        pool._circuit.trying(0.0)
+        assert (await pool.reserve(ALICE)).key == ALICE
+        assert pool.unavailable_reason is None
+
+
+async def test_the_warm_pool_recovers_by_itself(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.touch()
+    async with fakes(tmp_path, {"broken_while": str(broken)}, warm=1) as pool:
+        pool._circuit.first = 0.02
+        await until(lambda: pool.unavailable_reason is not None)
+        broken.unlink()
+        await until(lambda: states(pool) == ["warm"])
+        assert pool.unavailable_reason is None
+
+
+async def test_a_start_that_fails_is_told_to_all_who_wait_for_it(tmp_path: Path) -> None:
+    async with fakes(tmp_path, {"fails_turns": True}) as pool:
+        outcomes = await asyncio.gather(*(pool.reserve(ALICE) for _ in range(5)), return_exceptions=True)
+        for outcome in outcomes:
+            assert isinstance(outcome, RuntimeUnavailable)
+            assert "no model today" in outcome.detail
+        assert starts(tmp_path) == 1
+
+
+async def test_a_start_that_breaks_in_an_unexpected_way_counts_as_failed(tmp_path: Path) -> None:
+    class Crash:
+        async def launch(self, *args: Any, **kwargs: Any) -> Any:
+            raise ZeroDivisionError("a bug of the launcher")
+
+    async with fakes(tmp_path) as pool:
+        pool._launcher = Crash()
+        with pytest.raises(RuntimeUnavailable, match="ZeroDivisionError: a bug of the launcher"):
+            await pool.reserve(ALICE)
+        assert pool.runtimes == []
+        assert pool._circuit.failures == 1
+
+
+# --- being closed ---
+
+
+async def test_closing_ends_all_that_is_under_way(tmp_path: Path) -> None:
+    misbehaviour = {"start_delay": 0.1}
+    async with fakes(tmp_path, misbehaviour, max_runtimes=3, spawn_concurrency=1, capacity_timeout=30) as pool:
+        claimed = await pool.reserve(ALICE)
+        process = process_of(claimed)
+        waiting = [asyncio.create_task(pool.reserve(key)) for key in (BOB, CAROL, RuntimeKey("globex", None))]
+        await until(lambda: states(pool).count("starting") == 2)
+        await pool.aclose()
+        assert has_ended(process)
+        for task in waiting:
+            with pytest.raises(Draining):
+                await task
+        with pytest.raises(Draining):
+            await pool.reserve(ALICE)
+        assert processes_at_home(tmp_path) == []
+
+
+async def test_closing_waits_for_what_has_just_been_lost(tmp_path: Path) -> None:
+    async with fakes(tmp_path) as pool:
+        lost = await pool.reserve(ALICE)
+        os.kill(process_of(lost).pid, signal.SIGKILL)
+        await lost.lost.wait()
+    assert not lost.home.exists()
+
+
+async def test_stubborn_runtimes_are_killed_when_the_pool_closes(tmp_path: Path) -> None:
+    starts_in = tmp_path / "starts"
+    starts_in.mkdir()
+    runtime = replace(
+        runtime_options(tmp_path, fake(tmp_path, "protocol"), misbehaviour={"stubborn": True}), stop_timeout=0.2
+    )
+    async with running_pool(runtime) as pool:
+        await asyncio.gather(*(pool.reserve(key) for key in (ALICE, BOB)))
+    assert processes_at_home(tmp_path) == []

@@ -1,0 +1,221 @@
+"""The process launcher, over the real CLI and over scripts that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from aerodrome.errors import RuntimeUnavailable
+from aerodrome.runtime.launchers.output import LogFile
+from aerodrome.runtime.launchers.process import PASSED_ON, ChildProcess
+from aerodrome.runtime.link import Link, RemoteError
+from support.cli import OFFLINE, TOKEN, fake, has_ended, launch_spec, launcher, processes_at_home
+from support.peer import Owner
+from support.waiting import until
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.mark.cli
+async def test_the_cli_listens_on_a_port_of_its_choice_with_nothing_of_ours_in_its_environment(
+    cli: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {"OPENAI_API_KEY": "secret-1", "GITHUB_TOKEN": "secret-2", "AERODROME_PROVIDER__API_KEY": "secret-3"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    spec = launch_spec(tmp_path, cli)
+    process = await launcher().launch(spec, timeout=30)
+    try:
+        host, port = process.address
+        assert host == "127.0.0.1"
+        seen = psutil.Process(process.pid)
+        assert {(c.laddr.ip, c.laddr.port) for c in seen.net_connections() if c.status == psutil.CONN_LISTEN} == {
+            (host, port)
+        }
+        environ = seen.environ()
+        assert not any("secret" in value for value in environ.values())
+        assert environ["NO_PROXY"] == "127.0.0.1"
+        ours = {"HOME", "TMPDIR", "COPILOT_HOME", "COPILOT_PKG_CACHE_HOME", "COPILOT_CONNECTION_TOKEN"}
+        ours |= {"COPILOT_DISABLE_KEYTAR", "MALLOC_TRIM_THRESHOLD_", *OFFLINE}
+        assert set(environ) - set(PASSED_ON) == ours
+        assert not any(TOKEN in argument for argument in seen.cmdline())
+        assert Path(seen.cwd()) == spec.home / "workspace"
+        assert spec.home.stat().st_mode & 0o777 == 0o700
+        await check_token(host, port)
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert process.exit_code == 0
+        assert f"listening on port {port}" in process.output_tail()
+        assert f"listening on port {port}" in (spec.log_dir / "output.log").read_text()
+    finally:
+        process.kill()
+        await process.reap()
+    process.kill()
+    process.terminate()
+
+
+async def check_token(host: str, port: int) -> None:
+    link = await Link.connect(host, port, Owner(), timeout=5)
+    try:
+        with pytest.raises(RemoteError, match="AUTHENTICATION_FAILED") as refused:
+            await link.request("connect", {"token": "wrong", "supportedTaskKinds": []}, timeout=5)
+        assert refused.value.code == -32002
+        hello = await link.request("connect", {"token": TOKEN, "supportedTaskKinds": []}, timeout=5)
+        assert hello["protocolVersion"] == 3
+    finally:
+        await link.aclose()
+
+
+# --- starts that fail ---
+
+
+async def launch_fails(tmp_path: Path, command: Path, *, timeout: float = 20) -> str:
+    with pytest.raises(RuntimeUnavailable) as caught:
+        await launcher().launch(launch_spec(tmp_path, command), timeout=timeout)
+    assert processes_at_home(tmp_path) == []
+    assert [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE] == []
+    return caught.value.detail
+
+
+async def test_a_command_that_is_missing(tmp_path: Path) -> None:
+    detail = await launch_fails(tmp_path, tmp_path / "nowhere" / "copilot")
+    assert f"{tmp_path}/nowhere/copilot: No such file or directory" in detail
+
+
+async def test_a_command_that_is_not_executable(tmp_path: Path) -> None:
+    command = fake(tmp_path, "protocol")
+    command.chmod(0o600)
+    assert f"{command}: Permission denied" in await launch_fails(tmp_path, command)
+
+
+async def test_a_command_that_is_no_program(tmp_path: Path) -> None:
+    command = tmp_path / "copilot"
+    command.write_bytes(b"\x00\x01")
+    command.chmod(0o700)
+    assert f"{command}: Exec format error" in await launch_fails(tmp_path, command)
+
+
+async def test_a_home_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "homes").write_text("a file is in the way")
+    assert "could not be started" in await launch_fails(tmp_path, fake(tmp_path, "protocol"))
+
+
+async def test_a_runtime_that_ends_at_once_is_quoted(tmp_path: Path) -> None:
+    detail = await launch_fails(tmp_path, fake(tmp_path, "ends_at_once"))
+    assert "ended with code 3 before it listened" in detail
+    assert detail.endswith("it said: loading\nfatal: the machine has no such instruction")
+
+
+async def test_a_runtime_that_never_listens_is_killed_when_its_time_is_over(tmp_path: Path) -> None:
+    detail = await launch_fails(tmp_path, fake(tmp_path, "never_listens"), timeout=0.5)
+    assert "did not listen within 0.5 s" in detail
+    assert detail.endswith(("it said: warming up", "said nothing"))
+
+
+async def test_a_launch_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
+    launching = asyncio.create_task(
+        launcher().launch(launch_spec(tmp_path, fake(tmp_path, "never_listens")), timeout=30)
+    )
+    await until(lambda: processes_at_home(tmp_path) != [])
+    launching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await launching
+    assert processes_at_home(tmp_path) == []
+
+
+async def test_a_launch_that_is_cancelled_at_any_moment_leaves_no_process(tmp_path: Path) -> None:
+    command = fake(tmp_path, "never_listens")
+    for steps in range(12):
+        spec = launch_spec(tmp_path, command, home=tmp_path / "homes" / f"rt-{steps}")
+        launching = asyncio.create_task(launcher().launch(spec, timeout=30))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        launching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await launching
+        assert processes_at_home(spec.home) == []
+
+
+# --- the end of a runtime ---
+
+
+async def test_killing_it_kills_all_that_it_has_started(tmp_path: Path) -> None:
+    process = await launcher().launch(launch_spec(tmp_path, fake(tmp_path, "has_children")), timeout=20)
+    found = re.search(r"children (\d+) (\d+)", process.output_tail())
+    assert found is not None
+    in_group, outside = (psutil.Process(int(pid)) for pid in found.groups())
+    process.kill()
+    assert await process.wait() == -signal.SIGKILL
+    # The group goes at once; who has left it, when the process is cleaned up.
+    await until(lambda: has_ended(in_group))
+    assert not has_ended(outside)
+    await process.cleanup()
+    await until(lambda: has_ended(outside))
+
+
+async def test_an_end_by_itself_is_cleaned_up_though_a_child_holds_its_output(tmp_path: Path) -> None:
+    process = await launcher().launch(launch_spec(tmp_path, fake(tmp_path, "has_children")), timeout=20)
+    os.kill(process.pid, signal.SIGKILL)
+    await asyncio.wait_for(process.reap(), 10)
+    await until(lambda: processes_at_home(tmp_path) == [])
+
+
+# --- output ---
+
+
+async def spoken(tmp_path: Path, **changes: int) -> ChildProcess:
+    process = await launcher().launch(launch_spec(tmp_path, fake(tmp_path, "talks_a_lot"), **changes), timeout=20)
+    await until(lambda: process.output_tail().endswith("said everything"))
+    return process
+
+
+async def test_output_is_kept_up_to_its_limit(tmp_path: Path) -> None:
+    process = await spoken(tmp_path, log_bytes=100_000)
+    try:
+        logs = {path.name: path.stat().st_size for path in (tmp_path / "logs" / "rt-1").iterdir()}
+        assert set(logs) == {"output.log", "output.log.1"}
+        assert sum(logs.values()) <= 100_000
+        assert (tmp_path / "logs" / "rt-1" / "output.log").read_text().endswith("said everything\n")
+        assert len(process.output_tail()) <= 40 * 1001
+    finally:
+        process.kill()
+        await process.reap()
+
+
+async def test_a_log_that_cannot_be_written_does_not_stop_the_runtime(tmp_path: Path) -> None:
+    (tmp_path / "logs" / "rt-1" / "output.log").mkdir(parents=True)
+    process = await spoken(tmp_path)
+    assert process.exit_code is None
+    process.kill()
+    await process.reap()
+
+
+def test_a_log_goes_on_when_it_was_removed_under_it(tmp_path: Path) -> None:
+    log = LogFile(tmp_path, max_bytes=100)
+    log.write(b"a" * 50)
+    (tmp_path / "output.log").unlink()
+    for letter in (b"b", b"c", b"d"):
+        log.write(letter * 50)
+    log.close()
+    assert (tmp_path / "output.log.1").read_bytes() == b"c" * 50
+    assert (tmp_path / "output.log").read_bytes() == b"d" * 50
+
+
+async def test_descriptors_do_not_pile_up(tmp_path: Path) -> None:
+    before = psutil.Process().num_fds()
+    for name in ("has_children", "ends_at_once", "talks_a_lot"):
+        spec = launch_spec(tmp_path, fake(tmp_path, name), home=tmp_path / "homes" / name)
+        try:
+            process = await launcher().launch(spec, timeout=20)
+        except RuntimeUnavailable:
+            continue
+        process.kill()
+        await process.reap()
+    assert psutil.Process().num_fds() <= before + 1
