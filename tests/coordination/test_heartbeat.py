@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from aerodrome._util.clock import ManualClock
+from aerodrome.coordination.backends.memory import MemoryCoordination
+from aerodrome.coordination.heartbeat import Heartbeat
+from aerodrome.coordination.ports import Node
+from aerodrome.errors import StoreUnavailable
+from aerodrome.model import SessionKey
+from support.waiting import until
+
+pytestmark = pytest.mark.timeout(30)
+
+KEY = SessionKey("acme", "chat")
+TTL = 6.0
+
+
+class Store(MemoryCoordination):
+    """The memory adapter, which can be made to fail, and tells which calls it got."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock)
+        self.away = False
+        self.calls: list[str] = []
+        self.before_answer: Callable[[], Awaitable[None]] | None = None
+
+    async def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if self.away:
+            raise StoreUnavailable("the store is away")
+        if self.before_answer is not None:
+            await self.before_answer()
+
+    async def join(self, node: Node, ttl: float) -> None:
+        await self._called("join")
+        await super().join(node, ttl)
+
+    async def heartbeat(self, incarnation: str, load: dict[str, Any] | None = None) -> bool:
+        await self._called("heartbeat")
+        return await super().heartbeat(incarnation, load)
+
+    async def leave(self, incarnation: str) -> None:
+        await self._called("leave")
+        await super().leave(incarnation)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def store(clock: ManualClock) -> Store:
+    return Store(clock)
+
+
+def make(store: Store, clock: ManualClock, *, interval: float = 3600.0, load: Any = dict) -> Heartbeat:
+    """One that beats by itself only at its start, unless told otherwise: tests call `beat`."""
+    return Heartbeat(store, "node-a", interval=interval, ttl=TTL, clock=clock, load=load)
+
+
+async def started(heartbeat: Heartbeat, store: Store) -> Heartbeat:
+    await heartbeat.start()
+    await until(lambda: "heartbeat" in store.calls)
+    return heartbeat
+
+
+async def test_a_node_joins_beats_and_leaves(store: Store, clock: ManualClock) -> None:
+    heartbeat = make(store, clock, load=lambda: {"sessions": 3})
+    await started(heartbeat, store)
+    (node,) = await store.nodes()
+    assert (node.name, node.incarnation, node.load) == ("node-a", heartbeat.incarnation, {"sessions": 3})
+    assert await store.acquire(KEY, heartbeat.incarnation) is not None
+    await heartbeat.aclose()
+    assert await store.nodes() == []
+    assert await store.holder(KEY) is None
+
+
+async def test_each_life_is_another_incarnation(store: Store, clock: ManualClock) -> None:
+    assert make(store, clock).incarnation != make(store, clock).incarnation
+
+
+async def test_it_beats_by_itself(store: Store, clock: ManualClock) -> None:
+    heartbeat = make(store, clock, interval=0.01)
+    await heartbeat.start()
+    for _ in range(10):
+        clock.advance(TTL / 2)
+        beats = store.calls.count("heartbeat")
+        await until(lambda beats=beats: store.calls.count("heartbeat") >= beats + 2)  # type: ignore[misc]
+        assert heartbeat.may_serve
+        assert len(await store.nodes()) == 1
+    assert store.calls.count("join") == 1
+    await heartbeat.aclose()
+
+
+async def test_a_node_that_has_not_joined_serves_nobody(store: Store, clock: ManualClock) -> None:
+    heartbeat = make(store, clock)
+    assert not heartbeat.may_serve
+    store.away = True
+    with pytest.raises(StoreUnavailable):
+        await heartbeat.start()
+    assert not heartbeat.may_serve
+    await heartbeat.aclose()
+
+
+async def test_without_beats_it_stops_to_serve_before_its_leases_end(store: Store, clock: ManualClock) -> None:
+    heartbeat = await started(make(store, clock), store)
+    store.away = True
+    clock.advance(TTL * 2 / 3 - 0.01)
+    with pytest.raises(StoreUnavailable):
+        await heartbeat.beat()
+    assert heartbeat.may_serve
+    clock.advance(0.02)
+    assert not heartbeat.may_serve
+    assert len(await store.nodes()) == 1
+    # Once the store is back in time, everything is as before.
+    store.away = False
+    incarnation = heartbeat.incarnation
+    await heartbeat.beat()
+    assert heartbeat.may_serve
+    assert heartbeat.incarnation == incarnation
+    await heartbeat.aclose()
+
+
+@pytest.mark.parametrize("call", ["start", "beat"])
+async def test_the_time_counts_from_the_question_not_from_the_answer(
+    store: Store, clock: ManualClock, call: str
+) -> None:
+    heartbeat = make(store, clock)
+    if call == "beat":
+        await started(heartbeat, store)
+
+    async def slow() -> None:
+        store.before_answer = None
+        clock.advance(3.0)
+
+    store.before_answer = slow
+    await (heartbeat.start() if call == "start" else heartbeat.beat())
+    clock.advance(TTL * 2 / 3 - 3.0)
+    if call == "start":
+        # Its own first beat may have been asked later: only the join is looked at.
+        assert store.calls[0] == "join"
+        assert "heartbeat" not in store.calls
+    assert not heartbeat.may_serve
+    await heartbeat.aclose()
+
+
+async def test_who_is_declared_dead_gives_up_and_lives_on_as_another(store: Store, clock: ManualClock) -> None:
+    heartbeat = await started(make(store, clock), store)
+    first = heartbeat.incarnation
+    lease = await store.acquire(KEY, first)
+    assert lease is not None
+    seen: list[tuple[bool, bool]] = []
+
+    async def give_up() -> None:
+        alive = [node.incarnation for node in await store.nodes()]
+        seen.append((heartbeat.may_serve, heartbeat.incarnation in alive))
+
+    heartbeat.on_reborn = give_up
+    clock.advance(TTL)
+    await heartbeat.beat()
+    # Given up while nobody may be served, and before the new life begins.
+    assert seen == [(False, False)]
+    assert heartbeat.incarnation != first
+    assert heartbeat.may_serve
+    assert [node.incarnation for node in await store.nodes()] == [heartbeat.incarnation]
+    # The old life's lease is void, also for the new one.
+    taken = await store.acquire(KEY, heartbeat.incarnation)
+    assert taken is not None
+    assert taken.epoch > lease.epoch
+    await heartbeat.beat()
+    assert seen == [(False, False)]
+    await heartbeat.aclose()
+
+
+async def test_who_cannot_join_again_serves_nobody_and_tries_on(store: Store, clock: ManualClock) -> None:
+    heartbeat = await started(make(store, clock), store)
+    given_up = 0
+
+    async def give_up() -> None:
+        nonlocal given_up
+        given_up += 1
+        store.away = True
+
+    heartbeat.on_reborn = give_up
+    clock.advance(TTL)
+    with pytest.raises(StoreUnavailable):
+        await heartbeat.beat()
+    assert not heartbeat.may_serve
+    with pytest.raises(StoreUnavailable):
+        await heartbeat.beat()
+    assert not heartbeat.may_serve
+    heartbeat.on_reborn = None
+    store.away = False
+    await heartbeat.beat()
+    assert heartbeat.may_serve
+    assert given_up == 1
+    await heartbeat.aclose()
+
+
+async def test_two_beats_at_once_are_reborn_once(store: Store, clock: ManualClock) -> None:
+    heartbeat = await started(make(store, clock), store)
+    reborn = 0
+
+    async def give_up() -> None:
+        nonlocal reborn
+        reborn += 1
+        await asyncio.sleep(0)
+
+    async def yielding() -> None:
+        await asyncio.sleep(0)
+
+    heartbeat.on_reborn = give_up
+    store.before_answer = yielding
+    clock.advance(TTL)
+    await asyncio.gather(heartbeat.beat(), heartbeat.beat())
+    assert reborn == 1
+    assert len(await store.nodes()) == 1
+    await heartbeat.aclose()
+
+
+async def test_nothing_that_goes_wrong_stops_the_heart(store: Store, clock: ManualClock) -> None:
+    def crash() -> dict[str, Any]:
+        raise ZeroDivisionError("a bug in what the node says of itself")
+
+    loads: list[Callable[[], dict[str, Any]]] = [dict]
+    heartbeat = make(store, clock, interval=0.005, load=lambda: loads[-1]())
+    await started(heartbeat, store)
+    for trouble in ("load", "store"):
+        if trouble == "load":
+            loads.append(crash)
+        else:
+            store.away = True
+        clock.advance(TTL * 0.7)
+        await asyncio.sleep(0.02)
+        assert not heartbeat.may_serve
+        loads[:] = [dict]
+        store.away = False
+        await until(lambda: heartbeat.may_serve)
+    await heartbeat.aclose()
+
+
+async def test_a_store_that_is_away_does_not_hinder_the_stop(store: Store, clock: ManualClock) -> None:
+    heartbeat = await started(make(store, clock), store)
+    store.away = True
+    await heartbeat.aclose()
+    await heartbeat.aclose()
+    assert store.calls[-1] == "leave"
+    # The others wait for the time to live.
+    clock.advance(TTL)
+    assert await store.nodes() == []
