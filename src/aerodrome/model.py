@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-#: What the CLI accepts (FACTS, "Wire"), with our own shorter limit: 200 characters.
+#: What the CLI accepts (docs/facts.md, "Wire"), with our own shorter limit: 200 characters.
 SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
 #: Tenants and users name rows, metrics and log lines, so they stay printable and short.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,99}")
@@ -134,6 +134,8 @@ class TurnRow:
     author: str
     status: TurnStatus
     prompt: str
+    #: The node incarnation that accepted it and works on it.
+    incarnation: str = ""
     attachments: list[dict[str, Any]] = field(default_factory=list)
     #: The caller's `Idempotency-Key`, unique in the session; a repeated key returns the first outcome.
     idempotency_key: str | None = None

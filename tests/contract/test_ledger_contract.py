@@ -178,3 +178,21 @@ async def test_unfinished_turns_cost_no_scan_of_the_history(tmp_path: Path) -> N
         await db.read(lambda connection: connection.set_trace_callback(None))
         (select,) = [statement for statement in statements if statement.startswith("SELECT")]
         assert "turn_unfinished" in await query_plan(db, select)
+
+
+async def test_the_unfinished_turns_of_living_nodes_are_left_out(pair: Pair) -> None:
+    await pair.a.accept(turn("t-1", incarnation="dead"))
+    await pair.a.accept(turn("t-2", incarnation="alive"))
+    assert [row.id for row in await pair.b.unfinished(except_of=["alive", "other"])] == ["t-1"]
+    assert [row.id for row in await pair.b.unfinished(KEY, except_of=["dead"])] == ["t-2"]
+    assert [row.id for row in await pair.b.unfinished()] == ["t-1", "t-2"]
+
+
+async def test_a_freed_key_may_be_used_for_another_try(pair: Pair) -> None:
+    await pair.a.accept(turn("t-1", idempotency_key="k"))
+    assert await pair.a.finish(KEY, "t-1", TurnStatus.FAILED, 2.0, free_key=True)
+    assert await pair.b.by_idempotency_key(KEY, "k") is None
+    assert await pair.a.accept(turn("t-2", idempotency_key="k")) is None
+    first = await pair.b.get(KEY, "t-1")
+    assert first is not None
+    assert (first.status, first.idempotency_key) == (TurnStatus.FAILED, None)

@@ -7,6 +7,7 @@ and never leaves a final one: whoever finishes it first is right.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from aerodrome.model import SessionKey, TurnRow, TurnStatus
@@ -52,16 +53,23 @@ class Ledger(Protocol):
         answer: dict[str, Any] | None = None,
         usage: dict[str, Any] | None = None,
         error: dict[str, Any] | None = None,
+        free_key: bool = False,
     ) -> bool:
-        """Make the turn final. ``False``: it was final before (nothing is changed), or is unknown."""
+        """Make the turn final. ``False``: it was final before (nothing is changed), or is unknown.
+
+        Args:
+            free_key: The prompt never reached a runtime: its idempotency key may be used for another try.
+        """
         ...
 
     async def get(self, key: SessionKey, turn_id: str) -> TurnRow | None: ...
 
     async def by_idempotency_key(self, key: SessionKey, idempotency_key: str) -> TurnRow | None: ...
 
-    async def unfinished(self, key: SessionKey | None = None, limit: int = 1000) -> list[TurnRow]:
-        """Turns that are not final, the oldest first: of one session, or of all."""
+    async def unfinished(
+        self, key: SessionKey | None = None, limit: int = 1000, *, except_of: Collection[str] = ()
+    ) -> list[TurnRow]:
+        """Turns that are not final, the oldest first: of one session, or of all; `except_of` these incarnations."""
         ...
 
     async def turns(self, key: SessionKey) -> list[TurnRow]:

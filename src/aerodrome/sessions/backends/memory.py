@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -67,6 +67,7 @@ class MemoryLedger:
         answer: dict[str, Any] | None = None,
         usage: dict[str, Any] | None = None,
         error: dict[str, Any] | None = None,
+        free_key: bool = False,
     ) -> bool:
         if not status.is_final:
             raise ValueError(f"{status} does not finish a turn")
@@ -74,7 +75,8 @@ class MemoryLedger:
         if row is None or row.status.is_final:
             return False
         answer, usage, error = copy.deepcopy((answer, usage, error))
-        self._rows[key, turn_id] = replace(row, status=status, ended_at=at, answer=answer, usage=usage, error=error)
+        row = replace(row, status=status, ended_at=at, answer=answer, usage=usage, error=error)
+        self._rows[key, turn_id] = replace(row, idempotency_key=None) if free_key else row
         return True
 
     async def get(self, key: SessionKey, turn_id: str) -> TurnRow | None:
@@ -84,9 +86,12 @@ class MemoryLedger:
         rows = (row for row in self._of(key) if row.idempotency_key == idempotency_key)
         return copy.deepcopy(next(rows, None))
 
-    async def unfinished(self, key: SessionKey | None = None, limit: int = 1000) -> list[TurnRow]:
+    async def unfinished(
+        self, key: SessionKey | None = None, limit: int = 1000, *, except_of: Collection[str] = ()
+    ) -> list[TurnRow]:
         rows = self._rows.values() if key is None else self._of(key)
-        return copy.deepcopy([row for row in rows if not row.status.is_final][:limit])
+        found = [row for row in rows if not row.status.is_final and row.incarnation not in except_of]
+        return copy.deepcopy(found[:limit])
 
     async def turns(self, key: SessionKey) -> list[TurnRow]:
         return copy.deepcopy(list(self._of(key)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from aerodrome._util.schema import Schema
@@ -13,8 +13,8 @@ from aerodrome.errors import Conflict
 from aerodrome.model import SessionKey, TurnRow, TurnStatus
 
 _COLUMNS = (
-    "tenant, session, id, author, status, prompt, attachments, idempotency_key, digest, message_id, answer, usage,"
-    " error, retried, tool_ran, created_at, started_at, ended_at"
+    "tenant, session, id, author, status, prompt, incarnation, attachments, idempotency_key, digest, message_id,"
+    " answer, usage, error, retried, tool_ran, created_at, started_at, ended_at"
 )
 _TURN = "tenant = ? AND session = ? AND id = ?"
 _IDEMPOTENT = "tenant = ? AND session = ? AND idempotency_key = ?"
@@ -85,20 +85,20 @@ class SqliteLedger:
         answer: dict[str, Any] | None = None,
         usage: dict[str, Any] | None = None,
         error: dict[str, Any] | None = None,
+        free_key: bool = False,
     ) -> bool:
         if not status.is_final:
             raise ValueError(f"{status} does not finish a turn")
-        return await self._update(
-            key,
-            turn_id,
-            {
-                "status = ?": status,
-                "ended_at = ?": at,
-                "answer = ?": _to_json(answer),
-                "usage = ?": _to_json(usage),
-                "error = ?": _to_json(error),
-            },
-        )
+        changes: dict[str, Any] = {
+            "status = ?": status,
+            "ended_at = ?": at,
+            "answer = ?": _to_json(answer),
+            "usage = ?": _to_json(usage),
+            "error = ?": _to_json(error),
+        }
+        if free_key:
+            changes["idempotency_key = ?"] = None
+        return await self._update(key, turn_id, changes)
 
     async def _update(self, key: SessionKey, turn_id: str, changes: dict[str, Any]) -> bool:
         """Change a turn that is not final; one statement, so that two who finish it cannot both be right."""
@@ -120,10 +120,14 @@ class SqliteLedger:
         rows = await self._select(_IDEMPOTENT, (*key, to_blob(idempotency_key)))
         return rows[0] if rows else None
 
-    async def unfinished(self, key: SessionKey | None = None, limit: int = 1000) -> list[TurnRow]:
+    async def unfinished(
+        self, key: SessionKey | None = None, limit: int = 1000, *, except_of: Collection[str] = ()
+    ) -> list[TurnRow]:
+        marks = ", ".join("?" * len(except_of))
+        where = f"{_UNFINISHED} AND incarnation NOT IN ({marks})"
         if key is None:
-            return await self._select(_UNFINISHED, (), limit)
-        return await self._select(f"tenant = ? AND session = ? AND {_UNFINISHED}", key, limit)
+            return await self._select(where, tuple(except_of), limit)
+        return await self._select(f"tenant = ? AND session = ? AND {where}", (*key, *except_of), limit)
 
     async def turns(self, key: SessionKey) -> list[TurnRow]:
         return await self._select("tenant = ? AND session = ?", key)
@@ -155,6 +159,7 @@ def _values(row: TurnRow) -> Sequence[Any]:
         row.author,
         row.status,
         to_blob(row.prompt),
+        row.incarnation,
         json.dumps(row.attachments),
         None if row.idempotency_key is None else to_blob(row.idempotency_key),
         row.digest,
@@ -172,7 +177,7 @@ def _values(row: TurnRow) -> Sequence[Any]:
 
 def _row(values: Sequence[Any]) -> TurnRow:
     tenant, session, *values = values
-    (id_, author, status, prompt, attachments, idempotency_key, digest, message_id, *rest) = values
+    (id_, author, status, prompt, incarnation, attachments, idempotency_key, digest, message_id, *rest) = values
     (answer, usage, error, retried, tool_ran, created_at, started_at, ended_at) = rest
     return TurnRow(
         key=SessionKey(tenant, session),
@@ -180,6 +185,7 @@ def _row(values: Sequence[Any]) -> TurnRow:
         author=author,
         status=TurnStatus(status),
         prompt=from_blob(prompt),
+        incarnation=incarnation,
         attachments=json.loads(attachments),
         idempotency_key=None if idempotency_key is None else from_blob(idempotency_key),
         digest=digest,

@@ -8,6 +8,7 @@ CREATE TABLE turn (
     author          TEXT NOT NULL,
     status          TEXT NOT NULL,
     prompt          BLOB NOT NULL,
+    incarnation     TEXT NOT NULL,
     attachments     TEXT NOT NULL,
     idempotency_key BLOB,
     digest          TEXT NOT NULL,
