@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class SessionEvent:
+
+class SessionEvent(msgspec.Struct, frozen=True):
     """One event of one session.
 
     `raw` is the JSON object of the SDK's envelope (`id`, `timestamp`, `parentId`, `type`, `data`, and
     `ephemeral` on events that are not stored), byte for byte as the runtime sent it: an event passes through
-    us without being decoded unless somebody needs its content.
+    us without being decoded unless somebody needs its content. A struct, because hundreds of them are made in a
+    streamed turn, and a frozen dataclass takes ten times as long to make.
     """
 
     id: str

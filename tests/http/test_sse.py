@@ -349,6 +349,40 @@ async def test_the_outbox_takes_no_more_than_its_limit() -> None:
     assert await outbox.take() == b"z"
 
 
+async def test_what_comes_right_after_a_chunk_gathers_until_it_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aerodrome.http.sse.PACE", 3600)
+    outbox = Outbox(10)
+    outbox.add(b"first")
+    assert await outbox.take() == b"first"
+    taker = asyncio.create_task(outbox.take())
+    for piece in (b"a", b"b", b"c"):
+        outbox.add(piece)
+        await asyncio.sleep(0)
+    assert not taker.done()
+    outbox.close()
+    assert await taker == b"abc"
+
+
+async def test_a_full_outbox_is_given_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aerodrome.http.sse.PACE", 3600)
+    outbox = Outbox(10)
+    outbox.add(b"first")
+    assert await outbox.take() == b"first"
+    taker = asyncio.create_task(outbox.take())
+    outbox.add(b"a")
+    await asyncio.sleep(0)
+    outbox.add(b"x" * 10)
+    assert await taker == b"a" + b"x" * 10
+
+
+async def test_a_chunk_that_is_due_is_given_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aerodrome.http.sse.PACE", 0.001)
+    outbox = Outbox(10)
+    for piece in (b"a", b"b"):
+        outbox.add(piece)
+        assert await outbox.take() == piece
+
+
 async def test_a_closed_outbox_gives_out_what_it_has_and_then_ends() -> None:
     outbox = Outbox(10)
     outbox.add(b"last")

@@ -8,14 +8,15 @@ Rules of the link:
   runtime waits (what had come in the same piece is served all the same);
 - writers wait while the runtime does not read (`TCP` back-pressure), so that nothing is buffered without bound.
 
-Both ends of the CLI's protocol wait for delayed ACKs (FACTS, "Wire"), so the link sends a frame in one piece,
-switches Nagle off, and asks for quick ACKs again after each read, because the kernel forgets.
+Both ends of the CLI's protocol wait for delayed ACKs (docs/facts.md, "Wire"), so the link sends a frame in one
+piece, switches Nagle off, and asks for quick ACKs again after each read, because the kernel forgets.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from typing import Any, Protocol, cast
 
@@ -158,9 +159,11 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports implement the interface without being subclasses of it.
         self._transport = cast("asyncio.Transport", transport)
-        self._socket = transport.get_extra_info("socket")
-        if self._socket is not None:
+        shown: socket.socket | None = transport.get_extra_info("socket")
+        if shown is not None:
             with contextlib.suppress(OSError):  # the peer has closed already; `connection_lost` is about to be called
+                # The transport's own stand-in makes a socket object for each option that is set, in uvloop.
+                self._socket = socket.socket(shown.family, shown.type, shown.proto, fileno=os.dup(shown.fileno()))
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._quick_ack()
 
@@ -184,6 +187,9 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost("the connection was lost" + (f": {exc}" if exc else ""))
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
         self._done.set()
 
     def pause_writing(self) -> None:
@@ -195,9 +201,12 @@ class Link(asyncio.Protocol):
     # --- inside ---
 
     def _quick_ack(self) -> None:
-        if _QUICKACK is not None and self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+        if _QUICKACK is None or self._socket is None:
+            return
+        try:  # noqa: SIM105 - `suppress` costs more than the call, at each read
+            self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+        except OSError:
+            pass
 
     async def _may_write(self) -> None:
         # All who wait are woken at once, and the first to write may fill the buffer again.

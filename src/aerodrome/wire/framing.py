@@ -7,6 +7,7 @@ stream, because nothing tells where the next one starts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 #: Bytes of a header block, without the blank line that ends it.
@@ -14,6 +15,7 @@ MAX_HEADER = 4096
 DEFAULT_MAX_FRAME = 64 * 1024 * 1024
 
 _SEPARATOR = b"\r\n\r\n"
+_PLAIN_HEADER = re.compile(rb"Content-Length: (\d{1,15})\r\n\r\n")
 
 
 class FramingError(Exception):
@@ -32,7 +34,7 @@ class FrameTooLarge(FramingError):
 
 
 def encode_frame(body: bytes) -> bytes:
-    """Header and body as one piece, so that they leave in one segment (FACTS, "Wire": 40 ms otherwise)."""
+    """Header and body as one piece, so that they leave in one segment (docs/facts.md, "Wire": 40 ms otherwise)."""
     return b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
@@ -64,11 +66,9 @@ class FrameDecoder:
                 error's `bodies`.
         """
         self._raise_if_broken()
-        self._buffer += data
         bodies: list[bytes] = []
         try:
-            while (body := self._next()) is not None:
-                bodies.append(body)
+            self._take(data, bodies)
         except FramingError as error:
             self._broken = error
             self._buffer.clear()
@@ -91,6 +91,35 @@ class FrameDecoder:
         if self._broken is not None:
             # A new one: the first has the bodies, and must not grow a longer traceback with each call.
             raise type(self._broken)(str(self._broken))
+
+    def _take(self, data: bytes, bodies: list[bytes]) -> None:
+        if self._buffer or self._body_length is not None:
+            # First the frame that earlier pieces began.
+            self._buffer += data
+            if (body := self._next()) is None:
+                return
+            bodies.append(body)
+            data = bytes(self._buffer)
+            self._buffer.clear()
+        self._buffer += self._take_plain(data, bodies)
+        while (body := self._next()) is not None:
+            bodies.append(body)
+
+    def _take_plain(self, data: bytes, bodies: list[bytes]) -> bytes:
+        """Take the frames that are whole and have the header every peer writes; returns what is left.
+
+        A short way for nearly all frames, of which a streamed turn has hundreds. It must accept nothing that
+        `_next` would not.
+        """
+        at = 0
+        while (header := _PLAIN_HEADER.match(data, at)) is not None:
+            begin = header.end()
+            end = begin + int(header[1])
+            if end > len(data) or end - begin > self._max_frame:
+                break
+            bodies.append(data[begin:end])
+            at = end
+        return data[at:]
 
     def _next(self) -> bytes | None:
         if self._body_length is None and not self._take_header():
