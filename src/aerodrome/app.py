@@ -263,8 +263,8 @@ def _provider_env(settings: Settings) -> dict[str, str]:
         return {}
     return {
         "COPILOT_OFFLINE": "true",
-        # Offline mode refuses to start without a provider of its own (FACTS). Sessions bring theirs, so this one
-        # leads nowhere on purpose.
+        # Offline mode refuses to start without a provider of its own (docs/facts.md, "Starting"). Sessions bring
+        # theirs, so this one leads nowhere on purpose.
         "COPILOT_PROVIDER_BASE_URL": "http://127.0.0.1:9/v1",
         "COPILOT_MODEL": settings.provider.model or "gpt-4.1",
     }
@@ -291,5 +291,5 @@ async def try_runtime(settings: Settings) -> float:
 
 
 def _launcher() -> ProcessLauncher:
-    # One unpacked copy of the CLI for all runtimes of this user (FACTS: 1.3 s and 235 MB each without).
+    # One unpacked copy of the CLI for all runtimes of this user; else 235 MB each (docs/facts.md, "Starting").
     return ProcessLauncher(runtime_packages())

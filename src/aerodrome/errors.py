@@ -124,7 +124,7 @@ class Fenced(AerodromeError):
     """A write carried an epoch older than the stored one: somebody else runs this session now.
 
     Never answered to a user: the activation that meets it is closed for good, because the CLI keeps refused
-    events and would write them with the next append that succeeds (FACTS, "sessionFs").
+    events and would write them with the next append that succeeds (docs/facts.md, "Session files").
     """
 
     code = "fenced"

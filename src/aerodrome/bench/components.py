@@ -18,7 +18,7 @@ from aerodrome.model import SessionKey
 from aerodrome.runtime.link import Link
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
 
-#: What a later turn of a session appends (FACTS, "sessionFs": 2.5 to 10 KB).
+#: What a later turn of a session appends (docs/facts.md, "Session files": 2.5 to 10 KB).
 APPEND_BYTES = 6_000
 _TIMEOUT = 10.0
 _WARM_UP = 3

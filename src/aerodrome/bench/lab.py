@@ -28,7 +28,7 @@ from aerodrome.runtime.launchers.process import ProcessLauncher
 from aerodrome.runtime.ports import LaunchSpec
 
 MODEL = "gpt-4.1"
-#: The allocator setting of every runtime (FACTS, "Memory").
+#: The allocator setting of every runtime (docs/facts.md, "Memory and wear").
 TRIM_VARIABLE = "MALLOC_TRIM_THRESHOLD_"
 #: Seconds for a process to be there, and for a pool to settle.
 START_TIMEOUT = 60.0

@@ -1,8 +1,8 @@
 """The parameters of `session.create` and `session.resume`, built by us from what the caller may choose.
 
 Nothing of a caller's request is passed on by itself: a dozen parameters run commands on the host, more read its
-files (FACTS, "No isolation between connections of one CLI"). The fixed values below are the wire's equivalent of
-the SDK's `mode: "empty"`, which is client-side only, so that a shared host must force it.
+files (docs/facts.md, "Isolation"). The fixed values below are the wire's equivalent of the SDK's `mode: "empty"`,
+which is client-side only, so that a shared host must force it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The control link: our one connection to a runtime that carries every session we run in it.
 
 It authenticates, becomes the runtime's `sessionFs` provider before any session exists, and stays attached to
-every resident session, because a session whose last connection goes is killed in mid-turn (FACTS). What the runtime
-says of a session goes to that session's binding.
+every resident session, because a session whose last connection goes is killed in mid-turn (docs/facts.md, "Sessions
+and connections"). What the runtime says of a session goes to that session's binding.
 """
 
 from __future__ import annotations

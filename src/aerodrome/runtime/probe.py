@@ -2,7 +2,8 @@
 
 A runtime is ready when a session can be created in it and answers (liveness is less: a process and a ping). The
 probe's session talks to this model, so that readiness depends on nobody's key, costs nobody's tokens and leaves
-nothing anywhere. It also takes the cost of the CLI's first session and turn (FACTS: 150 ms each) off the first user.
+nothing anywhere. It also takes the cost of the CLI's first session and turn off the first user (docs/facts.md,
+"Starting").
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ other **in the same transaction as the write**, so that a node that was paused p
 fork a history, whatever its clock says (trap 8). A session without an announced epoch, which is also one that was
 deleted, takes no writes at all: a late writer cannot bring a deleted session back.
 
-Content is text: that is what the CLI writes through `sessionFs` (FACTS; the `binary` capability is not declared).
+Content is text: that is what the CLI writes as long as the capability `binary` is not declared (docs/facts.md,
+"Session files").
 """
 
 from __future__ import annotations

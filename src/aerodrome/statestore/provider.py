@@ -2,10 +2,10 @@
 
 Bound to the activation's epoch for its whole life. After the first write that the store could not do, every
 later write is refused as well: the CLI keeps the events of a failed append and writes them with the next one that
-succeeds (FACTS, "sessionFs"), which would put a turn into the history that was reported as failed, or, after a
-lost lease, behind somebody else's. For the same reason writes are carried out one after the other: none may overtake
-one that is about to fail. (What any file system would refuse, such as removing what is not there, is an ordinary
-answer and closes nothing.)
+succeeds (docs/facts.md, "Session files"), which would put a turn into the history that was reported as failed, or,
+after a lost lease, behind somebody else's. For the same reason writes are carried out one after the other: none may
+overtake one that is about to fail. (What any file system would refuse, such as removing what is not there, is an
+ordinary answer and closes nothing.)
 
 Results and errors have the shapes of the SDK's `SessionFsHandler`: a write answers null or an error object, a read
 answers an object with an `error` in it. `exists` has no place for an error: there, and only there, a store that

@@ -42,7 +42,7 @@ _EXEC = Path(__file__).with_name("_exec.py")
 
 class ProcessLauncher:
     """Args:
-    package_cache: Directory in which the CLI unpacks itself, shared by all runtimes (FACTS: +1.3 s without).
+    package_cache: Directory in which the CLI unpacks itself, shared by all runtimes: docs/facts.md, "Starting".
     """
 
     def __init__(self, package_cache: Path) -> None:
@@ -121,7 +121,7 @@ class ProcessLauncher:
             "COPILOT_PKG_CACHE_HOME": str(self._package_cache),
             "COPILOT_CONNECTION_TOKEN": spec.token,
             "COPILOT_DISABLE_KEYTAR": "1",
-            # Gives the memory of closed sessions back to the system (FACTS, "Memory").
+            # Gives the memory of closed sessions back to the system (docs/facts.md, "Memory and wear").
             "MALLOC_TRIM_THRESHOLD_": "131072",
         }
         return env | dict(spec.env)
