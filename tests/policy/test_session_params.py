@@ -18,7 +18,7 @@ TOOLS = st.lists(
 )
 POLICIES = st.builds(ToolPolicy, isolated=TOOLS, host=TOOLS)
 
-#: What FACTS proves to lead to the host's commands, files or identities.
+#: What leads to the host's commands, files or identities (docs/facts.md, "Isolation").
 DANGEROUS = {
     "mcpServers", "customAgents", "providers", "hookDirectories", "pluginDirectories", "extensionSdkPath",
     "requestExtensions", "extensionInfo", "configDir", "additionalDirectories", "skillDirectories", "largeOutput",
