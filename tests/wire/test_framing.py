@@ -40,6 +40,13 @@ def test_byte_by_byte_is_the_same_as_at_once(bodies: list[bytes]) -> None:
     assert feed_all(FrameDecoder(), [bytes([byte]) for byte in stream]) == (bodies, None)
 
 
+def test_a_body_that_looks_like_frames_is_a_body_however_the_stream_is_cut() -> None:
+    body = encode_frame(b"{}") * 3
+    stream = encode_frame(body) * 2
+    for cut in range(len(stream)):
+        assert feed_all(FrameDecoder(), [stream[:cut], stream[cut:]]) == ([body, body], None)
+
+
 def test_a_frame_is_one_piece_with_its_header() -> None:
     assert encode_frame(b"{}") == b"Content-Length: 2\r\n\r\n{}"
 
