@@ -44,7 +44,7 @@ def bench(
     check: Annotated[bool, typer.Option("--check", help="Exit 1 when a target is missed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure this machine: what Aerodrome costs over the bare Copilot CLI, as ratios (docs/benchmarks.md)."""
+    """Measure this machine: what Aerodrome costs over the bare Copilot CLI, as ratios."""
     from aerodrome.bench.report import missed
     from aerodrome.bench.run import run
     from aerodrome.bench.scale import FULL, QUICK

@@ -27,7 +27,7 @@ class OpenSession:
     #: Built-in tools the session may use, from what policy allows; ``None``: the policy's default set.
     tools: list[str] | None = None
     #: Whether the model's answers come in pieces. Costs the runtime three times the processor time of a turn in one
-    #: piece (FACTS, "Wire").
+    #: piece (docs/facts.md, "Wire").
     streaming: bool = True
 
 

@@ -1,8 +1,8 @@
 """What the sessions room needs from a durable store beside the files: the message ledger.
 
 An accepted prompt is recorded before it is sent, because the CLI's answer to `session.send` is not durable
-(FACTS, "Durability"). A turn's status moves `queued -> running -> (completed | failed | aborted | interrupted)`
-and never leaves a final one: whoever finishes it first is right.
+(docs/facts.md, "Durability"). A turn's status moves `queued -> running -> (completed | failed | aborted |
+interrupted)` and never leaves a final one: whoever finishes it first is right.
 """
 
 from __future__ import annotations
