@@ -33,7 +33,8 @@ class SessionEvent(msgspec.Struct, frozen=True):
 
     @property
     def is_trace(self) -> bool:
-        """The runtime's own `model.*` trace: large, repeated, and no part of the SDK's event types."""
+        """The runtime's own trace and accounts (`model.*`, `session.usage_record`): large, repeated, or told in the
+        history alone, and no part of the SDK's event types."""
         return self.type in _TRACE
 
 
@@ -59,4 +60,4 @@ _TRACE = frozenset(
         "turn_failed",
         "turn_started",
     )
-)
+) | {"session.usage_record"}
