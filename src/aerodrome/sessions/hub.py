@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import replace
 
 from aerodrome.events import SessionEvent
 from aerodrome.sessions.api import Lagging
@@ -93,10 +92,10 @@ class EventHub:
     def publish(self, event: SessionEvent) -> SessionEvent:
         """Give the event its cursor, keep it for a while, and hand it to every reader."""
         if event.ephemeral:
-            event = replace(event, cursor=f"{self._last_stored}~{event.id}")
+            cursor = f"{self._last_stored}~{event.id}"
         else:
-            self._last_stored = event.id
-            event = replace(event, cursor=event.id)
+            self._last_stored = cursor = event.id
+        event = SessionEvent(event.id, event.type, event.raw, event.ephemeral, cursor)
         if not event.is_trace:
             self._keep(event)
         for channel in list(self._channels):
