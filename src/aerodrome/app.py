@@ -143,9 +143,9 @@ class Node:
         context = self._session_context()
         self.sessions = SessionService(context)
         self.janitor = Janitor(self.sessions, context)
+        self._heartbeat.on_reborn = self.sessions.give_up_all
         await self._heartbeat.start()
         self._stack.push_async_callback(self._heartbeat.aclose)
-        self._heartbeat.on_reborn = self.sessions.give_up_all
         self._stack.push_async_callback(context.tasks.aclose)
         await self.sessions.recover()
         await self.pool.start()
@@ -167,6 +167,7 @@ class Node:
             options=session_options(self.settings),
             directory=self.stores.coordination,
             leases=self.stores.coordination,
+            membership=self.stores.coordination,
             ledger=self.stores.ledger,
             files=self.stores.files,
             pool=self.pool,

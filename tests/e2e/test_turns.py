@@ -114,7 +114,7 @@ async def test_on_busy_reject_steer_and_interrupt(acme: Host, model: ModelServer
     assert refused["turn"]
 
     steering = asyncio.create_task(alice.say("s1", "steer", on_busy="steer"))
-    while not any(live._riders for live in acme.node.sessions.live):
+    while not any(len(live.turns.delivered) > 1 for live in acme.node.sessions.live):
         await asyncio.sleep(0.01)
     model.open_gate("held")
     assert (await running)["turn"]["status"] == "completed"

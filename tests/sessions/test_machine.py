@@ -10,11 +10,11 @@ from aerodrome.sessions.machine import TRANSITIONS, ImpossibleTransition, Sessio
 
 #: A shortest way into each state.
 WAYS = {
-    State.ASLEEP: [],
+    State.HIBERNATED: [],
     State.WAKING: [Stimulus.WAKE],
     State.IDLE: [Stimulus.WAKE, Stimulus.AWAKE],
     State.RUNNING: [Stimulus.WAKE, Stimulus.AWAKE, Stimulus.SEND],
-    State.DOZING: [Stimulus.WAKE, Stimulus.AWAKE, Stimulus.HIBERNATE],
+    State.HIBERNATING: [Stimulus.WAKE, Stimulus.AWAKE, Stimulus.HIBERNATE],
     State.CLOSED: [Stimulus.CLOSE],
 }
 
@@ -34,7 +34,7 @@ def test_every_pair_is_a_row_or_an_error_with_its_story(state: State, stimulus: 
         assert machine.apply(stimulus) is TRANSITIONS[state, stimulus]
         assert machine.state is TRANSITIONS[state, stimulus]
         return
-    with pytest.raises(ImpossibleTransition, match=f"^{stimulus} in state {state}; last steps: asleep") as caught:
+    with pytest.raises(ImpossibleTransition, match=f"^{stimulus} in state {state}; last steps: hibernated") as caught:
         machine.apply(stimulus)
     for step in WAYS[state]:
         assert f"-{step}->" in str(caught.value)
@@ -51,8 +51,8 @@ def test_only_an_idle_session_takes_a_turn() -> None:
 
 
 def test_the_runtime_may_be_lost_at_any_moment() -> None:
-    for state in State:
-        expected = State.CLOSED if state is State.CLOSED else State.ASLEEP
+    for state in set(State) - {State.HIBERNATED}:
+        expected = State.CLOSED if state is State.CLOSED else State.HIBERNATED
         assert machine_in(state).apply(Stimulus.LOST) is expected
 
 
@@ -69,5 +69,5 @@ def test_the_story_of_a_long_life_stays_short(stimuli: list[Stimulus]) -> None:
         if (machine.state, stimulus) in TRANSITIONS:
             machine.apply(stimulus)
     with pytest.raises(ImpossibleTransition) as caught:
-        machine.apply(Stimulus.WAKE if machine.state is not State.ASLEEP else Stimulus.AWAKE)
+        machine.apply(Stimulus.WAKE if machine.state is not State.HIBERNATED else Stimulus.AWAKE)
     assert str(caught.value).count("->") <= 13

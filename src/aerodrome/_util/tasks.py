@@ -5,12 +5,15 @@ exception is reported at some later time, or never.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 class TaskOwner:
@@ -21,14 +24,24 @@ class TaskOwner:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
+    @property
+    def closed(self) -> bool:
+        """It starts no more tasks."""
+        return self._closed
+
     def start(
         self, coroutine: Coroutine[Any, Any, Any], name: str, *, expected: type[Exception] | tuple[()] = ()
     ) -> asyncio.Task[Any]:
-        """`expected`: an error that whoever awaits the task deals with; it is not logged here."""
+        """Run it in a context of its own: a task outlives the request that happened to start it, and what that
+        request has bound, such as its id and user for the log, must not stand in the lines of later ones.
+
+        Args:
+            expected: An error that whoever awaits the task deals with; it is not logged here.
+        """
         if self._closed:
             coroutine.close()
             raise RuntimeError(f"{self._name} is closed and starts no task {name!r}")
-        task = asyncio.create_task(coroutine, name=f"{self._name}:{name}")
+        task = asyncio.create_task(coroutine, name=f"{self._name}:{name}", context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._done(done, expected))
         return task
@@ -53,3 +66,25 @@ class TaskOwner:
 async def first_of(*futures: asyncio.Future[Any]) -> None:
     """Wait until at least one is done. Neither their errors nor our cancellation touch anything."""
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+class Forestalled(Exception):
+    """Something else came first, and the work was given up."""
+
+
+async def unless(work: Coroutine[Any, Any, T], *signals: asyncio.Future[Any]) -> T:
+    """Do the work, unless one of the signals comes first.
+
+    Raises:
+        Forestalled: One did; the work was cancelled and has ended.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await first_of(task, *signals)
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+    if task.cancelled():
+        raise Forestalled
+    return task.result()

@@ -1,14 +1,12 @@
 """One session resident in one runtime, under one epoch: from create or resume to detach, or to its loss.
 
 An activation is used once. Everything that ends it early (the runtime dies, a write is refused, the lease is
-lost) settles `lost`, and from then on nothing is written through it.
+lost) settles `lost`, and from then on nothing is written through it and nothing is heard of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,30 +14,32 @@ from typing import Any
 import structlog
 
 from aerodrome.coordination.ports import Lease
-from aerodrome.errors import AerodromeError, NotFound, RuntimeUnavailable
+from aerodrome.errors import AerodromeError, Fenced, NotFound, RuntimeUnavailable, TurnInterrupted
 from aerodrome.events import SessionEvent
 from aerodrome.policy.session_params import SAFE_OPTIONS
 from aerodrome.runtime.link import LinkClosed, RemoteError, RequestRefused
 from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.sessions.requests import OpenRequest, OpenRequests
 from aerodrome.statestore.ports import SessionFileStore
 from aerodrome.statestore.provider import SessionFs
 from aerodrome.wire.envelope import METHOD_NOT_FOUND
 
 log = structlog.get_logger(__name__)
 
-_COMPLETED = {"permission.completed": "permission", "user_input.completed": "user_input"}
-_REQUESTED = {"permission.requested": "permission", "user_input.requested": "user_input"}
-
 
 @dataclass(frozen=True, slots=True)
 class Loss:
     reason: str
-    #: The store's error, when it was a write that failed; ``None`` when it was the runtime.
+    #: What the turns that it ends are to end with; ``None`` when they may be run again, on another runtime.
     error: AerodromeError | None = None
 
 
 class ActivationRefused(RuntimeUnavailable):
     """The runtime could not load the session: it went away, or it refused."""
+
+
+class Refused(RuntimeUnavailable):
+    """The runtime lives, and answered with an error."""
 
 
 class Activation:
@@ -51,17 +51,16 @@ class Activation:
         runtime: ManagedRuntime,
         store: SessionFileStore,
         *,
+        request_timeout: float,
         on_event: Callable[[SessionEvent], None],
-        on_request_open: Callable[[str, str], None],
+        on_request_expired: Callable[[OpenRequest], None],
     ) -> None:
         self.lease = lease
         self.key = lease.key
         self.runtime = runtime
         self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
         self._on_event = on_event
-        self._on_request_open = on_request_open
-        self._open_requests: dict[str, str] = {}
-        self._held_inputs: deque[asyncio.Future[None]] = deque()
+        self._requests = OpenRequests(request_timeout, on_request_expired)
         self._files = SessionFs(
             store, lease.key, lease.epoch, home=str(runtime.copilot_home), on_failed_write=self._write_failed
         )
@@ -69,7 +68,7 @@ class Activation:
     # --- life ---
 
     async def open(self, params: dict[str, Any], *, resume: bool) -> None:
-        """Create or resume the session in the runtime.
+        """Create or resume the session in the runtime. When that fails, nothing of it stays there.
 
         Raises:
             ActivationRefused: The runtime refused or went away.
@@ -78,11 +77,15 @@ class Activation:
         try:
             await self._request("session.resume" if resume else "session.create", params)
             await self._request("session.options.update", {"sessionId": self.key.id, **SAFE_OPTIONS})
+            if self.lost.done():
+                raise self.lost.result().error or ActivationRefused(self.lost.result().reason)
         except RuntimeUnavailable as error:
             self.discard(error.detail)
+            await self.unload()
             raise ActivationRefused(error.detail) from error
-        except BaseException:
-            self.discard("its opening was cancelled")
+        except BaseException as error:
+            self.discard(f"its opening ended with {type(error).__name__}")
+            await self.unload()
             raise
 
     async def close(self) -> bool:
@@ -99,24 +102,36 @@ class Activation:
         return True
 
     def discard(self, reason: str, error: AerodromeError | None = None) -> None:
-        """Cut it off: no more reads, writes or events. What the runtime still holds of it is void."""
+        """Cut it off: no more writes, and no more events. What the runtime still holds of it is void."""
         self._files.close()
         self.runtime.control.unbind(self.key.id, self)
-        self._open_requests.clear()
-        for held in self._held_inputs:
-            held.cancel()
+        self._requests.close()
         if not self.lost.done():
             self.lost.set_result(Loss(reason, error))
 
-    async def unload_void(self) -> None:
-        """Free the memory a discarded session still takes in a living runtime; best effort."""
-        with contextlib.suppress(LinkClosed, RemoteError, TimeoutError):
+    async def unload(self) -> None:
+        """Take a discarded session out of a runtime that lives on.
+
+        A resume would attach to it while it is there, and bring back what was refused.
+        """
+        if self.runtime.lost.is_set():
+            return
+        try:
             await self.runtime.control.request("session.detach", {"sessionId": self.key.id})
+        except TimeoutError:
+            self.runtime.kill("no answer to session.detach")
+        except (LinkClosed, RemoteError):
+            pass  # there is nothing to unload it from, or nothing to unload
 
     # --- what is asked of it ---
 
     async def send(self, prompt: str, attachments: list[dict[str, Any]], *, steer: bool = False) -> str:
-        """Hand a prompt over; returns the runtime's id of the message."""
+        """Hand a prompt over; returns the runtime's id of the message.
+
+        Raises:
+            Refused: The runtime does not take it.
+            RuntimeUnavailable: It went away; nobody knows whether it took it.
+        """
         params: dict[str, Any] = {"sessionId": self.key.id, "prompt": prompt}
         if attachments:
             params["attachments"] = attachments
@@ -130,26 +145,24 @@ class Activation:
 
     async def answer(self, request_id: str, answer: dict[str, Any]) -> None:
         """Answer an open permission or user-input request. Raises `NotFound` when it is not open (any more)."""
-        kind = self._open_requests.pop(request_id, None)
-        if kind is None:
+        request = self._requests.take(request_id)
+        if request is None:
             raise NotFound("no such request is open: it was answered, it timed out, or it never was")
-        params: dict[str, Any] = {"sessionId": self.key.id, "requestId": request_id}
-        if kind == "permission":
-            method, params["result"] = "session.permissions.handlePendingPermissionRequest", _decision(answer)
-        else:
-            method, params["response"] = "session.ui.handlePendingUserInput", _reply(answer)
-        taken = await self._request(method, params)
+        try:
+            taken = await self._request(*request.call(self.key.id, answer))
+        except Refused:
+            self._requests.put(request_id, request.kind)  # the turn still waits for it
+            raise
         if not taken.get("success"):
             raise NotFound("the request was answered by somebody else first")
-
-    def kind_of_request(self, request_id: str) -> str | None:
-        return self._open_requests.get(request_id)
 
     async def _request(self, method: str, params: dict[str, Any]) -> Any:
         try:
             return await self.runtime.control.request(method, params)
-        except (LinkClosed, RemoteError) as error:
-            raise RuntimeUnavailable(f"the runtime refused: {error}") from error
+        except RemoteError as error:
+            raise Refused(f"the runtime refused: {error}") from error
+        except LinkClosed as error:
+            raise RuntimeUnavailable(f"the runtime has gone: {error}") from error
         except TimeoutError as error:
             # It answered pings a moment ago but not this: it will not get better by itself.
             self.runtime.kill(f"no answer to {method}")
@@ -158,15 +171,7 @@ class Activation:
     # --- SessionBinding ---
 
     def on_event(self, event: SessionEvent) -> None:
-        if (kind := _REQUESTED.get(event.type)) is not None:
-            data = event.data
-            if not data.get("resolvedByHook"):
-                self._open_requests[str(data.get("requestId"))] = kind
-                self._on_request_open(str(data.get("requestId")), kind)
-        elif event.type in _COMPLETED:
-            self._open_requests.pop(str(event.data.get("requestId")), None)
-            if event.type == "user_input.completed" and self._held_inputs:
-                self._held_inputs.popleft().cancel()
+        self._requests.see(event)
         self._on_event(event)
 
     async def on_file_operation(self, operation: str, params: dict[str, Any]) -> Any:
@@ -175,23 +180,11 @@ class Activation:
     async def on_request(self, method: str, params: dict[str, Any]) -> Any:
         if method != "userInput.request":
             raise RequestRefused(METHOD_NOT_FOUND, method)
-        # The question is answered by its event's request id (`answer`), which this request does not name; the
-        # request itself is held until then.
-        held: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._held_inputs.append(held)
-        await asyncio.wait({held})
+        await self._requests.hold()
         return {"answer": "", "wasFreeform": True}
 
     def _write_failed(self, error: AerodromeError) -> None:
         log.warning("session.write_failed", session=str(self.key), epoch=self.lease.epoch, code=error.code)
+        if isinstance(error, Fenced):
+            error = TurnInterrupted("another node has taken the session over")
         self.discard(f"its files could not be written: {error.detail}", error)
-
-
-def _decision(answer: dict[str, Any]) -> dict[str, Any]:
-    if answer.get("decision") == "approve":
-        return {"kind": "approve-once"}
-    return {"kind": "reject", "feedback": str(answer.get("feedback") or "denied by the user")}
-
-
-def _reply(answer: dict[str, Any]) -> dict[str, Any]:
-    return {"answer": str(answer.get("answer", "")), "wasFreeform": bool(answer.get("free_form", True))}

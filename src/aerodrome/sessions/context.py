@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from aerodrome._util.clock import Clock
 from aerodrome._util.tasks import TaskOwner
-from aerodrome.coordination.ports import Directory, Leases
+from aerodrome.coordination.ports import Directory, Lease, Leases, Membership
+from aerodrome.errors import AerodromeError
 from aerodrome.events import SessionEvent, host_event
 from aerodrome.model import Isolation, OnBusy, RuntimeKey, SessionRow
 from aerodrome.policy.session_params import Credentials, ToolPolicy
@@ -34,6 +36,8 @@ class SessionOptions:
     #: Prompts waiting in one session.
     max_queued: int = 100
     turn_timeout: float = 3600.0
+    #: How long the runtime may take to end an aborted turn before the session is taken from it.
+    abort_timeout: float = 10.0
     max_prompt: int = 6 << 20
     #: Bytes a reader of events may be behind.
     reader_bytes: int = 4 << 20
@@ -50,6 +54,7 @@ class SessionContext:
     options: SessionOptions
     directory: Directory
     leases: Leases
+    membership: Membership
     ledger: Ledger
     files: SessionFileStore
     pool: RuntimePool
@@ -66,6 +71,16 @@ class SessionContext:
     def host_event(self, event_type: str, data: dict[str, Any]) -> SessionEvent:
         now = datetime.fromtimestamp(self.clock.time(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return host_event(event_type, data, event_id=str(uuid.uuid4()), timestamp=now)
+
+    def later(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any] | None:
+        """Bookkeeping that nobody waits for. ``None``: the node has stopped, and with it the bookkeeping."""
+        if self.tasks.closed:
+            work.close()
+            return None
+        return self.tasks.start(work, name, expected=AerodromeError)
+
+    def release_lease(self, lease: Lease) -> None:
+        self.later(self.leases.release(lease), "release lease")
 
 
 def runtime_key(row: SessionRow) -> RuntimeKey:

@@ -2,20 +2,23 @@
 
 Publishing never waits. Each reader has a bounded backlog; one that falls further behind is cut off (`Lagging`) and
 can come back with the cursor of the last event it has seen: the latest events are kept here, older ones are in the
-stored history.
+stored history (`sessions.replay`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from aerodrome.events import SessionEvent
 from aerodrome.sessions.api import Lagging
 
 #: What an event costs beside its bytes, so that a flood of empty events is bounded as well.
 _OVERHEAD = 200
+#: Marked by the runtime as stored, and stored only when it has changed since the last time (measured). A cursor must
+#: not stand at an event that cannot be found again.
+_SELDOM_STORED = "system.message"
 
 
 class Channel:
@@ -26,14 +29,21 @@ class Channel:
         self._on_close = on_close
         self._backlog: deque[SessionEvent] = deque()
         self._bytes = 0
+        #: How many at the head of the backlog were put there by `preload`.
+        self._preloaded = 0
         self._ready = asyncio.Event()
         self._finished = False
         self._lagging = False
 
+    @property
+    def backlog(self) -> Sequence[SessionEvent]:
+        """What has come in and was not read yet."""
+        return tuple(self._backlog)
+
     def put(self, event: SessionEvent) -> None:
         if self._finished or self._lagging:
             return
-        self._bytes += len(event.raw) + _OVERHEAD
+        self._bytes += size_of(event)
         if self._bytes > self._max_bytes:
             self._lagging = True
             self._backlog.clear()
@@ -41,9 +51,12 @@ class Channel:
             self._backlog.append(event)
         self._ready.set()
 
-    def preload(self, events: Iterable[SessionEvent]) -> None:
+    def preload(self, events: Sequence[SessionEvent]) -> None:
         """Put events that are there already before everything else; they do not count as lag."""
-        self._backlog.extendleft(reversed(list(events)))
+        if self._finished or self._lagging:
+            return
+        self._backlog.extendleft(reversed(events))
+        self._preloaded += len(events)
         if self._backlog:
             self._ready.set()
 
@@ -72,17 +85,27 @@ class Channel:
             self._ready.clear()
             await self._ready.wait()
         event = self._backlog.popleft()
-        self._bytes = max(0, self._bytes - len(event.raw) - _OVERHEAD)
+        if self._preloaded:
+            self._preloaded -= 1
+        else:
+            self._bytes -= size_of(event)
         return event
 
 
 class EventHub:
-    def __init__(self, *, reader_bytes: int, kept_bytes: int = 512 * 1024) -> None:
+    """Args:
+    reader_bytes: How far a reader may be behind.
+    kept_bytes: How much of the latest events is kept for readers that come back.
+    """
+
+    def __init__(self, *, reader_bytes: int, kept_bytes: int = 256 * 1024) -> None:
         self._reader_bytes = reader_bytes
+        #: Id of the last stored event that was published here, or with which the history ended when we began; empty
+        #: as long as we know of none. What stands behind it in the history has not been published yet.
+        self.position = ""
         self._kept_bytes = kept_bytes
         self._kept: deque[SessionEvent] = deque()
         self._size = 0
-        self._last_stored = ""
         self._channels: set[Channel] = set()
 
     @property
@@ -91,10 +114,11 @@ class EventHub:
 
     def publish(self, event: SessionEvent) -> SessionEvent:
         """Give the event its cursor, keep it for a while, and hand it to every reader."""
-        if event.ephemeral:
-            cursor = f"{self._last_stored}~{event.id}"
+        if event.ephemeral or event.type == _SELDOM_STORED:
+            cursor = f"{self.position}~{event.id}"
         else:
-            self._last_stored = cursor = event.id
+            cursor = self.position = event.id
+        # Not `dataclasses.replace`: this is done for every event of every session.
         event = SessionEvent(event.id, event.type, event.raw, event.ephemeral, cursor)
         if not event.is_trace:
             self._keep(event)
@@ -107,14 +131,6 @@ class EventHub:
         self._channels.add(channel)
         return channel
 
-    def kept_after(self, cursor: str) -> list[SessionEvent] | None:
-        """The kept events behind this cursor; ``None`` when it is not among them any more."""
-        events = list(self._kept)
-        for index, event in enumerate(events):
-            if event.cursor == cursor or event.id == cursor:
-                return events[index + 1 :]
-        return None
-
     def kept(self) -> list[SessionEvent]:
         return list(self._kept)
 
@@ -125,11 +141,11 @@ class EventHub:
 
     def _keep(self, event: SessionEvent) -> None:
         self._kept.append(event)
-        self._size += len(event.raw) + _OVERHEAD
+        self._size += size_of(event)
         while self._size > self._kept_bytes:
-            self._size -= len(self._kept.popleft().raw) + _OVERHEAD
+            self._size -= size_of(self._kept.popleft())
 
 
-def stored_part(cursor: str) -> str:
-    """The id of the stored event a cursor stands at or behind."""
-    return cursor.partition("~")[0]
+def size_of(event: SessionEvent) -> int:
+    """What an event costs to keep, in bytes."""
+    return len(event.raw) + _OVERHEAD

@@ -1,11 +1,13 @@
 """What time does to sessions: idle ones are hibernated, unused ones are deleted.
 
-Both count from the last *use*, and neither touches a session in a turn (trap 14).
+Both count from the last *use*, and neither touches a session in a turn (trap 14). What other parts had to put off,
+because a store was away or a node has died, is done here as well.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -14,6 +16,8 @@ from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.service import SessionService
 
 log = structlog.get_logger(__name__)
+
+_PAGE = 100
 
 
 class Janitor:
@@ -27,15 +31,23 @@ class Janitor:
         interval = max(0.05, min(30.0, options.idle_timeout / 4, options.ttl / 4))
         while True:
             await asyncio.sleep(interval)
-            try:
-                await self.sweep()
-            except AerodromeError as error:
-                log.warning("janitor.failed", reason=error.detail)
+            await self.sweep()
 
     async def sweep(self) -> None:
-        await self.hibernate_idle()
-        await self.delete_expired()
-        self._service.forget_asleep()
+        """One round. What fails is logged and left for the next; the rest is done all the same."""
+        works: list[Callable[[], Awaitable[object]]] = [
+            self.hibernate_idle,
+            self.delete_expired,
+            self._service.recover,
+            self._service.tidy,
+        ]
+        for work in works:
+            try:
+                await work()
+            except AerodromeError as error:
+                log.warning("janitor.failed", work=work.__name__, reason=error.detail)
+            except Exception:
+                log.exception("janitor.crashed", work=work.__name__)
 
     async def hibernate_idle(self) -> int:
         """Put to sleep what has not been used for `sessions.idle_timeout`. Returns how many."""
@@ -50,15 +62,16 @@ class Janitor:
         """Delete what has not been used for `sessions.ttl`. Returns how many."""
         before = self._context.clock.time() - self._context.options.ttl
         deleted = 0
-        for row in await self._context.directory.unused_since(before):
-            live = self._service.find_live(row.key)
-            if live is not None and live.busy:
-                continue
-            try:
-                await self._service.delete_row(row)
-            except AerodromeError as error:
-                log.warning("session.not_expired", session=str(row.key), reason=error.detail)
-                continue
-            deleted += 1
-            log.info("session.expired", session=str(row.key))
-        return deleted
+        while True:
+            rows = await self._context.directory.unused_since(before, _PAGE)
+            gone = 0
+            for row in rows:
+                try:
+                    gone += await self._service.expire(row, before)
+                except AerodromeError as error:
+                    log.warning("session.not_expired", session=str(row.key), reason=error.detail)
+            if gone:
+                log.info("sessions.expired", sessions=gone)
+            deleted += gone
+            if not gone or len(rows) < _PAGE:
+                return deleted

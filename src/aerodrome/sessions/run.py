@@ -21,39 +21,45 @@ class TurnRun:
     """
 
     def __init__(self, row: TurnRow, *, reader_bytes: int, on_abandon: Callable[[TurnRun], None] | None = None) -> None:
-        self._row = row
+        self.row = row
+        #: True once the ledger has it, False when it could not be recorded and must not be sent.
+        self.recorded: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        #: Set when the turn is to end: with ``None`` it is aborted, with an error it ends with that.
+        self.stop_asked: asyncio.Future[AerodromeError | None] = asyncio.get_running_loop().create_future()
+        #: How often the prompt was handed to a runtime.
+        self.attempts = 0
+        #: The runtime was asked to abort the latest attempt.
+        self.abort_sent = False
+        #: Of the latest attempt; every attempt has its own.
+        self.tracker = TurnTracker()
+        #: What the ledger is being told of the turn; its end is recorded behind it.
+        self.notes: list[asyncio.Task[Any]] = []
         self._reader_bytes = reader_bytes
         self._on_abandon = on_abandon
+        self._callers = 1
         self._channels: set[Channel] = set()
-        loop = asyncio.get_running_loop()
-        self._result: asyncio.Future[TurnRow] = loop.create_future()
+        self._result: asyncio.Future[TurnRow] = asyncio.get_running_loop().create_future()
         # An error nobody waits for any more (the client has gone) is no news.
         self._result.add_done_callback(lambda result: result.cancelled() or result.exception())
-        #: True once the ledger has it, False when it could not be recorded and must not be sent.
-        self.recorded: asyncio.Future[bool] = loop.create_future()
-        self.tracker = TurnTracker()
-        #: Somebody asked for the end of this turn.
-        self.abort_requested = False
 
     @property
     def id(self) -> str:
-        return self._row.id
-
-    @property
-    def row(self) -> TurnRow:
-        return self._row
-
-    @row.setter
-    def row(self, row: TurnRow) -> None:
-        self._row = row
+        return self.row.id
 
     @property
     def ended(self) -> bool:
         return self._result.done()
 
+    # --- for the callers ---
+
     async def wait(self) -> TurnRow:
         # `shield`: the turn belongs to nobody's connection.
         return await asyncio.shield(self._result)
+
+    async def over(self, timeout: float | None = None) -> bool:
+        """Wait for the end, whatever it is. ``False``: it has not come within `timeout` seconds."""
+        await asyncio.wait({self._result}, timeout=timeout)
+        return self._result.done()
 
     def events(self) -> Channel:
         channel = Channel(self._reader_bytes, self._channels.discard)
@@ -63,11 +69,23 @@ class TurnRun:
             self._channels.add(channel)
         return channel
 
+    def join(self) -> TurnRun:
+        """The same turn for one more caller."""
+        self._callers += 1
+        return self
+
     def abandon(self) -> None:
-        if self._on_abandon is not None and not self.ended:
+        self._callers -= 1
+        # One who repeated the prompt under the same key, perhaps the same client anew, still waits for it.
+        if self._callers <= 0 and self._on_abandon is not None and not self.ended:
             self._on_abandon(self)
 
     # --- for the session ---
+
+    def stop(self, error: AerodromeError | None = None) -> None:
+        """Ask for the end. The first to ask is heard."""
+        if not self.stop_asked.done():
+            self.stop_asked.set_result(error)
 
     def publish(self, event: SessionEvent) -> None:
         for channel in list(self._channels):
@@ -75,7 +93,7 @@ class TurnRun:
 
     def resolve(self, row: TurnRow) -> None:
         assert row.status.is_final, row.status
-        self._row = row
+        self.row = row
         if not self._result.done():
             self._result.set_result(row)
         self._finish_channels()

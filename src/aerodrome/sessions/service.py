@@ -12,12 +12,14 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
 
 from aerodrome.coordination.ports import Page
 from aerodrome.errors import (
+    AerodromeError,
     Conflict,
     Draining,
     Invalid,
@@ -25,11 +27,9 @@ from aerodrome.errors import (
     SessionBusy,
     StoreUnavailable,
     TooLarge,
-    TurnInterrupted,
 )
 from aerodrome.events import SessionEvent
 from aerodrome.model import (
-    LastTurn,
     OnBusy,
     Principal,
     RuntimeKey,
@@ -41,17 +41,17 @@ from aerodrome.model import (
     TurnStatus,
     valid_session_id,
 )
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.policy.attachments import refused_attachment
 from aerodrome.sessions.api import Ask, MessagePage, OpenSession, SendMessage
-from aerodrome.sessions.context import SessionContext, runtime_key
-from aerodrome.sessions.erase import erase
+from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.history import history_page
-from aerodrome.sessions.hub import Channel, EventHub, stored_part
+from aerodrome.sessions.hub import Channel, EventHub
 from aerodrome.sessions.live import LiveSession
-from aerodrome.sessions.machine import State
+from aerodrome.sessions.recovery import recover
+from aerodrome.sessions.registry import LiveSessions
+from aerodrome.sessions.replay import behind, last_id, missed
 from aerodrome.sessions.run import TurnRun
-from aerodrome.sessions.wake import read_history, take_lease
-from aerodrome.statestore.history import events_after
+from aerodrome.sessions.wake import parse, read_history
 
 log = structlog.get_logger(__name__)
 
@@ -62,18 +62,15 @@ MAX_SYSTEM_MESSAGE = 100_000
 class SessionService:
     def __init__(self, context: SessionContext) -> None:
         self._context = context
-        self._live: dict[SessionKey, LiveSession] = {}
-        self._hubs: dict[SessionKey, EventHub] = {}
+        self._sessions = LiveSessions(context)
         self._draining = False
-        context.pool.make_room = self.make_room
-        context.pool.on_lost = self._runtime_lost
 
     @property
     def live(self) -> list[LiveSession]:
-        return list(self._live.values())
+        return self._sessions.all
 
     def find_live(self, key: SessionKey) -> LiveSession | None:
-        return self._live.get(key)
+        return self._sessions.find(key)
 
     @property
     def draining(self) -> bool:
@@ -124,36 +121,17 @@ class SessionService:
         return await self.get(who, session_id)
 
     async def delete(self, who: Principal, session_id: str) -> None:
-        await self.delete_row(await self._readable(who, session_id))
-
-    async def delete_row(self, row: SessionRow) -> None:
-        """Everything of the session goes, from the runtime and from every store (see `erase`)."""
-        live = self._live.get(row.key)
-        if live is None:
-            # Nobody else may run it while it is being deleted.
-            await take_lease(self._context, row)
-            live = self._live[row.key] = self._new_live(row)
-        await live.close(NotFound("the session has been deleted"))
-        try:
-            await self._erase(row)
-        finally:
-            self._live.pop(row.key, None)
-            self._hubs.pop(row.key, None)
-
-    async def _erase(self, row: SessionRow) -> None:
-        context = self._context
-        await erase(
-            row.key, directory=context.directory, leases=context.leases, ledger=context.ledger, files=context.files
-        )
-        log.info("session.deleted", session=str(row.key))
+        await self._sessions.delete(await self._readable(who, session_id))
 
     # --- turns ---
 
     async def send(self, who: Principal, session_id: str, message: SendMessage) -> TurnRun:
         self._accepting()
-        row = await self._readable(who, session_id)
         if len(message.prompt.encode("utf-8", "surrogatepass")) > self._context.options.max_prompt:
             raise TooLarge(f"the prompt is over the limit of {self._context.options.max_prompt} bytes")
+        if (refused := refused_attachment(message.attachments)) is not None:
+            raise Invalid(refused)
+        row = await self._readable(who, session_id)
         turn = TurnRow(
             key=row.key,
             id=f"turn_{uuid.uuid4().hex}",
@@ -171,41 +149,63 @@ class SessionService:
     async def _submit(self, row: SessionRow, run: TurnRun, on_busy: OnBusy) -> TurnRun:
         if run.row.idempotency_key is not None and (earlier := await self._earlier(row, run)) is not None:
             return earlier
-        live = self._ensure_live(row)
-        steering = on_busy is OnBusy.STEER and live.state is State.RUNNING
-        if not steering:
-            live.admit(run, on_busy)
+        # No await from the last look at what is there until the run is in its queue.
+        self._accepting()
+        live = self._sessions.ensure(row)
+        live.turns.admit(run, on_busy)
+        # A task of its own: others may have joined the turn by its key, whatever becomes of this caller.
+        recording = self._context.tasks.start(self._record(live, run, on_busy), "record", expected=AerodromeError)
+        try:
+            return await asyncio.shield(recording)
+        except asyncio.CancelledError:
+            run.abandon()
+            raise
+
+    async def _record(self, live: LiveSession, run: TurnRun, on_busy: OnBusy) -> TurnRun:
         try:
             present = await self._context.ledger.accept(run.row)
         except BaseException:
-            live.withdraw(run)
+            live.turns.withdraw(run)
             raise
         if present is not None:
-            live.withdraw(run)
+            live.turns.withdraw(run)
             return self._join(run, present)
-        if steering and not await live.steer(run):
-            live.admit(run, OnBusy.ENQUEUE)
-        run.recorded.set_result(True)
+        live.turns.accept(run, on_busy)
         return run
 
     async def _earlier(self, row: SessionRow, run: TurnRun) -> TurnRun | None:
         """The turn that was accepted under the same idempotency key, if there is one.
 
-        Asked before admission, so that a repeated prompt is not refused as busy because of itself.
+        Asked before admission, so that a repeated prompt is neither refused as busy because of itself nor interrupts
+        itself. When this returns ``None``, there was none a moment ago without an await in between.
         """
         assert run.row.idempotency_key is not None
-        present = await self._context.ledger.by_idempotency_key(row.key, run.row.idempotency_key)
-        return None if present is None else self._join(run, present)
+        asked = False
+        while True:
+            live = self._sessions.find(row.key)
+            first = live.find_by_key(run.row.idempotency_key) if live is not None else None
+            if first is not None:
+                await asyncio.wait({first.recorded})
+                if first.recorded.result():
+                    return self._join(run, first.row)
+            elif asked:
+                return None
+            else:
+                asked = True
+                present = await self._context.ledger.by_idempotency_key(row.key, run.row.idempotency_key)
+                if present is not None:
+                    return self._join(run, present)
 
     def _join(self, run: TurnRun, present: TurnRow) -> TurnRun:
         if present.digest != run.row.digest:
             raise Conflict("this idempotency key was used for another prompt in this session")
-        live = self._live.get(present.key)
+        live = self._sessions.find(present.key)
         if live is not None and (running := live.find(present.id)) is not None:
-            return running
-        if not present.status.is_final:
+            return running.join()
+        row = self._sessions.ends.find(present.key, present.id) or present
+        if not row.status.is_final:
             raise SessionBusy("the prompt with this idempotency key is still being worked on", retry_after=1.0)
-        run.resolve(present)
+        run.resolve(row)
         return run
 
     async def ask(self, who: Principal, request: Ask) -> TurnRun:
@@ -215,28 +215,37 @@ class SessionService:
             kind=SessionKind.EPHEMERAL,
             streaming=request.streaming,
         )
+        # A task of its own: cut short between the two steps, it would leave the session behind.
+        asking = self._context.tasks.start(self._ask(who, opened, request), "ask", expected=AerodromeError)
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            asking.add_done_callback(_abandon_result)
+            raise
+
+    async def _ask(self, who: Principal, opened: OpenSession, request: Ask) -> TurnRun:
         row, _ = await self.open_session(who, opened)
         try:
             return await self.send(who, row.key.id, SendMessage(request.prompt, request.attachments))
         except BaseException:
-            await self.delete_row(row)
+            await self._sessions.delete_ephemeral(row)
             raise
 
     async def abort(self, who: Principal, session_id: str) -> bool:
         row = await self._readable(who, session_id)
-        live = self._live.get(row.key)
-        return live is not None and await live.abort()
+        live = self._sessions.find(row.key)
+        return live is not None and await live.turns.abort()
 
     async def answer(self, who: Principal, session_id: str, request_id: str, answer: dict[str, Any]) -> None:
         row = await self._readable(who, session_id)
-        live = self._live.get(row.key)
+        live = self._sessions.find(row.key)
         if live is None or live.activation is None:
             raise NotFound("no such request is open")
         await live.activation.answer(request_id, answer)
 
     def _abandoned(self, run: TurnRun) -> None:
-        if self._context.options.cancel_on_disconnect and (live := self._live.get(run.row.key)) is not None:
-            live.request_abort(run)
+        if self._context.options.cancel_on_disconnect and (live := self._sessions.find(run.row.key)) is not None:
+            live.turns.request_abort(run)
 
     # --- history and events ---
 
@@ -244,132 +253,84 @@ class SessionService:
         self, who: Principal, session_id: str, *, cursor: str | None = None, limit: int = 200
     ) -> MessagePage:
         row = await self._readable(who, session_id)
-        text = await read_history(self._context, row)
+        text = await read_history(self._context, row.key)
         turns = await self._context.ledger.turns(row.key)
-        return history_page(text, turns, cursor=cursor, limit=limit)
+        return await parse(partial(history_page, turns=turns, cursor=cursor, limit=limit), text)
 
     async def events(self, who: Principal, session_id: str, *, after: str | None = None) -> Channel:
+        if self._draining:
+            raise Draining("this node is shutting down; try again", retry_after=1.0)
         row = await self._readable(who, session_id)
-        hub = self._hubs.setdefault(row.key, self._new_hub())
-        channel = hub.subscribe()
-        if after is None:
-            return channel
+        hub = self._sessions.hub(row.key)
+        # From here on nothing is missed; what is published while we look waits in the channel.
+        channel, kept = hub.subscribe(), hub.kept()
         try:
-            channel.preload(await self._missed(row, hub, after))
+            # Deleted meanwhile, it would have told a reader that was not there yet.
+            await self._readable(who, session_id)
+            if after is not None:
+                channel.preload(await self._missed(row, hub, channel, kept, after))
         except BaseException:
             channel.close()
             raise
         return channel
 
-    async def _missed(self, row: SessionRow, hub: EventHub, after: str) -> Sequence[SessionEvent]:
-        """What happened behind a cursor until now; the channel has been open since before we look.
-
-        Kept events come with everything; when the place is older than what is kept, the stored ones go before.
-        """
-        kept = hub.kept_after(after)
-        if kept is not None:
-            return kept
-        before = hub.kept()
-        stored = events_after(await read_history(self._context, row), stored_part(after))
-        if stored is None:
+    async def _missed(
+        self, row: SessionRow, hub: EventHub, channel: Channel, kept: Sequence[SessionEvent], after: str
+    ) -> Sequence[SessionEvent]:
+        """What happened behind a cursor until the subscription."""
+        if (found := behind(kept, after)) is not None:
+            return found
+        text = await read_history(self._context, row.key)
+        look = partial(
+            missed,
+            after=after,
+            kept=kept,
+            late=channel.backlog,
+            position=hub.position,
+            max_bytes=self._context.options.reader_bytes,
+        )
+        found = await parse(look, text)
+        hub.position = hub.position or last_id(text)
+        if found is None:
             return [self._context.host_event("aerodrome.gap", {"after": after})]
-        known = {event.id for event in before}
-        # Published while we read the store: the channel has them, they must not come twice.
-        late = {event.id for event in hub.kept()} - known
-        older = [event for event in stored if event.id not in known and event.id not in late]
-        return older + before
+        return found
 
-    # --- residency ---
+    # --- the node's own work ---
 
     async def make_room(self, key: RuntimeKey | None) -> bool:
-        """See `runtime.pool.MakeRoom`: least recently used first, never one in a turn (trap 10)."""
-        if key is not None:
-            idle = [live for live in self.live if live.evictable and runtime_key(live.row) == key]
-            for live in sorted(idle, key=lambda live: live.last_used):
-                if await self.hibernate(live):
-                    return True
-            return False
-        by_runtime: dict[str, list[LiveSession]] = {}
-        for live in self.live:
-            if live.activation is not None:
-                by_runtime.setdefault(live.activation.runtime.id, []).append(live)
-        quiet = [group for group in by_runtime.values() if all(live.evictable for live in group)]
-        if not quiet:
-            return False
-        chosen = min(quiet, key=lambda group: max(live.last_used for live in group))
-        return all([await self.hibernate(live) for live in chosen])
+        """See `runtime.pool.MakeRoom`."""
+        return await self._sessions.make_room(key)
 
     async def hibernate(self, live: LiveSession) -> bool:
         """Put a session to sleep and forget it. ``False``: it is not idle (any more)."""
-        if not await live.hibernate():
+        return await self._sessions.hibernate(live)
+
+    async def expire(self, row: SessionRow, before: float) -> bool:
+        """Delete the session unless it has been used since `before`. Raises what `delete` does."""
+        present = await self._context.directory.get(row.key)
+        live = self._sessions.find(row.key)
+        # No await from here until the deletion has begun and the session takes no prompt any more.
+        if present is None or present.last_used_at >= before or (live is not None and live.busy):
             return False
-        if not live.busy and live.state is State.ASLEEP and self._live.get(live.row.key) is live:
-            del self._live[live.row.key]
-            self._forget_hub(live.row.key)
+        await self._sessions.delete(present)
         return True
 
-    def forget_asleep(self) -> None:
-        """Let go of sessions that lost their runtime, and of event hubs that nobody reads."""
-        for live in self.live:
-            if live.state is State.ASLEEP and not live.busy:
-                del self._live[live.row.key]
-        for key in list(self._hubs):
-            if key not in self._live:
-                self._forget_hub(key)
-
-    def _runtime_lost(self, runtime: ManagedRuntime) -> None:
-        for live in self.live:
-            if live.activation is not None and live.activation.runtime is runtime:
-                self._context.tasks.start(live.runtime_lost(), "runtime lost")
-
-    # --- start and end of the node ---
+    async def tidy(self) -> None:
+        """Do what was put off: forget what is of no use any more, and what a store has refused."""
+        await self._sessions.tidy()
 
     async def recover(self) -> int:
-        """After a crash: report the turns that were under way as interrupted. Returns how many.
-
-        Ephemeral sessions that were left behind are deleted. Sessions that another living node runs are its own.
-        """
-        recovered = 0
-        for turn in await self._context.ledger.unfinished():
-            if await self._context.leases.holder(turn.key) is not None:
-                continue
-            error = TurnInterrupted("the node that ran the turn has gone")
-            now = self._context.clock.time()
-            detail = {"code": error.code, "detail": error.detail}
-            if await self._context.ledger.finish(turn.key, turn.id, TurnStatus.INTERRUPTED, now, error=detail):
-                recovered += 1
-            last = LastTurn(turn.id, TurnStatus.INTERRUPTED)
-            await self._context.directory.update(turn.key, state=SessionState.HIBERNATED, last_turn=last)
-            row = await self._context.directory.get(turn.key)
-            if row is not None and row.kind is SessionKind.EPHEMERAL:
-                await self._erase(row)
-        if recovered:
-            log.warning("sessions.recovered", interrupted_turns=recovered)
-        return recovered
+        """Report turns that nobody works on any more as interrupted (see `recovery`)."""
+        return await recover(self._context, self._sessions)
 
     async def give_up_all(self) -> None:
         """Our leases are void: another node may run our sessions. Nothing more is written for them."""
-        error = TurnInterrupted("this node was held for dead and its sessions may have moved")
-        for live in self.live:
-            if live.activation is not None:
-                live.activation.discard(error.detail, error)
+        self._sessions.give_up_all()
 
     async def drain(self, timeout: float) -> None:
         """Take nothing new, let running turns end for up to `timeout` seconds, put everything to sleep."""
         self._draining = True
-        waiting = {asyncio.ensure_future(_until_quiet(live)) for live in self.live if live.busy}
-        if waiting:
-            _, late = await asyncio.wait(waiting, timeout=timeout)
-            for task in late:
-                task.cancel()
-        for live in self.live:
-            if live.evictable:
-                await self.hibernate(live)
-            else:
-                await live.close(Draining("this node stopped before the turn had ended"))
-            self._live.pop(live.row.key, None)
-        for hub in self._hubs.values():
-            hub.finish()
+        await self._sessions.drain(timeout)
 
     # --- inside ---
 
@@ -403,39 +364,12 @@ class SessionService:
 
     async def _as_it_stands(self, row: SessionRow) -> SessionRow:
         """The row with the state of this moment: a crashed node leaves `running` behind."""
-        live = self._live.get(row.key)
+        live = self._sessions.find(row.key)
         if live is not None and live.activation is not None:
             return replace(row, state=live.listed_state, last_turn=live.row.last_turn or row.last_turn)
         if row.state is not SessionState.HIBERNATED and await self._context.leases.holder(row.key) is None:
             return replace(row, state=SessionState.HIBERNATED)
         return row
-
-    def _ensure_live(self, row: SessionRow) -> LiveSession:
-        live = self._live.get(row.key)
-        if live is None:
-            live = self._live[row.key] = self._new_live(row)
-        return live
-
-    def _new_live(self, row: SessionRow) -> LiveSession:
-        hub = self._hubs.setdefault(row.key, self._new_hub())
-        return LiveSession(self._context, row, hub, self._erase_ephemeral)
-
-    async def _erase_ephemeral(self, row: SessionRow) -> None:
-        live = self._live.pop(row.key, None)
-        hub = self._hubs.pop(row.key, None)
-        if live is not None:
-            live.end_ephemeral()
-        await self._erase(row)
-        if hub is not None:
-            hub.finish()
-
-    def _new_hub(self) -> EventHub:
-        return EventHub(reader_bytes=self._context.options.reader_bytes)
-
-    def _forget_hub(self, key: SessionKey) -> None:
-        hub = self._hubs.get(key)
-        if hub is not None and not hub.has_readers:
-            del self._hubs[key]
 
 
 def _may_read(who: Principal, row: SessionRow) -> bool:
@@ -452,7 +386,6 @@ def _digest(message: SendMessage) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-async def _until_quiet(live: LiveSession) -> None:
-    while (run := live.current) is not None:
-        await asyncio.wait({asyncio.ensure_future(run.wait())})
-        await asyncio.sleep(0)
+def _abandon_result(asking: asyncio.Task[TurnRun]) -> None:
+    if not asking.cancelled() and asking.exception() is None:
+        asking.result().abandon()

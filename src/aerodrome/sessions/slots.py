@@ -23,6 +23,7 @@ class TurnSlots:
         self._total = asyncio.Semaphore(total)
         self._per_tenant = per_tenant
         self._timeout = timeout
+        #: The ceiling of each tenant that has turns running or waiting, and how many those are.
         self._tenants: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
     @asynccontextmanager

@@ -1,9 +1,13 @@
-"""Reads one turn out of a session's events. Pure: events in, what became of the turn out.
+"""Reads what became of one prompt out of a session's events. Pure: events in, the prompt's outcome out.
 
-A turn is known by the id of its user message, which is the answer to `session.send`; events that come before that
-answer are kept until it is there. A turn has begun when its `user.message` is seen, and has ended with the next
-`session.idle`: the runtime emits it after the turn's events are stored, so an ended turn is a durable one (FACTS,
+A prompt is known by the id of its user message, which is the answer to `session.send`; events that come before that
+answer are kept until it is there. A prompt's turn has *begun* when its `user.message` is seen, and has *ended* with the
+next `session.idle`: the runtime emits it after the turn's events are stored, so an ended turn is a durable one (FACTS,
 "Durability"). An idle before the own message belongs to somebody else's turn.
+
+One idle may end several prompts. A prompt that steers is taken up inside the running turn, and then both have the same
+answer; or right behind it, and then each has its own. The runtime throws away what it has not taken up when the
+turn is aborted.
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 #: The only events whose content matters here; the others pass undecoded.
 _READ = frozenset({"user.message", "assistant.message", "assistant.usage", "session.error", "session.idle", "abort"})
+_TOOL_STARTED = "tool.execution_start"
 
 
 class TurnTracker:
@@ -55,6 +60,10 @@ class TurnTracker:
         self.error: str | None = None
         self.usage: dict[str, Any] = {}
         self._early: list[SessionEvent] = []
+        #: The last message of the assistant asks for no tool: what comes next is no part of this turn.
+        self._answered = False
+        #: The next prompt's turn has begun before the session was idle.
+        self._succeeded = False
 
     def sent_as(self, message_id: str) -> None:
         """The runtime has taken the prompt and gave it this id."""
@@ -65,36 +74,55 @@ class TurnTracker:
 
     def feed(self, event: SessionEvent) -> None:
         """Take in the session's next event; afterwards look at `ended`."""
+        if event.type not in _READ and event.type != _TOOL_STARTED:
+            return
         if self.message_id is None:
-            if event.type in _READ or event.type == "tool.execution_start":
-                self._early.append(event)
-        elif event.type == "tool.execution_start":
-            self.tool_ran = self.tool_ran or self.begun
-        elif event.type in _READ and not self.ended:
+            self._early.append(event)
+        elif not self.ended:
             self._read(event)
 
     def _read(self, event: SessionEvent) -> None:
+        if event.type == _TOOL_STARTED:
+            self.tool_ran = self.tool_ran or (self.begun and not self._succeeded)
+            return
         try:
             decoded = _decode(event.raw)
         except (msgspec.DecodeError, UnicodeDecodeError):
             decoded = _Event(data=_Data())  # another shape than we know: the event's type alone must do
-        data = decoded.data
-        if event.type == "user.message":
-            self.begun = self.begun or data.messageId == self.message_id
-        elif not self.begun:
+        data, of_agent = decoded.data, decoded.agentId is not None or decoded.data.agentId is not None
+        if event.type == "session.idle":
+            self._idle(data.aborted)
+        elif event.type == "user.message":
+            if data.messageId == self.message_id:
+                self.begun = True
+                self.aborted = False  # an abort before was of the turn that this prompt did not get into
+            elif self.begun and self._answered and not of_agent:
+                self._succeeded = True
+        elif self._succeeded:
             return
-        elif event.type == "assistant.message":
-            if data.content and decoded.agentId is None and data.agentId is None:
-                self.answer = {"id": data.messageId or event.id, "content": data.content}
-        elif event.type == "assistant.usage":
-            self._add_usage(data)
-        elif event.type == "session.error":
-            self.error = data.message or data.errorType or "the runtime reported an error"
         elif event.type == "abort":
             self.aborted = True
-        elif event.type == "session.idle":
-            self.aborted = self.aborted or data.aborted
+        elif self.begun:
+            self._read_turn(event, data, of_agent)
+
+    def _idle(self, aborted: bool) -> None:
+        if self.begun:
+            self.aborted = self.aborted or (aborted and not self._succeeded)
             self.ended = True
+        elif self.aborted:
+            self.ended = True  # thrown away before it was taken up
+
+    def _read_turn(self, event: SessionEvent, data: _Data, of_agent: bool) -> None:
+        if event.type == "assistant.usage":
+            self._add_usage(data)  # a sub-agent's too: somebody pays for it
+        elif of_agent:
+            return
+        elif event.type == "assistant.message":
+            self._answered = not data.toolRequests
+            if data.content:
+                self.answer = {"id": data.messageId or event.id, "content": data.content}
+        else:
+            self.error = data.message or data.errorType or "the runtime reported an error"
 
     def _add_usage(self, data: _Data) -> None:
         for name, amount in (

@@ -1,35 +1,47 @@
 """Waking a session: from rows and files to an activation in a runtime.
 
 The order matters. A place is reserved first, because waiting for one may take long and holds nothing. Then the
-lease gets a new epoch and the store is told of it, which fences off whoever ran the session before; only then are the
-files read, because only now nobody else can change them. A prompt that was never answered is cut off the history, so
-that it stands in it once after it has been sent again.
+lease gets a new epoch; under it the directory is asked whether the session is still there, because whoever deletes one
+holds its lease; then the store is told of the epoch, which fences off whoever ran the session before. Only now the
+files are read, because only now nobody else can change them. A prompt that was never answered is cut off the history,
+so that it stands in it once after it has been sent again.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TypeVar
 
 import structlog
 
 from aerodrome.coordination.ports import Lease
-from aerodrome.errors import Fenced, SessionBusy
+from aerodrome.errors import Fenced, NotFound, SessionBusy
 from aerodrome.events import SessionEvent
-from aerodrome.model import SessionRow
+from aerodrome.model import SessionKey, SessionRow
 from aerodrome.policy.session_params import session_params
-from aerodrome.sessions.activation import Activation
+from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.sessions.activation import Activation, ActivationRefused
 from aerodrome.sessions.context import SessionContext, runtime_key
+from aerodrome.sessions.requests import OpenRequest
 from aerodrome.statestore.history import cut_unanswered
 from aerodrome.statestore.provider import EVENTS_PATH
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
 
-async def take_lease(context: SessionContext, row: SessionRow) -> Lease:
-    """The session's lease with a new epoch, announced to the state store.
+#: Characters of history from which on it is read in a thread: parsing takes about 10 ms a megabyte.
+LONG = 256 * 1024
+
+
+async def take_lease(context: SessionContext, row: SessionRow) -> tuple[Lease, SessionRow]:
+    """The session's lease with a new epoch, announced to the state store, and its row as it is now.
 
     Raises:
         SessionBusy: Another node runs the session.
+        NotFound: It has been deleted.
     """
     # A session that was deleted and made anew must not begin with epochs its earlier life has used.
     floor = max(await context.files.epoch(row.key), int(row.created_at * 1000))
@@ -37,27 +49,40 @@ async def take_lease(context: SessionContext, row: SessionRow) -> Lease:
     if lease is None:
         raise SessionBusy("the session is active on another node", retry_after=1.0)
     try:
+        present = await context.directory.get(row.key)
+        if present is None:
+            await context.leases.forget(row.key)
+            raise NotFound("the session has been deleted")
         await context.files.raise_epoch(row.key, lease.epoch)
     except Fenced:
+        context.release_lease(lease)
         raise SessionBusy("the session has just been taken over by another node", retry_after=1.0) from None
-    return lease
+    except BaseException:
+        context.release_lease(lease)
+        raise
+    return lease, present
 
 
-async def read_history(context: SessionContext, row: SessionRow) -> str:
+async def read_history(context: SessionContext, key: SessionKey) -> str:
     """The stored events of the session, as text; empty when there are none."""
     try:
-        return await context.files.read(row.key, EVENTS_PATH)
+        return await context.files.read(key, EVENTS_PATH)
     except FileNotFoundError:
         return ""
 
 
-async def repair_history(context: SessionContext, row: SessionRow, epoch: int) -> str:
+async def parse(function: Callable[[str], T], text: str) -> T:
+    """Apply a function to a history without holding up everybody else when it is long."""
+    return function(text) if len(text) < LONG else await asyncio.to_thread(function, text)
+
+
+async def repair_history(context: SessionContext, key: SessionKey, epoch: int) -> str:
     """Cut an unanswered prompt off the history; returns what is left."""
-    text = await read_history(context, row)
-    kept = cut_unanswered(text)
+    text = await read_history(context, key)
+    kept = await parse(cut_unanswered, text)
     if kept != text:
-        await context.files.write(row.key, epoch, EVENTS_PATH, kept)
-        log.info("session.history_cut", session=str(row.key), bytes=len(text) - len(kept))
+        await context.files.write(key, epoch, EVENTS_PATH, kept)
+        log.info("session.history_cut", session=str(key), characters=len(text) - len(kept))
     return kept
 
 
@@ -65,34 +90,56 @@ async def wake(
     context: SessionContext,
     row: SessionRow,
     *,
+    on_history: Callable[[str], None],
     on_event: Callable[[SessionEvent], None],
-    on_request_open: Callable[[str, str], None],
+    on_request_expired: Callable[[OpenRequest], None],
 ) -> Activation:
     """Make the session resident.
 
+    Args:
+        on_history: Called with the history that the session is loaded with, before its first event.
+
     Raises:
         Capacity, RuntimeUnavailable, Draining: No runtime can be had (see `RuntimePool.reserve`).
+        ActivationRefused: The runtime was lost while it loaded the session, or refused it.
         SessionBusy: Another node runs the session.
+        NotFound: It has been deleted.
         StoreUnavailable: Lease or files could not be read or written.
     """
-    runtime = await context.pool.reserve(runtime_key(row))
-    try:
-        lease = await take_lease(context, row)
-        resume = bool(await repair_history(context, row, lease.epoch))
-        activation = Activation(lease, runtime, context.files, on_event=on_event, on_request_open=on_request_open)
-        options = row.options
-        params = session_params(
-            row.key.id,
-            model=row.model,
-            system_message=options.get("system_message"),
-            tools=context.options.tools.choose(row.isolation, options.get("tools")),
-            working_directory=str(runtime.workspace),
-            streaming=bool(options.get("streaming", True)),
-            credentials=context.credentials(row.key.tenant),
+    with ExitStack() as undo:
+        runtime = await context.pool.reserve(runtime_key(row))
+        undo.callback(context.pool.release, runtime)
+        lease, row = await take_lease(context, row)
+        undo.callback(context.release_lease, lease)
+        history = await repair_history(context, row.key, lease.epoch)
+        on_history(history)
+        activation = Activation(
+            lease,
+            runtime,
+            context.files,
+            request_timeout=context.options.request_timeout,
+            on_event=on_event,
+            on_request_expired=on_request_expired,
         )
-        await activation.open(params, resume=resume)
-    except BaseException:
-        context.pool.release(runtime)
-        raise
-    log.info("session.awake", session=str(row.key), runtime=runtime.id, epoch=lease.epoch, resumed=resume)
+        await activation.open(_params(context, row, runtime), resume=bool(history))
+        if lease.incarnation != context.incarnation():
+            # Held for dead in the meantime, so that the lease is void.
+            activation.discard("its lease was lost")
+            await activation.unload()
+            raise ActivationRefused("this node lost its leases while the session was loaded")
+        undo.pop_all()
+    log.info("session.awake", session=str(row.key), runtime=runtime.id, epoch=lease.epoch, resumed=bool(history))
     return activation
+
+
+def _params(context: SessionContext, row: SessionRow, runtime: ManagedRuntime) -> dict[str, object]:
+    options = row.options
+    return session_params(
+        row.key.id,
+        model=row.model,
+        system_message=options.get("system_message"),
+        tools=context.options.tools.choose(row.isolation, options.get("tools")),
+        working_directory=str(runtime.workspace),
+        streaming=bool(options.get("streaming", True)),
+        credentials=context.credentials(row.key.tenant),
+    )

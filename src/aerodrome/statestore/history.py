@@ -132,9 +132,14 @@ def tail(text: str) -> Tail:
 
 def cut_unanswered(text: str) -> str:
     """The history without a last prompt that was never answered, so that it does not stand in it twice after
-    it has been sent again (FACTS, "Shown to work by prototype"); unchanged when there is none."""
+    it has been sent again (docs/facts.md, "Durability"); unchanged when there is none."""
     end = tail(text)
     return text[: end.offset] if end.unanswered else text
+
+
+def stored_events(text: str) -> list[SessionEvent]:
+    """All events of a history, or of a piece of one that begins with a line."""
+    return [SessionEvent(id=line.id, type=line.type, raw=raw) for _, raw, line in _lines(text)]
 
 
 def events_after(text: str, event_id: str) -> list[SessionEvent] | None:

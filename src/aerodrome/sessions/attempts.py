@@ -1,0 +1,188 @@
+"""Brings one prompt to its end, over as many attempts as it takes: wake the session, send, see it through, and, when
+the runtime is lost, find out what has become of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+
+import structlog
+
+from aerodrome._util.tasks import Forestalled, unless
+from aerodrome.errors import AerodromeError, RuntimeUnavailable, StoreUnavailable, TurnFailed, TurnInterrupted
+from aerodrome.events import SessionEvent
+from aerodrome.sessions.activation import Activation, ActivationRefused, Loss, Refused
+from aerodrome.sessions.books import TurnBooks
+from aerodrome.sessions.context import SessionContext
+from aerodrome.sessions.delivery import Delivery
+from aerodrome.sessions.history import standing
+from aerodrome.sessions.outcome import ATTEMPTS, outcome_after, outcome_of
+from aerodrome.sessions.residency import Residency
+from aerodrome.sessions.row_updates import RowUpdates
+from aerodrome.sessions.run import TurnRun
+from aerodrome.sessions.wake import parse, read_history, take_lease
+
+log = structlog.get_logger(__name__)
+
+
+class Attempts:
+    """Args:
+    publish: Tells the session's readers of an event.
+    on_history: Called with the history, when an answer was found there that the runtime did not live to tell.
+    on_progress: Called whenever a prompt has been taken by the runtime, or has ended.
+    put_back: Takes prompts that are to be sent again, in turns of their own, before others.
+    """
+
+    def __init__(
+        self,
+        context: SessionContext,
+        updates: RowUpdates,
+        residency: Residency,
+        delivery: Delivery,
+        books: TurnBooks,
+        *,
+        publish: Callable[[SessionEvent], None],
+        on_history: Callable[[str], None],
+        on_progress: Callable[[], None],
+        put_back: Callable[[list[TurnRun]], None],
+    ) -> None:
+        self._context = context
+        self._updates = updates
+        self._residency = residency
+        self._delivery = delivery
+        self._books = books
+        self._publish = publish
+        self._on_history = on_history
+        self._on_progress = on_progress
+        self._put_back = put_back
+
+    async def bring_to_end(self, run: TurnRun) -> None:
+        """See the run to its end, and those that come to it to theirs or back to the queue.
+
+        Raises:
+            Forestalled: Its end was asked for before it was sent (again).
+            AerodromeError: What it is to end with.
+        """
+        if not self._context.may_serve():
+            raise StoreUnavailable("this node cannot reach its coordination store", retry_after=1.0)
+        if not await self._books.start(run):
+            return
+        while True:
+            activation = await self._awake(run)
+            if run.stop_asked.done():
+                raise Forestalled
+            loss = await self._attempt(run, activation)
+            if loss is None or run not in await self._after(loss, run):
+                return
+
+    async def _awake(self, run: TurnRun) -> Activation:
+        try:
+            try:
+                return await unless(self._residency.awake(), run.stop_asked)
+            except ActivationRefused:
+                # The runtime went while the session was being loaded; nothing has been sent.
+                return await unless(self._residency.awake(), run.stop_asked)
+        except AerodromeError as error:
+            if run.attempts == 0:
+                raise
+            raise TurnInterrupted(f"the runtime was lost in mid-turn, and then: {error.detail}") from error
+
+    async def _attempt(self, run: TurnRun, activation: Activation) -> Loss | None:
+        """Send the prompt and see it, and what comes to it, to the end. A `Loss` when the activation was lost before.
+
+        Prompts that have ended are told so one by one; the others are left in the delivery.
+        """
+        self._residency.turn_began()
+        self._updates.note(last_used_at=self._context.clock.time())
+        activation.runtime.turns += 1
+        self._delivery.add(run)
+        try:
+            await unless(self._delivery.send(run, activation), activation.lost)
+        except Forestalled:
+            return activation.lost.result()
+        except Refused as error:
+            # Perhaps it had unloaded the session by itself: asked again, it has been loaded anew.
+            final = TurnFailed(error.detail) if run.attempts >= ATTEMPTS else None
+            activation.discard(error.detail, final)
+            return activation.lost.result()
+        except RuntimeUnavailable as error:
+            activation.discard(error.detail)
+            return activation.lost.result()
+        self._books.note(run, message_id=run.row.message_id)
+        return await self._see_to_the_end(activation)
+
+    async def _see_to_the_end(self, activation: Activation) -> Loss | None:
+        while True:
+            # First what has ended, then what was lost: the events were stored before the end was told.
+            ended = self._delivery.take_ended()
+            self._books.unsettled.update(ended)
+            over = not self._delivery.runs
+            if over:
+                self._residency.turn_ended()  # from here on no prompt can steer it
+            for run in ended:
+                await self._books.end(run, *outcome_of(run))
+            if over:
+                return None
+            if activation.lost.done():
+                return activation.lost.result()
+            self._on_progress()  # one that was asked to end may be the last that is left
+            if overdue := self._delivery.overdue():
+                await self._give_up(overdue, activation)
+            else:
+                await self._delivery.change(activation.lost)
+
+    async def _give_up(self, overdue: list[TurnRun], activation: Activation) -> None:
+        reason = f"the turn took longer than {self._context.options.turn_timeout:g} s"
+        for run in overdue:
+            run.stop(TurnFailed(reason))
+        with suppress(RuntimeUnavailable):
+            await activation.abort()
+        activation.discard(reason)
+
+    # --- after a loss ---
+
+    async def _after(self, loss: Loss, run: TurnRun) -> list[TurnRun]:
+        """Bring what was with the lost runtime to its end as far as possible. Returns those to be sent again, of which
+        all but `run` are back in the queue."""
+        undone = self._delivery.take_all()
+        self._books.unsettled.update(undone)
+        await self._residency.drop(loss.reason)
+        try:
+            text = await self._history_after(undone, loss)
+        except AerodromeError as error:
+            text = ""
+            loss = Loss(loss.reason, TurnInterrupted(f"the runtime was lost ({loss.reason}), and then: {error.detail}"))
+        again = []
+        for other in undone:
+            found = await parse(partial(standing, message_id=other.row.message_id), text)
+            if found is not None and found.answer is not None and not other.tracker.ended:
+                self._on_history(text)
+                other.tracker.answer = found.answer
+            outcome = outcome_after(other, loss, found)
+            if outcome is not None:
+                await self._books.end(other, *outcome)
+            else:
+                again.append(other)
+                self._announce_retry(other, loss)
+        self._put_back([other for other in again if other is not run])
+        self._books.unsettled.difference_update(undone)
+        return again
+
+    async def _history_after(self, undone: list[TurnRun], loss: Loss) -> str:
+        """What is stored for certain: read under a lease of our own, so that no write of the lost one comes behind."""
+        if loss.error is not None or not any(run.row.message_id for run in undone):
+            return ""
+        lease, row = await take_lease(self._context, self._updates.row)
+        try:
+            return await read_history(self._context, row.key)
+        finally:
+            self._context.release_lease(lease)
+
+    def _announce_retry(self, run: TurnRun, loss: Loss) -> None:
+        log.info("turn.retried", session=str(self._updates.row.key), turn=run.id, reason=loss.reason)
+        run.row = replace(run.row, retried=True, message_id=None)
+        self._books.note(run, retried=True)
+        self._publish(self._context.host_event("aerodrome.turn_retried", {"turn": run.id, "reason": loss.reason}))

@@ -1,0 +1,107 @@
+"""What the stores are told of a session's turns: their start, what happens in them, their end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from aerodrome.errors import AerodromeError, NotFound, TurnFailed
+from aerodrome.events import SessionEvent
+from aerodrome.model import LastTurn, SessionKind, TurnStatus
+from aerodrome.sessions.context import SessionContext
+from aerodrome.sessions.ends import TurnEnds
+from aerodrome.sessions.residency import Residency
+from aerodrome.sessions.row_updates import RowUpdates
+from aerodrome.sessions.run import TurnRun, error_of
+
+log = structlog.get_logger(__name__)
+
+
+class TurnBooks:
+    """Args:
+    publish: Tells the session's readers of an event.
+    """
+
+    def __init__(
+        self,
+        context: SessionContext,
+        updates: RowUpdates,
+        residency: Residency,
+        ends: TurnEnds,
+        publish: Callable[[SessionEvent], None],
+    ) -> None:
+        self._context = context
+        self._updates = updates
+        self._residency = residency
+        self._ends = ends
+        self._publish = publish
+        #: Those whose end is being found out or recorded: neither with the runtime nor in the queue any more.
+        self.unsettled: set[TurnRun] = set()
+
+    async def start(self, run: TurnRun) -> bool:
+        """Record that it is worked on. ``False``: it has ended meanwhile; the ledger says how.
+
+        Raises:
+            NotFound: The session was deleted.
+            StoreUnavailable: It is not recorded.
+        """
+        started = run.row.started_at or self._context.clock.time()
+        if await self._context.ledger.start(run.row.key, run.id, started):
+            run.row = replace(run.row, status=TurnStatus.RUNNING, started_at=started)
+            return True
+        row = await self._context.ledger.get(run.row.key, run.id)
+        if row is None or not row.status.is_final:
+            raise NotFound("the session was deleted before the turn began")
+        run.resolve(row)
+        return False
+
+    def note(self, run: TurnRun, **changes: Any) -> None:
+        """Record something that happened in the turn (`Ledger.note`), in the background."""
+        task = self._context.later(self._context.ledger.note(run.row.key, run.id, **changes), "note turn")
+        if task is not None:
+            run.notes.append(task)
+
+    async def end(self, run: TurnRun, status: TurnStatus, error: AerodromeError | None = None) -> None:
+        """Record the end, then tell it: what a caller has been told is stored.
+
+        The end of an ephemeral session's turn is told when nothing is left of it, by whoever deletes it. Until then
+        the ledger has the turn as unfinished, so that a crash before the deletion is one that `recover` sees.
+        """
+        if run.ended:
+            return  # by the ledger's word
+        now = self._context.clock.time()
+        row = replace(
+            run.row,
+            status=status,
+            ended_at=now,
+            answer=run.tracker.answer,
+            usage=run.tracker.usage or None,
+            error=error_of(error) if error else None,
+            tool_ran=run.tracker.tool_ran,
+        )
+        log.info("turn.ended", session=str(row.key), turn=run.id, status=status.value, retried=row.retried)
+        if status is TurnStatus.INTERRUPTED:
+            self._publish(self._context.host_event("aerodrome.turn_interrupted", {"turn": run.id}))
+        if self._updates.row.kind is SessionKind.EPHEMERAL:
+            run.row = row
+            return
+        self._updates.note(state=self._residency.listed_state, last_used_at=now)
+        self.unsettled.add(run)
+        try:
+            if run.notes:
+                await asyncio.wait(run.notes)
+            row = await self._ends.record(row)
+        except AerodromeError as failure:
+            run.fail(error or failure)
+        except Exception as failure:
+            log.exception("turn.end_not_recorded", session=str(row.key), turn=run.id)
+            run.fail(TurnFailed(f"internal error: {type(failure).__name__}"))
+        else:
+            self._updates.note(last_turn=LastTurn(row.id, row.status))
+            run.resolve(row)
+        finally:
+            self.unsettled.discard(run)

@@ -1,0 +1,110 @@
+"""The prompts that are with the runtime: handed to the session's activation, and not ended yet.
+
+Usually that is one. A prompt that steers comes to it, and may outlast it: one that came too late to steer is answered
+in a turn of its own, behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from aerodrome.events import SessionEvent
+from aerodrome.sessions.activation import Activation, Loss
+from aerodrome.sessions.run import TurnRun
+from aerodrome.sessions.tracker import TurnTracker
+
+
+class Delivery:
+    """Args:
+    timeout: Seconds that a prompt may take from its delivery to its end.
+    on_tool: Called when the first tool of a prompt's turn has started.
+    """
+
+    def __init__(self, timeout: float, on_tool: Callable[[TurnRun], None]) -> None:
+        self._timeout = timeout
+        self._on_tool = on_tool
+        self._runs: list[TurnRun] = []
+        self._deadlines: dict[TurnTracker, float] = {}
+        self._changed = asyncio.Event()
+
+    @property
+    def runs(self) -> list[TurnRun]:
+        return list(self._runs)
+
+    def add(self, run: TurnRun) -> TurnTracker:
+        """Begin an attempt, before the prompt is sent: its first events come before the answer to `send`.
+
+        Returns:
+            The attempt's tracker, which also names the attempt: the same run may be delivered again.
+        """
+        run.attempts += 1
+        run.abort_sent = False
+        tracker = run.tracker = TurnTracker()
+        self._runs.append(run)
+        self._deadlines[tracker] = asyncio.get_running_loop().time() + self._timeout
+        return tracker
+
+    async def send(self, run: TurnRun, activation: Activation, *, steer: bool = False) -> None:
+        """Hand an added prompt over. Raises what `Activation.send` raises."""
+        attempt = run.tracker
+        message_id = await activation.send(run.row.prompt, run.row.attachments, steer=steer)
+        if self.has(run, attempt):
+            run.row = replace(run.row, message_id=message_id)
+            attempt.sent_as(message_id)
+            self._look(run)
+            self._changed.set()
+
+    def has(self, run: TurnRun, attempt: TurnTracker) -> bool:
+        """Whether this attempt is still under way."""
+        return run.tracker is attempt and attempt in self._deadlines
+
+    def remove(self, run: TurnRun, attempt: TurnTracker) -> bool:
+        """``False``: this attempt is over already."""
+        if not self.has(run, attempt):
+            return False
+        self._runs.remove(run)
+        del self._deadlines[attempt]
+        self._changed.set()
+        return True
+
+    def take_all(self) -> list[TurnRun]:
+        runs = self.runs
+        for run in runs:
+            self.remove(run, run.tracker)
+        return runs
+
+    def take_ended(self) -> list[TurnRun]:
+        ended = [run for run in self._runs if run.tracker.ended]
+        for run in ended:
+            self.remove(run, run.tracker)
+        return ended
+
+    def overdue(self) -> list[TurnRun]:
+        now = asyncio.get_running_loop().time()
+        return [run for run in self._runs if self._deadlines[run.tracker] <= now]
+
+    def feed(self, event: SessionEvent) -> None:
+        for run in self._runs:
+            run.tracker.feed(event)
+            self._look(run)
+            if run.tracker.ended:
+                self._changed.set()
+
+    async def change(self, lost: asyncio.Future[Loss]) -> None:
+        """Wait until a prompt may have ended, come, gone or become overdue, or the activation is lost."""
+        changed = asyncio.ensure_future(self._changed.wait())
+        try:
+            left = min(self._deadlines.values()) - asyncio.get_running_loop().time()
+            waiting: set[asyncio.Future[Any]] = {changed, lost}
+            await asyncio.wait(waiting, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changed.cancel()
+            self._changed.clear()
+
+    def _look(self, run: TurnRun) -> None:
+        if run.tracker.tool_ran and not run.row.tool_ran:
+            run.row = replace(run.row, tool_ran=True)
+            self._on_tool(run)

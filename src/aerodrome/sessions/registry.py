@@ -1,0 +1,219 @@
+"""The live sessions of this node, the event hubs of those that are live or read, and how both are let go of.
+
+There is one `LiveSession` of a key at a time; a session that is being deleted takes no new one until it is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from contextlib import suppress
+from typing import Any
+
+import structlog
+
+from aerodrome.errors import AerodromeError, Draining, NotFound, SessionBusy, TurnInterrupted
+from aerodrome.model import LastTurn, RuntimeKey, SessionKey, SessionRow
+from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.sessions.context import SessionContext, runtime_key
+from aerodrome.sessions.ends import TurnEnds
+from aerodrome.sessions.erase import erase
+from aerodrome.sessions.hub import EventHub
+from aerodrome.sessions.live import LiveSession
+
+log = structlog.get_logger(__name__)
+
+#: Sessions that are unloaded at the same time when the node stops.
+_AT_ONCE = 8
+
+
+class LiveSessions:
+    def __init__(self, context: SessionContext) -> None:
+        self.ends = TurnEnds(context.ledger)
+        self._context = context
+        self._live: dict[SessionKey, LiveSession] = {}
+        self._hubs: dict[SessionKey, EventHub] = {}
+        self._deletions: dict[SessionKey, asyncio.Task[None]] = {}
+        #: Deletions that the store has refused and that somebody was promised.
+        self._undeleted: dict[SessionKey, SessionRow] = {}
+        context.pool.make_room = self.make_room
+        context.pool.on_lost = self._runtime_lost
+
+    @property
+    def all(self) -> list[LiveSession]:
+        return list(self._live.values())
+
+    def find(self, key: SessionKey) -> LiveSession | None:
+        return self._live.get(key)
+
+    def ensure(self, row: SessionRow) -> LiveSession:
+        """The session's live object. Raises `NotFound` while the session is being deleted."""
+        if row.key in self._deletions:
+            raise NotFound("the session has been deleted")
+        live = self._live.get(row.key)
+        if live is None:
+            live = LiveSession(self._context, row, self.hub(row.key), self.ends, self.delete_ephemeral)
+            self._live[row.key] = live
+        return live
+
+    def hub(self, key: SessionKey) -> EventHub:
+        hub = self._hubs.get(key)
+        if hub is None:
+            hub = self._hubs[key] = EventHub(reader_bytes=self._context.options.reader_bytes)
+        return hub
+
+    # --- residency ---
+
+    async def make_room(self, key: RuntimeKey | None) -> bool:
+        """See `runtime.pool.MakeRoom`: least recently used first, never one in a turn (trap 10)."""
+        if key is not None:
+            idle = [live for live in self.all if live.evictable and runtime_key(live.row) == key]
+            for live in sorted(idle, key=lambda live: live.last_used):
+                if await self.hibernate(live):
+                    return True
+            return False
+        by_runtime: dict[str, list[LiveSession]] = {}
+        for live in self.all:
+            if live.activation is not None:
+                by_runtime.setdefault(live.activation.runtime.id, []).append(live)
+        quiet = [group for group in by_runtime.values() if all(live.evictable for live in group)]
+        if not quiet:
+            return False
+        chosen = min(quiet, key=lambda group: max(live.last_used for live in group))
+        return all([await self.hibernate(live) for live in chosen])
+
+    async def hibernate(self, live: LiveSession) -> bool:
+        """Put a session to sleep and forget it. ``False``: it is not idle (any more)."""
+        if not await live.hibernate():
+            return False
+        self._forget(live)
+        return True
+
+    async def tidy(self) -> None:
+        """Let go of sessions that lost their runtime and of event hubs that nobody reads; do what the store refused."""
+        for live in self.all:
+            await live.updates.flush()
+            self._forget(live)
+        for key in list(self._hubs):
+            self._forget_hub(key)
+        await self._record_late_ends()
+        for row in list(self._undeleted.values()):
+            try:
+                await self.delete(row)
+            except AerodromeError as error:
+                log.warning("session.not_deleted", session=str(row.key), reason=error.detail)
+
+    def give_up_all(self) -> None:
+        """Our leases are void: another node may run our sessions. Nothing more is written for them."""
+        error = TurnInterrupted("this node was held for dead and its sessions may have moved")
+        for live in self.all:
+            self._context.tasks.start(live.runtime_lost(error.detail, error), "give up")
+
+    def _runtime_lost(self, runtime: ManagedRuntime) -> None:
+        for live in self.all:
+            if live.activation is not None and live.activation.runtime is runtime:
+                self._context.tasks.start(live.runtime_lost(runtime.lost_reason or "it was lost"), "runtime lost")
+
+    def _forget(self, live: LiveSession) -> None:
+        if live.forgettable and self._live.get(live.row.key) is live:
+            del self._live[live.row.key]
+            self._forget_hub(live.row.key)
+
+    def _forget_hub(self, key: SessionKey) -> None:
+        hub = self._hubs.get(key)
+        if hub is not None and key not in self._live and not hub.has_readers:
+            del self._hubs[key]
+
+    # --- deletion ---
+
+    async def delete(self, row: SessionRow) -> None:
+        """Everything of the session goes, from the runtime and from every store (see `erase`).
+
+        Whoever comes second waits for the first. Once begun it goes on, whatever becomes of the caller.
+
+        Raises:
+            SessionBusy: Another node runs it.
+            StoreUnavailable: It is not, or only in part, deleted.
+        """
+        deletion = self._deletions.get(row.key)
+        if deletion is None:
+            deletion = self._context.tasks.start(self._delete(row), f"delete {row.key}", expected=AerodromeError)
+            self._deletions[row.key] = deletion
+            deletion.add_done_callback(lambda _: self._deletions.pop(row.key))
+        await asyncio.shield(deletion)
+
+    async def _delete(self, row: SessionRow) -> None:
+        context, key = self._context, row.key
+        lease = await context.leases.acquire(key, context.incarnation())
+        if lease is None:
+            raise SessionBusy("the session is active on another node", retry_after=1.0)
+        try:
+            if (live := self._live.get(key)) is not None:
+                await self._end(live)
+            await erase(
+                key, directory=context.directory, leases=context.leases, ledger=context.ledger, files=context.files
+            )
+        finally:
+            # After a deletion there is nothing to release; after one that failed, others may try.
+            context.release_lease(lease)
+        self.ends.forget(key)
+        self._undeleted.pop(key, None)
+        if (hub := self._hubs.pop(key, None)) is not None:
+            hub.finish()
+        log.info("session.deleted", session=str(key))
+
+    async def _end(self, live: LiveSession) -> None:
+        live.updates.close()
+        await live.close(NotFound("the session has been deleted"))
+        await live.updates.flush()
+        self._live.pop(live.row.key, None)
+
+    async def delete_ephemeral(self, row: SessionRow) -> None:
+        """As `delete`; what the store refuses now is done by a later `tidy`, because nothing may remain."""
+        self._undeleted[row.key] = row
+        await self.delete(row)
+
+    # --- books ---
+
+    async def _record_late_ends(self) -> None:
+        for row in await self.ends.retry():
+            log.info("turn.end_recorded_late", session=str(row.key), turn=row.id, status=row.status.value)
+            last = LastTurn(row.id, row.status)
+            if (live := self._live.get(row.key)) is not None:
+                live.updates.note(last_turn=last)
+            else:
+                await self._context.directory.update(row.key, last_turn=last)
+
+    # --- the end of the node ---
+
+    async def drain(self, timeout: float) -> None:
+        """Let running turns end for up to `timeout` seconds, end the others, put everything to sleep."""
+        await self._each((live.turns.quiet() for live in self.all), timeout)
+        at_once = asyncio.Semaphore(_AT_ONCE)
+
+        async def retire(live: LiveSession) -> None:
+            async with at_once:
+                if not await self.hibernate(live):
+                    await live.close(Draining("this node stopped before the turn had ended"))
+                    await live.updates.flush()
+                self._live.pop(live.row.key, None)
+
+        await self._each(retire(live) for live in self.all)
+        while self._deletions:
+            await asyncio.wait(self._deletions.values())
+        for hub in self._hubs.values():
+            hub.finish()
+        with suppress(AerodromeError):  # a restart will report them
+            await self._record_late_ends()
+
+    async def _each(self, work: Iterable[Coroutine[Any, Any, Any]], timeout: float | None = None) -> None:
+        """Do all at the same time; what is left after `timeout` seconds is cancelled."""
+        tasks = [self._context.tasks.start(item, "drain", expected=AerodromeError) for item in work]
+        if not tasks:
+            return
+        try:
+            await asyncio.wait(tasks, timeout=timeout)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)

@@ -1,0 +1,91 @@
+"""What a reader of a session's events has missed. Pure functions over the hub's memory and the stored history.
+
+Three places know events: the history has the stored ones, from the beginning; the hub keeps the latest, stored or
+not; the reader's channel gets what is published from its subscription on. A reader that comes back gets each event
+once, in order, without a gap, or `aerodrome.gap` as the first.
+
+The runtime tells an event before it writes it (measured), so that what stands in the history behind the hub's
+position was not told at all: the runtime was lost at that moment, or another node ran the session. It is published
+when the session is next loaded (`unpublished`), and left out of a replay until then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aerodrome.events import SessionEvent
+from aerodrome.sessions.hub import EventHub, size_of
+from aerodrome.statestore.history import events_after, stored_events
+
+
+def behind(kept: Sequence[SessionEvent], after: str) -> Sequence[SessionEvent] | None:
+    """The kept events behind the cursor `after`; ``None`` when it is not among them (any more)."""
+    for index, event in enumerate(kept):
+        if after in (event.cursor, event.id):
+            return kept[index + 1 :]
+    return None
+
+
+def missed(
+    text: str,
+    after: str,
+    *,
+    kept: Sequence[SessionEvent],
+    late: Sequence[SessionEvent],
+    position: str,
+    max_bytes: int,
+) -> list[SessionEvent] | None:
+    """The events behind the cursor `after`, which the hub does not keep any more.
+
+    Args:
+        text: The history, read after `kept` was taken.
+        kept: What the hub kept when the reader subscribed.
+        late: What the reader's channel has got since.
+        position: The hub's, after that.
+
+    Returns:
+        ``None`` when there is a gap: the place is not in the history (any more), or it is so far back that the
+        reader does better to read the history itself.
+    """
+    place = after.partition("~")[0]
+    stored = events_after(text, place)
+    if stored is None:
+        return None
+    known = {event.id for event in kept} | {event.id for event in late}
+    told = [] if place == position else _until(stored, position)
+    at_place = behind(kept, place)
+    found = [*(event for event in told if event.id not in known), *(kept if at_place is None else at_place)]
+    return found if sum(map(size_of, found)) <= max_bytes else None
+
+
+def unpublished(text: str, hub: EventHub) -> list[SessionEvent]:
+    """The stored events behind the hub's position: nobody has been told of them.
+
+    The history may lack the latest of what was published: an unanswered prompt was cut off.
+    """
+    if not hub.position:
+        return []
+    stored = stored_events(text)
+    places = {event.id: place for place, event in enumerate(stored)}
+    for event_id in (hub.position, *(event.id for event in reversed(hub.kept()))):
+        if event_id in places:
+            return stored[places[event_id] + 1 :]
+    return []
+
+
+def _until(stored: list[SessionEvent], position: str) -> list[SessionEvent]:
+    for place, event in enumerate(stored):
+        if event.id == position:
+            return stored[: place + 1]
+    return stored
+
+
+def last_id(text: str) -> str:
+    """The id of the last stored event, "" when there is none; reads no more lines than needed."""
+    end = len(text)
+    while end > 0:
+        start = text.rfind("\n", 0, end - 1) + 1
+        if (events := stored_events(text[start:end])) and events[-1].id:
+            return events[-1].id
+        end = start
+    return ""

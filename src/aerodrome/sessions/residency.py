@@ -1,0 +1,181 @@
+"""Whether one session is loaded in a runtime, and in which.
+
+Waking, hibernating and letting go exclude each other by one lock. Each activation holds one place in a runtime and one
+lease, taken by `wake` and given back here, once, whatever ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable
+
+import structlog
+
+from aerodrome.errors import AerodromeError
+from aerodrome.events import SessionEvent
+from aerodrome.model import SessionState
+from aerodrome.sessions.activation import Activation
+from aerodrome.sessions.context import SessionContext
+from aerodrome.sessions.machine import SessionMachine, State, Stimulus
+from aerodrome.sessions.requests import OpenRequest
+from aerodrome.sessions.row_updates import RowUpdates
+from aerodrome.sessions.wake import wake
+
+log = structlog.get_logger(__name__)
+
+_LISTED_AS = {State.IDLE: SessionState.RESIDENT, State.RUNNING: SessionState.RUNNING}
+
+
+class Residency:
+    """Args:
+    on_history: Called with the stored history at each wake-up, before the first event.
+    """
+
+    def __init__(
+        self,
+        context: SessionContext,
+        updates: RowUpdates,
+        *,
+        on_history: Callable[[str], None],
+        on_event: Callable[[SessionEvent], None],
+        on_request_expired: Callable[[OpenRequest], None],
+    ) -> None:
+        #: Present while the session is resident, and until its loss has been dealt with.
+        self.activation: Activation | None = None
+        self._context = context
+        self._updates = updates
+        self._on_history = on_history
+        self._on_event = on_event
+        self._on_request_expired = on_request_expired
+        self._machine = SessionMachine()
+        self._transition = asyncio.Lock()
+        self._closed_with: AerodromeError | None = None
+
+    @property
+    def state(self) -> State:
+        return self._machine.state
+
+    @property
+    def listed_state(self) -> SessionState:
+        return _LISTED_AS.get(self.state, SessionState.HIBERNATED)
+
+    async def awake(self) -> Activation:
+        """The session's activation; wakes it if need be. Raises what `wake` raises."""
+        async with self._transition:
+            self._refuse_when_closed()
+            if self.activation is not None and not self.activation.lost.done():
+                return self.activation
+            await self._drop()
+            self._machine.apply(Stimulus.WAKE)
+            try:
+                self.activation = await wake(
+                    self._context,
+                    self._updates.row,
+                    on_history=self._on_history,
+                    on_event=self._on_event,
+                    on_request_expired=self._on_request_expired,
+                )
+            except BaseException:
+                self._machine.apply(Stimulus.LOST)
+                raise
+            self._machine.apply(Stimulus.AWAKE)
+            if self.state is State.CLOSED:
+                await self._drop()
+            self._refuse_when_closed()
+            self.note_state()
+            return self.activation
+
+    def turn_began(self) -> None:
+        self._machine.apply(Stimulus.SEND)
+        self.note_state()
+
+    def turn_ended(self) -> None:
+        """The row is told of it together with the turn's end."""
+        self._machine.apply(Stimulus.SETTLED)
+
+    def note_state(self) -> None:
+        """Let the directory know where the session stands."""
+        if self.listed_state is not self._updates.row.state:
+            self._updates.note(state=self.listed_state)
+
+    async def hibernate(self, allowed: Callable[[], bool]) -> bool:
+        """Unload the session if it is idle and `allowed` still says so. ``False``: not done."""
+        # Whoever holds the lock may be waiting for a place, which others make room for by calling this.
+        if self._transition.locked() or not self._may_hibernate(allowed):
+            return False
+        # In a task of its own: cut short by the end of whoever asked for it, the session would stay half unloaded.
+        return await asyncio.shield(self._context.tasks.start(self._hibernate(allowed), f"hibernate {self._key}"))
+
+    async def drop(self, reason: str) -> None:
+        """Let go of an activation that was lost, if it has not been done."""
+        async with self._transition:
+            if self.activation is not None and self.activation.lost.done():
+                log.info("session.lost_runtime", session=self._key, reason=reason)
+                await self._drop()
+
+    def shut(self, error: AerodromeError) -> None:
+        """For good: nothing is loaded any more, and what is loaded is cut off."""
+        self._machine.apply(Stimulus.CLOSE)
+        self._closed_with = self._closed_with or error
+        if self.activation is not None:
+            self.activation.discard(error.detail, error)
+
+    async def aclose(self) -> None:
+        """Give everything back after `shut`."""
+        async with self._transition:
+            await self._drop()
+
+    # --- inside ---
+
+    @property
+    def _key(self) -> str:
+        return str(self._updates.row.key)
+
+    def _may_hibernate(self, allowed: Callable[[], bool]) -> bool:
+        return self.activation is not None and self.state is State.IDLE and allowed()
+
+    async def _hibernate(self, allowed: Callable[[], bool]) -> bool:
+        async with self._transition:
+            activation = self.activation
+            if activation is None or not self._may_hibernate(allowed):
+                return False
+            if activation.lost.done():
+                await self._drop()
+                return True
+            self._machine.apply(Stimulus.HIBERNATE)
+            unloaded = False
+            try:
+                unloaded = await activation.close()
+                if not unloaded:
+                    await activation.unload()
+            finally:
+                self._release(activation)
+                self._machine.apply(Stimulus.UNLOADED if unloaded else Stimulus.LOST)
+                self.note_state()
+            log.info("session.hibernated", session=self._key, clean=unloaded)
+            return True
+
+    async def _drop(self) -> None:
+        """The activation, if any, is void. The caller holds the lock."""
+        activation = self.activation
+        if activation is None:
+            return
+        activation.discard("given up")
+        self._machine.apply(Stimulus.LOST)
+        try:
+            await activation.unload()
+        finally:
+            self._release(activation)
+            self.note_state()
+
+    def _release(self, activation: Activation) -> None:
+        """Give place and lease back. A release that comes late, behind a new lease of our own, changes nothing."""
+        activation.discard("released")
+        self.activation = None
+        self._context.pool.release(activation.runtime)
+        self._context.release_lease(activation.lease)
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed_with is not None:
+            raise copy.copy(self._closed_with)

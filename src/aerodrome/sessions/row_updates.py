@@ -1,0 +1,74 @@
+"""Keeps one session's row in the directory up to date, behind what happens."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from aerodrome.errors import AerodromeError
+from aerodrome.model import LastTurn, SessionRow, SessionState
+from aerodrome.sessions.context import SessionContext
+
+log = structlog.get_logger(__name__)
+
+
+class RowUpdates:
+    """Writes changes one after the other, those that have gathered meanwhile as one.
+
+    Nothing is decided on these columns, so nobody waits for a write. One that the store refuses is kept and goes with
+    the next change, or with `flush`.
+    """
+
+    def __init__(self, context: SessionContext, row: SessionRow) -> None:
+        #: The row as it will be stored.
+        self.row = row
+        self._context = context
+        self._pending: dict[str, Any] = {}
+        self._writing: asyncio.Task[Any] | None = None
+        self._closed = False
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._pending) or (self._writing is not None and not self._writing.done())
+
+    def note(
+        self,
+        *,
+        state: SessionState | None = None,
+        last_used_at: float | None = None,
+        last_turn: LastTurn | None = None,
+    ) -> None:
+        values = {"state": state, "last_used_at": last_used_at, "last_turn": last_turn}
+        changes: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+        self.row = replace(self.row, **changes)
+        self._pending.update(changes)
+        self._write_soon()
+
+    async def flush(self) -> None:
+        """Write what is pending, as far as the store allows."""
+        self._write_soon()
+        if self._writing is not None:
+            await asyncio.wait({self._writing})
+
+    def close(self) -> None:
+        """The row is about to be deleted, and its id may be used again: no more writes."""
+        self._closed = True
+        self._pending.clear()
+
+    def _write_soon(self) -> None:
+        if self._pending and not self._closed and (self._writing is None or self._writing.done()):
+            self._writing = self._context.later(self._write(), "update row")
+
+    async def _write(self) -> None:
+        while self._pending:
+            changes, self._pending = self._pending, {}
+            try:
+                await self._context.directory.update(self.row.key, **changes)
+            except AerodromeError as error:
+                log.warning("session.row_not_updated", session=str(self.row.key), reason=error.detail)
+                if not self._closed:
+                    self._pending = {**changes, **self._pending}
+                return

@@ -1,0 +1,314 @@
+"""The prompts of one session: admitted, recorded, answered one after the other, and each brought to one end.
+
+A worker task takes them in order and exists only while there are any. Losing the runtime is no special case: the
+attempt ends with a `Loss`, and the next attempt, or the next turn, finds the session hibernated and wakes it, wherever
+there is room. Every run that was admitted ends: with its row when the end is recorded, with an error otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+
+import structlog
+
+from aerodrome._util.tasks import Forestalled, unless
+from aerodrome.errors import (
+    AerodromeError,
+    Capacity,
+    Conflict,
+    Draining,
+    NotFound,
+    RuntimeUnavailable,
+    SessionBusy,
+    TurnFailed,
+)
+from aerodrome.events import SessionEvent
+from aerodrome.model import OnBusy, SessionKind, SessionRow, TurnStatus
+from aerodrome.sessions.activation import Activation, Refused
+from aerodrome.sessions.attempts import Attempts
+from aerodrome.sessions.books import TurnBooks
+from aerodrome.sessions.context import SessionContext
+from aerodrome.sessions.delivery import Delivery
+from aerodrome.sessions.ends import TurnEnds
+from aerodrome.sessions.machine import State
+from aerodrome.sessions.outcome import outcome_as_asked, status_of
+from aerodrome.sessions.residency import Residency
+from aerodrome.sessions.row_updates import RowUpdates
+from aerodrome.sessions.run import TurnRun
+
+log = structlog.get_logger(__name__)
+
+
+class Turns:
+    """Args:
+    publish: Tells the session's readers of an event.
+    on_history: Called with the history, when an answer was found there that the runtime did not live to tell.
+    erase: Deletes everything of the session, for an ephemeral one whose turn has ended.
+    """
+
+    def __init__(
+        self,
+        context: SessionContext,
+        updates: RowUpdates,
+        residency: Residency,
+        ends: TurnEnds,
+        *,
+        publish: Callable[[SessionEvent], None],
+        on_history: Callable[[str], None],
+        erase: Callable[[SessionRow], Awaitable[None]],
+    ) -> None:
+        self._context = context
+        self._updates = updates
+        self._residency = residency
+        self._erase = erase
+        #: Accepted prompts that wait. The first is taken once it is recorded.
+        self._queue: deque[TurnRun] = deque()
+        #: What the worker is busy with.
+        self._current: TurnRun | None = None
+        self._books = TurnBooks(context, updates, residency, ends, publish)
+        self._delivery = Delivery(context.options.turn_timeout, lambda run: self._books.note(run, tool_ran=True))
+        self._attempts = Attempts(
+            context,
+            updates,
+            residency,
+            self._delivery,
+            self._books,
+            publish=publish,
+            on_history=on_history,
+            on_progress=self._abort_delivered,
+            put_back=lambda runs: self._queue.extendleft(reversed(runs)),
+        )
+        self._worker: asyncio.Task[None] | None = None
+        self._closed_with: AerodromeError | None = None
+        #: Monotonic time of the last use, for the choice of whom to hibernate.
+        self.last_used = context.clock.monotonic()
+
+    # --- what is there ---
+
+    @property
+    def busy(self) -> bool:
+        """A turn is running, waiting, or on its way in."""
+        return self._current is not None or bool(self._queue)
+
+    @property
+    def delivered(self) -> list[TurnRun]:
+        """Those that are with the runtime: the running turn and the prompts that steer it."""
+        return self._delivery.runs
+
+    @property
+    def all(self) -> list[TurnRun]:
+        current = [self._current] if self._current is not None else []
+        return list(dict.fromkeys([*current, *self._delivery.runs, *self._queue, *self._books.unsettled]))
+
+    def feed(self, event: SessionEvent) -> None:
+        """An event of the runtime: what becomes of the turns is read out of these."""
+        self._delivery.feed(event)
+
+    def tell(self, event: SessionEvent) -> None:
+        """An event for those who follow a turn."""
+        if self._current is not None:
+            self._current.publish(event)
+        for run in self._delivery.runs:
+            if run is not self._current:
+                run.publish(event)
+
+    # --- admission (no await, so that what is decided on cannot change meanwhile) ---
+
+    def admit(self, run: TurnRun, on_busy: OnBusy) -> None:
+        """Take the run into the queue. It is sent once `accept` has said that it is recorded.
+
+        Raises:
+            NotFound, Draining: The session has been closed.
+            SessionBusy, Conflict, Capacity: It may not or cannot wait.
+        """
+        if self._closed_with is not None:
+            raise copy.copy(self._closed_with)
+        if self.busy:
+            self._refuse_when_busy(on_busy)
+        if on_busy is OnBusy.INTERRUPT:
+            self._queue.appendleft(run)
+        else:
+            self._queue.append(run)
+        self.last_used = self._context.clock.monotonic()
+        if self._worker is None or self._worker.done():
+            self._worker = self._context.tasks.start(self._work(), f"session {self._updates.row.key}")
+
+    def withdraw(self, run: TurnRun) -> None:
+        """The run could not be recorded: it never was."""
+        self._queue.remove(run)
+        run.recorded.set_result(False)
+
+    def accept(self, run: TurnRun, on_busy: OnBusy) -> None:
+        """An admitted run is recorded; what it is to do to the running turn is done now, not before."""
+        run.recorded.set_result(True)
+        if on_busy is OnBusy.INTERRUPT:
+            self._stop_running()
+        elif on_busy is OnBusy.STEER:
+            self._steer(run)
+
+    def _refuse_when_busy(self, on_busy: OnBusy) -> None:
+        if self._updates.row.kind is SessionKind.EPHEMERAL:
+            raise Conflict("an ephemeral session takes one prompt")
+        if on_busy is OnBusy.REJECT:
+            raise SessionBusy("a turn is running in this session", turn=self.all[0].id)
+        # The first of the queue does not wait for another when the worker has not come to it yet.
+        waiting = len(self._queue) - (self._current is None)
+        if waiting >= self._context.options.max_queued:
+            raise Capacity(f"{waiting} prompts wait in this session already", retry_after=1.0)
+
+    # --- ending turns from outside ---
+
+    def request_abort(self, run: TurnRun) -> None:
+        run.stop()
+        self._abort_delivered()
+
+    async def abort(self) -> bool:
+        """End the running turn and wait for its end. ``False``: none was running."""
+        stopped = self._stop_running()
+        for run in stopped:
+            await run.over()
+        return bool(stopped)
+
+    def shut(self, error: AerodromeError) -> None:
+        """Take nothing more; everything that is here ends with this error, by the worker."""
+        self._closed_with = self._closed_with or error
+        for run in self.all:
+            run.stop(error)
+
+    async def join(self) -> None:
+        """Wait for the worker's end, after `shut`."""
+        if self._worker is not None:
+            await asyncio.wait({self._worker})
+
+    async def quiet(self) -> None:
+        """Wait until no turn is left."""
+        while self._worker is not None and not self._worker.done():
+            await asyncio.wait({self._worker})
+
+    def _stop_running(self) -> list[TurnRun]:
+        runs = self._delivery.runs or ([self._current] if self._current is not None else [])
+        running = [run for run in runs if not run.ended]
+        for run in running:
+            run.stop()
+        self._abort_delivered()
+        return running
+
+    def _abort_delivered(self) -> None:
+        """Tell the runtime to abort, once nothing is left in the turn that somebody still wants."""
+        activation, runs = self._residency.activation, self._delivery.runs
+        if activation is None or not runs or not all(run.stop_asked.done() for run in runs):
+            return
+        if not all(run.abort_sent for run in runs):
+            for run in runs:
+                run.abort_sent = True
+            self._context.tasks.start(self._abort(activation, runs), "abort")
+
+    async def _abort(self, activation: Activation, runs: list[TurnRun]) -> None:
+        with suppress(RuntimeUnavailable):
+            await activation.abort()
+        timeout = self._context.options.abort_timeout
+        if not all([await run.over(timeout) for run in runs]):
+            activation.discard(f"the runtime did not end an aborted turn within {timeout:g} s")
+
+    # --- steering ---
+
+    def _steer(self, run: TurnRun) -> None:
+        """Hand the prompt into the running turn, if there is one that goes on; else it stays in the queue."""
+        activation = self._residency.activation
+        if activation is None or activation.lost.done() or self._residency.state is not State.RUNNING:
+            return
+        if any(running.stop_asked.done() for running in self._delivery.runs):
+            return  # an abort throws away what the runtime has not taken up yet
+        self._queue.remove(run)
+        self._delivery.add(run)
+        self._context.tasks.start(self._hand_in(run, activation), "steer")
+
+    async def _hand_in(self, run: TurnRun, activation: Activation) -> None:
+        attempt = run.tracker
+        try:
+            if not await self._books.start(run):
+                self._delivery.remove(run, attempt)
+            elif self._delivery.has(run, attempt):
+                await self._delivery.send(run, activation, steer=True)
+                self._books.note(run, message_id=run.row.message_id)
+        except Refused:
+            if self._delivery.has(run, attempt):
+                self._queue.appendleft(run)
+                self._delivery.remove(run, attempt)
+        except RuntimeUnavailable as error:
+            activation.discard(error.detail)  # the worker deals with it
+        except AerodromeError as error:
+            if self._delivery.remove(run, attempt):
+                await self._books.end(run, status_of(error), error)
+
+    # --- the worker ---
+
+    async def _work(self) -> None:
+        try:
+            while self._queue:
+                run = self._queue[0]
+                await asyncio.wait({run.recorded})
+                if not self._queue or self._queue[0] is not run:
+                    continue  # withdrawn, steering, or an interrupting prompt has come in before it
+                self._current = self._queue.popleft()
+                try:
+                    await self._take(run)
+                    if self._updates.row.kind is SessionKind.EPHEMERAL and not run.ended:
+                        self._vanish(run)
+                finally:
+                    self._current = None
+                await self._rest()
+        except asyncio.CancelledError:
+            for run in self.all:
+                run.fail(Draining("this node stopped before the turn had ended; it is reported as interrupted"))
+            raise
+
+    async def _rest(self) -> None:
+        """Between two turns."""
+        self.last_used = self._context.clock.monotonic()
+        await self._residency.drop("the runtime was lost after the turn")
+        self._residency.note_state()
+        if not self.busy:
+            # Somebody may wait for the place it could make.
+            self._context.pool.notify()
+
+    async def _take(self, run: TurnRun) -> None:
+        try:
+            if run.stop_asked.done():
+                raise Forestalled
+            async with AsyncExitStack() as stack:
+                slot = self._context.slots.hold(self._updates.row.key.tenant)
+                await unless(stack.enter_async_context(slot), run.stop_asked)
+                await self._attempts.bring_to_end(run)
+        except Forestalled:
+            await self._books.end(run, *outcome_as_asked(run))
+        except AerodromeError as error:
+            await self._books.end(run, status_of(error), error)
+        except Exception as error:
+            log.exception("turn.crashed", session=str(self._updates.row.key), turn=run.id)
+            failure = TurnFailed(f"internal error: {type(error).__name__}")
+            if self._residency.activation is not None:
+                self._residency.activation.discard(failure.detail, failure)
+            for other in dict.fromkeys([run, *self._delivery.take_all()]):
+                await self._books.end(other, TurnStatus.FAILED, failure)
+
+    def _vanish(self, run: TurnRun) -> None:
+        """The one turn of an ephemeral session has ended: it is told once nothing is left of it.
+
+        In a task of its own, because a deletion waits for the worker.
+        """
+        self.shut(NotFound("an ephemeral session takes one prompt, and this one has ended"))
+
+        async def erase_and_tell() -> None:
+            try:
+                await self._erase(self._updates.row)
+            except AerodromeError as error:
+                log.warning("session.not_deleted", session=str(run.row.key), reason=error.detail)
+            finally:
+                run.resolve(run.row)
+
+        self._context.tasks.start(erase_and_tell(), "delete ephemeral")
