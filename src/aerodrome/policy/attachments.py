@@ -1,7 +1,7 @@
-"""Which attachments a prompt may bring: those that carry their own content.
+"""What a prompt may bring along. Pure.
 
-The runtime also takes files and directories by path, and those paths are the host's (FACTS, "No isolation between
-connections of one CLI"). Kinds are allowed by list, so that a new CLI version opens nothing by itself.
+Only content that comes with the request. The other kinds name things for the runtime to fetch: files and directories
+of the host, selections in them, references to GitHub that would be fetched with the operator's token.
 """
 
 from __future__ import annotations
@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: Kinds of the SDK's attachments that name nothing on the host, with the fields each may have.
-_FIELDS: Mapping[str, frozenset[str]] = {"blob": frozenset({"type", "data", "mimeType", "displayName"})}
+ALLOWED = ("blob",)
+#: The fields a `blob` may have; of other fields nobody knows what a later runtime makes of them.
+_BLOB_FIELDS = frozenset({"type", "data", "mimeType", "displayName"})
 
 
-def refused_attachment(attachments: Sequence[Mapping[str, Any]]) -> str | None:
-    """What is wrong with the first attachment that may not be sent, as a sentence; ``None`` when all may."""
-    for attachment in attachments:
+def refusal(attachments: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why they may not be sent; ``None`` when they may."""
+    for number, attachment in enumerate(attachments):
         kind = attachment.get("type")
-        fields = _FIELDS.get(kind) if isinstance(kind, str) else None
-        if fields is None:
-            return f"attachments of type {kind!r} are not allowed; allowed are: {', '.join(sorted(_FIELDS))}"
-        if unknown := attachment.keys() - fields:
-            return f"an attachment of type {kind!r} has no field {min(unknown)!r}"
+        if kind not in ALLOWED:
+            return (
+                f"attachments[{number}] has the type {kind!r}; only {', '.join(ALLOWED)} is allowed here: "
+                "send the content itself, as base64 in `data` with its `mimeType`"
+            )
+        if unknown := sorted(set(attachment) - _BLOB_FIELDS):
+            return f"attachments[{number}] has fields a blob does not have: {', '.join(unknown)}"
         if not isinstance(attachment.get("data"), str) or not isinstance(attachment.get("mimeType"), str):
-            return f"an attachment of type {kind!r} needs `data` (base64) and `mimeType`, both strings"
+            return f"attachments[{number}] needs `data` (base64) and `mimeType`"
     return None

@@ -82,6 +82,8 @@ class TurnBooks:
             usage=run.tracker.usage or None,
             error=error_of(error) if error else None,
             tool_ran=run.tracker.tool_ran,
+            # A prompt that never reached a runtime may be tried again under its key.
+            idempotency_key=None if run.attempts == 0 and error is not None else run.row.idempotency_key,
         )
         log.info("turn.ended", session=str(row.key), turn=run.id, status=status.value, retried=row.retried)
         if status is TurnStatus.INTERRUPTED:

@@ -20,6 +20,8 @@ class TurnEnds:
     async def record(self, row: TurnRow) -> TurnRow:
         """Record the end; returns the turn as it stands in the ledger: whoever finished it first is right.
 
+        A row without an idempotency key frees the one it was accepted with.
+
         Raises:
             StoreUnavailable: It is not recorded yet; `retry` will.
         """
@@ -51,9 +53,17 @@ class TurnEnds:
         self._late.pop(key, None)
 
     async def _record(self, row: TurnRow) -> TurnRow:
-        if await self._ledger.finish(
-            row.key, row.id, row.status, row.ended_at or 0.0, answer=row.answer, usage=row.usage, error=row.error
-        ):
+        finished = await self._ledger.finish(
+            row.key,
+            row.id,
+            row.status,
+            row.ended_at or 0.0,
+            answer=row.answer,
+            usage=row.usage,
+            error=row.error,
+            free_key=row.idempotency_key is None,
+        )
+        if finished:
             return row
         present = await self._ledger.get(row.key, row.id)
         return present if present is not None and present.status.is_final else row

@@ -12,28 +12,26 @@ from aerodrome.sessions.run import error_of
 
 log = structlog.get_logger(__name__)
 
-#: Seconds for which a turn of a session that no node has loaded is left alone while other nodes live: one of them may
-#: have accepted it, and wait for a place to run it in.
-GRACE = 600.0
 _PAGE = 1000
 
 
 async def recover(context: SessionContext, sessions: LiveSessions) -> int:
-    """Report abandoned turns as interrupted. Returns how many.
+    """Report the turns of nodes that have gone as interrupted. Returns how many.
 
-    Ephemeral sessions are deleted with the turn that was left behind. What other living nodes work on is theirs.
+    Ephemeral sessions are deleted with the turn that was left behind.
 
     Raises:
         StoreUnavailable: Not all have been looked at.
     """
-    alone = len(await context.membership.nodes()) <= 1
+    living = {context.incarnation(), *(node.incarnation for node in await context.membership.nodes())}
     recovered = skipped = 0
     while True:
         # Those that stay unfinished are the first of the next page too.
         limit = skipped + _PAGE
-        page = await context.ledger.unfinished(limit=limit)
+        page = await context.ledger.unfinished(limit=limit, except_of=living)
         for turn in page[skipped:]:
-            if await _is_abandoned(turn, context, sessions, alone=alone) and await _interrupt(turn, context, sessions):
+            # One that we accepted before we were held for dead is still worked on here.
+            if not sessions.works_on(turn.key, turn.id) and await _interrupt(turn, context, sessions):
                 recovered += 1
             else:
                 skipped += 1
@@ -42,16 +40,6 @@ async def recover(context: SessionContext, sessions: LiveSessions) -> int:
     if recovered:
         log.warning("sessions.recovered", interrupted_turns=recovered)
     return recovered
-
-
-async def _is_abandoned(turn: TurnRow, context: SessionContext, sessions: LiveSessions, *, alone: bool) -> bool:
-    live = sessions.find(turn.key)
-    if (live is not None and live.find(turn.id) is not None) or sessions.ends.find(turn.key, turn.id) is not None:
-        return False
-    holder = await context.leases.holder(turn.key)
-    if holder is not None and holder.incarnation != context.incarnation():
-        return False
-    return alone or turn.created_at < context.clock.time() - GRACE
 
 
 async def _interrupt(turn: TurnRow, context: SessionContext, sessions: LiveSessions) -> bool:
@@ -64,11 +52,18 @@ async def _interrupt(turn: TurnRow, context: SessionContext, sessions: LiveSessi
             log.warning("session.not_deleted", session=str(row.key), reason=error.detail)
             return False
         return True
-    gone = error_of(TurnInterrupted("the node that ran the turn has gone"))
-    finished = await context.ledger.finish(turn.key, turn.id, TurnStatus.INTERRUPTED, context.clock.time(), error=gone)
+    finished = await context.ledger.finish(
+        turn.key,
+        turn.id,
+        TurnStatus.INTERRUPTED,
+        context.clock.time(),
+        error=error_of(TurnInterrupted("the node that ran the turn has gone")),
+        free_key=turn.status is TurnStatus.QUEUED,
+    )
     if row is None:
         await context.ledger.forget(turn.key)  # the rest of a deletion that was cut short
-    elif finished and sessions.find(turn.key) is None:
+    elif finished:
         last = LastTurn(turn.id, TurnStatus.INTERRUPTED)
-        await context.directory.update(turn.key, state=SessionState.HIBERNATED, last_turn=last)
+        here = sessions.find(turn.key) is not None
+        await context.directory.update(turn.key, state=None if here else SessionState.HIBERNATED, last_turn=last)
     return True

@@ -46,6 +46,11 @@ class LiveSessions:
     def find(self, key: SessionKey) -> LiveSession | None:
         return self._live.get(key)
 
+    def works_on(self, key: SessionKey, turn_id: str) -> bool:
+        """Whether a turn is in hand here, were it only that its end is not recorded yet."""
+        live = self._live.get(key)
+        return (live is not None and live.find(turn_id) is not None) or self.ends.find(key, turn_id) is not None
+
     def ensure(self, row: SessionRow) -> LiveSession:
         """The session's live object. Raises `NotFound` while the session is being deleted."""
         if row.key in self._deletions:

@@ -41,7 +41,7 @@ from aerodrome.model import (
     TurnStatus,
     valid_session_id,
 )
-from aerodrome.policy.attachments import refused_attachment
+from aerodrome.policy.attachments import refusal
 from aerodrome.sessions.api import Ask, MessagePage, OpenSession, SendMessage
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.history import history_page
@@ -129,7 +129,7 @@ class SessionService:
         self._accepting()
         if len(message.prompt.encode("utf-8", "surrogatepass")) > self._context.options.max_prompt:
             raise TooLarge(f"the prompt is over the limit of {self._context.options.max_prompt} bytes")
-        if (refused := refused_attachment(message.attachments)) is not None:
+        if (refused := refusal(message.attachments)) is not None:
             raise Invalid(refused)
         row = await self._readable(who, session_id)
         turn = TurnRow(
@@ -138,6 +138,7 @@ class SessionService:
             author=who.user,
             status=TurnStatus.QUEUED,
             prompt=message.prompt,
+            incarnation=self._context.incarnation(),
             attachments=message.attachments,
             idempotency_key=message.idempotency_key,
             digest=_digest(message),

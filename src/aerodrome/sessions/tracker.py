@@ -2,8 +2,8 @@
 
 A prompt is known by the id of its user message, which is the answer to `session.send`; events that come before that
 answer are kept until it is there. A prompt's turn has *begun* when its `user.message` is seen, and has *ended* with the
-next `session.idle`: the runtime emits it after the turn's events are stored, so an ended turn is a durable one (FACTS,
-"Durability"). An idle before the own message belongs to somebody else's turn.
+next `session.idle`: the runtime emits it after the turn's events are stored, so an ended turn is a durable one
+(docs/facts.md, "Durability"). An idle before the own message belongs to somebody else's turn.
 
 One idle may end several prompts. A prompt that steers is taken up inside the running turn, and then both have the same
 answer; or right behind it, and then each has its own. The runtime throws away what it has not taken up when the
