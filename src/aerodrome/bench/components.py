@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ APPEND_BYTES = 6_000
 _TIMEOUT = 10.0
 _WARM_UP = 3
 #: The kernel acknowledges the first segments of a connection at once, whatever is asked.
-_PING_WARM_UP = 20
+_PING_WARM_UP = 10
 
 
 async def store(lab: Lab, scale: Scale, progress: Callable[[float], None]) -> list[Row]:
@@ -50,22 +51,28 @@ async def store(lab: Lab, scale: Scale, progress: Callable[[float], None]) -> li
 
 
 async def link(lab: Lab, scale: Scale, progress: Callable[[float], None]) -> list[Row]:
-    """A ping to the CLI with quick ACKs, as our links ask for, and with the kernel's delayed ones."""
+    """Several answers of the CLI in a row, with quick ACKs, as our links ask for, and with the kernel's delayed ones.
+
+    In a row, because the CLI holds the second small message back until the first one is acknowledged.
+    """
     async with lab.bare_cli() as cli:
         quick, delayed = await _connect(Link, cli), await _connect(_DelayedAcks, cli)
         times = await interleave(
             {
-                "quick_ack": lambda: quick.request("ping", {}, timeout=_TIMEOUT),
-                "delayed_ack": lambda: delayed.request("ping", {}, timeout=_TIMEOUT),
+                "quick_ack": lambda: _bursts(quick),
+                "delayed_ack": lambda: _bursts(delayed),
             },
             scale.pings,
             warm_up=_PING_WARM_UP,
-            pause=0,
             progress=progress,
         )
         await quick.aclose()
         await delayed.aclose()
-    return [compare("link", "ping with quick ACKs / without", ("quick_ack", "delayed_ack"), times)]
+    return [
+        compare(
+            "link", "five times three answers in a row, with quick ACKs / without", ("quick_ack", "delayed_ack"), times
+        )
+    ]
 
 
 class _PlainFile:
@@ -102,6 +109,11 @@ class _Deaf:
 
     def on_closed(self, reason: str) -> None:
         pass
+
+
+async def _bursts(link: Link) -> None:
+    for _ in range(5):
+        await asyncio.gather(*(link.request("ping", {}, timeout=_TIMEOUT) for _ in range(3)))
 
 
 async def _connect(kind: type[Link], cli: BareCli) -> Link:
