@@ -157,7 +157,7 @@ def test_erasing_goes_through_directories_that_nobody_may_list() -> None:
         (home / "locked" / "inner" / "file").write_text("x")
         elsewhere.mkdir()
         elsewhere.chmod(0o755)
-        (home / "link").symlink_to(elsewhere)
+        (home / "locked" / "link").symlink_to(elsewhere)
         (home / "locked" / "inner").chmod(0)
         (home / "locked").chmod(0)
         with pytest.raises(PermissionError):

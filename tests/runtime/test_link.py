@@ -216,6 +216,7 @@ async def test_closing_twice_ends_everything_it_has_begun(owner: Owner) -> None:
         await asyncio.gather(link.aclose(), link.aclose())
         await link.aclose()
         assert ended == ["forever"]
+        assert link._socket is None
         assert owner.closed == ["the link was closed"]
         with pytest.raises(LinkClosed):
             await asking

@@ -325,6 +325,22 @@ async def test_a_runtime_that_is_lost_makes_room(tmp_path: Path) -> None:
         assert (await waiting).key == BOB
 
 
+async def test_a_runtime_whose_claimer_gave_up_at_the_last_moment_is_free_for_who_waits(tmp_path: Path) -> None:
+    async with fakes(tmp_path, max_runtimes=1, capacity_timeout=3) as pool:
+        first = asyncio.create_task(pool.reserve(ACME))
+        await until(lambda: states(pool) == ["starting"])
+        (runtime,) = pool.runtimes
+        claim = runtime.claim
+
+        def claimed_too_late(key: RuntimeKey) -> None:
+            claim(key)
+            first.cancel()
+
+        runtime.claim = claimed_too_late  # type: ignore[method-assign]
+        assert (await pool.reserve(BOB)).key == BOB
+        assert first.cancelled()
+
+
 async def test_keys_that_wait_for_room_do_not_end_each_others_runtimes(tmp_path: Path) -> None:
     keys = [RuntimeKey("acme", f"user{n}") for n in range(12)]
     async with fakes(tmp_path, max_runtimes=2, capacity_timeout=40) as pool:

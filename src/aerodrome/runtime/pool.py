@@ -133,8 +133,8 @@ class RuntimePool:
 
     async def _find_room(self, key: RuntimeKey, deadline: float) -> ManagedRuntime:
         claim: _Claim | None = None
-        #: The state of things in which no session of this key could be hibernated.
-        full: asyncio.Event | None = None
+        #: The state of things in which we have asked for room in this key's own runtimes.
+        asked: asyncio.Event | None = None
         while True:
             if self._closing:
                 raise Draining("this node is shutting down")
@@ -142,9 +142,9 @@ class RuntimePool:
             changed = self._changed
             if (runtime := self._with_room(key)) is not None:
                 return runtime
-            if full is not changed and self._of(key):
-                if not await self._make_room(key):
-                    full = changed
+            if asked is not changed and self._of(key):
+                asked = changed
+                await self._make_room(key)
                 continue
             if claim is None or claim.ended:
                 if claim is not None and claim.error is not None:
@@ -222,7 +222,6 @@ class RuntimePool:
             self.notify()
 
     async def _claim(self, key: RuntimeKey) -> None:
-        full: asyncio.Event | None = None
         # When all who waited have given up, what was started for them stays warm.
         while key in self._requests:
             changed = self._changed
@@ -236,8 +235,7 @@ class RuntimePool:
                 await self._spawn()
             elif unused := self._unused():
                 await self.retire(min(unused, key=lambda r: r.last_held))
-            elif full is changed or not await self._make_room(None):
-                full = changed
+            elif not await self._make_room(None):
                 await changed.wait()
 
     async def _spawn(self) -> None:

@@ -1,7 +1,8 @@
 """Speaks as much of the CLI's protocol as a pool needs, and misbehaves as `FAKE` (a JSON object) tells it.
 
 start_delay: seconds before it listens. broken_while: it does not start while this file exists. protocol: the version it
-claims. silent_on: a method it never answers. dies_on: a method at which it ends. fails_turns: turns end in an error.
+claims. silent_on: a method it never answers. dies_on: a method at which it ends; dies_after: the same, answered before.
+fails_turns: turns end in an error.
 stubborn: it does not end when asked to. started: a directory in which each start leaves a file.
 """
 
@@ -50,6 +51,8 @@ def answer(connection: socket.socket, request: dict[str, Any]) -> None:
     if method == FAKE.get("silent_on"):
         return
     send(connection, {"id": request["id"], "result": result(method, params)})
+    if method == FAKE.get("dies_after"):
+        os._exit(7)
     if method == "session.send":
         if FAKE.get("fails_turns"):
             event(connection, params, "session.error", {"message": "no model today"})
