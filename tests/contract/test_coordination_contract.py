@@ -312,6 +312,8 @@ async def test_a_page_has_at_least_one_row(pair: Pair) -> None:
 
 
 async def test_unused_since_is_about_use_and_spares_turns(pair: Pair) -> None:
+    await join_both(pair)
+    await taken(pair.a, SessionKey("acme", "in-turn"), "a-1")
     await pair.a.insert(row("old", created_at=0.0, last_used_at=10.0))
     await pair.a.insert(row("older", created_at=9.0, last_used_at=9.0, state=SessionState.RESIDENT))
     await pair.a.insert(row("in-turn", last_used_at=1.0, state=SessionState.RUNNING))
@@ -320,6 +322,18 @@ async def test_unused_since_is_about_use_and_spares_turns(pair: Pair) -> None:
     assert [row.key.id for row in found] == ["older", "old"]
     assert [row.key.id for row in await pair.b.unused_since(20.0, limit=1)] == ["older"]
     assert await pair.b.unused_since(9.0) == []
+
+
+async def test_what_a_dead_node_left_as_running_is_in_no_turn(pair: Pair) -> None:
+    await join_both(pair)
+    for session in ("released", "dead"):
+        await pair.a.insert(row(session, last_used_at=1.0, state=SessionState.RUNNING))
+        await taken(pair.a, SessionKey("acme", session), "a-1")
+    assert await pair.b.unused_since(20.0) == []
+    await pair.a.release(await taken(pair.a, SessionKey("acme", "released"), "a-1"))
+    assert [found.key.id for found in await pair.b.unused_since(20.0)] == ["released"]
+    await pair.a.leave("a-1")
+    assert {found.key.id for found in await pair.b.unused_since(20.0)} == {"released", "dead"}
 
 
 # What only the SQLite adapter has to know

@@ -159,12 +159,14 @@ class CoordinationMachine(RuleBasedStateMachine):
                 break
         assert found == expected
 
+    def in_turn(self, row: SessionRow) -> bool:
+        holder = self.holders.get(row.key)
+        return row.state is SessionState.RUNNING and holder is not None and self.alive(holder.incarnation)
+
     @rule(before=times)
     def expire(self, before: float) -> None:
         found = self.ask(lambda store: store.unused_since(before))
-        expected = [
-            row for row in self.rows.values() if row.last_used_at < before and row.state is not SessionState.RUNNING
-        ]
+        expected = [row for row in self.rows.values() if row.last_used_at < before and not self.in_turn(row)]
         assert [row.last_used_at for row in found] == sorted(row.last_used_at for row in expected)
         assert {row.key for row in found} == {row.key for row in expected}
 

@@ -128,7 +128,10 @@ class Directory(Protocol):
         ...
 
     async def unused_since(self, before: float, limit: int = 100) -> Sequence[SessionRow]:
-        """Rows whose last *use* is before that time and that are in no turn, the oldest first (trap 14)."""
+        """Rows whose last *use* is before that time and that are in no turn, the oldest first (trap 14).
+
+        In a turn: its state is `running`, and a living node holds its lease; a crashed one leaves the state behind.
+        """
         ...
 
     async def count(self, tenant: str | None = None) -> int: ...

@@ -15,9 +15,9 @@ Outcome = tuple[TurnStatus, AerodromeError | None]
 
 
 def outcome_of(run: TurnRun) -> Outcome:
-    """Of a turn that has ended by itself."""
+    """Of a turn that the runtime has ended."""
     if run.tracker.aborted:
-        return TurnStatus.ABORTED, None
+        return outcome_as_asked(run) if run.stop_asked.done() else (TurnStatus.ABORTED, None)
     if run.tracker.error is not None:
         return TurnStatus.FAILED, TurnFailed(run.tracker.error)
     return TurnStatus.COMPLETED, None

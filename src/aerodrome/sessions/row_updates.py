@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,10 @@ from aerodrome.model import LastTurn, SessionRow, SessionState
 from aerodrome.sessions.context import SessionContext
 
 log = structlog.get_logger(__name__)
+
+
+#: Seconds that a change waits for others: most turns are shorter, and their start is then written with their end.
+GATHER = 0.2
 
 
 class RowUpdates:
@@ -29,6 +34,8 @@ class RowUpdates:
         self._pending: dict[str, Any] = {}
         self._writing: asyncio.Task[Any] | None = None
         self._closed = False
+        #: What is pending shall not wait for more.
+        self._hurry = asyncio.Event()
 
     @property
     def pending(self) -> bool:
@@ -45,10 +52,13 @@ class RowUpdates:
         changes: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
         self.row = replace(self.row, **changes)
         self._pending.update(changes)
+        if last_turn is not None:
+            self._hurry.set()
         self._write_soon()
 
     async def flush(self) -> None:
         """Write what is pending, as far as the store allows."""
+        self._hurry.set()
         self._write_soon()
         if self._writing is not None:
             await asyncio.wait({self._writing})
@@ -63,7 +73,11 @@ class RowUpdates:
             self._writing = self._context.later(self._write(), "update row")
 
     async def _write(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GATHER):
+                await self._hurry.wait()
         while self._pending:
+            self._hurry.clear()
             changes, self._pending = self._pending, {}
             try:
                 await self._context.directory.update(self.row.key, **changes)

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, suppress
 
 import structlog
 
-from aerodrome._util.tasks import Forestalled, unless
+from aerodrome._util.tasks import Forestalled, first_of, unless
 from aerodrome.errors import (
     AerodromeError,
     Capacity,
@@ -27,7 +27,7 @@ from aerodrome.errors import (
     TurnFailed,
 )
 from aerodrome.events import SessionEvent
-from aerodrome.model import OnBusy, SessionKind, SessionRow, TurnStatus
+from aerodrome.model import OnBusy, SessionKind, SessionRow
 from aerodrome.sessions.activation import Activation, Refused
 from aerodrome.sessions.attempts import Attempts
 from aerodrome.sessions.books import TurnBooks
@@ -67,6 +67,8 @@ class Turns:
         self._erase = erase
         #: Accepted prompts that wait. The first is taken once it is recorded.
         self._queue: deque[TurnRun] = deque()
+        #: An interrupting prompt has come in before the first of the queue.
+        self._passed = asyncio.Event()
         #: What the worker is busy with.
         self._current: TurnRun | None = None
         self._books = TurnBooks(context, updates, residency, ends, publish)
@@ -131,6 +133,7 @@ class Turns:
             self._refuse_when_busy(on_busy)
         if on_busy is OnBusy.INTERRUPT:
             self._queue.appendleft(run)
+            self._passed.set()
         else:
             self._queue.append(run)
         self.last_used = self._context.clock.monotonic()
@@ -211,7 +214,11 @@ class Turns:
         with suppress(RuntimeUnavailable):
             await activation.abort()
         timeout = self._context.options.abort_timeout
-        if not all([await run.over(timeout) for run in runs]):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                for run in runs:
+                    await run.over()
+        if not all(run.ended for run in runs):
             activation.discard(f"the runtime did not end an aborted turn within {timeout:g} s")
 
     # --- steering ---
@@ -241,9 +248,10 @@ class Turns:
                 self._delivery.remove(run, attempt)
         except RuntimeUnavailable as error:
             activation.discard(error.detail)  # the worker deals with it
-        except AerodromeError as error:
+        except Exception as error:
+            failure = self._failure(run, error)
             if self._delivery.remove(run, attempt):
-                await self._books.end(run, status_of(error), error)
+                await self._books.end(run, status_of(failure), failure)
 
     # --- the worker ---
 
@@ -251,8 +259,9 @@ class Turns:
         try:
             while self._queue:
                 run = self._queue[0]
-                await asyncio.wait({run.recorded})
-                if not self._queue or self._queue[0] is not run:
+                if not run.recorded.done():
+                    await self._recorded_or_passed(run)
+                if not self._queue or self._queue[0] is not run or not run.recorded.done():
                     continue  # withdrawn, steering, or an interrupting prompt has come in before it
                 self._current = self._queue.popleft()
                 try:
@@ -266,6 +275,14 @@ class Turns:
             for run in self.all:
                 run.fail(Draining("this node stopped before the turn had ended; it is reported as interrupted"))
             raise
+
+    async def _recorded_or_passed(self, run: TurnRun) -> None:
+        self._passed.clear()
+        passed = asyncio.ensure_future(self._passed.wait())
+        try:
+            await first_of(run.recorded, passed)
+        finally:
+            passed.cancel()
 
     async def _rest(self) -> None:
         """Between two turns."""
@@ -289,12 +306,18 @@ class Turns:
         except AerodromeError as error:
             await self._books.end(run, status_of(error), error)
         except Exception as error:
-            log.exception("turn.crashed", session=str(self._updates.row.key), turn=run.id)
-            failure = TurnFailed(f"internal error: {type(error).__name__}")
+            failure = self._failure(run, error)
             if self._residency.activation is not None:
                 self._residency.activation.discard(failure.detail, failure)
             for other in dict.fromkeys([run, *self._delivery.take_all()]):
-                await self._books.end(other, TurnStatus.FAILED, failure)
+                await self._books.end(other, status_of(failure), failure)
+
+    def _failure(self, run: TurnRun, error: Exception) -> AerodromeError:
+        """What a turn is told to have ended with, also when the error is a bug of ours."""
+        if isinstance(error, AerodromeError):
+            return error
+        log.error("turn.crashed", session=str(self._updates.row.key), turn=run.id, exc_info=error)
+        return TurnFailed(f"internal error: {type(error).__name__}")
 
     def _vanish(self, run: TurnRun) -> None:
         """The one turn of an ephemeral session has ended: it is told once nothing is left of it.

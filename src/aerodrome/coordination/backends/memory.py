@@ -155,10 +155,13 @@ class MemoryCoordination:
 
     async def unused_since(self, before: float, limit: int = 100) -> Sequence[SessionRow]:
         cursors.check_limit(limit)
-        rows = (
-            row for row in self._rows.values() if row.last_used_at < before and row.state is not SessionState.RUNNING
-        )
+        rows = (row for row in self._rows.values() if row.last_used_at < before and not self._in_turn(row))
         return copy.deepcopy(sorted(rows, key=lambda row: _rank(cursors.place_of(row)), reverse=True)[:limit])
+
+    def _in_turn(self, row: SessionRow) -> bool:
+        # What a crashed node has left behind as `running` is in no turn: no living node holds its lease.
+        held = self._leases.get(row.key)
+        return row.state is SessionState.RUNNING and held is not None and self._alive(held.incarnation)
 
     async def count(self, tenant: str | None = None) -> int:
         return sum(1 for _ in self._of(tenant))

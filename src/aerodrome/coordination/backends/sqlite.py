@@ -257,10 +257,16 @@ class SqliteCoordination:
         cursors.check_limit(limit)
 
         def unused(connection: sqlite3.Connection) -> Sequence[Sequence[Any]]:
+            # What a crashed node has left behind as `running` is in no turn: no living node holds its lease.
+            held = (
+                "SELECT 1 FROM lease AS l JOIN node AS n ON n.incarnation = l.incarnation"
+                f" WHERE l.tenant = s.tenant AND l.session = s.id AND {_ALIVE}"
+            )
             return connection.execute(
-                f"SELECT {_COLUMNS} FROM session WHERE last_used_at < ? AND state != ?"
-                " ORDER BY last_used_at, id DESC, tenant DESC LIMIT ?",
-                (before, SessionState.RUNNING, limit),
+                f"SELECT {_COLUMNS} FROM session AS s"
+                f" WHERE last_used_at < :before AND (state != :running OR NOT EXISTS ({held}))"
+                " ORDER BY last_used_at, id DESC, tenant DESC LIMIT :limit",
+                self._now() | {"before": before, "running": SessionState.RUNNING, "limit": limit},
             ).fetchall()
 
         return [_row(found) for found in await self._database.read(unused)]

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import asyncio
+import contextvars
+
+import pytest
+
+from aerodrome._util.tasks import Forestalled, TaskOwner, unless
+
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")
+
+
+async def test_an_owned_task_does_not_inherit_what_its_starter_has_bound() -> None:
+    async def seen() -> str:
+        return variable.get()
+
+    variable.set("of one request")
+    assert await TaskOwner("test").start(seen(), "look") == "nothing"
+    assert variable.get() == "of one request"
+
+
+async def test_a_closed_owner_starts_nothing_and_has_ended_what_it_had() -> None:
+    owner = TaskOwner("test")
+    running = owner.start(asyncio.sleep(60), "sleep")
+    assert not owner.closed
+    await owner.aclose()
+    assert running.cancelled()
+    assert owner.closed
+    with pytest.raises(RuntimeError, match="test is closed"):
+        owner.start(asyncio.sleep(60), "sleep")
+
+
+async def test_work_is_done_unless_a_signal_comes_first() -> None:
+    signal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def work() -> int:
+        await asyncio.sleep(0)
+        return 7
+
+    assert await unless(work(), signal) == 7
+    with pytest.raises(ZeroDivisionError):
+        await unless(_fail(), signal)
+
+
+async def test_forestalled_work_has_ended_before_that_is_told() -> None:
+    signal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    story: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            story.append("cleaned up")
+
+    asyncio.get_running_loop().call_soon(signal.set_result, None)
+    with pytest.raises(Forestalled):
+        await unless(work(), signal)
+    assert story == ["cleaned up"]
+
+
+async def test_work_that_is_done_counts_although_a_signal_has_come() -> None:
+    signal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def work() -> int:
+        signal.set_result(None)
+        return 7
+
+    assert await unless(work(), signal) == 7
+
+
+async def test_whoever_cancels_the_wait_cancels_the_work() -> None:
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    waiting = asyncio.create_task(unless(work(), asyncio.get_running_loop().create_future()))
+    await started.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert ended.is_set()
+
+
+async def _fail() -> None:
+    raise ZeroDivisionError
