@@ -17,6 +17,10 @@ class TurnEnds:
         #: Ends that are not recorded yet, by session and turn.
         self._late: dict[SessionKey, dict[str, TurnRow]] = {}
 
+    def later(self, row: TurnRow) -> None:
+        """Leave the recording to `retry`; a turn that the ledger does not know stays unknown."""
+        self._late.setdefault(row.key, {})[row.id] = row
+
     async def record(self, row: TurnRow) -> TurnRow:
         """Record the end; returns the turn as it stands in the ledger: whoever finished it first is right.
 
@@ -26,11 +30,10 @@ class TurnEnds:
             StoreUnavailable: It is not recorded yet; `retry` will.
         """
         try:
-            recorded = await self._record(row)
+            return await self._record(row)
         except BaseException:
-            self._late.setdefault(row.key, {})[row.id] = row
+            self.later(row)
             raise
-        return recorded
 
     def find(self, key: SessionKey, turn_id: str) -> TurnRow | None:
         """The end of a turn, if it is not recorded yet."""

@@ -67,6 +67,7 @@ class RowUpdates:
         """The row is about to be deleted, and its id may be used again: no more writes."""
         self._closed = True
         self._pending.clear()
+        self._hurry.set()
 
     def _write_soon(self) -> None:
         if self._pending and not self._closed and (self._writing is None or self._writing.done()):

@@ -50,7 +50,7 @@ from aerodrome.sessions.live import LiveSession
 from aerodrome.sessions.recovery import recover
 from aerodrome.sessions.registry import LiveSessions
 from aerodrome.sessions.replay import behind, last_id, missed
-from aerodrome.sessions.run import TurnRun
+from aerodrome.sessions.run import TurnRun, error_of
 from aerodrome.sessions.wake import parse, read_history
 
 log = structlog.get_logger(__name__)
@@ -165,8 +165,12 @@ class SessionService:
     async def _record(self, live: LiveSession, run: TurnRun, on_busy: OnBusy) -> TurnRun:
         try:
             present = await self._context.ledger.accept(run.row)
-        except BaseException:
+        except BaseException as error:
             live.turns.withdraw(run)
+            if isinstance(error, StoreUnavailable):
+                # Perhaps it was recorded all the same; nobody would ever end it.
+                ended = replace(run.row, status=TurnStatus.FAILED, ended_at=run.row.created_at, error=error_of(error))
+                self._sessions.ends.later(replace(ended, idempotency_key=None))
             raise
         if present is not None:
             live.turns.withdraw(run)

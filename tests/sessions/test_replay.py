@@ -1,0 +1,119 @@
+"""What readers get that come back: each event once, in order, without a gap, or a gap that is told."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aerodrome.events import SessionEvent
+from aerodrome.sessions.hub import EventHub
+from aerodrome.sessions.replay import behind, last_id, missed, unpublished
+
+MUCH = 1 << 30
+
+
+def event(number: int, *, ephemeral: bool = False) -> SessionEvent:
+    envelope = {"type": "t", "id": f"e{number}", "data": {}, "timestamp": ""}
+    return SessionEvent(f"e{number}", "t", json.dumps(envelope).encode(), ephemeral)
+
+
+def history(events: list[SessionEvent]) -> str:
+    return "".join(item.raw.decode() + "\n" for item in events if not item.ephemeral)
+
+
+@given(data=st.data())
+def test_a_reader_that_comes_back_gets_each_event_once_and_in_order(data: st.DataObject) -> None:
+    """The session's events, told to a hub that forgets the older ones, stored some time after they are told; a reader
+    that has seen up to any of them comes back, while more happens. Also after the hub has been made anew."""
+    flags = data.draw(st.lists(st.booleans(), min_size=1, max_size=25))
+    events = [event(number, ephemeral=flag) for number, flag in enumerate(flags)]
+    hub = EventHub(reader_bytes=MUCH, kept_bytes=data.draw(st.integers(0, 3000)))
+    gone = data.draw(st.integers(0, len(events)))
+    cut = data.draw(st.integers(gone, len(events)))
+    cursors: dict[str, str] = {}
+    for item in events[:gone]:
+        cursors[item.id] = hub.publish(item).cursor
+    if data.draw(st.booleans()):
+        # Hibernated with nobody reading, and woken: all that was told is stored.
+        hub = EventHub(reader_bytes=MUCH, kept_bytes=data.draw(st.integers(0, 3000)))
+        assert unpublished(history(events[:gone]), hub) == []
+        hub.position = last_id(history(events[:gone]))
+    for item in events[gone:cut]:
+        cursors[item.id] = hub.publish(item).cursor
+    if not cursors:
+        return
+    seen = data.draw(st.sampled_from(sorted(cursors, key=lambda name: int(name[1:]))))
+    channel, kept = hub.subscribe(), hub.kept()
+    found = behind(kept, cursors[seen])
+    if found is None:
+        # What was told before is stored or not, what is told while we read may be too.
+        late = data.draw(st.integers(cut, len(events)))
+        for item in events[cut:late]:
+            hub.publish(item)
+        stored = data.draw(st.integers(cut, late))
+        found = missed(
+            history(events[:stored]),
+            cursors[seen],
+            kept=kept,
+            late=channel.backlog,
+            position=hub.position,
+            max_bytes=MUCH,
+        )
+        cut = late
+    for item in events[cut:]:
+        hub.publish(item)
+    place = int(seen[1:])
+    if found is None:
+        # Nothing was ever stored up to there, so that the place cannot be found again.
+        assert all(item.ephemeral for item in events[: place + 1])
+        return
+    got = [*found, *channel.backlog]
+    numbers = [int(item.id[1:]) for item in got]
+    assert numbers == sorted(set(numbers))
+    behind_place = [item for item in events[place + 1 :] if not item.ephemeral]
+    assert [item.id for item in got if not item.ephemeral] == [item.id for item in behind_place]
+
+
+def test_a_place_that_is_nowhere_is_a_gap() -> None:
+    text = history([event(1), event(2)])
+    assert missed(text, "e9", kept=[], late=[], position="e2", max_bytes=MUCH) is None
+    assert missed(text, "~e9", kept=[], late=[], position="e2", max_bytes=MUCH) is None
+
+
+def test_more_than_a_reader_may_be_behind_is_a_gap() -> None:
+    text = history([event(number) for number in range(10)])
+    found = missed(text, "e0", kept=[], late=[], position="e9", max_bytes=MUCH)
+    assert found is not None
+    assert len(found) == 9
+    assert missed(text, "e0", kept=[], late=[], position="e9", max_bytes=1000) is None
+
+
+def test_what_was_stored_and_never_told_is_told_at_the_next_wake_up() -> None:
+    hub = EventHub(reader_bytes=MUCH)
+    for number in range(3):
+        hub.publish(event(number))
+    text = history([event(number) for number in range(5)])
+    # Until then a reader does not get it either, or it would get it twice.
+    again = missed(text, "e0", kept=[], late=[], position=hub.position, max_bytes=MUCH)
+    assert again is not None
+    assert [item.id for item in again] == ["e1", "e2"]
+    assert [item.id for item in unpublished(text, hub)] == ["e3", "e4"]
+
+
+def test_what_was_cut_off_the_history_is_no_news_when_it_is_loaded_again() -> None:
+    hub = EventHub(reader_bytes=MUCH)
+    for number in range(5):
+        hub.publish(event(number))
+    assert unpublished(history([event(0), event(1)]), hub) == []
+    # Another node has run it in between.
+    assert [item.id for item in unpublished(history([event(0), event(1), event(9)]), hub)] == ["e9"]
+    assert unpublished("", hub) == []
+
+
+def test_the_last_id_is_found_behind_torn_lines() -> None:
+    assert last_id("") == ""
+    assert last_id(history([event(1), event(2)])) == "e2"
+    assert last_id(history([event(1)]) + '{"type": "t", "id": "e2", "da') == "e1"
+    assert last_id("\n\n\x00\n") == ""
