@@ -226,6 +226,14 @@ async def test_closing_twice_ends_everything_it_has_begun(owner: Owner) -> None:
     assert left == set()
 
 
+async def test_once_closed_the_connection_has_gone(pair: tuple[Link, Peer]) -> None:
+    link, peer = pair
+    await link.aclose()
+    assert link._socket is None
+    with pytest.raises(EOFError):
+        await peer.receive()
+
+
 async def test_an_error_nobody_waits_for_any_more_is_not_reported(pair: tuple[Link, Peer]) -> None:
     link, peer = pair
     complaints: list[dict[str, Any]] = []

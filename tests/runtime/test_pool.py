@@ -326,19 +326,25 @@ async def test_a_runtime_that_is_lost_makes_room(tmp_path: Path) -> None:
 
 
 async def test_a_runtime_whose_claimer_gave_up_at_the_last_moment_is_free_for_who_waits(tmp_path: Path) -> None:
-    async with fakes(tmp_path, max_runtimes=1, capacity_timeout=3) as pool:
+    """Who waits looks first, and sees a runtime that somebody is about to take; only then is that one cancelled."""
+    async with fakes(tmp_path, {"start_delay": 0.2}, max_runtimes=1, capacity_timeout=3) as pool:
         first = asyncio.create_task(pool.reserve(ACME))
         await until(lambda: states(pool) == ["starting"])
+        bobs = asyncio.create_task(pool.reserve(BOB))
+        await until(lambda: BOB in pool._claims)
+        last = asyncio.create_task(pool.reserve(ACME))
+        await asyncio.sleep(0)
+        first.cancel()
         (runtime,) = pool.runtimes
         claim = runtime.claim
 
         def claimed_too_late(key: RuntimeKey) -> None:
             claim(key)
-            first.cancel()
+            last.cancel()
 
         runtime.claim = claimed_too_late  # type: ignore[method-assign]
-        assert (await pool.reserve(BOB)).key == BOB
-        assert first.cancelled()
+        assert (await bobs).key == BOB
+        assert last.cancelled()
 
 
 async def test_keys_that_wait_for_room_do_not_end_each_others_runtimes(tmp_path: Path) -> None:
