@@ -4,9 +4,9 @@ from itertools import product
 
 import pytest
 
+from aerodrome._util.transitions import ImpossibleTransition
 from aerodrome.runtime.machine import (
     TRANSITIONS,
-    ImpossibleTransition,
     RuntimeMachine,
     RuntimeState,
     Stimulus,

@@ -14,9 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
+from aerodrome._util.transitions import ImpossibleTransition
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.model import RuntimeKey
-from aerodrome.runtime.machine import ImpossibleTransition, RuntimeState
+from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.probe import ProbeModel
 from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
 from support.cli import fake, has_ended, launcher, processes_at_home, runtime_options

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aerodrome.sessions.machine import TRANSITIONS, ImpossibleTransition, SessionMachine, State, Stimulus
+from aerodrome._util.transitions import ImpossibleTransition
+from aerodrome.sessions.machine import TRANSITIONS, SessionMachine, State, Stimulus
 
 #: A shortest way into each state.
 WAYS = {
@@ -34,7 +35,7 @@ def test_every_pair_is_a_row_or_an_error_with_its_story(state: State, stimulus: 
         assert machine.apply(stimulus) is TRANSITIONS[state, stimulus]
         assert machine.state is TRANSITIONS[state, stimulus]
         return
-    with pytest.raises(ImpossibleTransition, match=f"^{stimulus} in state {state}; last steps: hibernated") as caught:
+    with pytest.raises(ImpossibleTransition, match=f"^{stimulus} in state {state}; so far: hibernated") as caught:
         machine.apply(stimulus)
     for step in WAYS[state]:
         assert f"-{step}->" in str(caught.value)

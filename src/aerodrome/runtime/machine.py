@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from aerodrome._util.transitions import Machine
+
 
 class RuntimeState(StrEnum):
     STARTING = "starting"
@@ -54,27 +56,6 @@ TRANSITIONS: dict[tuple[RuntimeState, Stimulus], RuntimeState] = {
 }
 
 
-class ImpossibleTransition(Exception):
-    """A stimulus that cannot come in this state: a bug of ours."""
-
-
-class RuntimeMachine:
-    """Where one runtime stands, and how it came there."""
-
+class RuntimeMachine(Machine[RuntimeState, Stimulus]):
     def __init__(self) -> None:
-        self.state = RuntimeState.STARTING
-        self._story = [RuntimeState.STARTING.value]
-
-    def apply(self, stimulus: Stimulus) -> RuntimeState:
-        """Take a stimulus in and return the new state.
-
-        Raises:
-            ImpossibleTransition: The table has no such row; nothing is changed.
-        """
-        target = TRANSITIONS.get((self.state, stimulus))
-        if target is None:
-            raise ImpossibleTransition(f"{stimulus} in state {self.state}; so far: {' '.join(self._story)}")
-        if target is not self.state:
-            self._story.append(f"-{stimulus}-> {target}")
-        self.state = target
-        return target
+        super().__init__(RuntimeState.STARTING, TRANSITIONS)

@@ -8,8 +8,9 @@ Losing the runtime leads back to `hibernated` from everywhere: what follows is a
 
 from __future__ import annotations
 
-from collections import deque
 from enum import StrEnum
+
+from aerodrome._util.transitions import Machine
 
 
 class State(StrEnum):
@@ -54,21 +55,6 @@ TRANSITIONS: dict[tuple[State, Stimulus], State] = {
 }
 
 
-class ImpossibleTransition(Exception):
-    """A stimulus that cannot come in this state: a bug of ours."""
-
-
-class SessionMachine:
+class SessionMachine(Machine[State, Stimulus]):
     def __init__(self) -> None:
-        self.state = State.HIBERNATED
-        #: The last steps, for the error that tells how it came to this.
-        self._story: deque[str] = deque([State.HIBERNATED.value], maxlen=13)
-
-    def apply(self, stimulus: Stimulus) -> State:
-        """Raises `ImpossibleTransition`, with the last steps that led here, when the table has no such row."""
-        target = TRANSITIONS.get((self.state, stimulus))
-        if target is None:
-            raise ImpossibleTransition(f"{stimulus} in state {self.state}; last steps: {' '.join(self._story)}")
-        self._story.append(f"-{stimulus}-> {target}")
-        self.state = target
-        return target
+        super().__init__(State.HIBERNATED, TRANSITIONS)
