@@ -141,7 +141,12 @@ async def test_no_runtime_outlives_a_pool_that_was_killed(cli: Path, tmp_path: P
         runtimes = [psutil.Process(int(pid)) for pid in line.split()[1:]]
         assert len(runtimes) == 2
         owner.kill()
-        await until(lambda: all(map(has_ended, runtimes)))
+        try:
+            await until(lambda: all(map(has_ended, runtimes)))
+        finally:
+            for runtime in runtimes:
+                if not has_ended(runtime):
+                    runtime.kill()
 
 
 # --- warm runtimes and claims ---
