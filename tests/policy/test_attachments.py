@@ -27,6 +27,7 @@ def test_content_that_comes_with_the_request_is_allowed() -> None:
         {**BLOB, "path": "/etc/passwd"},
         {"type": "blob", "mimeType": "text/plain"},
         {"type": "blob", "data": 5, "mimeType": "text/plain"},
+        {**BLOB, "displayName": [[[]]]},
     ],
 )
 def test_what_names_something_to_fetch_is_refused(attachment: dict[str, Any]) -> None:

@@ -27,4 +27,7 @@ def refusal(attachments: Sequence[Mapping[str, Any]]) -> str | None:
             return f"attachments[{number}] has fields a blob does not have: {', '.join(unknown)}"
         if not isinstance(attachment.get("data"), str) or not isinstance(attachment.get("mimeType"), str):
             return f"attachments[{number}] needs `data` (base64) and `mimeType`"
+        if not isinstance(attachment.get("displayName", ""), str):
+            # The runtime never answers a request that is nested too deep (docs/facts.md, "Wire").
+            return f"attachments[{number}].displayName is not text"
     return None
