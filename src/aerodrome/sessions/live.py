@@ -94,8 +94,8 @@ class LiveSession:
 
     @property
     def forgettable(self) -> bool:
-        """Nothing of it is here that is not stored."""
-        return self.state is State.HIBERNATED and not self.busy and not self.updates.pending
+        """Nothing of it is here that is not stored, and nothing is being done with it."""
+        return self._residency.at_rest and not self.turns.at_work and not self.updates.pending
 
     def find(self, turn_id: str) -> TurnRun | None:
         return next((run for run in self.turns.all if run.id == turn_id), None)

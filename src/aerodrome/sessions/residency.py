@@ -60,6 +60,11 @@ class Residency:
     def listed_state(self) -> SessionState:
         return _LISTED_AS.get(self.state, SessionState.HIBERNATED)
 
+    @property
+    def at_rest(self) -> bool:
+        """Hibernated, and everything given back: an unloading that is under way would meet the next loading."""
+        return self.state is State.HIBERNATED and self.activation is None and not self._transition.locked()
+
     async def awake(self) -> Activation:
         """The session's activation; wakes it if need be. Raises what `wake` raises."""
         async with self._transition:

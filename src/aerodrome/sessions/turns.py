@@ -97,6 +97,11 @@ class Turns:
         return self._current is not None or bool(self._queue)
 
     @property
+    def at_work(self) -> bool:
+        """There are turns, or the last has just ended."""
+        return self.busy or (self._worker is not None and not self._worker.done())
+
+    @property
     def delivered(self) -> list[TurnRun]:
         """Those that are with the runtime: the running turn and the prompts that steer it."""
         return self._delivery.runs
