@@ -212,6 +212,21 @@ async def test_abort_while_the_prompt_is_being_sent() -> None:
         await aborting
 
 
+async def test_abort_while_the_start_is_being_recorded_sends_nothing() -> None:
+    async with scripted_node() as node:
+        await node.open("s1")
+        await node.say("s1", "one")
+        node.stores.slow_ledger.held.add("start")
+        run = await node.send("s1", "two")
+        await settle()
+        aborting = asyncio.create_task(node.service.abort(ALICE, "s1"))
+        await settle()
+        node.stores.slow_ledger.let_go("start")
+        assert await aborting is True
+        assert run.row.status is TurnStatus.ABORTED
+        assert node.runtime.asked("session.send") == 1
+
+
 async def test_a_turn_that_the_runtime_does_not_end_is_taken_from_it() -> None:
     async with scripted_node(abort_timeout=0.01) as node:
         await node.open("s1")
@@ -436,6 +451,38 @@ async def test_a_caller_of_a_steering_prompt_that_goes_away_does_not_end_the_tur
         assert await status(run) is TurnStatus.COMPLETED
 
 
+async def test_a_late_prompt_whose_caller_has_gone_is_aborted_once_it_is_alone() -> None:
+    async with scripted_node(cancel_on_disconnect=True) as node:
+        await node.open("s1")
+        run = await running(node)
+        late = await node.send("s1", "late", on_busy=OnBusy.STEER)
+        await settle()
+        late.abandon()
+        session = node.loaded("s1")
+        pending, session.pending = session.pending, []
+        await session.answer()
+        session.pending = pending
+        session.begin()
+        assert await status(run) is TurnStatus.COMPLETED
+        assert await status(late) is TurnStatus.ABORTED
+
+
+async def test_a_turn_is_in_hand_until_its_end_is_recorded() -> None:
+    async with scripted_node() as node:
+        await node.open("s1")
+        run = await running(node)
+        steering = await node.send("s1", "left", on_busy=OnBusy.STEER, idempotency_key="k")
+        await settle()
+        node.loaded("s1").begin()
+        node.stores.slow_ledger.held.add("finish")
+        await node.loaded("s1").answer()
+        await settle()
+        # The two ends are recorded one after the other; the second one is no stranger meanwhile.
+        assert await node.send("s1", "left", on_busy=OnBusy.STEER, idempotency_key="k") is steering
+        node.stores.slow_ledger.let_go("finish")
+        assert [await status(run), await status(steering)] == [TurnStatus.COMPLETED] * 2
+
+
 async def test_nothing_steers_a_turn_that_is_being_aborted() -> None:
     async with scripted_node() as node:
         await node.open("s1")
@@ -501,6 +548,36 @@ async def test_a_loss_in_mid_turn_repeats_it_once(flushed: bool) -> None:
         assert node.prompts("s1") == ["one"]
         await settle()
         assert node.ledger_row(run).retried is True  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("kind", "told"), [("session.error", TurnStatus.FAILED), ("abort", TurnStatus.ABORTED)])
+@pytest.mark.parametrize("heard", [True, False])
+async def test_a_turn_whose_bad_end_is_stored_is_not_repeated(kind: str, told: TurnStatus, heard: bool) -> None:
+    async with scripted_node() as node:
+        await node.open("s1")
+        run = await running(node)
+        session, activation = node.loaded("s1"), node.service.live[0].activation
+        assert activation is not None
+        if not heard:
+            node.runtime.control.unbind("s1", activation)
+        session.emit(kind, message="away")
+        if not heard:
+            node.runtime.control.bind("s1", activation)
+        await session.flush()
+        node.runtime.kill("before the idle")
+        assert await status(run) is (told if heard else TurnStatus.INTERRUPTED)
+        assert (await node.say("s1", "two")).status is TurnStatus.COMPLETED
+        assert node.prompts("s1") == ["one", "two"]
+
+
+async def test_a_half_loaded_session_is_unloaded_before_it_is_loaded_again() -> None:
+    async with scripted_node() as node:
+        await node.open("s0")
+        await node.say("s0", "makes the runtime")
+        await node.open("s1")
+        node.runtime.refusals.append("session.options.update")
+        assert (await node.say("s1", "one")).status is TurnStatus.COMPLETED
+        assert node.runtime.asked("session.create") == 3
 
 
 async def test_a_second_loss_is_told_as_interrupted() -> None:
@@ -730,6 +807,21 @@ async def test_an_end_that_cannot_be_recorded_is_told_as_an_error_and_recorded_l
         assert row.answer is not None
 
 
+async def test_the_end_is_recorded_behind_what_was_noted() -> None:
+    async with scripted_node() as node:
+        await node.open("s1")
+        node.stores.slow_ledger.held.add("note")
+        run = await running(node)
+        await node.loaded("s1").answer()
+        await settle()
+        assert not run.ended
+        node.stores.slow_ledger.let_go("note")
+        assert await status(run) is TurnStatus.COMPLETED
+        row = node.ledger_row(run)
+        assert row is not None
+        assert row.message_id is not None
+
+
 async def test_notes_that_the_store_refuses_cost_nothing_else() -> None:
     async with scripted_node() as node:
         await node.open("s1")
@@ -796,6 +888,8 @@ async def test_a_session_that_cannot_be_woken_gives_its_place_back(call: str) ->
         assert await status(run) is TurnStatus.FAILED
         assert node.places == 0
         node.stores.slow_coordination.fails.clear()
+        await settle()
+        assert await node.stores.coordination.holder(run.row.key) is None
         assert (await node.say("s1", "two")).status is TurnStatus.COMPLETED
 
 
@@ -833,10 +927,27 @@ async def test_a_repeated_key_joins_the_running_turn_whatever_it_would_do_to_it(
         assert await status(run) is TurnStatus.COMPLETED
 
 
-async def test_the_caller_that_was_first_may_go_away_while_the_prompt_is_recorded() -> None:
+@pytest.mark.parametrize("on_busy", OnBusy)
+async def test_a_repeated_key_joins_a_turn_that_is_not_recorded_yet(on_busy: OnBusy) -> None:
     async with scripted_node() as node:
         await node.open("s1")
         node.stores.slow_ledger.held.add("accept")
+        first = asyncio.create_task(node.send("s1", "pay", idempotency_key="k"))
+        await settle()
+        second = asyncio.create_task(node.send("s1", "pay", idempotency_key="k", on_busy=on_busy))
+        await settle()
+        node.stores.slow_ledger.let_go("accept")
+        assert await first is await second
+        await settle()
+        await node.loaded("s1").answer()
+        assert await status(await first) is TurnStatus.COMPLETED
+
+
+@pytest.mark.parametrize("held", ["held", "held_after"])
+async def test_the_caller_that_was_first_may_go_away_while_the_prompt_is_recorded(held: str) -> None:
+    async with scripted_node() as node:
+        await node.open("s1")
+        getattr(node.stores.slow_ledger, held).add("accept")
         first = asyncio.create_task(node.send("s1", "pay", idempotency_key="k"))
         await settle()
         second = asyncio.create_task(node.send("s1", "pay", idempotency_key="k"))

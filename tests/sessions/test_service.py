@@ -208,6 +208,7 @@ async def refuse_writes(node: ScriptedNode) -> None:
 
 async def drain(node: ScriptedNode) -> None:
     await node.service.drain(0.0)
+    assert is_empty(node.stores)  # the stores are closed next
 
 
 async def delete(node: ScriptedNode) -> None:
@@ -601,8 +602,28 @@ async def test_a_node_that_was_held_for_dead_gives_its_sessions_up() -> None:
         # The one that was being loaded under the old lease was loaded again under a new one.
         await node.loaded("c").answer()
         assert await ended(waking) is TurnStatus.COMPLETED
+        holder = await node.stores.coordination.holder(SessionKey("acme", "c"))
+        assert holder is not None
+        assert holder.incarnation == "a-2"
         assert {live.row.key.id for live in node.service.live if live.activation} == {"c"}
         assert node.places == 1
+
+
+async def test_a_session_is_not_forgotten_while_it_is_being_unloaded() -> None:
+    """A second object of the same session would load it again beside the unloading of the first."""
+    async with scripted_node() as node:
+        await idle(node, "a")
+        node.runtime.held.add("session.detach")
+        await node.service.give_up_all()
+        await settle()
+        await node.service.tidy()
+        run = await node.send("a", "two")
+        await settle()
+        assert node.runtime.asked("session.resume") == 0
+        node.runtime.release("session.detach")
+        await settle()
+        await node.loaded("a").answer()
+        assert await ended(run) is TurnStatus.COMPLETED
 
 
 async def test_a_fenced_session_is_told_as_interrupted() -> None:
@@ -708,6 +729,23 @@ async def test_a_cursor_inside_a_turn_that_was_cut_back_goes_on_with_its_repetit
         again.close()
 
 
+async def test_a_woken_session_goes_on_where_its_history_ends() -> None:
+    async with scripted_node() as node:
+        await idle(node, "s1")
+        await node.service.hibernate(node.service.live[0])
+        await node.service.tidy()
+        node.runtime.held.add("session.resume")
+        await node.send("s1", "two")
+        await settle()
+        # An event that is not stored and comes before any that is has a cursor that can be found again.
+        hub = node.service._sessions.hub(SessionKey("acme", "s1"))
+        assert hub.position
+        again = await node.service.events(ALICE, "s1", after=f"{hub.position}~unstored")
+        assert again.backlog == ()
+        again.close()
+        node.runtime.release("session.resume")
+
+
 async def test_hubs_are_kept_for_readers_and_live_sessions_only() -> None:
     async with scripted_node() as node:
         await node.open("s1")
@@ -728,7 +766,7 @@ async def test_hubs_are_kept_for_readers_and_live_sessions_only() -> None:
 async def test_a_reader_of_a_session_that_is_deleted_as_it_comes_is_not_left_waiting() -> None:
     async with scripted_node() as node:
         await idle(node, "s1")
-        node.stores.slow_coordination.held.add("get")
+        node.stores.slow_coordination.held_after.add("get")
         coming = asyncio.create_task(node.service.events(ALICE, "s1"))
         await settle()
         row = await node.stores.coordination.get(SessionKey("acme", "s1"))

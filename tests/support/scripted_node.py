@@ -82,11 +82,14 @@ class Unsteady:
         self._pause = pause
         self.fails: set[str] = set()
         self.fails_after: set[str] = set()
+        #: Those that wait before or after they are done, until `let_go`.
         self.held: set[str] = set()
+        self.held_after: set[str] = set()
         self._released = asyncio.Event()
 
     def let_go(self, name: str) -> None:
         self.held.discard(name)
+        self.held_after.discard(name)
         self._released.set()
         self._released = asyncio.Event()
 
@@ -100,6 +103,8 @@ class Unsteady:
             if name in self.fails:
                 raise StoreUnavailable(f"{name}: the script says no")
             result = await method(*args, **kwargs)
+            while name in self.held_after:
+                await self._released.wait()
             if name in self.fails_after:
                 raise StoreUnavailable(f"{name}: done, and nobody knows")
             return result

@@ -43,7 +43,7 @@ def outcome_after(run: TurnRun, loss: Loss, found: Standing | None) -> Outcome |
         return outcome_as_asked(run)
     if loss.error is not None:
         return status_of(loss.error), loss.error
-    if found is not None and run.tracker.error is not None:
+    if found is not None and (run.tracker.error is not None or run.tracker.aborted):
         return outcome_of(run)
     if found is not None or run.tracker.tool_ran or run.attempts >= ATTEMPTS:
         detail = f"the runtime was lost in mid-turn: {loss.reason}"

@@ -85,9 +85,7 @@ class Residency:
                 self._machine.apply(Stimulus.LOST)
                 raise
             self._machine.apply(Stimulus.AWAKE)
-            if self.state is State.CLOSED:
-                await self._drop()
-            self._refuse_when_closed()
+            self._refuse_when_closed()  # in which case `aclose` gives it back
             self.note_state()
             return self.activation
 

@@ -118,7 +118,8 @@ class TurnTracker:
         elif of_agent:
             return
         elif event.type == "assistant.message":
-            self._answered = not data.toolRequests
+            if data.content or data.toolRequests:
+                self._answered = not data.toolRequests
             if data.content:
                 self.answer = {"id": data.messageId or event.id, "content": data.content}
         else:

@@ -1,0 +1,88 @@
+"""Prompts that are with the runtime: attempts that overlap, events that come first, time that runs out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, cast
+
+from aerodrome.events import SessionEvent
+from aerodrome.model import SessionKey, TurnRow, TurnStatus
+from aerodrome.sessions.activation import Activation
+from aerodrome.sessions.delivery import Delivery
+from aerodrome.sessions.run import TurnRun
+
+
+class Sending:
+    """An activation that answers `send` when it is told the message's id."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def send(self, prompt: str, attachments: list[Any], *, steer: bool = False) -> str:
+        return await self.answer
+
+
+def event(kind: str, **data: Any) -> SessionEvent:
+    return SessionEvent("e", kind, json.dumps({"type": kind, "data": data}).encode())
+
+
+def make_run() -> TurnRun:
+    return TurnRun(TurnRow(SessionKey("acme", "s1"), "t1", "alice", TurnStatus.RUNNING, "?"), reader_bytes=1000)
+
+
+def sent(delivery: Delivery, run: TurnRun, sending: Sending) -> asyncio.Task[None]:
+    return asyncio.create_task(delivery.send(run, cast("Activation", sending)))
+
+
+async def test_a_late_answer_to_an_earlier_attempt_is_not_taken_for_the_present_one() -> None:
+    delivery, run, first, second = Delivery(60, lambda _: None), make_run(), Sending(), Sending()
+    attempt = delivery.add(run)
+    sending = sent(delivery, run, first)
+    await asyncio.sleep(0)
+    assert delivery.take_all() == [run]
+    assert not delivery.has(run, attempt)
+    assert delivery.remove(run, attempt) is False
+    delivery.add(run)
+    again = sent(delivery, run, second)
+    first.answer.set_result("m-first")
+    await sending
+    assert run.tracker.message_id is None
+    second.answer.set_result("m-second")
+    await again
+    assert [run.tracker.message_id, run.row.message_id, run.attempts] == ["m-second", "m-second", 2]
+
+
+async def test_a_prompt_that_was_answered_before_its_send_was_is_seen_to_have_ended() -> None:
+    tools: list[TurnRun] = []
+    delivery, run, sending = Delivery(60, tools.append), make_run(), Sending()
+    delivery.add(run)
+    task = sent(delivery, run, sending)
+    for item in (event("user.message", messageId="m1"), event("tool.execution_start"), event("session.idle")):
+        delivery.feed(item)
+    waiting = asyncio.create_task(delivery.change(asyncio.get_running_loop().create_future()))
+    await asyncio.sleep(0)
+    assert tools == []
+    sending.answer.set_result("m1")
+    await task
+    await waiting
+    assert delivery.take_ended() == [run]
+    assert delivery.runs == []
+    assert tools == [run]
+    assert run.row.tool_ran
+
+
+async def test_the_wait_ends_when_a_prompt_comes_goes_or_is_overdue_and_with_the_activation() -> None:
+    delivery, run = Delivery(0.01, lambda _: None), make_run()
+    lost: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    attempt = delivery.add(run)
+    await delivery.change(lost)
+    assert delivery.overdue() == [run]
+    patient = Delivery(60, lambda _: None)
+    patient.add(make_run())
+    waiting = asyncio.create_task(patient.change(lost))
+    await asyncio.sleep(0)
+    lost.set_result(None)
+    await waiting
+    assert patient.overdue() == []
+    assert delivery.remove(run, attempt) is True
