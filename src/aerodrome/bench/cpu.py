@@ -18,7 +18,7 @@ _AFTERMATH = 0.3
 
 async def run(lab: Lab, scale: Scale, progress: Callable[[float], None]) -> list[Row]:
     prompt = f"Say hello. [[tokens: {ANSWER_TOKENS}]]"
-    async with lab.node() as node:
+    async with lab.node(runtime={"warm": 0}) as node:
         user = await node.user()
         await user.open("whole", streaming=False)
         await user.open("stream", streaming=True)

@@ -24,7 +24,7 @@ _AT_ONCE = 100
 
 
 async def run(lab: Lab, scale: Scale, progress: Callable[[float], None]) -> list[Row]:
-    async with lab.node() as node:
+    async with lab.node(runtime={"warm": 0}) as node:
         user = await node.user()
         await _live_through(node, user)
         without = node.stats.memory_info().rss

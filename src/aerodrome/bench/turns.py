@@ -15,7 +15,7 @@ _WARM_UP = 5
 
 
 async def run(lab: Lab, scale: Scale, progress: Callable[[float], None]) -> list[Row]:
-    async with lab.node() as node, sdk.over_tcp(lab) as tcp, sdk.over_stdio(lab) as stdio:
+    async with lab.node(runtime={"warm": 0}) as node, sdk.over_tcp(lab) as tcp, sdk.over_stdio(lab) as stdio:
         user = await node.user()
         await user.open("turns")
         times = await interleave(
