@@ -47,7 +47,7 @@ async def test_a_late_answer_to_an_earlier_attempt_is_not_taken_for_the_present_
     again = sent(delivery, run, second)
     first.answer.set_result("m-first")
     await sending
-    assert run.tracker.message_id is None
+    assert [run.tracker.message_id, run.row.message_id] == [None, None]
     second.answer.set_result("m-second")
     await again
     assert [run.tracker.message_id, run.row.message_id, run.attempts] == ["m-second", "m-second", 2]

@@ -503,6 +503,19 @@ async def test_a_drain_lets_turns_end_and_ends_those_that_do_not() -> None:
         assert [await node.stores.coordination.holder(row.key) for row in rows] == [None] * 3
 
 
+async def test_a_drain_waits_until_nothing_is_left_of_questions() -> None:
+    """The stores are closed behind it."""
+
+    async def pause() -> None:
+        await settle(10)
+
+    async with scripted_node(pause=pause) as node:
+        await node.service.ask(ALICE, Ask("what?"))
+        await settle()
+        await node.service.drain(0.0)
+        assert is_empty(node.stores)
+
+
 async def test_a_drain_while_the_store_is_away_ends_all_the_same() -> None:
     async with scripted_node() as node:
         await idle(node, "a")
