@@ -30,6 +30,7 @@ from aerodrome.errors import (
 )
 from aerodrome.events import SessionEvent
 from aerodrome.model import (
+    Isolation,
     OnBusy,
     Principal,
     RuntimeKey,
@@ -42,6 +43,7 @@ from aerodrome.model import (
     valid_session_id,
 )
 from aerodrome.policy.attachments import refusal
+from aerodrome.runtime.supervisor import ManagedRuntime
 from aerodrome.sessions.api import Ask, MessagePage, OpenSession, SendMessage
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.fork import copy_files
@@ -293,6 +295,18 @@ class SessionService:
         """Whether a session that is loaded here is the principal's."""
         live = self._sessions.find(SessionKey(who.tenant, session_id))
         return live is not None and _may_read(who, live.row)
+
+    async def borrow(self, who: Principal) -> ManagedRuntime:
+        """Any runtime that serves the principal, for a question that concerns no session; `give_back` it.
+
+        Raises as `RuntimePool.reserve`.
+        """
+        self._accepting()
+        user = self._context.options.isolation_of(who.tenant) is Isolation.USER
+        return await self._context.pool.reserve(RuntimeKey(who.tenant, who.user if user else None))
+
+    def give_back(self, runtime: ManagedRuntime) -> None:
+        self._context.pool.release(runtime)
 
     def let_go(self, live: LiveSession) -> None:
         """A native client needs the session no more: forget what is of no use now."""
