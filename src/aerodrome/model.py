@@ -91,6 +91,14 @@ class Isolation(StrEnum):
     TENANT = "tenant"
 
 
+class Profile(StrEnum):
+    """What native clients of a tenant may ask of a runtime; `policy/profiles.py` says which suits whom."""
+
+    ISOLATED = "isolated"
+    SANDBOXED = "sandboxed"
+    TRUSTED = "trusted"
+
+
 class RuntimeKey(NamedTuple):
     """Whom a runtime serves: one user of one tenant, or (`user` is None) one tenant's users."""
 
