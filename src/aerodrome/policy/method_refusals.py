@@ -23,7 +23,7 @@ REFUSED: tuple[Rules, ...] = (
     refuse("runtime.", why=_RUNTIME),
     refuse("sessionFs.", why="the host keeps the files of all sessions; leave `session_fs` out"),
     refuse("llmInference.", why="the host reaches models itself; leave the request handler out"),
-    refuse("", "host. hosts. environments. agentRegistry. registerExtensionLaunchProvider", _RUNTIME),
+    refuse("", "host. environments. agentRegistry. registerExtensionLaunchProvider", _RUNTIME),
     refuse("session.", "shutdown suspend", f"{_RUNTIME}; use session.detach"),
     refuse("session.", "getForeground setForeground", "there is no terminal here that shows one session"),
     # Other sessions.

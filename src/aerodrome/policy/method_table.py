@@ -61,10 +61,9 @@ GROUPS: tuple[tuple[str, tuple[Rules, ...]], ...] = (
             read("session.usage.", "getMetrics"),
             act("session.ui.", "ephemeralQuery", "a question to the model, without tools"),
             act("session.", "sendMessages interruptMainTurn", _OUTSIDE_TURNS, TRUSTED),
-            act("session.queue.", "appendSteering clear duplicateAt insertAt", _OUTSIDE_TURNS, TRUSTED),
-            act("session.queue.", "moveItem removeAt", _OUTSIDE_TURNS, TRUSTED),
-            act("session.queue.", "removeMostRecent sendNow setDrainPaused updateText", _OUTSIDE_TURNS, TRUSTED),
-            act("session.queue.", "withdrawMessage", _OUTSIDE_TURNS, TRUSTED),
+            act("session.queue.", "appendSteering clear duplicateAt insertAt moveItem", _OUTSIDE_TURNS, TRUSTED),
+            act("session.queue.", "removeAt removeMostRecent sendNow setDrainPaused", _OUTSIDE_TURNS, TRUSTED),
+            act("session.queue.", "updateText withdrawMessage", _OUTSIDE_TURNS, TRUSTED),
             act("session.fleet.", "start", _OUTSIDE_TURNS, TRUSTED),
             read("session.schedule.", "list"),
             act("session.schedule.", "stop", "ends what was scheduled"),
@@ -93,7 +92,7 @@ GROUPS: tuple[tuple[str, tuple[Rules, ...]], ...] = (
         (
             read("session.model.", "getCurrent getReasoningSummaries list"),
             act("session.model.", "setReasoningEffort switchAutoTier switchTo", "for this session"),
-            act("session.model.", "setAllowedModels", "for this session; it can only allow less"),
+            act("session.model.", "setAllowedModels", "which models there are is the host's to say", TRUSTED),
             read("session.mode.", "get"),
             act("session.mode.", "set", "for this session"),
             read("session.autopilotObjective.", "getState"),
@@ -204,7 +203,7 @@ GROUPS: tuple[tuple[str, tuple[Rules, ...]], ...] = (
     (
         "Without a session",
         (
-            by_the_gateway("models.list", why="of the tenant's provider; tokens of the client are not used"),
+            of_any_runtime("models.list", why="of the tenant's account; tokens of the client are not used"),
             of_any_runtime("models.getBuiltInCatalog", why="a list that is the same everywhere"),
             of_any_runtime("tools.list", why="a list that is the same everywhere"),
             of_any_runtime("commands.list", why="a list that is the same everywhere"),

@@ -18,7 +18,7 @@ from aerodrome.policy import tool_filters
 from aerodrome.policy.open_table import PARAMETERS, SESSION_ID_SHAPE, WITHOUT_ENVIRONMENT, Parameter
 from aerodrome.policy.profiles import Profile
 from aerodrome.policy.remote_servers import BUILT_IN
-from aerodrome.policy.session_params import SAFE, Credentials, ToolPolicy
+from aerodrome.policy.session_params import SAFE, SAFE_OPTIONS, Credentials, ToolPolicy
 from aerodrome.policy.shapes import Denied, Refusal, is_empty
 
 #: What a trusted client gets unless it says otherwise; all else is the runtime's own default.
@@ -90,6 +90,11 @@ def runtime_open_params(kept: Mapping[str, Any], context: OpenContext) -> dict[s
     if context.profile is Profile.ISOLATED:
         params.setdefault("systemMessage", copy.deepcopy(dict(WITHOUT_ENVIRONMENT)))
     return _with_model(params, context.credentials, bring_keys=True)
+
+
+def forced_options(profile: Profile) -> dict[str, Any] | None:
+    """What `session.options.update` has to say behind each create and resume; ``None`` when nothing."""
+    return copy.deepcopy(dict(SAFE_OPTIONS)) if profile is Profile.ISOLATED else None
 
 
 def _may_say(name: str, profile: Profile) -> bool:

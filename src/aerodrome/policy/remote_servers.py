@@ -15,6 +15,7 @@ from aerodrome.policy.shapes import (
     Shape,
     boolean,
     fields,
+    is_empty,
     mapping,
     matching,
     number,
@@ -46,7 +47,7 @@ def _server(name: str, value: Any, path: str) -> dict[str, Any]:
     if name.lower() in {server.lower() for server in BUILT_IN}:
         raise Denied(f"`{path}`: the name belongs to a server that the runtime brings along; choose another")
     server = mapping(value, path)
-    if server.get("command") or server.get("type", "http" if "url" in server else None) not in _REMOTE:
+    if not is_empty(server.get("command")) or server.get("type", "http" if "url" in server else None) not in _REMOTE:
         raise Denied(
             f"`{path}` would run a command on the host; only remote servers are allowed here: give `type` "
             '"http" or "sse" and a `url`, or offer what it does as tools of the client'
