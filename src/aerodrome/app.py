@@ -32,7 +32,6 @@ from aerodrome.http.server import HttpServer
 from aerodrome.identity.backends.sqlite import SqliteKeyStore
 from aerodrome.identity.keys import KeyService
 from aerodrome.model import RuntimeKey
-from aerodrome.policy.profiles import Profile
 from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.binary import resolve
 from aerodrome.runtime.homes import Homes
@@ -242,7 +241,7 @@ def gateway_options(settings: Settings, cli_version: str) -> GatewayOptions:
     return GatewayOptions(
         cli_version=cli_version,
         isolation_of=settings.isolation.of,
-        profile_of=lambda tenant: Profile.ISOLATED,
+        profile_of=settings.policy.of,
         credentials_of=lambda tenant: credentials_of(settings.provider.of(tenant)),
         tools=ToolPolicy(isolated=settings.policy.tools, host=settings.policy.host_tools),
         limits=GatewayLimits(
