@@ -31,6 +31,10 @@ ISOLATED_TOOLS = (
 )
 
 
+#: Longest title of a session, in characters.
+MAX_TITLE = 200
+
+
 class SessionKey(NamedTuple):
     tenant: str
     id: str

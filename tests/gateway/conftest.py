@@ -15,23 +15,29 @@ from support.sdk_clients import Endpoint, direct_endpoint, gateway_endpoint
 __all__ = ["cli"]
 
 #: "direct": the CLI itself, which shows that a test is right. "gateway": Aerodrome in its place.
-ENDPOINTS = ("direct",)
+ENDPOINTS = ("direct", "gateway")
+
+
+@pytest.fixture(scope="module", params=ENDPOINTS)
+def endpoint_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[ModelServer]:
+def model(endpoint_kind: str) -> Iterator[ModelServer]:
+    """One for each endpoint: gates that one has opened are shut for the other."""
     with ModelServer.in_thread() as server:
         yield server
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=ENDPOINTS)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def endpoint(
-    request: pytest.FixtureRequest, cli: Path, model: ModelServer, tmp_path_factory: pytest.TempPathFactory
+    endpoint_kind: str, cli: Path, model: ModelServer, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Endpoint]:
     """One for all tests of a module: its sessions are the tests' own, its process is not."""
-    directory = tmp_path_factory.mktemp(request.param)
+    directory = tmp_path_factory.mktemp(endpoint_kind)
     opened = (
-        gateway_endpoint(directory, model) if request.param == "gateway" else direct_endpoint(directory, cli, model)
+        gateway_endpoint(directory, model) if endpoint_kind == "gateway" else direct_endpoint(directory, cli, model)
     )
     async with opened as found:
         yield found

@@ -41,6 +41,10 @@ class AttachmentOwner(Protocol):
 
     def run(self, commands: Sequence[Command]) -> None: ...
 
+    async def ask(self, session_id: str, method: str, params: Mapping[str, Any]) -> Any:
+        """Have the client answer. Raises `RequestRefused`."""
+        ...
+
     def attachment_finished(self, attachment: NativeAttachment, error: AerodromeError) -> None: ...
 
     @property
@@ -153,6 +157,9 @@ class NativeAttachment:
 
     def sent_again(self, first_id: str, latest_id: str | None) -> None:
         self._run(self._owner.router.alias(self.session_id, first_id, latest_id))
+
+    async def ask(self, method: str, params: Mapping[str, Any]) -> Any:
+        return await self._owner.ask(self.session_id, method, params)
 
     def finish(self, error: AerodromeError) -> None:
         self._link = None

@@ -9,19 +9,32 @@ sends, the client is not read. Nobody else waits for either.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import structlog
 
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.errors import AerodromeError, Capacity, Draining, NotFound, RuntimeUnavailable
 from aerodrome.gateway.attachment import NativeAttachment
-from aerodrome.gateway.problems import INTERNAL_ERROR, problem_frame
-from aerodrome.gateway.router import Command, Place, Request, Router, Serve, ToClient, ToOwn, ToRuntime
+from aerodrome.gateway.problems import INTERNAL_ERROR
+from aerodrome.gateway.router import (
+    Command,
+    Place,
+    Request,
+    Router,
+    Serve,
+    ToClient,
+    Told,
+    ToOwn,
+    ToRuntime,
+    problem_of,
+)
 from aerodrome.gateway.upstream import Upstream
 from aerodrome.model import Principal
 from aerodrome.runtime.frames import FrameConnection
+from aerodrome.runtime.link import RequestRefused
 from aerodrome.runtime.supervisor import ManagedRuntime
 from aerodrome.sessions.live import LiveSession
 from aerodrome.sessions.run import TurnRun
@@ -48,6 +61,8 @@ class GatewayClient:
         #: What the client said of itself with `connect`, without its credential.
         self.hello: dict[str, Any] = {}
         self.attachments: dict[str, NativeAttachment] = {}
+        #: What we have asked the client ourselves.
+        self._asked: dict[int, asyncio.Future[envelope.Message]] = {}
         self._runs: set[TurnRun] = set()
         self._links: dict[str, Upstream] = {}
         self._opening: dict[str, asyncio.Task[Upstream]] = {}
@@ -128,6 +143,8 @@ class GatewayClient:
                 self._to_runtime(command)
             elif isinstance(command, Serve):
                 self._serve(command.request)
+            elif isinstance(command, Told):
+                self._hear(command)
             elif isinstance(command, Place):
                 self._start(self._place(command.request), command.request.method)
         if flush:
@@ -147,6 +164,27 @@ class GatewayClient:
         if link is not None:
             link.connection.write(command.frame)
 
+    async def ask(self, session_id: str, method: str, params: Mapping[str, Any]) -> Any:
+        """Have the client answer a request. Raises `RequestRefused`: it did not, or has gone."""
+        number, commands = self.router.ask(session_id, method, msgspec.json.encode(params))
+        future: asyncio.Future[envelope.Message] = asyncio.get_running_loop().create_future()
+        self._asked[number] = future
+        self.run(commands)
+        try:
+            message = await future
+            if message.is_error:
+                raise RequestRefused(*envelope.error_of(message))
+            return envelope.decode_value(message.result)
+        except envelope.EnvelopeError as error:
+            raise RequestRefused(INTERNAL_ERROR, str(error)) from error
+        finally:
+            del self._asked[number]
+
+    def _hear(self, told: Told) -> None:
+        future = self._asked.get(told.number)
+        if future is not None and not future.done():
+            future.set_result(told.message)
+
     def _serve(self, request: Request) -> None:
         if (frame := self.gateway.answers.at_once(self, request)) is not None:
             self.run(self.router.answered(request, frame), flush=False)
@@ -163,7 +201,7 @@ class GatewayClient:
         try:
             frame = await self.gateway.answers.answer(self, request)
         except AerodromeError as error:
-            frame = problem_frame(request.id, request.method, error)
+            frame = problem_of(request, error)
         except Exception:
             log.exception("gateway.request_failed", method=request.method)
             frame = envelope.error_frame(request.id, INTERNAL_ERROR, f"{request.method} failed")
@@ -176,7 +214,7 @@ class GatewayClient:
         try:
             await self.place(request)
         except AerodromeError as error:
-            self.run(self.router.answered(request, problem_frame(request.id, request.method, error)))
+            self.run(self.router.answered(request, problem_of(request, error)))
         except Exception:
             log.exception("gateway.request_failed", method=request.method)
             frame = envelope.error_frame(request.id, INTERNAL_ERROR, f"{request.method} failed")
@@ -308,6 +346,9 @@ class GatewayClient:
             self._slow.cancel()
         await self._tasks.aclose()
         self.router.close()
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(RequestRefused(INTERNAL_ERROR, "the client has gone"))
         for link in list(self._links.values()):
             link.connection.abort("the client has gone")
         for run in self._runs:

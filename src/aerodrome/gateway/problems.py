@@ -43,15 +43,15 @@ class RuntimeRefused(Invalid):
         self.number = number
 
 
-def problem_frame(request_id: RequestId, method: str, error: AerodromeError) -> bytes:
+def problem_frame(request_id: RequestId, method: str, error: AerodromeError, *, session_id: str | None = None) -> bytes:
     """The error answer to a request."""
-    if isinstance(error, Unauthenticated):
-        message = f"AUTHENTICATION_FAILED: {error.detail}"
-    elif isinstance(error, NotFound):
-        message = f"Request {method} failed with message: Session not found: {error.detail}"
-    else:
-        message = error.detail
+    message = error.detail
     data: dict[str, Any] = {"code": error.code, "retryable": error.retryable, **_plain(error.extra)}
+    if isinstance(error, Unauthenticated):
+        message, data["detail"] = "AUTHENTICATION_FAILED", error.detail
+    elif isinstance(error, NotFound):
+        what = "Failed to load session events: Session not found" if method == "session.resume" else "Session not found"
+        message, data["detail"] = f"Request {method} failed with message: {what}: {session_id}", error.detail
     if error.retry_after is not None:
         data["retry_after"] = error.retry_after
     number = error.number if isinstance(error, RuntimeRefused) else NUMBERS.get(error.code, GATEWAY_ERROR)

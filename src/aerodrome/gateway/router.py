@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from aerodrome.errors import Capacity, TurnInterrupted
+from aerodrome.errors import AerodromeError, Capacity, TurnInterrupted
 from aerodrome.events import SessionEvent
 from aerodrome.gateway import problems
 from aerodrome.policy.methods import Handling, MethodRule, checked_params, needs_check, refusal, rule_for
@@ -86,7 +86,14 @@ class ToOwn(msgspec.Struct, frozen=True):
     message: envelope.Message
 
 
-Command = ToClient | ToRuntime | Serve | Place | ToOwn
+class Told(msgspec.Struct, frozen=True):
+    """The client's answer to what we have asked it ourselves (`ask`)."""
+
+    number: int
+    message: envelope.Message
+
+
+Command = ToClient | ToRuntime | Serve | Place | ToOwn | Told
 
 
 class _Head(msgspec.Struct):
@@ -159,8 +166,8 @@ class Router:
         self._max_requests = max_requests
         self._requests: dict[RequestId, Request] = {}
         self._sessions: dict[str, _Binding] = {}
-        #: Requests of runtimes that the client has not answered: link and id there, by our number.
-        self._asked: dict[int, tuple[str, RequestId]] = {}
+        #: Requests that the client has not answered: link and id there, by our number; of our own, ``None``.
+        self._asked: dict[int, tuple[str, RequestId] | None] = {}
         self._numbers = 0
 
     @property
@@ -233,8 +240,11 @@ class Router:
         return [ToRuntime(binding.link, encode_frame(request.body))]
 
     def _answer_of_client(self, message: envelope.Message) -> Sequence[Command]:
-        if not isinstance(message.id, int) or (asked := self._asked.pop(message.id, None)) is None:
+        if not isinstance(message.id, int) or message.id not in self._asked:
             return ()
+        asked = self._asked.pop(message.id)
+        if asked is None:
+            return [Told(message.id, message)]
         link, request_id = asked
         if envelope.too_deep(message.result):
             # The runtime would not read it, and wait for ever.
@@ -329,6 +339,18 @@ class Router:
         request.link = link
         return [ToRuntime(link, encode_frame(request.body))]
 
+    def ask(self, session_id: str, method: str, params: bytes) -> tuple[int, Sequence[Command]]:
+        """Ask the client something that a runtime has not asked on the client's own link; `Told` has its answer."""
+        self._numbers += 1
+        self._asked[self._numbers] = None
+        body = b'{"jsonrpc":"2.0","id":%d,"method":%b,"params":%b}' % (
+            self._numbers,
+            msgspec.json.encode(method),
+            params,
+        )
+        binding = self._sessions.get(session_id)
+        return self._numbers, [ToClient(encode_frame(body))] if binding is None else self._to_client(binding, body)
+
     def take_part(self, session_id: str) -> None:
         """The client is about to be attached to the session: its events concern it from now on."""
         self._sessions.setdefault(session_id, _Binding())
@@ -362,7 +384,7 @@ class Router:
         for binding in self._sessions.values():
             if binding.link == link:
                 binding.link = None
-        for number in [number for number, (where, _) in self._asked.items() if where == link]:
+        for number in [number for number, asked in self._asked.items() if asked is not None and asked[0] == link]:
             del self._asked[number]
         for request in [request for request in self._requests.values() if request.link == link]:
             request.link = None
@@ -371,7 +393,7 @@ class Router:
                 continue
             self._done(request)
             error = TurnInterrupted(f"the runtime was lost before it answered {request.method}")
-            commands.append(ToClient(problems.problem_frame(request.id, request.method, error)))
+            commands.append(ToClient(problem_of(request, error)))
         return commands
 
     def close(self) -> None:
@@ -428,6 +450,12 @@ class Router:
         if request.on_done is not None:
             on_done, request.on_done = request.on_done, None
             on_done()
+
+
+def problem_of(request: Request, error: AerodromeError) -> bytes:
+    """The frame that answers a request with one of our errors."""
+    session_id = request.session_id or envelope.session_of(request.params)
+    return problems.problem_frame(request.id, request.method, error, session_id=session_id)
 
 
 def _error(request_id: RequestId, number: int, text: str) -> bytes:

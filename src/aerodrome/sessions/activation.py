@@ -27,6 +27,10 @@ from aerodrome.wire.envelope import METHOD_NOT_FOUND
 
 log = structlog.get_logger(__name__)
 
+#: What the runtime asks of the connection that has attached last, which is the control link, and a client has to answer
+#: (measured). What it asks of all connections, clients hear by themselves.
+_ASKED_OF_ONE = frozenset({"systemMessage.transform"})
+
 
 @dataclass(frozen=True, slots=True)
 class Loss:
@@ -56,6 +60,7 @@ class Activation:
         self.key = lease.key
         self.runtime = runtime
         self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
+        self._attachments = Attachments()
         self._on_event = on_event
         self._requests = OpenRequests(request_timeout, on_request_expired)
         self._files = SessionFs(
@@ -73,6 +78,7 @@ class Activation:
         Raises:
             ActivationRefused: The runtime refused or went away.
         """
+        self._attachments = attachments
         self.runtime.control.bind(self.key.id, self)
         try:
             first = await attachments.open_first(self.runtime, resume=resume)
@@ -194,10 +200,12 @@ class Activation:
         return await self._files.handle(operation, params)
 
     async def on_request(self, method: str, params: dict[str, Any]) -> Any:
-        if method != "userInput.request":
-            raise RequestRefused(METHOD_NOT_FOUND, method)
-        await self._requests.hold()
-        return {"answer": "", "wasFreeform": True}
+        if method == "userInput.request":
+            await self._requests.hold()
+            return {"answer": "", "wasFreeform": True}
+        if method in _ASKED_OF_ONE:
+            return await self._attachments.ask(method, params)
+        raise RequestRefused(METHOD_NOT_FOUND, method)
 
     def _write_failed(self, error: AerodromeError) -> None:
         log.warning("session.write_failed", session=str(self.key), epoch=self.lease.epoch, code=error.code)

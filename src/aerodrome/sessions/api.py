@@ -30,7 +30,7 @@ class OpenSession:
     #: piece (docs/facts.md, "Wire").
     streaming: bool = True
     #: Parameters of `session.resume` that a native client chose and that hold without it; allowed by policy already.
-    native: dict[str, Any] = field(default_factory=dict)
+    native: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

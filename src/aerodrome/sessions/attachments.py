@@ -11,14 +11,16 @@ without touching any of it, and the other attachments join (docs/facts.md, "Sess
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import structlog
 
 from aerodrome.errors import AerodromeError, Refused
 from aerodrome.events import SessionEvent
+from aerodrome.runtime.link import RequestRefused
 from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.wire.envelope import METHOD_NOT_FOUND
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +69,10 @@ class Attachment(Protocol):
         and now has another id."""
         ...
 
+    async def ask(self, method: str, params: Mapping[str, Any]) -> Any:
+        """Have the client answer a request of the runtime. Raises `RequestRefused`."""
+        ...
+
     def finish(self, error: AerodromeError) -> None:
         """The session is gone for good, or cannot be opened for this client any more."""
         ...
@@ -88,6 +94,7 @@ class Attachments:
         return attachment in self._all
 
     def add(self, attachment: Attachment, *, first: bool = False) -> None:
+        self.remove(attachment)
         self._all.insert(0 if first else len(self._all), attachment)
 
     def remove(self, attachment: Attachment) -> None:
@@ -124,6 +131,16 @@ class Attachments:
             attachment.finish(error)
             return False
         return True
+
+    async def ask(self, method: str, params: Mapping[str, Any]) -> Any:
+        """The first answer that is none of refusal; those are asked first that have come last, as the runtime does."""
+        refused = RequestRefused(METHOD_NOT_FOUND, method)
+        for attachment in reversed(list(self)):
+            try:
+                return await attachment.ask(method, params)
+            except RequestRefused as error:
+                refused = error
+        raise refused
 
     async def close(self) -> None:
         for attachment in self:

@@ -13,7 +13,7 @@ import structlog
 
 from aerodrome.errors import AerodromeError, RuntimeUnavailable
 from aerodrome.events import SessionEvent
-from aerodrome.model import SessionRow, SessionState
+from aerodrome.model import MAX_TITLE, SessionRow, SessionState
 from aerodrome.sessions.activation import Activation
 from aerodrome.sessions.attachments import Attachment, Attachments
 from aerodrome.sessions.context import SessionContext
@@ -50,6 +50,8 @@ class LiveSession:
         self._tool_calls = OpenToolCalls()
         #: The runtime is at work, on whoever's behalf: a client can start it without a prompt of ours.
         self._working = False
+        #: The title, as long as nobody has chosen one.
+        self._derived_title: str | None = None
         #: Calls of clients that need the session where it is.
         self._holds = 0
         self._residency = Residency(
@@ -192,9 +194,30 @@ class LiveSession:
             self._working = True
         elif event.type == "session.idle":
             self._working = False
+        elif event.type == "user.message":
+            self._note_title(event, "content")
+        elif event.type == "session.title_changed":
+            self._note_title(event, "title")
+        elif event.type == "session.model_change":
+            self._note_model(event)
         self._tool_calls.see(event)
         self.turns.feed(event)
         self._tell(event)
+
+    def _note_title(self, event: SessionEvent, field: str) -> None:
+        """Sessions of native clients have titles as the runtime gives them: the first prompt, then something better."""
+        if self.row.title != self._derived_title or "native" not in self.row.options:
+            return
+        title = event.data.get(field)
+        if isinstance(title, str) and title.strip() and (field == "title" or self._derived_title is None):
+            self._derived_title = title.strip().splitlines()[0][:MAX_TITLE]
+            self.updates.note(title=self._derived_title)
+
+    def _note_model(self, event: SessionEvent) -> None:
+        model = event.data.get("newModel")
+        if isinstance(model, str) and model and model != self.row.model:
+            # The next resume must not take the session back to the model that it was opened with.
+            self.updates.note(model=model)
 
     def _publish(self, event: SessionEvent) -> None:
         """Tell an event that does not come from the runtime now."""

@@ -30,6 +30,7 @@ from aerodrome.errors import (
 )
 from aerodrome.events import SessionEvent
 from aerodrome.model import (
+    MAX_TITLE,
     Isolation,
     OnBusy,
     Principal,
@@ -58,7 +59,6 @@ from aerodrome.sessions.wake import parse, read_history
 
 log = structlog.get_logger(__name__)
 
-MAX_TITLE = 200
 MAX_SYSTEM_MESSAGE = 100_000
 
 
@@ -91,7 +91,7 @@ class SessionService:
             stored_options["system_message"] = request.system_message
         if request.tools is not None:
             stored_options["tools"] = list(request.tools)
-        if request.native:
+        if request.native is not None:
             stored_options["native"] = dict(request.native)
         row = SessionRow(
             key=SessionKey(who.tenant, request.id or str(uuid.uuid4())),
@@ -122,6 +122,8 @@ class SessionService:
     async def retitle(self, who: Principal, session_id: str, title: str) -> SessionRow:
         row = await self._readable(who, session_id)
         _check_title(title)
+        if (live := self._sessions.find(row.key)) is not None:
+            live.updates.row = replace(live.updates.row, title=title)
         await self._context.directory.update(row.key, title=title)
         return await self.get(who, session_id)
 
@@ -328,7 +330,7 @@ class SessionService:
             system_message=row.options.get("system_message"),
             tools=row.options.get("tools"),
             streaming=bool(row.options.get("streaming", True)),
-            native=row.options.get("native", {}),
+            native=row.options.get("native"),
         )
         target, _ = await self.open_session(who, opened)
         try:
@@ -457,7 +459,13 @@ class SessionService:
         """The row with the state of this moment: a crashed node leaves `running` behind."""
         live = self._sessions.find(row.key)
         if live is not None and live.activation is not None:
-            return replace(row, state=live.listed_state, last_turn=live.row.last_turn or row.last_turn)
+            return replace(
+                row,
+                state=live.listed_state,
+                last_turn=live.row.last_turn or row.last_turn,
+                last_used_at=max(row.last_used_at, live.row.last_used_at),
+                title=live.row.title or row.title,
+            )
         if row.state is not SessionState.HIBERNATED and await self._context.leases.holder(row.key) is None:
             return replace(row, state=SessionState.HIBERNATED)
         return row
