@@ -68,14 +68,14 @@ _SEND_REFUSED = {
 
 # --- session.options.update ---
 
-#: What a session may change of itself while it runs. Not the tool filters: a list that is set to nothing means every
-#: tool there is, those of the host included.
+#: What a session may change of itself while it runs. Not `availableTools`, which adds tools of the host, and all of
+#: them when it is null.
 _OPTIONS: dict[str, Shape] = {
     **fields(text, "clientName", "contextTier", "model", "organizationCustomInstructions"),
     **fields(text, "reasoningEffort", "reasoningSummary", "verbosity"),
     **fields(boolean, "askUserDisabled", "continueOnAutoMode", "enableReasoningSummaries", "enableStreaming"),
     **fields(boolean, "runningInInteractiveMode", "suppressCustomAgentPrompt"),
-    **fields(texts, "disabledInstructionSources", "disabledSkills", "excludedBuiltinAgents"),
+    **fields(texts, "disabledInstructionSources", "disabledSkills", "excludedBuiltinAgents", "excludedTools"),
     **fields(mapping, "modelCapabilitiesOverrides"),
     "autopilot": record({"continuationEnabled": boolean, "maxContinues": number}),
     "capi": record({"autoTier": text, "enableWebSocketResponses": boolean}),
@@ -83,7 +83,7 @@ _OPTIONS: dict[str, Shape] = {
 }
 _FIXED: Mapping[str, Any] = {**SAFE, **SAFE_OPTIONS}
 _OPTIONS_REFUSED = {
-    **dict.fromkeys(("availableTools", "excludedTools"), "name the tools when you open the session"),
+    "availableTools": "name the tools when you open the session; `excludedTools` may be changed",
     **dict.fromkeys(("provider", "copilotUrl"), "the host reaches models with its own keys; leave it out"),
 }
 

@@ -15,6 +15,7 @@ _OWN_FILES = "reads or writes files where the session works; use tools of the cl
 _OWN_PROCESSES = "runs commands where the session works; use tools of the client"
 _OWN_PERMISSIONS = "changes for good what is approved unseen; answer each request"
 _OUTSIDE_TURNS = "starts work that no turn accounts for, so that the session may hibernate under it; use session.send"
+_QUEUE = "prompts wait in the host's queue, not in the runtime's; use session.send and session.abort"
 _IDENTITY = "acts with the host's identity at GitHub"
 
 GROUPS: tuple[tuple[str, tuple[Rules, ...]], ...] = (
@@ -60,10 +61,11 @@ GROUPS: tuple[tuple[str, tuple[Rules, ...]], ...] = (
             act("session.log", why="a line in the session's own history"),
             read("session.usage.", "getMetrics"),
             act("session.ui.", "ephemeralQuery", "a question to the model, without tools"),
-            act("session.", "sendMessages interruptMainTurn", _OUTSIDE_TURNS, TRUSTED),
-            act("session.queue.", "appendSteering clear duplicateAt insertAt moveItem", _OUTSIDE_TURNS, TRUSTED),
-            act("session.queue.", "removeAt removeMostRecent sendNow setDrainPaused", _OUTSIDE_TURNS, TRUSTED),
-            act("session.queue.", "updateText withdrawMessage", _OUTSIDE_TURNS, TRUSTED),
+            act("session.", "sendMessages", _OUTSIDE_TURNS, TRUSTED),
+            act("session.", "interruptMainTurn", _QUEUE, TRUSTED),
+            act("session.queue.", "appendSteering clear duplicateAt insertAt moveItem removeAt", _QUEUE, TRUSTED),
+            act("session.queue.", "removeMostRecent sendNow setDrainPaused updateText", _QUEUE, TRUSTED),
+            act("session.queue.", "withdrawMessage", _QUEUE, TRUSTED),
             act("session.fleet.", "start", _OUTSIDE_TURNS, TRUSTED),
             read("session.schedule.", "list"),
             act("session.schedule.", "stop", "ends what was scheduled"),
