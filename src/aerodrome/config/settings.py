@@ -57,6 +57,10 @@ class ServerSettings(Section):
         default=Address("127.0.0.1", 8080),
         description="Address of the HTTP API. Port 0 takes a free one; the `ready` line names it.",
     )
+    gateway: ListenAddress = Field(
+        default=Address("127.0.0.1", 4321),
+        description="Address of the native gateway, to which Copilot SDKs connect. Port 0 takes a free one.",
+    )
     data_dir: LocalPath = Field(
         default_factory=_default_data_dir,
         description="Directory of the databases, the runtimes' homes and their logs.",
@@ -338,6 +342,18 @@ class LimitSettings(Section):
     sse_buffer: ByteSize = Field(
         default=4 * MIB, gt=0, description="What may wait for one slow reader of an event stream before it is cut off."
     )
+    max_clients: int = Field(default=10_000, ge=1, description="Most clients of the native gateway at the same time.")
+    max_requests: int = Field(
+        default=1_000, ge=1, description="Most requests of one client of the native gateway that wait for an answer."
+    )
+    client_buffer: ByteSize = Field(
+        default=96 * MIB, gt=0, description="What may wait for one client of the native gateway before it is cut off."
+    )
+    client_timeout: Duration = Field(
+        default=30.0,
+        gt=0,
+        description="How long a client of the native gateway may take to authenticate, and to read what waits for it.",
+    )
     max_turns: int = Field(default=500, ge=1, description="Most turns that run at the same time in this node.")
     max_turns_per_tenant: int = Field(default=100, ge=1, description="The same, for one tenant.")
 
@@ -347,6 +363,8 @@ class LimitSettings(Section):
             raise broken_rule("max_prompt", message="expected at most limits.max_body")
         if self.max_body > self.max_frame:
             raise broken_rule("max_body", message="expected at most limits.max_frame")
+        if self.max_frame > self.client_buffer:
+            raise broken_rule("max_frame", message="expected at most limits.client_buffer")
         return self
 
 

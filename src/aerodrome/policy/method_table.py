@@ -205,7 +205,7 @@ GROUPS: tuple[tuple[str, tuple[Rules, ...]], ...] = (
     (
         "Without a session",
         (
-            of_any_runtime("models.list", why="of the tenant's account; tokens of the client are not used"),
+            by_the_gateway("models.list", why="of the tenant's provider; tokens of the client are not used"),
             of_any_runtime("models.getBuiltInCatalog", why="a list that is the same everywhere"),
             of_any_runtime("tools.list", why="a list that is the same everywhere"),
             of_any_runtime("commands.list", why="a list that is the same everywhere"),

@@ -1,0 +1,37 @@
+"""The endpoints that every test of the SDKs runs against."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from aerodrome.demo.model import ModelServer
+from support.cli import cli
+from support.sdk_clients import Endpoint, direct_endpoint, gateway_endpoint
+
+__all__ = ["cli"]
+
+#: "direct": the CLI itself, which shows that a test is right. "gateway": Aerodrome in its place.
+ENDPOINTS = ("direct",)
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[ModelServer]:
+    with ModelServer.in_thread() as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=ENDPOINTS)
+async def endpoint(
+    request: pytest.FixtureRequest, cli: Path, model: ModelServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Endpoint]:
+    """One for all tests of a module: its sessions are the tests' own, its process is not."""
+    directory = tmp_path_factory.mktemp(request.param)
+    opened = (
+        gateway_endpoint(directory, model) if request.param == "gateway" else direct_endpoint(directory, cli, model)
+    )
+    async with opened as found:
+        yield found
