@@ -125,6 +125,23 @@ def test_a_sandboxed_client_may_use_its_workspace_and_not_the_hosts_identity() -
         assert refusal(method, Profile.TRUSTED) is None
 
 
+def test_what_may_act_with_the_hosts_identity_is_not_for_a_sandbox() -> None:
+    """Some of the runtime's commands share or export a session, and some of its servers act for its account."""
+    for method in (
+        "session.commands.invoke",
+        "session.commands.enqueue",
+        "session.mcp.reload",
+        "session.plugins.install",
+    ):
+        assert refusal(method, Profile.SANDBOXED) is not None
+    for method in ("session.mcp.enable", "session.mcp.startServer", "session.mcp.restartServer"):
+        assert refusal(method, Profile.ISOLATED) is not None
+        assert "host's identity" in refused(method, Profile.SANDBOXED, serverName="GitHub-mcp-server")
+        assert refused(method, Profile.SANDBOXED, serverName=5)
+        assert check(method, Profile.SANDBOXED, serverName="mine", config={"command": "x"})["config"]
+        assert check(method, Profile.TRUSTED, serverName="github-mcp-server")
+
+
 # --- parameters ---
 
 

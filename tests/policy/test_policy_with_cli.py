@@ -245,6 +245,20 @@ async def test_a_session_without_tools_stays_without_whatever_it_excludes(world:
     assert await session.offered() == [[]]
 
 
+async def test_a_tool_of_the_client_is_called_in_the_place_of_one_of_the_hosts(world: World, tmp_path: Path) -> None:
+    mine = {**TOOL, "name": "bash", "overridesBuiltInTool": True, "skipPermission": True}
+    session = await world.isolated(tools=[mine])
+    call = f'[[tool: bash {{"command": "touch {tmp_path}/ran", "description": "d"}}]] [[then]] [[say: done]]'
+    await session.call("session.send", prompt=call)
+    async with asyncio.timeout(20):
+        while not (pending := (await session.allowed("session.tools.listPendingRequests"))["items"]):
+            await asyncio.sleep(0.01)
+        await session.allowed("session.tools.handlePendingToolCall", requestId=pending[0]["requestId"], result="mine")
+        await session.idle.wait()
+    assert world.model.requests[-1].body["messages"][-1]["content"] == "mine"
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     ("filters", "found"),
     [
@@ -276,14 +290,27 @@ async def test_the_environment_of_the_host_is_not_sent_to_a_clients_servers(worl
         assert "`$`" in said.reason
 
 
+async def test_a_server_may_lead_the_runtime_anywhere(world: World) -> None:
+    """Which is why a name that is allowed is no border: a firewall is (docs/security.md)."""
+    async with listener() as (inside, received):
+        for answer in (
+            f"307 Temporary Redirect\r\nLocation: {inside}/here",
+            f'401 Unauthorized\r\nWWW-Authenticate: Bearer resource_metadata="{inside}/here"',
+        ):
+            async with listener(answer) as (outside, _):
+                server = {"type": "http", "url": outside}
+                await (await world.bare(mcpServers={"m": server}, availableTools=["mcp:*"])).offered()
+                assert "/mcp/here" in await received.get()
+
+
 @asynccontextmanager
-async def listener() -> AsyncIterator[tuple[str, asyncio.Queue[str]]]:
-    """An HTTP server that answers 404; its address, and the heads of the requests it gets."""
+async def listener(answer: str = "404 Not Found") -> AsyncIterator[tuple[str, asyncio.Queue[str]]]:
+    """An HTTP server that has one answer; its address, and the heads of the requests it gets."""
     received: asyncio.Queue[str] = asyncio.Queue()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         received.put_nowait((await reader.readuntil(b"\r\n\r\n")).decode())
-        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.write(f"HTTP/1.1 {answer}\r\n".encode() + b"Content-Length: 0\r\nConnection: close\r\n\r\n")
         await writer.drain()
         writer.close()
 

@@ -13,6 +13,7 @@ from typing import Any
 from aerodrome.policy import attachments
 from aerodrome.policy.open_table import TOOL
 from aerodrome.policy.profiles import Profile
+from aerodrome.policy.remote_servers import BUILT_IN
 from aerodrome.policy.session_params import SAFE, SAFE_OPTIONS
 from aerodrome.policy.shapes import (
     Denied,
@@ -140,6 +141,17 @@ def _paths(*names: str, **others: Shape) -> Shape:
     return record({**_SESSION, **fields(_path, *names), **others})
 
 
+# --- MCP servers of a sandbox ---
+
+
+def _own_server(value: Any, path: str) -> dict[str, Any]:
+    """Any server but those that the runtime brings along, which act with the host's identity."""
+    params = mapping(value, path)
+    if text(params.get("serverName"), "serverName").lower() in {name.lower() for name in BUILT_IN}:
+        raise Denied("`serverName`: the runtime brings this server along, and it acts with the host's identity")
+    return params
+
+
 # --- the table ---
 
 _SETTINGS = "it changes the host's settings; leave it out"
@@ -220,6 +232,7 @@ SANDBOXED: Mapping[str, Shape | None] = {
     "session.permissions.handlePendingPermissionRequest": None,
     "session.permissions.resetSessionApprovals": None,
     "session.history.rewind": None,
+    **dict.fromkeys(("session.mcp.enable", "session.mcp.restartServer", "session.mcp.startServer"), _own_server),
 }
 
 

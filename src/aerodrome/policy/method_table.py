@@ -135,8 +135,8 @@ GROUPS: tuple[tuple[str, tuple[Rules, ...]], ...] = (
             act("session.agent.", "reload", _OWN_FILES, SANDBOXED),
             act("session.tools.", "execute updateSubagentSettings", _OWN_PROCESSES, SANDBOXED),
             act("session.commands.", "enqueue execute invoke",
-                "some of the runtime's commands reach the host's files, settings and plugins; use session.send",
-                SANDBOXED),
+                "some of the runtime's commands reach the host's files, settings and identities; use session.send",
+                TRUSTED),
         ),
     ),
     (
@@ -147,9 +147,10 @@ GROUPS: tuple[tuple[str, tuple[Rules, ...]], ...] = (
             act("session.mcp.", "disable moveLoadingToBackground stopServer", "less than it was opened with"),
             read("session.mcp.apps.", "diagnose getHostContext listTools readResource", "its own"),
             act("session.mcp.apps.", "callTool setHostContext", "its own"),
-            act("session.mcp.", "cancelSamplingExecution enable executeSampling reload restartServer startServer",
+            act("session.mcp.", "cancelSamplingExecution enable executeSampling restartServer startServer",
                 "starts servers on the host, also some that act with the host's identity; name remote ones in "
                 "`mcpServers` when you open the session", SANDBOXED),
+            act("session.mcp.", "reload", "starts every server that there is, also those of the runtime", TRUSTED),
         ),
     ),
     (

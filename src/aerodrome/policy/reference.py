@@ -99,6 +99,7 @@ empty and refused otherwise.
 - `session.permissions.handlePendingPermissionRequest`: in `isolated`, decisions for once and for the session.
 - `session.model.switchTo`, `session.mode.set`: for the session; not what is written to settings.
 - `session.history.rewind`: in `isolated`, the conversation without files.
+- `session.mcp.enable`, `restartServer`, `startServer`: in `sandboxed`, not the servers that the runtime brings along.
 - `session.tools.set`: the fields of a tool of the client.
 - `session.workspaces.*`: paths inside the session's own files.
 - `models.list`: no token of the client's.
