@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aerodrome.model import ISOLATED_TOOLS, Isolation
+from aerodrome.policy.methods import checked_params
 from aerodrome.policy.open_params import OpenContext, client_open_params, forced_options, runtime_open_params
 from aerodrome.policy.open_table import PARAMETERS, WITHOUT_ENVIRONMENT
 from aerodrome.policy.profiles import Profile
 from aerodrome.policy.remote_servers import BUILT_IN
 from aerodrome.policy.session_params import SAFE, SAFE_OPTIONS, Credentials, ToolPolicy
 from aerodrome.policy.shapes import Refusal
-from aerodrome.policy.tool_filters import EVERYTHING
+from aerodrome.policy.tool_filters import NO_TOOL
 from support import sdk
 
 POLICY = ToolPolicy(host=("bash", "edit"))
@@ -115,6 +116,21 @@ def test_an_unmodified_sdk_just_works(mode: dict[str, Any], profile: Profile, re
         assert params["systemMessage"] == WITHOUT_ENVIRONMENT
 
 
+@pytest.mark.parametrize("mode", ["copilot-cli", "empty"])
+@pytest.mark.parametrize("resume", [False, True])
+async def test_what_the_official_client_really_sends_is_let_in(mode: str, resume: bool) -> None:
+    options = {"available_tools": ["builtin:ask_user"]} if mode == "empty" else {}
+    params, update = await sdk.payloads(mode, resume=resume, **options, on_permission_request=lambda *_: None)
+    found = keep(resume=resume, **params)
+    assert not isinstance(found, Refusal), found.reason
+    passed = runtime_open_params(found, context())
+    assert passed["availableTools"] == (["builtin:ask_user"] if mode == "empty" else found["availableTools"])
+    assert bool(update) == (mode == "empty")
+    checked = checked_params("session.options.update", Profile.ISOLATED, update)
+    assert not isinstance(checked, Refusal), checked.reason
+    assert {name: checked[name] for name in update} == update
+
+
 def test_a_client_may_bring_all_it_answers_itself() -> None:
     mine: dict[str, Any] = {
         "tools": [TOOL], "commands": [{"name": "c", "description": ""}], "hooks": True, "streaming": True, "model": "m",
@@ -195,10 +211,8 @@ def test_host_tools_are_named_by_the_operator_and_all_of_them_by_a_wildcard() ->
 
 
 def test_a_client_that_wants_no_tool_gets_none() -> None:
-    """The runtime takes an empty list for no list."""
-    for found in (sent(availableTools=[]), sent(availableTools=[], excludedTools=["mcp:*"])):
-        assert found["availableTools"] == []
-        assert set(found["excludedTools"]) == set(EVERYTHING)
+    assert sent(availableTools=[])["availableTools"] == [NO_TOOL]
+    assert kept(availableTools=[NO_TOOL])["availableTools"] == [NO_TOOL]
 
 
 @given(
@@ -212,7 +226,7 @@ def test_tools_that_were_kept_are_held_against_the_policy_of_the_day(available: 
     found = runtime_open_params({"availableTools": available}, context(tools=policy))
     built_in = {entry for entry in found["availableTools"] if not entry.startswith(("custom:", "mcp:"))}
     assert built_in <= {f"builtin:{tool}" for tool in set(offered) & set(ISOLATED_TOOLS)}
-    assert found["availableTools"] or set(found["excludedTools"]) >= set(EVERYTHING)
+    assert found["availableTools"]
 
 
 # --- MCP servers and agents ---
@@ -420,7 +434,7 @@ def test_whatever_an_isolated_client_sends_nothing_dangerous_reaches_the_runtime
     assert params["provider"] == CREDENTIALS.provider
     built_in = {entry for entry in params["availableTools"] if not entry.startswith(("custom:", "mcp:"))}
     assert built_in <= set(ISOLATED_BUILT_IN)
-    assert params["availableTools"] or set(params["excludedTools"]) >= set(EVERYTHING)
+    assert params["availableTools"]
     agents = params.get("customAgents", [])
     for server in [*servers_of(params), *(server for agent in agents for server in servers_of(agent))]:
         assert server["type"] in ("http", "sse")
@@ -452,6 +466,6 @@ def test_forced_values_win_over_whatever_was_kept(remembered: dict[str, Any]) ->
     params = runtime_open_params(remembered, context())
     for name in set(SAFE) - {"includeSubAgentStreamingEvents"}:
         assert params[name] == SAFE[name]
-    assert params["availableTools"] == []
+    assert params["availableTools"] == [NO_TOOL]
     assert not {"provider", "gitHubToken"} & set(remembered) or params["provider"] == CREDENTIALS.provider
     assert not {"providers", "hookDirectories", "nobodyKnows", "configDir"} & set(params)

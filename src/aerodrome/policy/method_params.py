@@ -13,6 +13,7 @@ from typing import Any
 from aerodrome.policy import attachments
 from aerodrome.policy.open_table import TOOL
 from aerodrome.policy.profiles import Profile
+from aerodrome.policy.remote_servers import BUILT_IN
 from aerodrome.policy.session_params import SAFE, SAFE_OPTIONS
 from aerodrome.policy.shapes import (
     Denied,
@@ -68,14 +69,14 @@ _SEND_REFUSED = {
 
 # --- session.options.update ---
 
-#: What a session may change of itself while it runs. Not the tool filters: a list that is set to nothing means every
-#: tool there is, those of the host included.
+#: What a session may change of itself while it runs. Not `availableTools`, which adds tools of the host, and all of
+#: them when it is null.
 _OPTIONS: dict[str, Shape] = {
     **fields(text, "clientName", "contextTier", "model", "organizationCustomInstructions"),
     **fields(text, "reasoningEffort", "reasoningSummary", "verbosity"),
     **fields(boolean, "askUserDisabled", "continueOnAutoMode", "enableReasoningSummaries", "enableStreaming"),
     **fields(boolean, "runningInInteractiveMode", "suppressCustomAgentPrompt"),
-    **fields(texts, "disabledInstructionSources", "disabledSkills", "excludedBuiltinAgents"),
+    **fields(texts, "disabledInstructionSources", "disabledSkills", "excludedBuiltinAgents", "excludedTools"),
     **fields(mapping, "modelCapabilitiesOverrides"),
     "autopilot": record({"continuationEnabled": boolean, "maxContinues": number}),
     "capi": record({"autoTier": text, "enableWebSocketResponses": boolean}),
@@ -83,7 +84,7 @@ _OPTIONS: dict[str, Shape] = {
 }
 _FIXED: Mapping[str, Any] = {**SAFE, **SAFE_OPTIONS}
 _OPTIONS_REFUSED = {
-    **dict.fromkeys(("availableTools", "excludedTools"), "name the tools when you open the session"),
+    "availableTools": "name the tools when you open the session; `excludedTools` may be changed",
     **dict.fromkeys(("provider", "copilotUrl"), "the host reaches models with its own keys; leave it out"),
 }
 
@@ -138,6 +139,17 @@ def _path(value: Any, path: str) -> str:
 
 def _paths(*names: str, **others: Shape) -> Shape:
     return record({**_SESSION, **fields(_path, *names), **others})
+
+
+# --- MCP servers of a sandbox ---
+
+
+def _own_server(value: Any, path: str) -> dict[str, Any]:
+    """Any server but those that the runtime brings along, which act with the host's identity."""
+    params = mapping(value, path)
+    if text(params.get("serverName"), "serverName").lower() in {name.lower() for name in BUILT_IN}:
+        raise Denied("`serverName`: the runtime brings this server along, and it acts with the host's identity")
+    return params
 
 
 # --- the table ---
@@ -220,6 +232,7 @@ SANDBOXED: Mapping[str, Shape | None] = {
     "session.permissions.handlePendingPermissionRequest": None,
     "session.permissions.resetSessionApprovals": None,
     "session.history.rewind": None,
+    **dict.fromkeys(("session.mcp.enable", "session.mcp.restartServer", "session.mcp.startServer"), _own_server),
 }
 
 

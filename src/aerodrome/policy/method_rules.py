@@ -56,7 +56,7 @@ def _names(prefix: str, names: str) -> tuple[str, ...]:
     return tuple(f"{prefix}{name}" for name in names.split()) or (prefix,)
 
 
-def read(prefix: str, names: str = "", why: str = "a read", to: frozenset[Profile] = ALL) -> Rules:
+def read(prefix: str, names: str = "", why: str = "the session's own state", to: frozenset[Profile] = ALL) -> Rules:
     return Rules(Handling.FORWARD, to, True, False, why, _names(prefix, names))
 
 

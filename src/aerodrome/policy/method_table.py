@@ -15,6 +15,7 @@ _OWN_FILES = "reads or writes files where the session works; use tools of the cl
 _OWN_PROCESSES = "runs commands where the session works; use tools of the client"
 _OWN_PERMISSIONS = "changes for good what is approved unseen; answer each request"
 _OUTSIDE_TURNS = "starts work that no turn accounts for, so that the session may hibernate under it; use session.send"
+_QUEUE = "prompts wait in the host's queue, not in the runtime's; use session.send and session.abort"
 _IDENTITY = "acts with the host's identity at GitHub"
 
 GROUPS: tuple[tuple[str, tuple[Rules, ...]], ...] = (
@@ -60,10 +61,11 @@ GROUPS: tuple[tuple[str, tuple[Rules, ...]], ...] = (
             act("session.log", why="a line in the session's own history"),
             read("session.usage.", "getMetrics"),
             act("session.ui.", "ephemeralQuery", "a question to the model, without tools"),
-            act("session.", "sendMessages interruptMainTurn", _OUTSIDE_TURNS, TRUSTED),
-            act("session.queue.", "appendSteering clear duplicateAt insertAt moveItem", _OUTSIDE_TURNS, TRUSTED),
-            act("session.queue.", "removeAt removeMostRecent sendNow setDrainPaused", _OUTSIDE_TURNS, TRUSTED),
-            act("session.queue.", "updateText withdrawMessage", _OUTSIDE_TURNS, TRUSTED),
+            act("session.", "sendMessages", _OUTSIDE_TURNS, TRUSTED),
+            act("session.", "interruptMainTurn", _QUEUE, TRUSTED),
+            act("session.queue.", "appendSteering clear duplicateAt insertAt moveItem removeAt", _QUEUE, TRUSTED),
+            act("session.queue.", "removeMostRecent sendNow setDrainPaused updateText", _QUEUE, TRUSTED),
+            act("session.queue.", "withdrawMessage", _QUEUE, TRUSTED),
             act("session.fleet.", "start", _OUTSIDE_TURNS, TRUSTED),
             read("session.schedule.", "list"),
             act("session.schedule.", "stop", "ends what was scheduled"),
@@ -133,8 +135,8 @@ GROUPS: tuple[tuple[str, tuple[Rules, ...]], ...] = (
             act("session.agent.", "reload", _OWN_FILES, SANDBOXED),
             act("session.tools.", "execute updateSubagentSettings", _OWN_PROCESSES, SANDBOXED),
             act("session.commands.", "enqueue execute invoke",
-                "some of the runtime's commands reach the host's files, settings and plugins; use session.send",
-                SANDBOXED),
+                "some of the runtime's commands reach the host's files, settings and identities; use session.send",
+                TRUSTED),
         ),
     ),
     (
@@ -145,9 +147,10 @@ GROUPS: tuple[tuple[str, tuple[Rules, ...]], ...] = (
             act("session.mcp.", "disable moveLoadingToBackground stopServer", "less than it was opened with"),
             read("session.mcp.apps.", "diagnose getHostContext listTools readResource", "its own"),
             act("session.mcp.apps.", "callTool setHostContext", "its own"),
-            act("session.mcp.", "cancelSamplingExecution enable executeSampling reload restartServer startServer",
+            act("session.mcp.", "cancelSamplingExecution enable executeSampling restartServer startServer",
                 "starts servers on the host, also some that act with the host's identity; name remote ones in "
                 "`mcpServers` when you open the session", SANDBOXED),
+            act("session.mcp.", "reload", "starts every server that there is, also those of the runtime", TRUSTED),
         ),
     ),
     (

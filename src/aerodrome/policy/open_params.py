@@ -82,9 +82,8 @@ def runtime_open_params(kept: Mapping[str, Any], context: OpenContext) -> dict[s
     # A copy, so that nobody who changes one session's parameters changes everybody's.
     params = copy.deepcopy({**SAFE, **passing})
     allowed = _allowed(context.profile, context.isolation, context.tools)
-    params["availableTools"], params["excludedTools"] = tool_filters.enforced(
-        params.get("availableTools", tool_filters.every_allowed(allowed)), params.get("excludedTools", ()), allowed
-    )
+    available = params.get("availableTools", tool_filters.every_allowed(allowed))
+    params["availableTools"] = tool_filters.enforced(available, allowed)
     params["disabledMcpServers"] = sorted({*params.get("disabledMcpServers", ()), *BUILT_IN})
     params["workingDirectory"] = context.working_directory
     if context.profile is Profile.ISOLATED:

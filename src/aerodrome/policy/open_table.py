@@ -1,7 +1,8 @@
 """Every parameter of `session.create` and `session.resume`, and who may use it. Pure; read by `open_params`.
 
 One line a parameter: what a client with the profile may say. Where a parameter does not pass, a value that asks for
-nothing, or for what is forced anyway, is dropped; any other is refused with the line's reason.
+nothing, or for what is forced anyway, is dropped; any other is refused with the line's reason. docs/policy.md is
+made from this table.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from aerodrome.policy.shapes import (
     mapping,
     matching,
     number,
-    quoted,
     record,
     text,
     texts,
@@ -63,7 +62,8 @@ def _url(value: Any, path: str) -> str:
     _without_variables(text(value, path), path)
     match = _URL.fullmatch(value)
     if not match:
-        raise Denied(f"`{path}` is {quoted(value)}; expected an address such as https://mcp.example/mcp", "invalid")
+        # Not quoted: there may be a key in it, and reasons are logged.
+        raise Denied(f"`{path}` is no address; expected one such as https://mcp.example/mcp", "invalid")
     if _is_the_machine_itself(match["host"]):
         raise Denied(f"`{path}` leads to the machine that runs the session, not to yours; give a public address")
     return str(value)

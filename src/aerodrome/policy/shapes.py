@@ -8,12 +8,16 @@ later runtime makes of it.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 #: Values in messages are cut to this length, in characters.
 _QUOTE = 60
+# Never writes out more of a value than that, however large it is.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _QUOTE
 _LONGEST = 600
 
 
@@ -44,7 +48,7 @@ def is_empty(value: Any) -> bool:
 
 
 def quoted(value: Any) -> str:
-    text = repr(value)
+    text = _SHORT.repr(value)
     return text if len(text) <= _QUOTE else f"{text[:_QUOTE]}..."
 
 

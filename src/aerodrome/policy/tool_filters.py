@@ -2,8 +2,8 @@
 
 The runtime's filters (docs/facts.md, "Isolation"): `builtin:NAME`, `mcp:SERVER-TOOL`, `custom:NAME` for a tool of a
 client, with `*` for all of a source. A bare name means a tool of any source; it gets its source here, so that a name
-never means a tool of the host. An absent or empty list means every tool there is, those of the host included: what
-reaches a runtime always has a list, or excludes everything.
+never means a tool of the host. Without a list there is every tool, those of the host included: what reaches a runtime
+always has a list, and one that is not empty, so that nothing depends on what a runtime makes of an empty one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 
 from aerodrome.policy.shapes import Denied, texts
 
-#: What a session without any tool excludes.
-EVERYTHING = ("builtin:*", "mcp:*", "custom:*")
+#: The list of a session without any tool: one that there is not. (To exclude all would do until a client changes
+#: what it excludes.)
+NO_TOOL = "custom:no-tool"
 _CUSTOM, _MCP, _BUILTIN = "custom:", "mcp:", "builtin:"
 
 
@@ -61,15 +62,10 @@ def _with_source(
     )
 
 
-def enforced(
-    available: Iterable[Any], excluded: Iterable[Any], allowed: Collection[str]
-) -> tuple[list[str], list[str]]:
-    """Both filters as a runtime gets them: whatever was remembered, only built-in tools that are allowed."""
+def enforced(available: Iterable[Any], allowed: Collection[str]) -> list[str]:
+    """The list as a runtime gets it: whatever was remembered, no built-in tool but those that are allowed."""
     kept = [entry for entry in available if isinstance(entry, str) and _is_allowed(entry, allowed)]
-    left_out = [entry for entry in excluded if isinstance(entry, str)]
-    if not kept:
-        left_out += [entry for entry in EVERYTHING if entry not in left_out]
-    return kept, left_out
+    return kept or [NO_TOOL]
 
 
 def _is_allowed(entry: str, allowed: Collection[str]) -> bool:
