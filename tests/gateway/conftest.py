@@ -11,10 +11,12 @@ import pytest_asyncio
 from aerodrome.demo.model import ModelServer
 from support.cli import cli
 from support.sdk_clients import Endpoint, direct_endpoint, gateway_endpoint
+from support.session_fs import stored_endpoint
 
 __all__ = ["cli"]
 
-#: "direct": the CLI itself, which shows that a test is right. "gateway": Aerodrome in its place.
+#: "direct": the CLI itself, which shows that a test is right. "gateway": Aerodrome in its place. "stored": the CLI with
+#: its session files in our store, to find out what that alone changes.
 ENDPOINTS = ("direct",)
 
 
@@ -30,8 +32,12 @@ async def endpoint(
 ) -> AsyncIterator[Endpoint]:
     """One for all tests of a module: its sessions are the tests' own, its process is not."""
     directory = tmp_path_factory.mktemp(request.param)
-    opened = (
-        gateway_endpoint(directory, model) if request.param == "gateway" else direct_endpoint(directory, cli, model)
-    )
+    match request.param:
+        case "direct":
+            opened = direct_endpoint(directory, cli, model)
+        case "stored":
+            opened = stored_endpoint(directory, cli, model)
+        case _:
+            opened = gateway_endpoint(directory, model)
     async with opened as found:
         yield found

@@ -110,9 +110,16 @@ async def play_python(endpoint: Endpoint, mode: str, step: Callable[[str], None]
     """Everything once."""
     connection = RuntimeConnection.for_uri(endpoint.address, connection_token=endpoint.token)
     sdk = CopilotClient(connection=connection, mode=mode)
-    client = Client(sdk, endpoint, mode)
     step("start")
     await sdk.start()
+    try:
+        await play(Client(sdk, endpoint, mode), step)
+    finally:
+        await sdk.force_stop()
+
+
+async def play(client: Client, step: Callable[[str], None]) -> None:
+    sdk = client.sdk
     step("status")
     await sdk.ping("hello")
     await sdk.get_status()
@@ -149,7 +156,6 @@ async def play_python(endpoint: Endpoint, mode: str, step: Callable[[str], None]
     step("stop")
     # Not `stop`, which forgets its sessions first: whether it answers the hook of a session's end is then a race.
     await full.session.disconnect()
-    await sdk.force_stop()
 
 
 def handlers() -> dict[str, Any]:
