@@ -11,10 +11,12 @@ import pytest_asyncio
 from aerodrome.demo.model import ModelServer
 from support.cli import cli
 from support.sdk_clients import Endpoint, direct_endpoint, gateway_endpoint
+from support.session_fs import stored_endpoint
 
 __all__ = ["cli"]
 
-#: "direct": the CLI itself, which shows that a test is right. "gateway": Aerodrome in its place.
+#: "direct": the CLI itself, which shows that a test is right. "gateway": Aerodrome in its place. A third, "stored", is
+#: the CLI with its session files in our store, to find out what that alone changes.
 ENDPOINTS = ("direct", "gateway")
 
 
@@ -36,8 +38,12 @@ async def endpoint(
 ) -> AsyncIterator[Endpoint]:
     """One for all tests of a module: its sessions are the tests' own, its process is not."""
     directory = tmp_path_factory.mktemp(endpoint_kind)
-    opened = (
-        gateway_endpoint(directory, model) if endpoint_kind == "gateway" else direct_endpoint(directory, cli, model)
-    )
+    match endpoint_kind:
+        case "direct":
+            opened = direct_endpoint(directory, cli, model)
+        case "stored":
+            opened = stored_endpoint(directory, cli, model)
+        case _:
+            opened = gateway_endpoint(directory, model)
     async with opened as found:
         yield found

@@ -15,7 +15,7 @@ import fcntl
 import json
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ class NodeClient:
     """Plays one scenario at a time; use `playing`."""
 
     def __init__(self, process: asyncio.subprocess.Process, model: ModelServer) -> None:
+        #: Called with the name of each step that a scenario announces.
+        self.on_step: Callable[[str], None] = lambda _: None
         assert process.stdin is not None
         assert process.stdout is not None
         self._stdin, self._stdout = process.stdin, process.stdout
@@ -101,6 +103,8 @@ class NodeClient:
                 await self._model.gate_reached(argument)
             case "gateLeft":
                 await self._model.gate_left(argument)
+            case "step":
+                self.on_step(argument)
             case "requests":
                 return [
                     {"model": r.model, "tools": r.tools, "headers": r.headers, "messages": r.messages}

@@ -58,6 +58,12 @@ def problem_frame(request_id: RequestId, method: str, error: AerodromeError, *, 
     return error_frame(request_id, number, message, data)
 
 
+def not_connected_frame(request_id: RequestId) -> bytes:
+    """The answer to whoever has not said who it is."""
+    data = {"code": Unauthenticated.code, "detail": "send `connect` with your key as `token` first", "retryable": False}
+    return error_frame(request_id, NOT_CONNECTED, "AUTHENTICATION_REQUIRED", data)
+
+
 def refusal_frame(request_id: RequestId, method: str, reason: str, code: str) -> bytes:
     """The answer to what policy does not allow."""
     number = INVALID_PARAMS if code == "invalid" else METHOD_NOT_FOUND

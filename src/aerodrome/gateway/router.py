@@ -194,7 +194,7 @@ class Router:
             return [ToClient(_error(request_id, problems.INVALID_REQUEST, f"the id {request_id!r} is in use"))]
         rule = rule_for(method)
         if self.profile is None and method != "connect":
-            return [ToClient(_error(request_id, problems.NOT_CONNECTED, "send `connect` with your key first"))]
+            return [ToClient(problems.not_connected_frame(request_id))]
         if len(self._requests) >= self._max_requests:
             busy = Capacity(f"{self._max_requests} requests of this connection are not answered yet", retry_after=1.0)
             return [ToClient(problems.problem_frame(request_id, method, busy))]

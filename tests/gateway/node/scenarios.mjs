@@ -524,4 +524,59 @@ const sessions = {
     }),
 };
 
-export const scenarios = { ...turns, ...callbacks, ...sessions };
+// Everything once, for the record of what goes over the wire; "step" tells its reader where it is.
+async function record(options, ask) {
+    const onGetTraceContext = () => ({ traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01" });
+    const client = new Client({ ...options, onGetTraceContext });
+    const { sdk } = client;
+    await ask("step", "start");
+    await sdk.start();
+    await ask("step", "status");
+    await sdk.ping("hello");
+    await sdk.getStatus();
+    await sdk.getAuthStatus();
+    await failure(sdk.listModels());
+    await ask("step", "create");
+    const plain = await client.create();
+    await ask("step", "send");
+    await plain.turn("hello");
+    await ask("step", "abort");
+    await plain.session.abort();
+    await ask("step", "history");
+    await plain.session.getEvents();
+    await ask("step", "find");
+    await sdk.listSessions();
+    await sdk.getSessionMetadata(plain.id);
+    await sdk.getLastSessionId();
+    await ask("step", "disconnect");
+    await plain.session.disconnect();
+    await ask("step", "resume");
+    const resumed = await client.resume(plain.id);
+    await resumed.turn("[[fail: 400]] refused");
+    await ask("step", "delete");
+    await resumed.session.disconnect();
+    await sdk.deleteSession(plain.id);
+    await ask("step", "create with handlers");
+    const nothing = async () => undefined;
+    const full = await client.create({
+        streaming: true,
+        tools: [tool("look", undefined, {})],
+        onPermissionRequest: () => APPROVE,
+        onUserInputRequest: async () => ({ answer: "blue", wasFreeform: false }),
+        onElicitationRequest: async () => ({ action: "accept", content: { confirmed: true } }),
+        onExitPlanModeRequest: async () => ({ approved: true, selectedAction: "interactive" }),
+        systemMessage: { mode: "customize", sections: { tone: { action: (content) => content } }, content: "More." },
+        hooks: {
+            ...{ onSessionStart: nothing, onUserPromptSubmitted: nothing, onUserPromptTransformed: nothing },
+            ...{ onPreToolUse: nothing, onPostToolUse: nothing, onAgentStop: nothing, onSessionEnd: nothing },
+        },
+    });
+    await ask("step", "tools and questions");
+    await full.turn(CALL);
+    await full.turn('[[tool: ask_user {"question": "Which?", "choices": ["red", "blue"]}]]');
+    await full.session.ui.confirm("Deploy?");
+    await ask("step", "stop");
+    await sdk.stop();
+}
+
+export const scenarios = { ...turns, ...callbacks, ...sessions, record };
