@@ -14,6 +14,7 @@ from msgspec import Raw, UnsetType
 
 from aerodrome.errors import AerodromeError, Refused, RuntimeUnavailable
 from aerodrome.events import SessionEvent
+from aerodrome.gateway.replay import Changes
 from aerodrome.gateway.router import Command, Router
 from aerodrome.gateway.upstream import Upstream
 from aerodrome.policy.open_params import OpenContext, runtime_open_params
@@ -76,6 +77,8 @@ class NativeAttachment:
         self._kept = dict(kept)
         self._opened = False
         self._link: Upstream | None = None
+        #: What the client has changed since it opened the session.
+        self.changes = Changes()
 
     @property
     def session_id(self) -> str:
@@ -83,7 +86,7 @@ class NativeAttachment:
 
     @property
     def tools(self) -> frozenset[str]:
-        tools = self._kept.get("tools")
+        tools = self.changes.tools if self.changes.tools is not None else self._kept.get("tools")
         named = tools if isinstance(tools, list) else []
         return frozenset(str(tool.get("name")) for tool in named if isinstance(tool, dict))
 
@@ -99,6 +102,7 @@ class NativeAttachment:
         """The client opens the session again, with other parameters."""
         self._kept = dict(kept)
         self._opened = False
+        self.changes = Changes()
 
     # --- Attachment ---
 
@@ -124,13 +128,28 @@ class NativeAttachment:
             runtime.kill(f"no answer to {method}")
             raise RuntimeUnavailable(f"the runtime did not answer {method} in time") from error
         self.refused = None
+        if self._opened:
+            await self._change_again(link)
         self._opened = True
+
+    async def _change_again(self, link: Upstream) -> None:
+        for method, params in self.changes.requests:
+            try:
+                await link.request(method, {**params, "sessionId": self.session_id})
+            except RemoteError as error:
+                log.warning("gateway.change_not_repeated", method=method, reason=str(error))
+            except (LinkClosed, TimeoutError) as error:
+                raise RuntimeUnavailable(f"the runtime has gone: {error}") from error
 
     def _params(self, runtime: ManagedRuntime, *, resume: bool) -> dict[str, Any]:
         kept = dict(self._kept)
         if self._opened:
             for name in _ONCE | (_REMEMBERED if resume else frozenset()):
                 kept.pop(name, None)
+            if self.changes.tools is not None:
+                kept["tools"] = self.changes.tools
+            if resume and self.live.row.model is not None:
+                kept["model"] = self.live.row.model  # as it was changed since; without one it would get the default
             if resume:
                 kept["disableResume"] = True  # the client is not told that it has come back: it never was away
         return {**runtime_open_params(kept, self._context(runtime)), "sessionId": self.session_id}

@@ -20,6 +20,7 @@ from aerodrome.errors import AerodromeError, Capacity, Draining, NotFound, Runti
 from aerodrome.gateway.attachment import NativeAttachment
 from aerodrome.gateway.problems import INTERNAL_ERROR
 from aerodrome.gateway.router import (
+    Changed,
     Command,
     Place,
     Request,
@@ -29,6 +30,7 @@ from aerodrome.gateway.router import (
     Told,
     ToOwn,
     ToRuntime,
+    params_of,
     problem_of,
 )
 from aerodrome.gateway.upstream import Upstream
@@ -145,6 +147,8 @@ class GatewayClient:
                 self._serve(command.request)
             elif isinstance(command, Told):
                 self._hear(command)
+            elif isinstance(command, Changed):
+                self._remember(command.request)
             elif isinstance(command, Place):
                 self._start(self._place(command.request), command.request.method)
         if flush:
@@ -184,6 +188,11 @@ class GatewayClient:
         future = self._asked.get(told.number)
         if future is not None and not future.done():
             future.set_result(told.message)
+
+    def _remember(self, request: Request) -> None:
+        attachment = self.attachments.get(request.session_id or "")
+        if attachment is not None:
+            attachment.changes.note(request.method, params_of(request))
 
     def _serve(self, request: Request) -> None:
         if (frame := self.gateway.answers.at_once(self, request)) is not None:

@@ -27,6 +27,7 @@ from msgspec import UNSET, Raw, UnsetType
 from aerodrome.errors import AerodromeError, Capacity, TurnInterrupted
 from aerodrome.events import SessionEvent
 from aerodrome.gateway import problems
+from aerodrome.gateway.replay import REMEMBERED
 from aerodrome.policy.methods import Handling, MethodRule, checked_params, needs_check, refusal, rule_for
 from aerodrome.policy.profiles import Profile
 from aerodrome.policy.shapes import Refusal
@@ -41,6 +42,8 @@ OWN_IDS = "aerodrome:"
 _REMEMBERED = 2048
 #: Notifications of a runtime that concern one session; others are about the host, or about everybody.
 _TASK_TRANSITION = "task_transition"
+#: Events of a session's leaving one runtime and coming to another, of which the client knows nothing.
+_OF_MOVES = frozenset({"session.shutdown", "session.resume"})
 
 
 class Request(msgspec.Struct):
@@ -93,7 +96,13 @@ class Told(msgspec.Struct, frozen=True):
     message: envelope.Message
 
 
-Command = ToClient | ToRuntime | Serve | Place | ToOwn | Told
+class Changed(msgspec.Struct, frozen=True):
+    """A runtime has carried out a request that must hold in the next one, too."""
+
+    request: Request
+
+
+Command = ToClient | ToRuntime | Serve | Place | ToOwn | Told | Changed
 
 
 class _Head(msgspec.Struct):
@@ -282,7 +291,10 @@ class Router:
         self._done(request)
         if request.session_id is not None and (binding := self._sessions.get(request.session_id)) is not None:
             body = binding.translate(body)
-        return [ToClient(encode_frame(body))]
+        answer = ToClient(encode_frame(body))
+        if request.method in REMEMBERED and not message.is_error:
+            return [answer, Changed(request)]
+        return [answer]
 
     def _request_of_runtime(self, link: str, message: envelope.Message) -> Sequence[Command]:
         assert isinstance(message.id, (int, str))
@@ -412,7 +424,7 @@ class Router:
             return ()
         commands: list[Command] = []
         for event in events:
-            if event.type.startswith("aerodrome.") or not binding.note(event.id):
+            if event.type.startswith("aerodrome.") or event.type in _OF_MOVES or not binding.note(event.id):
                 continue
             body = b'{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"%b","event":%b}}' % (
                 session_id.encode(),
@@ -450,6 +462,12 @@ class Router:
         if request.on_done is not None:
             on_done, request.on_done = request.on_done, None
             on_done()
+
+
+def params_of(request: Request) -> dict[str, Any]:
+    """The parameters as they were sent on. Raises `EnvelopeError` when they cannot be read."""
+    params = envelope.decode_value(envelope.decode(request.body).params)
+    return params if isinstance(params, dict) else {}
 
 
 def problem_of(request: Request, error: AerodromeError) -> bytes:

@@ -160,6 +160,9 @@ class Activation:
     async def abort(self) -> None:
         await self._request("session.abort", {"sessionId": self.key.id})
 
+    async def set_mode(self, mode: str) -> None:
+        await self._request("session.mode.set", {"sessionId": self.key.id, "mode": mode})
+
     async def fail_tool(self, request_id: str, reason: str) -> None:
         """End a call of a client's tool that nobody is going to answer: its turn would wait for ever."""
         params = {"sessionId": self.key.id, "requestId": request_id, "error": reason}

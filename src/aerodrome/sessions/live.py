@@ -30,6 +30,9 @@ from aerodrome.sessions.turns import Turns
 
 log = structlog.get_logger(__name__)
 
+#: The mode in which every session begins.
+INTERACTIVE = "interactive"
+
 
 class LiveSession:
     """Args:
@@ -50,6 +53,8 @@ class LiveSession:
         self._tool_calls = OpenToolCalls()
         #: The runtime is at work, on whoever's behalf: a client can start it without a prompt of ours.
         self._working = False
+        #: What a client or the agent has made of the runtime's mode; a resumed session begins with the first.
+        self._mode = INTERACTIVE
         #: The title, as long as nobody has chosen one.
         self._derived_title: str | None = None
         #: Calls of clients that need the session where it is.
@@ -60,6 +65,7 @@ class LiveSession:
             on_history=self._on_history,
             on_event=self._on_event,
             on_request_expired=self._on_request_expired,
+            on_awake=self._on_awake,
         )
         self.turns = Turns(
             context,
@@ -189,6 +195,11 @@ class LiveSession:
             self._publish(event)
         self.hub.position = self.hub.position or last_id(text)
 
+    async def _on_awake(self, activation: Activation) -> None:
+        if self._mode != INTERACTIVE:
+            with suppress(RuntimeUnavailable):
+                await activation.set_mode(self._mode)
+
     def _on_event(self, event: SessionEvent) -> None:
         if event.type == "assistant.turn_start":
             self._working = True
@@ -198,6 +209,8 @@ class LiveSession:
             self._note_title(event, "content")
         elif event.type == "session.title_changed":
             self._note_title(event, "title")
+        elif event.type == "session.mode_changed":
+            self._mode = str(event.data.get("newMode"))
         elif event.type == "session.model_change":
             self._note_model(event)
         self._tool_calls.see(event)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -32,6 +32,7 @@ _LISTED_AS = {State.IDLE: SessionState.RESIDENT, State.RUNNING: SessionState.RUN
 class Residency:
     """Args:
     on_history: Called with the stored history at each wake-up, before the first event.
+    on_awake: Called with each new activation, to bring back what a runtime forgets.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Residency:
         on_history: Callable[[str], None],
         on_event: Callable[[SessionEvent], None],
         on_request_expired: Callable[[OpenRequest], None],
+        on_awake: Callable[[Activation], Awaitable[None]],
     ) -> None:
         #: Present while the session is resident, and until its loss has been dealt with.
         self.activation: Activation | None = None
@@ -51,6 +53,7 @@ class Residency:
         self._on_history = on_history
         self._on_event = on_event
         self._on_request_expired = on_request_expired
+        self._on_awake = on_awake
         self._machine = SessionMachine()
         self._transition = asyncio.Lock()
         self._closed_with: AerodromeError | None = None
@@ -93,6 +96,7 @@ class Residency:
             self._machine.apply(Stimulus.LOST)
             raise
         self._machine.apply(Stimulus.AWAKE)
+        await self._on_awake(self.activation)
         self._refuse_when_closed()  # in which case `aclose` gives it back
         self.note_state()
         return self.activation

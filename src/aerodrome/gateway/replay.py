@@ -1,0 +1,55 @@
+"""What a client has changed in a session since it opened it, and must hold in the next runtime, too. Pure.
+
+The runtime forgets these with the session's unloading, and the client cannot know that it happened. What the session's
+history brings back by itself (the model) or what the sessions room keeps (the mode) is not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: Requests that are made again, and the slot in which a later one takes an earlier one's place.
+_SLOTS: Mapping[str, str] = {
+    "session.agent.select": "agent",
+    "session.agent.deselect": "agent",
+    "session.agent.setPrompt": "agent prompt",
+    "session.options.update": "options",
+    "session.permissions.setRequired": "permissions",
+}
+_REGISTER, _RELEASE = "session.eventLog.registerInterest", "session.eventLog.releaseInterest"
+_SET_TOOLS = "session.tools.set"
+
+#: Methods of which the shell tells `Changes.note` when they have succeeded.
+REMEMBERED = frozenset({*_SLOTS, _REGISTER, _RELEASE, _SET_TOOLS})
+
+
+class Changes:
+    """Those of one client in one session."""
+
+    def __init__(self) -> None:
+        self._slots: dict[str, tuple[str, dict[str, Any]]] = {}
+        #: Tools that the client has put in the place of those it opened the session with.
+        self.tools: list[Any] | None = None
+
+    def note(self, method: str, params: Mapping[str, Any]) -> None:
+        """A request with these parameters was carried out."""
+        said = {name: value for name, value in params.items() if name != "sessionId"}
+        if method == _SET_TOOLS:
+            tools = said.get("tools")
+            self.tools = tools if isinstance(tools, list) else self.tools
+        elif method == _REGISTER:
+            self._slots[f"interest {said.get('eventType')}"] = (_REGISTER, said)
+        elif method == _RELEASE:
+            self._slots.pop(f"interest {said.get('eventType')}", None)
+        elif method in _SLOTS:
+            slot = _SLOTS[method]
+            earlier = self._slots.pop(slot, None)
+            if slot == "options" and earlier is not None:
+                said = {**earlier[1], **said}  # an update names only what it changes
+            self._slots[slot] = (method, said)
+
+    @property
+    def requests(self) -> list[tuple[str, dict[str, Any]]]:
+        """What is to be asked again of a runtime that has just loaded the session, in order."""
+        return list(self._slots.values())
