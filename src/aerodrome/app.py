@@ -24,6 +24,8 @@ from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.coordination.backends.sqlite import SqliteCoordination
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.coordination.ports import Coordination
+from aerodrome.gateway.limits import GatewayLimits
+from aerodrome.gateway.server import Gateway, GatewayOptions
 from aerodrome.http.api import create_app
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.server import HttpServer
@@ -104,6 +106,9 @@ class Node:
         self.janitor: Janitor
         #: Where the HTTP API listens.
         self.http_address: tuple[str, int]
+        #: Where the native gateway listens.
+        self.gateway_address: tuple[str, int]
+        self.gateway: Gateway
         self._heartbeat: Heartbeat
         self._stack = AsyncExitStack()
         self._tasks = TaskOwner("node")
@@ -152,9 +157,15 @@ class Node:
         self._stack.push_async_callback(self.pool.aclose)
         self._tasks.start(self.janitor.run(), "janitor")
         self._stack.push_async_callback(self._tasks.aclose)
+        await self._open_gateway(binary.version)
         await self._open_http()
         # Last in, first out: drain while everything still works.
         self._stack.push_async_callback(self.sessions.drain, settings.server.drain_timeout)
+
+    async def _open_gateway(self, cli_version: str) -> None:
+        self.gateway = Gateway(self.sessions, self.stores.keys, gateway_options(self.settings, cli_version))
+        self.gateway_address = await self.gateway.start(*self.settings.server.gateway)
+        self._stack.push_async_callback(self.gateway.aclose)
 
     async def _open_http(self) -> None:
         limits = HttpLimits(max_body=self.settings.limits.max_body)
@@ -222,6 +233,25 @@ def pool_options(settings: Settings, command: Path, homes: Path) -> PoolOptions:
         spawn_concurrency=runtime.spawn_concurrency,
         capacity_timeout=runtime.capacity_timeout,
         idle_timeout=runtime.idle_timeout,
+    )
+
+
+def gateway_options(settings: Settings, cli_version: str) -> GatewayOptions:
+    limits = settings.limits
+    return GatewayOptions(
+        cli_version=cli_version,
+        isolation_of=settings.isolation.of,
+        profile_of=settings.policy.of,
+        credentials_of=lambda tenant: credentials_of(settings.provider.of(tenant)),
+        tools=ToolPolicy(isolated=settings.policy.tools, host=settings.policy.host_tools),
+        limits=GatewayLimits(
+            max_clients=limits.max_clients,
+            max_frame=limits.max_frame,
+            max_requests=limits.max_requests,
+            connect_timeout=limits.client_timeout,
+            write_timeout=limits.client_timeout,
+            client_buffer=limits.client_buffer,
+        ),
     )
 
 

@@ -106,6 +106,10 @@ class RuntimeUnavailable(AerodromeError):
     retryable = True
 
 
+class Refused(RuntimeUnavailable):
+    """The runtime lives, and answered with an error."""
+
+
 class StoreUnavailable(AerodromeError):
     """A store cannot be reached or written: locked, full, or away."""
 

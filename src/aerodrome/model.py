@@ -31,6 +31,10 @@ ISOLATED_TOOLS = (
 )
 
 
+#: Longest title of a session, in characters.
+MAX_TITLE = 200
+
+
 class SessionKey(NamedTuple):
     tenant: str
     id: str
@@ -89,6 +93,14 @@ class OnBusy(StrEnum):
 class Isolation(StrEnum):
     USER = "user"
     TENANT = "tenant"
+
+
+class Profile(StrEnum):
+    """What native clients of a tenant may ask of a runtime; `policy/profiles.py` says which suits whom."""
+
+    ISOLATED = "isolated"
+    SANDBOXED = "sandboxed"
+    TRUSTED = "trusted"
 
 
 class RuntimeKey(NamedTuple):

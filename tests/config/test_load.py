@@ -9,7 +9,7 @@ import pytest
 from aerodrome.config import Settings, find_config, load_settings
 from aerodrome.config.settings import reveal
 from aerodrome.errors import ConfigError
-from aerodrome.model import ISOLATED_TOOLS, Isolation, OnBusy
+from aerodrome.model import ISOLATED_TOOLS, Isolation, OnBusy, Profile
 
 
 @pytest.fixture(autouse=True)
@@ -241,6 +241,51 @@ def test_tools_that_reach_the_host_need_isolation_and_consent() -> None:
     assert settings.policy.host_tools == ["bash"]
     assert settings.isolation.of("acme") is Isolation.USER
     assert settings.isolation.of("other") is Isolation.TENANT
+
+
+@pytest.mark.parametrize(
+    ("isolation", "policy", "place"),
+    [
+        ("", 'profile = "sandboxed"', 'policy.profile = "sandboxed"'),
+        ("", 'profile = "trusted"', 'policy.profile = "trusted"'),
+        ('default = "user"\ntenants = { acme = "tenant" }', 'profile = "trusted"', 'policy.profile = "trusted"'),
+        ("", 'tenants = { acme = "sandboxed" }', "policy.tenants"),
+        ('tenants = { acme = "user" }', 'tenants = { acme = "sandboxed", bank = "sandboxed" }', "policy.tenants"),
+    ],
+)
+def test_a_profile_that_reaches_the_host_needs_a_runtime_of_ones_own(isolation: str, policy: str, place: str) -> None:
+    (problem,) = problems(f"[policy]\nallow_unsandboxed = true\n{policy}\n[isolation]\n{isolation}")
+    assert problem.startswith(f"t.toml:3: {place}")
+    assert 'needs isolation "user"' in problem
+
+
+@pytest.mark.parametrize(
+    ("isolation", "policy"),
+    [
+        ('default = "user"', 'profile = "sandboxed"'),
+        ('default = "user"', 'profile = "trusted"'),
+        ('default = "user"\ntenants = { acme = "tenant" }', 'profile = "sandboxed"\ntenants = { acme = "isolated" }'),
+        ('tenants = { acme = "user" }', 'tenants = { acme = "sandboxed" }'),
+        ("", 'tenants = { acme = "trusted" }'),
+    ],
+)
+def test_a_profile_that_reaches_the_host_needs_consent(isolation: str, policy: str) -> None:
+    text = f"[policy]\n{policy}\n[isolation]\n{isolation}\n"
+    (problem,) = problems(text)
+    assert problem.startswith("t.toml:2: policy.")
+    assert "policy.allow_unsandboxed = true" in problem
+    consented = text.replace("[policy]", "[policy]\nallow_unsandboxed = true")
+    settings = load_settings(write(Path("t.toml"), consented), env={})
+    assert settings.policy.profile.value in policy or settings.policy.of("acme").value in policy
+
+
+def test_everybody_is_isolated_unless_it_is_said_otherwise() -> None:
+    settings = load_settings(env={})
+    assert settings.policy.of("acme") is Profile.ISOLATED
+    text = '[policy]\nallow_unsandboxed = true\ntenants = { acme = "trusted" }'
+    settings = load_settings(write(Path("t.toml"), text), env={})
+    assert settings.policy.of("acme") is Profile.TRUSTED
+    assert settings.policy.of("other") is Profile.ISOLATED
 
 
 def test_a_host_tool_is_not_taken_for_an_isolated_one() -> None:

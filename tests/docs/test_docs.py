@@ -14,6 +14,8 @@ from aerodrome.config.reference import entries
 from aerodrome.config.settings import Settings
 from aerodrome.errors import AerodromeError, ConfigError, Fenced, all_codes
 from aerodrome.http.api import routes_only
+from aerodrome.policy import reference as policy
+from aerodrome.policy.method_table import GROUPS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -77,6 +79,10 @@ def test_the_page_of_commands_is_current() -> None:
     assert read("docs/cli.md") == command_line.render(), "run: python -m aerodrome.cli.reference > docs/cli.md"
 
 
+def test_the_page_of_the_policy_is_current() -> None:
+    assert read("docs/policy.md") == policy.render(), "run: python -m aerodrome.policy.reference > docs/policy.md"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_only_commands_and_options_that_exist_are_written_of(page: Path) -> None:
     known = read("docs/cli.md")
@@ -93,7 +99,7 @@ def test_only_commands_and_options_that_exist_are_written_of(page: Path) -> None
 def test_only_settings_that_exist_are_written_of(page: Path) -> None:
     known = {f"{section}.{entry.key}" for section in Settings.model_fields for entry in entries(section)}
     dotted = rf"`((?:{'|'.join(Settings.model_fields)})\.[a-z_]+)[` ]"
-    assert set(re.findall(dotted, page.read_text(encoding="utf-8"))) <= known | log_events()
+    assert set(re.findall(dotted, page.read_text(encoding="utf-8"))) <= known | log_events() | methods()
 
 
 def test_only_log_events_that_exist_are_explained() -> None:
@@ -103,6 +109,11 @@ def test_only_log_events_that_exist_are_explained() -> None:
     explained = {name for cell in first_cells for name in re.findall(r"`([^`]+)`", cell)}
     assert explained
     assert explained <= log_events()
+
+
+def methods() -> set[str]:
+    """Of the runtime's protocol: some begin like sections of the settings."""
+    return {rule.method for _, lines in GROUPS for line in lines for rule in line}
 
 
 def log_events() -> set[str]:

@@ -15,24 +15,30 @@ from support.session_fs import stored_endpoint
 
 __all__ = ["cli"]
 
-#: "direct": the CLI itself, which shows that a test is right. "gateway": Aerodrome in its place. "stored": the CLI with
-#: its session files in our store, to find out what that alone changes.
-ENDPOINTS = ("direct",)
+#: "direct": the CLI itself, which shows that a test is right. "gateway": Aerodrome in its place. A third, "stored", is
+#: the CLI with its session files in our store, to find out what that alone changes.
+ENDPOINTS = ("direct", "gateway")
+
+
+@pytest.fixture(scope="module", params=ENDPOINTS)
+def endpoint_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[ModelServer]:
+def model(endpoint_kind: str) -> Iterator[ModelServer]:
+    """One for each endpoint: gates that one has opened are shut for the other."""
     with ModelServer.in_thread() as server:
         yield server
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=ENDPOINTS)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def endpoint(
-    request: pytest.FixtureRequest, cli: Path, model: ModelServer, tmp_path_factory: pytest.TempPathFactory
+    endpoint_kind: str, cli: Path, model: ModelServer, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Endpoint]:
     """One for all tests of a module: its sessions are the tests' own, its process is not."""
-    directory = tmp_path_factory.mktemp(request.param)
-    match request.param:
+    directory = tmp_path_factory.mktemp(endpoint_kind)
+    match endpoint_kind:
         case "direct":
             opened = direct_endpoint(directory, cli, model)
         case "stored":

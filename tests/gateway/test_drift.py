@@ -39,6 +39,12 @@ WRITE = "AERODROME_WRITE_SHAPES"
 MODES = {"empty": "empty", "default": "copilot-cli"}
 
 
+@pytest.fixture(scope="module")
+def endpoint_kind() -> str:
+    """The record is of the CLI itself."""
+    return "direct"
+
+
 class Record:
     """One client's conversation, cut into steps."""
 

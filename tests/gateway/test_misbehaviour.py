@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -36,6 +37,11 @@ async def test_a_bad_body(endpoint: Endpoint, bystander: RawClient, misdeed: Mis
         assert await unharmed(endpoint, bystander)
 
 
+def said(answer: dict[str, Any]) -> tuple[int, str]:
+    """Number and text of an error. The gateway has `data` beside them."""
+    return answer["error"]["code"], answer["error"]["message"]
+
+
 @pytest.mark.parametrize("misdeed", BAD_HEADERS)
 async def test_a_bad_header(endpoint: Endpoint, bystander: RawClient, misdeed: Misdeed) -> None:
     async with raw(endpoint.address, endpoint.token) as client:
@@ -62,13 +68,13 @@ async def test_a_stranger_may_do_no_more(endpoint: Endpoint, bystander: RawClien
 async def test_nothing_is_answered_before_connect(endpoint: Endpoint, method: str) -> None:
     async with raw(endpoint.address) as client:
         answer = await misbehaving.request_before_connect(client, method)
-        assert answer["error"] == {"code": -32001, "message": "AUTHENTICATION_REQUIRED"}
+        assert said(answer) == (-32001, "AUTHENTICATION_REQUIRED")
 
 
 async def test_a_second_try_with_the_right_token(endpoint: Endpoint) -> None:
     async with raw(endpoint.address) as client:
         wrong, right = await misbehaving.wrong_token_then_right(client, endpoint.token)
-        assert wrong["error"] == {"code": -32002, "message": "AUTHENTICATION_FAILED"}
+        assert said(wrong) == (-32002, "AUTHENTICATION_FAILED")
         assert right["result"]["protocolVersion"] == 3
 
 
@@ -85,10 +91,12 @@ async def test_ten_thousand_pings_without_reading(endpoint: Endpoint, bystander:
         assert await unharmed(endpoint, bystander)
 
 
-async def test_a_half_closed_connection_gets_its_answers(endpoint: Endpoint) -> None:
+async def test_a_half_closed_connection_is_closed(endpoint: Endpoint, bystander: RawClient) -> None:
     async with raw(endpoint.address, endpoint.token) as client:
-        (answer,) = await misbehaving.half_close(client)
-        assert answer["result"]["message"] == "pong"
+        # The CLI does not always answer any more.
+        answers = await misbehaving.half_close(client)
+        assert [answer["result"]["message"] for answer in answers] in ([], ["pong"])
+        assert await unharmed(endpoint, bystander)
 
 
 async def test_a_reset(endpoint: Endpoint, bystander: RawClient) -> None:

@@ -11,7 +11,7 @@ from copilot._jsonrpc import JsonRpcError
 from copilot.rpc import SessionsForkRequest
 
 from aerodrome.demo.model import ModelServer
-from support.sdk_clients import PATIENCE, Client, Endpoint, connected, custom_tool, requests_of
+from support.sdk_clients import MODEL, PATIENCE, Client, Endpoint, connected, custom_tool, gateway, requests_of
 
 pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
 
@@ -33,11 +33,15 @@ async def test_the_server_says_who_it_is(endpoint: Endpoint) -> None:
 async def test_who_is_authenticated(endpoint: Endpoint) -> None:
     async with connected(endpoint) as client:
         status = await client.sdk.get_auth_status()
-        assert status.isAuthenticated is False
+        assert (status.isAuthenticated, status.login) == ((True, "alice") if gateway(endpoint) else (False, None))
 
 
-async def test_there_is_no_list_of_models_without_github(endpoint: Endpoint) -> None:
+async def test_models_without_github(endpoint: Endpoint) -> None:
+    """The CLI has no list; the gateway's is the configured model."""
     async with connected(endpoint) as client:
+        if gateway(endpoint):
+            assert [model.id for model in await client.sdk.list_models()] == [MODEL]
+            return
         with pytest.raises(JsonRpcError) as caught:
             await client.sdk.list_models()
         assert (caught.value.code, caught.value.message) == (

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
-from copilot import CopilotClient, RuntimeConnection
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aerodrome.model import ISOLATED_TOOLS, Isolation
 from aerodrome.policy.session_params import SAFE, SAFE_OPTIONS, Credentials, ToolPolicy, session_params
-from support.peer import Peer
+from support import sdk
 
 HOST_TOOLS = ("bash", "view", "edit", "web_fetch")
 TOOLS = st.lists(
@@ -70,9 +68,19 @@ def test_nothing_a_caller_chooses_changes_what_is_safe(
     assert set(built["availableTools"]) == {f"builtin:{tool}" for tool in tools}
 
 
+OPENED: dict[str, Any] = {
+    "available_tools": ["builtin:ask_user"],
+    "on_permission_request": lambda *_: None,
+    "on_user_input_request": lambda *_: None,
+    "working_directory": "/workspace",
+    "streaming": True,
+    "client_name": "aerodrome",
+}
+
+
 async def test_it_is_what_the_sdk_forces_in_its_empty_mode() -> None:
     """The SDK does so on the client's side, where a tenant could leave it out."""
-    create, update = await ask_the_sdk()
+    create, update = await sdk.payloads("empty", **OPENED)
     ours = params()
     theirs_alone = {"sessionId"}
     for name, value in create.items():
@@ -82,42 +90,6 @@ async def test_it_is_what_the_sdk_forces_in_its_empty_mode() -> None:
     for name, value in update.items():
         if name not in theirs_alone:
             assert SAFE_OPTIONS[name] == value, name
-
-
-async def ask_the_sdk() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The parameters of `session.create` and `session.options.update` that the official client sends."""
-    seen: dict[str, dict[str, Any]] = {}
-    closed = asyncio.Event()
-
-    async def perform(request: dict[str, Any]) -> Any:
-        seen[request["method"]] = request["params"]
-        if request["method"] == "connect":
-            return {"ok": True, "protocolVersion": 3, "version": "1.0.102"}
-        return {"sessionId": request["params"].get("sessionId"), "success": True}
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await Peer(reader, writer).serve(perform)
-        writer.close()
-        await writer.wait_closed()
-        closed.set()
-
-    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        connection = RuntimeConnection.for_uri(f"127.0.0.1:{port}", connection_token="t")
-        client = CopilotClient(connection=connection, mode="empty", base_directory="/nowhere")
-        async with asyncio.timeout(20):
-            await client.start()
-            await client.create_session(
-                available_tools=["builtin:ask_user"],
-                on_permission_request=lambda *_: None,
-                on_user_input_request=lambda *_: None,
-                working_directory="/workspace",
-                streaming=True,
-                client_name="aerodrome",
-            )
-            await client.stop()
-            await closed.wait()
-    return seen["session.create"], seen["session.options.update"]
 
 
 def test_who_changes_the_parameters_of_one_session_changes_no_other() -> None:

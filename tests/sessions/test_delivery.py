@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any, cast
 
 from aerodrome.events import SessionEvent
@@ -19,7 +20,7 @@ class Sending:
     def __init__(self) -> None:
         self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def send(self, prompt: str, attachments: list[Any], *, steer: bool = False) -> str:
+    async def send(self, message: Mapping[str, Any], *, steer: bool = False) -> str:
         return await self.answer
 
 

@@ -22,7 +22,7 @@ from aerodrome.runtime.supervisor import ManagedRuntime
 def make_settings(data_dir: Path, model_url: str, **sections: dict[str, Any]) -> Settings:
     """Settings for tests; each keyword is a section whose keys go over these."""
     values: dict[str, dict[str, Any]] = {
-        "server": {"http": "127.0.0.1:0", "data_dir": str(data_dir), "drain_timeout": "5s"},
+        "server": {"http": "127.0.0.1:0", "gateway": "127.0.0.1:0", "data_dir": str(data_dir), "drain_timeout": "5s"},
         "provider": {"type": "openai", "base_url": model_url, "api_key": "test-key", "model": "gpt-4.1"},
         "runtime": {"warm": 0, "ping_interval": "500ms", "ping_timeout": "2s"},
     }
@@ -43,6 +43,17 @@ class Host:
     def url(self) -> str:
         host, port = self.node.http_address
         return f"http://{host}:{port}"
+
+    @property
+    def gateway_address(self) -> str:
+        """Where SDKs connect."""
+        host, port = self.node.gateway_address
+        return f"{host}:{port}"
+
+    async def key(self, name: str = "alice", tenant: str = "acme") -> str:
+        """A new key of this user."""
+        _, key = await self.node.stores.keys.create(tenant, name, frozenset())
+        return key
 
     async def user(self, name: str = "alice", tenant: str = "acme") -> User:
         """A client with a key of its own for this user."""

@@ -20,6 +20,7 @@ from copilot import CopilotClient, RuntimeConnection, Tool, ToolInvocation, Tool
 from aerodrome.demo.completions import ChatRequest
 from aerodrome.demo.model import ModelServer
 from support.cli import OFFLINE, TOKEN, launch_spec, launcher
+from support.host import host
 from support.relay import relaying
 
 MODEL = "gpt-4.1"
@@ -42,6 +43,11 @@ class Endpoint:
     credentials: Mapping[str, Any] = field(default_factory=dict)
 
 
+def gateway(endpoint: Endpoint) -> bool:
+    """Whether Aerodrome answers. What is different then is so on purpose (docs/gateway.md)."""
+    return endpoint.kind == "gateway"
+
+
 @asynccontextmanager
 async def direct_endpoint(directory: Path, command: Path, model: ModelServer) -> AsyncIterator[Endpoint]:
     """A Copilot CLI of its own, with nothing between but a relay, which saves time."""
@@ -60,10 +66,8 @@ async def direct_endpoint(directory: Path, command: Path, model: ModelServer) ->
 @asynccontextmanager
 async def gateway_endpoint(directory: Path, model: ModelServer) -> AsyncIterator[Endpoint]:
     """A node whose gateway stands where the CLI would; `alice@acme` connects, with an API key for token."""
-    from support.host import gateway_host  # type: ignore[attr-defined]  # with the gateway, which is being built
-
-    async with gateway_host(directory, model) as host:
-        yield Endpoint("gateway", host.gateway_address, await host.key("alice", "acme"))
+    async with host(directory, model) as running:
+        yield Endpoint("gateway", running.gateway_address, await running.key("alice", "acme"))
 
 
 class Client:

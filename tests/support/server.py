@@ -25,6 +25,7 @@ def write_config(directory: Path, model_url: str, extra: str = "") -> Path:
         f"""
 [server]
 http = "127.0.0.1:0"
+gateway = "127.0.0.1:0"
 data_dir = {json.dumps(str(directory / "data"))}
 drain_timeout = "20s"
 [provider]
@@ -52,10 +53,12 @@ async def aerodrome(*arguments: str, json_output: bool = True) -> Any:
 
 
 class Server:
-    def __init__(self, process: asyncio.subprocess.Process, config: Path, url: str, log: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, config: Path, url: str, log: Path, gateway: str) -> None:
         self.process = process
         self.config = config
         self.url = url
+        #: Address of the native gateway, HOST:PORT.
+        self.gateway = gateway
         self.log = log
 
     def runtimes(self) -> list[psutil.Process]:
@@ -87,7 +90,8 @@ async def serve(config: Path, *arguments: str) -> AsyncIterator[Server]:
         async with asyncio.timeout(30):
             line = (await process.stdout.readline()).decode()
         assert line.startswith("ready http="), (line, log.read_text()[-2000:])
-        yield Server(process, config, "http://" + line.split("http=")[1].split()[0], log)
+        doors = dict(word.split("=", 1) for word in line.split()[1:])
+        yield Server(process, config, f"http://{doors['http']}", log, doors["gateway"])
     finally:
         if process.returncode is None:
             process.kill()

@@ -77,7 +77,7 @@ class Lab:
         """A node that listens and whose warm pool is full; each keyword is a section that goes over the settings."""
         data = self.new_directory("node")
         values: dict[str, dict[str, Any]] = {
-            "server": {"http": "127.0.0.1:0", "data_dir": str(data), "drain_timeout": "5s"},
+            "server": {"http": "127.0.0.1:0", "gateway": "127.0.0.1:0", "data_dir": str(data), "drain_timeout": "5s"},
             "provider": {"type": "openai", "base_url": self.model_url, "api_key": "bench", "model": MODEL},
             "runtime": {"command": str(self.cli.path)},
         }

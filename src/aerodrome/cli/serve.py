@@ -18,14 +18,20 @@ from aerodrome.config import Settings, load_settings
 def serve(
     config: ConfigOption = None,
     http: Annotated[str | None, typer.Option(help="Address of the HTTP API, over `server.http`.")] = None,
+    gateway: Annotated[str | None, typer.Option(help="Address of the native gateway, over `server.gateway`.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Over `server.data_dir`.")] = None,
     log_level: Annotated[str | None, typer.Option(help="Over `telemetry.log_level`.")] = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT: then finish the running turns, put the sessions to sleep, and exit 0.
 
-    Prints `ready http=HOST:PORT` once it listens. A second signal ends it at once.
+    Prints `ready http=HOST:PORT gateway=HOST:PORT` once both doors listen. A second signal ends it at once.
     """
-    overrides = {"server.http": http, "server.data_dir": data_dir, "telemetry.log_level": log_level}
+    overrides = {
+        "server.http": http,
+        "server.gateway": gateway,
+        "server.data_dir": data_dir,
+        "telemetry.log_level": log_level,
+    }
     settings = load_settings(config, overrides)
     # Late: a mistake in the configuration is told before the server is loaded.
     import uvloop
@@ -44,8 +50,8 @@ async def _run(settings: Settings) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, _signalled, stop, settings.server.drain_timeout)
     async with Node(settings) as node:
-        host, port = node.http_address
-        say(f"ready http={host}:{port}")
+        doors = {"http": node.http_address, "gateway": node.gateway_address}
+        say("ready " + " ".join(f"{name}={host}:{port}" for name, (host, port) in doors.items()))
         sys.stdout.flush()
         await stop.wait()
 

@@ -27,7 +27,7 @@ from aerodrome.config.types import (
     Tool,
     Url,
 )
-from aerodrome.model import ISOLATED_TOOLS, Isolation, OnBusy
+from aerodrome.model import ISOLATED_TOOLS, Isolation, OnBusy, Profile
 
 MIB = 1 << 20
 
@@ -56,6 +56,10 @@ class ServerSettings(Section):
     http: ListenAddress = Field(
         default=Address("127.0.0.1", 8080),
         description="Address of the HTTP API. Port 0 takes a free one; the `ready` line names it.",
+    )
+    gateway: ListenAddress = Field(
+        default=Address("127.0.0.1", 4321),
+        description="Address of the native gateway, to which Copilot SDKs connect. Port 0 takes a free one.",
     )
     data_dir: LocalPath = Field(
         default_factory=_default_data_dir,
@@ -312,9 +316,23 @@ class PolicySettings(Section):
     )
     allow_unsandboxed: bool = Field(
         default=False,
-        description="Permit `host_tools` with a launcher that has no sandbox: every user who may use them then has "
-        "a shell on this machine, with the rights of the node.",
+        description="Permit `host_tools`, and the profiles `sandboxed` and `trusted`, with a launcher that has no "
+        "sandbox: every user who may use them then has a shell on this machine, with the rights of the node.",
     )
+    profile: Profile = Field(
+        default=Profile.ISOLATED,
+        description="What native clients may ask of a runtime: `isolated` nothing that reaches the host, `sandboxed` "
+        "also what stays in the user's own workspace (needs isolation `user`), `trusted` nearly everything.",
+    )
+    tenants: dict[Name, Profile] = Field(
+        default_factory=dict,
+        description="Profiles of single tenants, where they differ from `profile`. Under isolation `tenant` only a "
+        "tenant that is named here can be `trusted`.",
+        json_schema_extra={"example": '{ acme = "trusted" }'},
+    )
+
+    def of(self, tenant: str) -> Profile:
+        return self.tenants.get(tenant, self.profile)
 
 
 class LimitSettings(Section):
@@ -323,6 +341,18 @@ class LimitSettings(Section):
     max_frame: ByteSize = Field(default=64 * MIB, gt=0, description="Largest message from or to a runtime.")
     sse_buffer: ByteSize = Field(
         default=4 * MIB, gt=0, description="What may wait for one slow reader of an event stream before it is cut off."
+    )
+    max_clients: int = Field(default=10_000, ge=1, description="Most clients of the native gateway at the same time.")
+    max_requests: int = Field(
+        default=1_000, ge=1, description="Most requests of one client of the native gateway that wait for an answer."
+    )
+    client_buffer: ByteSize = Field(
+        default=96 * MIB, gt=0, description="What may wait for one client of the native gateway before it is cut off."
+    )
+    client_timeout: Duration = Field(
+        default=30.0,
+        gt=0,
+        description="How long a client of the native gateway may take to authenticate, and to read what waits for it.",
     )
     max_turns: int = Field(default=500, ge=1, description="Most turns that run at the same time in this node.")
     max_turns_per_tenant: int = Field(default=100, ge=1, description="The same, for one tenant.")
@@ -333,6 +363,8 @@ class LimitSettings(Section):
             raise broken_rule("max_prompt", message="expected at most limits.max_body")
         if self.max_body > self.max_frame:
             raise broken_rule("max_body", message="expected at most limits.max_frame")
+        if self.max_frame > self.client_buffer:
+            raise broken_rule("max_frame", message="expected at most limits.client_buffer")
         return self
 
 
@@ -380,6 +412,45 @@ class Settings(Section):
                 "host_tools",
                 message=f'the launcher "{self.runtime.launcher}" has no sandbox, so these tools give users a shell '
                 "on this machine; remove them, or accept that with policy.allow_unsandboxed = true",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _profiles_suit_the_isolation(self) -> Self:
+        policy, isolation = self.policy, self.isolation
+        shared = [tenant for tenant in isolation.tenants if isolation.of(tenant) is Isolation.TENANT]
+        # Named by nobody, and so in no list of trusted ones.
+        default_is_shared = isolation.default is Isolation.TENANT or any(name not in policy.tenants for name in shared)
+        if policy.profile is not Profile.ISOLATED and default_is_shared:
+            other = ", or name who may use it in policy.tenants" if policy.profile is Profile.TRUSTED else ""
+            raise broken_rule(
+                "policy",
+                "profile",
+                message=f'"{policy.profile}" needs isolation "user" for every tenant that policy.tenants does not '
+                f"name: set isolation.default and isolation.tenants{other}",
+            )
+        for tenant, profile in policy.tenants.items():
+            if profile is Profile.SANDBOXED and isolation.of(tenant) is Isolation.TENANT:
+                raise broken_rule(
+                    "policy",
+                    "tenants",
+                    message=f'"sandboxed" needs isolation "user" for {tenant}: set isolation.default or '
+                    "isolation.tenants",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _profiles_are_contained(self) -> Self:
+        policy = self.policy
+        if policy.allow_unsandboxed:
+            return self
+        key = "profile" if policy.profile is not Profile.ISOLATED else "tenants"
+        if {policy.profile, *policy.tenants.values()} - {Profile.ISOLATED}:
+            raise broken_rule(
+                "policy",
+                key,
+                message=f'the launcher "{self.runtime.launcher}" has no sandbox, so profiles other than "isolated" '
+                "give users a shell on this machine; use that, or accept it with policy.allow_unsandboxed = true",
             )
         return self
 

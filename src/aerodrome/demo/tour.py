@@ -209,7 +209,12 @@ async def _ready(node: Node) -> None:
 def _settings(directory: Path, model_url: str) -> Settings:
     return Settings.model_validate(
         {
-            "server": {"http": "127.0.0.1:0", "data_dir": str(directory), "drain_timeout": "5s"},
+            "server": {
+                "http": "127.0.0.1:0",
+                "gateway": "127.0.0.1:0",
+                "data_dir": str(directory),
+                "drain_timeout": "5s",
+            },
             "provider": {"type": "openai", "base_url": model_url, "api_key": "demo", "model": "gpt-4.1"},
             "isolation": {"default": "tenant", "tenants": {"bank": "user"}},
         }

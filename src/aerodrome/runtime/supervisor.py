@@ -76,6 +76,8 @@ class ManagedRuntime:
         self._machine = RuntimeMachine()
         self._process: RuntimeProcess | None = None
         self._tasks = TaskOwner(f"runtime {runtime_id}")
+        #: Its connection token; whoever has it may do everything in the runtime.
+        self.token = ""
         self._discarding = False
         #: Nothing of it is left.
         self._ended = asyncio.Event()
@@ -89,6 +91,13 @@ class ManagedRuntime:
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens. Raises `RuntimeUnavailable` when it has no process."""
+        if self._process is None:
+            raise RuntimeUnavailable("the runtime has not been started")
+        return self._process.address
 
     @property
     def home(self) -> Path:
@@ -128,7 +137,7 @@ class ManagedRuntime:
         Raises:
             RuntimeUnavailable: With the reason; nothing of the runtime is left but its logs.
         """
-        token = secrets.token_urlsafe(32)
+        token = self.token = secrets.token_urlsafe(32)
         spec = LaunchSpec(
             id=self.id,
             command=self._options.command,

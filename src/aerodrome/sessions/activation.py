@@ -7,24 +7,29 @@ lost) settles `lost`, and from then on nothing is written through it and nothing
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from aerodrome.coordination.ports import Lease
-from aerodrome.errors import AerodromeError, Fenced, NotFound, RuntimeUnavailable, TurnInterrupted
+from aerodrome.errors import AerodromeError, Fenced, NotFound, Refused, RuntimeUnavailable, TurnInterrupted
 from aerodrome.events import SessionEvent
 from aerodrome.policy.session_params import SAFE_OPTIONS
 from aerodrome.runtime.link import LinkClosed, RemoteError, RequestRefused
 from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.sessions.attachments import Attachments
 from aerodrome.sessions.requests import OpenRequest, OpenRequests
 from aerodrome.statestore.ports import SessionFileStore
 from aerodrome.statestore.provider import SessionFs
 from aerodrome.wire.envelope import METHOD_NOT_FOUND
 
 log = structlog.get_logger(__name__)
+
+#: What the runtime asks of the connection that has attached last, which is the control link, and a client has to answer
+#: (measured). What it asks of all connections, clients hear by themselves.
+_ASKED_OF_ONE = frozenset({"systemMessage.transform"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +41,6 @@ class Loss:
 
 class ActivationRefused(RuntimeUnavailable):
     """The runtime could not load the session: it went away, or it refused."""
-
-
-class Refused(RuntimeUnavailable):
-    """The runtime lives, and answered with an error."""
 
 
 class Activation:
@@ -59,6 +60,7 @@ class Activation:
         self.key = lease.key
         self.runtime = runtime
         self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
+        self._attachments = Attachments()
         self._on_event = on_event
         self._requests = OpenRequests(request_timeout, on_request_expired)
         self._files = SessionFs(
@@ -67,26 +69,43 @@ class Activation:
 
     # --- life ---
 
-    async def open(self, params: dict[str, Any], *, resume: bool) -> None:
+    async def open(self, params: dict[str, Any], attachments: Attachments, *, resume: bool) -> None:
         """Create or resume the session in the runtime. When that fails, nothing of it stays there.
+
+        Args:
+            params: What it is opened with when no client is attached to it.
 
         Raises:
             ActivationRefused: The runtime refused or went away.
         """
+        self._attachments = attachments
         self.runtime.control.bind(self.key.id, self)
         try:
-            await self._request("session.resume" if resume else "session.create", params)
-            await self._request("session.options.update", {"sessionId": self.key.id, **SAFE_OPTIONS})
+            first = await attachments.open_first(self.runtime, resume=resume)
+            if first is not None:
+                # Attaches and touches nothing: the session's tools, hooks and model stay the client's.
+                await self._request("session.resume", {"sessionId": self.key.id, "disableResume": True})
+            else:
+                await self._request("session.resume" if resume else "session.create", params)
+            if first is None or first.forces_options:
+                await self._request("session.options.update", {"sessionId": self.key.id, **SAFE_OPTIONS})
+            if first is not None:
+                await attachments.open_others(first, self.runtime)
             if self.lost.done():
                 raise self.lost.result().error or ActivationRefused(self.lost.result().reason)
         except RuntimeUnavailable as error:
             self.discard(error.detail)
-            await self.unload()
+            await self._undo(attachments)
             raise ActivationRefused(error.detail) from error
         except BaseException as error:
             self.discard(f"its opening ended with {type(error).__name__}")
-            await self.unload()
+            await self._undo(attachments)
             raise
+
+    async def _undo(self, attachments: Attachments) -> None:
+        # As long as one connection is attached, the session stays in the runtime.
+        await attachments.close()
+        await self.unload()
 
     async def close(self) -> bool:
         """Unload it, everything stored. ``False``: it went wrong; the activation is lost instead."""
@@ -125,16 +144,14 @@ class Activation:
 
     # --- what is asked of it ---
 
-    async def send(self, prompt: str, attachments: list[dict[str, Any]], *, steer: bool = False) -> str:
-        """Hand a prompt over; returns the runtime's id of the message.
+    async def send(self, message: Mapping[str, Any], *, steer: bool = False) -> str:
+        """Hand a prompt over, as parameters of `session.send`; returns the runtime's id of the message.
 
         Raises:
             Refused: The runtime does not take it.
             RuntimeUnavailable: It went away; nobody knows whether it took it.
         """
-        params: dict[str, Any] = {"sessionId": self.key.id, "prompt": prompt}
-        if attachments:
-            params["attachments"] = attachments
+        params = {**message, "sessionId": self.key.id}
         if steer:
             params["mode"] = "immediate"
         answer = await self._request("session.send", params)
@@ -142,6 +159,11 @@ class Activation:
 
     async def abort(self) -> None:
         await self._request("session.abort", {"sessionId": self.key.id})
+
+    async def fail_tool(self, request_id: str, reason: str) -> None:
+        """End a call of a client's tool that nobody is going to answer: its turn would wait for ever."""
+        params = {"sessionId": self.key.id, "requestId": request_id, "error": reason}
+        await self._request("session.tools.handlePendingToolCall", params)
 
     async def answer(self, request_id: str, answer: dict[str, Any]) -> None:
         """Answer an open permission or user-input request. Raises `NotFound` when it is not open (any more)."""
@@ -178,10 +200,12 @@ class Activation:
         return await self._files.handle(operation, params)
 
     async def on_request(self, method: str, params: dict[str, Any]) -> Any:
-        if method != "userInput.request":
-            raise RequestRefused(METHOD_NOT_FOUND, method)
-        await self._requests.hold()
-        return {"answer": "", "wasFreeform": True}
+        if method == "userInput.request":
+            await self._requests.hold()
+            return {"answer": "", "wasFreeform": True}
+        if method in _ASKED_OF_ONE:
+            return await self._attachments.ask(method, params)
+        raise RequestRefused(METHOD_NOT_FOUND, method)
 
     def _write_failed(self, error: AerodromeError) -> None:
         log.warning("session.write_failed", session=str(self.key), epoch=self.lease.epoch, code=error.code)

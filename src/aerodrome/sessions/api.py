@@ -29,6 +29,8 @@ class OpenSession:
     #: Whether the model's answers come in pieces. Costs the runtime three times the processor time of a turn in one
     #: piece (docs/facts.md, "Wire").
     streaming: bool = True
+    #: Parameters of `session.resume` that a native client chose and that hold without it; allowed by policy already.
+    native: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,16 @@ from functools import partial
 import structlog
 
 from aerodrome._util.tasks import Forestalled, unless
-from aerodrome.errors import AerodromeError, RuntimeUnavailable, StoreUnavailable, TurnFailed, TurnInterrupted
+from aerodrome.errors import (
+    AerodromeError,
+    Refused,
+    RuntimeUnavailable,
+    StoreUnavailable,
+    TurnFailed,
+    TurnInterrupted,
+)
 from aerodrome.events import SessionEvent
-from aerodrome.sessions.activation import Activation, ActivationRefused, Loss, Refused
+from aerodrome.sessions.activation import Activation, ActivationRefused, Loss
 from aerodrome.sessions.books import TurnBooks
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.delivery import Delivery
@@ -100,7 +107,7 @@ class Attempts:
         activation.runtime.turns += 1
         self._delivery.add(run)
         try:
-            await unless(self._delivery.send(run, activation), activation.lost)
+            await unless(self._send(run, activation), activation.lost)
         except Forestalled:
             return activation.lost.result()
         except Refused as error:
@@ -113,6 +120,19 @@ class Attempts:
             return activation.lost.result()
         self._books.note(run, message_id=run.row.message_id)
         return await self._see_to_the_end(activation)
+
+    async def _send(self, run: TurnRun, activation: Activation) -> None:
+        first = run.first_message_id
+        if first is None:
+            await self._delivery.send(run, activation)
+            return
+        # Clients know the message by another id than the one it is about to get.
+        attachments = self._residency.attachments
+        attachments.sent_again(first, None)
+        try:
+            await self._delivery.send(run, activation)
+        finally:
+            attachments.sent_again(first, run.row.message_id or first)
 
     async def _see_to_the_end(self, activation: Activation) -> Loss | None:
         while True:

@@ -65,6 +65,16 @@ class TurnBooks:
         if task is not None:
             run.notes.append(task)
 
+    def _tell_end(self, run: TurnRun, status: TurnStatus, error: AerodromeError | None) -> None:
+        """Say in the runtime's place what it did not live to say, for whoever waits for its events."""
+        if error is not None:
+            data: dict[str, Any] = {"errorType": error.code, "message": error.detail}
+            if run.first_message_id is not None:
+                data["originatingMessageId"] = run.first_message_id
+            self._publish(self._context.host_event("session.error", data))
+        idle = {"aborted": True} if status is TurnStatus.ABORTED else {}
+        self._publish(self._context.host_event("session.idle", idle))
+
     async def end(self, run: TurnRun, status: TurnStatus, error: AerodromeError | None = None) -> None:
         """Record the end, then tell it: what a caller has been told is stored.
 
@@ -88,6 +98,8 @@ class TurnBooks:
         log.info("turn.ended", session=str(row.key), turn=run.id, status=status.value, retried=row.retried)
         if status is TurnStatus.INTERRUPTED:
             self._publish(self._context.host_event("aerodrome.turn_interrupted", {"turn": run.id}))
+        if run.attempts and not run.tracker.ended:
+            self._tell_end(run, status, error)
         if self._updates.row.kind is SessionKind.EPHEMERAL:
             run.row = row
             return

@@ -50,9 +50,9 @@ class Delivery:
     async def send(self, run: TurnRun, activation: Activation, *, steer: bool = False) -> None:
         """Hand an added prompt over. Raises what `Activation.send` raises."""
         attempt = run.tracker
-        message_id = await activation.send(run.row.prompt, run.row.attachments, steer=steer)
+        message_id = await activation.send(run.message, steer=steer)
         if self.has(run, attempt):
-            run.row = replace(run.row, message_id=message_id)
+            run.sent_as(message_id)
             attempt.sent_as(message_id)
             self._look(run)
             self._changed.set()

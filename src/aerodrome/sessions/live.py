@@ -7,13 +7,15 @@ the hub, which outlives it: readers stay while the session is hibernated.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import structlog
 
-from aerodrome.errors import AerodromeError
+from aerodrome.errors import AerodromeError, RuntimeUnavailable
 from aerodrome.events import SessionEvent
-from aerodrome.model import SessionRow, SessionState
+from aerodrome.model import MAX_TITLE, SessionRow, SessionState
 from aerodrome.sessions.activation import Activation
+from aerodrome.sessions.attachments import Attachment, Attachments
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.ends import TurnEnds
 from aerodrome.sessions.hub import EventHub
@@ -23,6 +25,7 @@ from aerodrome.sessions.requests import OpenRequest, denial
 from aerodrome.sessions.residency import Residency
 from aerodrome.sessions.row_updates import RowUpdates
 from aerodrome.sessions.run import TurnRun
+from aerodrome.sessions.toolcalls import OpenToolCalls
 from aerodrome.sessions.turns import Turns
 
 log = structlog.get_logger(__name__)
@@ -44,6 +47,13 @@ class LiveSession:
         self.hub = hub
         self.updates = RowUpdates(context, row)
         self._context = context
+        self._tool_calls = OpenToolCalls()
+        #: The runtime is at work, on whoever's behalf: a client can start it without a prompt of ours.
+        self._working = False
+        #: The title, as long as nobody has chosen one.
+        self._derived_title: str | None = None
+        #: Calls of clients that need the session where it is.
+        self._holds = 0
         self._residency = Residency(
             context,
             self.updates,
@@ -88,13 +98,24 @@ class LiveSession:
         return self.turns.last_used
 
     @property
+    def attachments(self) -> Attachments:
+        return self._residency.attachments
+
+    @property
+    def engaged(self) -> bool:
+        """In a turn, or needed for something else at this moment."""
+        return self.busy or self._holds > 0 or (self._working and self.activation is not None)
+
+    @property
     def evictable(self) -> bool:
-        """Resident, and not in a turn."""
-        return self.state is State.IDLE and not self.busy
+        """Resident, and not engaged."""
+        return self.state is State.IDLE and not self.engaged
 
     @property
     def forgettable(self) -> bool:
         """Nothing of it is here that is not stored, and nothing is being done with it."""
+        if self.attachments or self._holds:
+            return False
         return self._residency.at_rest and not self.turns.at_work and not self.updates.pending
 
     def find(self, turn_id: str) -> TurnRun | None:
@@ -107,7 +128,7 @@ class LiveSession:
 
     async def hibernate(self) -> bool:
         """Put an idle session to sleep. ``False``: it is not idle (any more)."""
-        if not await self._residency.hibernate(lambda: not self.busy):
+        if not await self._residency.hibernate(lambda: not self.engaged):
             return False
         await self.updates.flush()
         return True
@@ -127,19 +148,86 @@ class LiveSession:
         await self._residency.aclose()
         self.hub.finish()
 
+    # --- clients with a connection of their own ---
+
+    async def attach(self, attachment: Attachment) -> None:
+        """Have a client take part; loads the session. Raises what `Residency.attach` does."""
+        self.hold()
+        try:
+            await self._residency.attach(attachment)
+        finally:
+            self.release()
+
+    async def detach(self, attachment: Attachment) -> None:
+        """The client takes part no more: what the runtime asks of it and it has not answered is answered for it."""
+        await self._residency.detach(attachment)
+        await attachment.close()
+        if (activation := self.activation) is not None:
+            for request in self._tool_calls.take(attachment.tools):
+                with suppress(RuntimeUnavailable):
+                    await activation.fail_tool(request, "the client that runs this tool has gone")
+
+    async def awake(self) -> Activation:
+        """The session's activation; loads it if need be."""
+        return await self._residency.awake()
+
+    def hold(self) -> None:
+        """Keep the session where it is until `release`."""
+        self._holds += 1
+
+    def release(self) -> None:
+        self._holds -= 1
+        self.turns.last_used = self._context.clock.monotonic()
+
     # --- events and requests ---
 
     def _on_history(self, text: str) -> None:
+        # Called at each loading, before the first event.
+        self._working = False
+        self._tool_calls.clear()
         for event in unpublished(text, self.hub):
             self._publish(event)
         self.hub.position = self.hub.position or last_id(text)
 
     def _on_event(self, event: SessionEvent) -> None:
+        if event.type == "assistant.turn_start":
+            self._working = True
+        elif event.type == "session.idle":
+            self._working = False
+        elif event.type == "user.message":
+            self._note_title(event, "content")
+        elif event.type == "session.title_changed":
+            self._note_title(event, "title")
+        elif event.type == "session.model_change":
+            self._note_model(event)
+        self._tool_calls.see(event)
         self.turns.feed(event)
-        self._publish(event)
+        self._tell(event)
+
+    def _note_title(self, event: SessionEvent, field: str) -> None:
+        """Sessions of native clients have titles as the runtime gives them: the first prompt, then something better."""
+        if self.row.title != self._derived_title or "native" not in self.row.options:
+            return
+        title = event.data.get(field)
+        if isinstance(title, str) and title.strip() and (field == "title" or self._derived_title is None):
+            self._derived_title = title.strip().splitlines()[0][:MAX_TITLE]
+            self.updates.note(title=self._derived_title)
+
+    def _note_model(self, event: SessionEvent) -> None:
+        model = event.data.get("newModel")
+        if isinstance(model, str) and model and model != self.row.model:
+            # The next resume must not take the session back to the model that it was opened with.
+            self.updates.note(model=model)
 
     def _publish(self, event: SessionEvent) -> None:
-        self.turns.tell(self.hub.publish(event))
+        """Tell an event that does not come from the runtime now."""
+        self._tell(event, from_host=True)
+
+    def _tell(self, event: SessionEvent, *, from_host: bool = False) -> None:
+        event = self.hub.publish(event)
+        self.turns.tell(event)
+        if self.attachments:
+            self.attachments.tell(event, from_host=from_host)
 
     def _on_request_expired(self, request: OpenRequest) -> None:
         said = f"Nobody answered within {self._context.options.request_timeout:g} seconds."

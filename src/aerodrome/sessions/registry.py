@@ -91,14 +91,14 @@ class LiveSessions:
         """Put a session to sleep and forget it. ``False``: it is not idle (any more)."""
         if not await live.hibernate():
             return False
-        self._forget(live)
+        self.forget(live)
         return True
 
     async def tidy(self) -> None:
         """Let go of sessions that lost their runtime and of event hubs that nobody reads; do what the store refused."""
         for live in self.all:
             await live.updates.flush()
-            self._forget(live)
+            self.forget(live)
         for key in list(self._hubs):
             self._forget_hub(key)
         await self._record_late_ends()
@@ -119,7 +119,8 @@ class LiveSessions:
             if live.activation is not None and live.activation.runtime is runtime:
                 self._context.tasks.start(live.runtime_lost(runtime.lost_reason or "it was lost"), "runtime lost")
 
-    def _forget(self, live: LiveSession) -> None:
+    def forget(self, live: LiveSession) -> None:
+        """Let go of it, if nothing of it is here that is not stored."""
         if live.forgettable and self._live.get(live.row.key) is live:
             del self._live[live.row.key]
             self._forget_hub(live.row.key)

@@ -12,10 +12,12 @@ from collections.abc import Callable
 
 import structlog
 
-from aerodrome.errors import AerodromeError
+from aerodrome.errors import AerodromeError, Refused, RuntimeUnavailable
 from aerodrome.events import SessionEvent
 from aerodrome.model import SessionState
-from aerodrome.sessions.activation import Activation
+from aerodrome.runtime.machine import RuntimeState
+from aerodrome.sessions.activation import Activation, ActivationRefused
+from aerodrome.sessions.attachments import Attachment, Attachments
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.machine import SessionMachine, State, Stimulus
 from aerodrome.sessions.requests import OpenRequest
@@ -43,6 +45,7 @@ class Residency:
     ) -> None:
         #: Present while the session is resident, and until its loss has been dealt with.
         self.activation: Activation | None = None
+        self.attachments = Attachments()
         self._context = context
         self._updates = updates
         self._on_history = on_history
@@ -68,26 +71,74 @@ class Residency:
     async def awake(self) -> Activation:
         """The session's activation; wakes it if need be. Raises what `wake` raises."""
         async with self._transition:
-            self._refuse_when_closed()
-            if self.activation is not None and not self.activation.lost.done():
-                return self.activation
-            await self._drop()
-            self._machine.apply(Stimulus.WAKE)
-            try:
-                self.activation = await wake(
-                    self._context,
-                    self._updates.row,
-                    on_history=self._on_history,
-                    on_event=self._on_event,
-                    on_request_expired=self._on_request_expired,
-                )
-            except BaseException:
-                self._machine.apply(Stimulus.LOST)
-                raise
-            self._machine.apply(Stimulus.AWAKE)
-            self._refuse_when_closed()  # in which case `aclose` gives it back
-            self.note_state()
+            return await self._awake()
+
+    async def _awake(self) -> Activation:
+        self._refuse_when_closed()
+        if self.activation is not None and not self.activation.lost.done():
             return self.activation
+        await self._drop()
+        self._machine.apply(Stimulus.WAKE)
+        try:
+            self.activation = await wake(
+                self._context,
+                self._updates.row,
+                self.attachments,
+                on_history=self._on_history,
+                on_event=self._on_event,
+                on_request_expired=self._on_request_expired,
+            )
+        except BaseException:
+            self.attachments.lost()
+            self._machine.apply(Stimulus.LOST)
+            raise
+        self._machine.apply(Stimulus.AWAKE)
+        self._refuse_when_closed()  # in which case `aclose` gives it back
+        self.note_state()
+        return self.activation
+
+    async def attach(self, attachment: Attachment) -> None:
+        """Have a client take part, and the session loaded by it unless it is.
+
+        Raises:
+            Refused, ActivationRefused: The runtime does not take what the client asks for.
+            AerodromeError: What `wake` raises.
+        """
+        async with self._transition:
+            self._refuse_when_closed()
+            activation = self.activation
+            if activation is not None and not activation.lost.done():
+                try:
+                    await attachment.open(activation.runtime, resume=True)
+                except Refused:
+                    raise
+                except RuntimeUnavailable:
+                    if activation.runtime.state is RuntimeState.CLAIMED:
+                        raise
+                    # It went away meanwhile: what follows is an ordinary wake-up.
+                else:
+                    self.attachments.add(attachment)
+                    return
+            await self._attach_and_wake(attachment)
+
+    async def _attach_and_wake(self, attachment: Attachment) -> None:
+        # First: nobody can join with its tools a session that was resumed for others but did not exist before.
+        self.attachments.add(attachment, first=True)
+        try:
+            try:
+                await self._awake()
+            except ActivationRefused as error:
+                if isinstance(error.__cause__, Refused):
+                    raise
+                await self._awake()  # the runtime went while it loaded the session
+        except BaseException:
+            self.attachments.remove(attachment)
+            raise
+
+    async def detach(self, attachment: Attachment) -> None:
+        """The client takes part no more. Nothing happens to the session."""
+        async with self._transition:
+            self.attachments.remove(attachment)
 
     def turn_began(self) -> None:
         self._machine.apply(Stimulus.SEND)
@@ -123,6 +174,7 @@ class Residency:
         self._closed_with = self._closed_with or error
         if self.activation is not None:
             self.activation.discard(error.detail, error)
+        self.attachments.finish(error)
 
     async def aclose(self) -> None:
         """Give everything back after `shut`."""
@@ -149,6 +201,7 @@ class Residency:
             self._machine.apply(Stimulus.HIBERNATE)
             unloaded = False
             try:
+                await self.attachments.close()
                 unloaded = await activation.close()
                 if not unloaded:
                     await activation.unload()
@@ -167,6 +220,9 @@ class Residency:
         activation.discard("given up")
         self._machine.apply(Stimulus.LOST)
         try:
+            if not activation.runtime.lost.is_set():
+                await self.attachments.close()
+            self.attachments.lost()
             await activation.unload()
         finally:
             self._release(activation)
@@ -176,6 +232,7 @@ class Residency:
         """Give place and lease back. A release that comes late, behind a new lease of our own, changes nothing."""
         activation.discard("released")
         self.activation = None
+        self.attachments.lost()
         self._context.pool.release(activation.runtime)
         self._context.release_lease(activation.lease)
 

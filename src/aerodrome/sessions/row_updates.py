@@ -47,8 +47,16 @@ class RowUpdates:
         state: SessionState | None = None,
         last_used_at: float | None = None,
         last_turn: LastTurn | None = None,
+        title: str | None = None,
+        model: str | None = None,
     ) -> None:
-        values = {"state": state, "last_used_at": last_used_at, "last_turn": last_turn}
+        values = {
+            "state": state,
+            "last_used_at": last_used_at,
+            "last_turn": last_turn,
+            "title": title,
+            "model": model,
+        }
         changes: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
         self.row = replace(self.row, **changes)
         self._pending.update(changes)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from aerodrome._util.tasks import first_of
 from aerodrome.errors import AerodromeError
 from aerodrome.events import SessionEvent
 from aerodrome.model import TurnRow
@@ -20,8 +22,22 @@ class TurnRun:
     idempotency key joins the first).
     """
 
-    def __init__(self, row: TurnRow, *, reader_bytes: int, on_abandon: Callable[[TurnRun], None] | None = None) -> None:
+    def __init__(
+        self,
+        row: TurnRow,
+        *,
+        reader_bytes: int,
+        on_abandon: Callable[[TurnRun], None] | None = None,
+        message: Mapping[str, Any] | None = None,
+        joins: bool = False,
+    ) -> None:
         self.row = row
+        #: What is handed to the runtime: parameters of `session.send`.
+        self.message: Mapping[str, Any] = message or _message_of(row)
+        #: It does not wait for the end of a running turn: the runtime's own queue takes it.
+        self.joins = joins
+        #: The id under which the runtime took the prompt first; a client knows its message by it.
+        self.first_message_id: str | None = None
         #: True once the ledger has it, False when it could not be recorded and must not be sent.
         self.recorded: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         #: Set when the turn is to end: with ``None`` it is aborted, with an error it ends with that.
@@ -38,6 +54,7 @@ class TurnRun:
         self._on_abandon = on_abandon
         self._callers = 1
         self._channels: set[Channel] = set()
+        self._taken = asyncio.Event()
         self._result: asyncio.Future[TurnRow] = asyncio.get_running_loop().create_future()
         # An error nobody waits for any more (the client has gone) is no news.
         self._result.add_done_callback(lambda result: result.cancelled() or result.exception())
@@ -60,6 +77,16 @@ class TurnRun:
         """Wait for the end, whatever it is. ``False``: it has not come within `timeout` seconds."""
         await asyncio.wait({self._result}, timeout=timeout)
         return self._result.done()
+
+    async def taken(self) -> str | None:
+        """Wait until a runtime has taken the prompt; returns the id it gave the message then. ``None``: the turn has
+        ended before."""
+        taking = asyncio.ensure_future(self._taken.wait())
+        try:
+            await first_of(taking, self._result)
+        finally:
+            taking.cancel()
+        return self.first_message_id
 
     def events(self) -> Channel:
         channel = Channel(self._reader_bytes, self._channels.discard)
@@ -87,6 +114,12 @@ class TurnRun:
         if not self.stop_asked.done():
             self.stop_asked.set_result(error)
 
+    def sent_as(self, message_id: str) -> None:
+        """A runtime has taken the prompt."""
+        self.row = replace(self.row, message_id=message_id)
+        self.first_message_id = self.first_message_id or message_id
+        self._taken.set()
+
     def publish(self, event: SessionEvent) -> None:
         for channel in list(self._channels):
             channel.put(event)
@@ -107,6 +140,13 @@ class TurnRun:
     def _finish_channels(self) -> None:
         for channel in list(self._channels):
             channel.finish()
+
+
+def _message_of(row: TurnRow) -> dict[str, Any]:
+    message: dict[str, Any] = {"prompt": row.prompt}
+    if row.attachments:
+        message["attachments"] = row.attachments
+    return message
 
 
 def error_of(error: AerodromeError) -> dict[str, Any]:

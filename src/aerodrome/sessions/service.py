@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -30,6 +30,8 @@ from aerodrome.errors import (
 )
 from aerodrome.events import SessionEvent
 from aerodrome.model import (
+    MAX_TITLE,
+    Isolation,
     OnBusy,
     Principal,
     RuntimeKey,
@@ -42,8 +44,10 @@ from aerodrome.model import (
     valid_session_id,
 )
 from aerodrome.policy.attachments import refusal
+from aerodrome.runtime.supervisor import ManagedRuntime
 from aerodrome.sessions.api import Ask, MessagePage, OpenSession, SendMessage
 from aerodrome.sessions.context import SessionContext
+from aerodrome.sessions.fork import copy_files
 from aerodrome.sessions.history import history_page
 from aerodrome.sessions.hub import Channel, EventHub
 from aerodrome.sessions.live import LiveSession
@@ -55,7 +59,6 @@ from aerodrome.sessions.wake import parse, read_history
 
 log = structlog.get_logger(__name__)
 
-MAX_TITLE = 200
 MAX_SYSTEM_MESSAGE = 100_000
 
 
@@ -88,6 +91,8 @@ class SessionService:
             stored_options["system_message"] = request.system_message
         if request.tools is not None:
             stored_options["tools"] = list(request.tools)
+        if request.native is not None:
+            stored_options["native"] = dict(request.native)
         row = SessionRow(
             key=SessionKey(who.tenant, request.id or str(uuid.uuid4())),
             owner=who.user,
@@ -117,6 +122,8 @@ class SessionService:
     async def retitle(self, who: Principal, session_id: str, title: str) -> SessionRow:
         row = await self._readable(who, session_id)
         _check_title(title)
+        if (live := self._sessions.find(row.key)) is not None:
+            live.updates.row = replace(live.updates.row, title=title)
         await self._context.directory.update(row.key, title=title)
         return await self.get(who, session_id)
 
@@ -126,11 +133,27 @@ class SessionService:
     # --- turns ---
 
     async def send(self, who: Principal, session_id: str, message: SendMessage) -> TurnRun:
+        if (refused := refusal(message.attachments)) is not None:
+            raise Invalid(refused)
+        return await self._send(who, session_id, message)
+
+    async def send_native(self, who: Principal, session_id: str, params: Mapping[str, Any]) -> TurnRun:
+        """As `send`, with the parameters of `session.send`, which policy has allowed already. As in the runtime, the
+        prompt joins its queue, or steers (`mode: "immediate"`), when a turn is running. Raises as `send`."""
+        attachments = params.get("attachments")
+        message = SendMessage(
+            prompt=str(params.get("prompt") or ""),
+            attachments=attachments if isinstance(attachments, list) else [],
+            on_busy=OnBusy.STEER if params.get("mode") == "immediate" else OnBusy.ENQUEUE,
+        )
+        return await self._send(who, session_id, message, params)
+
+    async def _send(
+        self, who: Principal, session_id: str, message: SendMessage, params: Mapping[str, Any] | None = None
+    ) -> TurnRun:
         self._accepting()
         if len(message.prompt.encode("utf-8", "surrogatepass")) > self._context.options.max_prompt:
             raise TooLarge(f"the prompt is over the limit of {self._context.options.max_prompt} bytes")
-        if (refused := refusal(message.attachments)) is not None:
-            raise Invalid(refused)
         row = await self._readable(who, session_id)
         turn = TurnRow(
             key=row.key,
@@ -144,7 +167,13 @@ class SessionService:
             digest=_digest(message),
             created_at=self._context.clock.time(),
         )
-        run = TurnRun(turn, reader_bytes=self._context.options.reader_bytes, on_abandon=self._abandoned)
+        run = TurnRun(
+            turn,
+            reader_bytes=self._context.options.reader_bytes,
+            on_abandon=self._abandoned,
+            message=params,
+            joins=params is not None,
+        )
         return await self._submit(row, run, message.on_busy or self._context.options.on_busy)
 
     async def _submit(self, row: SessionRow, run: TurnRun, on_busy: OnBusy) -> TurnRun:
@@ -252,6 +281,65 @@ class SessionService:
         if self._context.options.cancel_on_disconnect and (live := self._sessions.find(run.row.key)) is not None:
             live.turns.request_abort(run)
 
+    # --- clients with a connection of their own ---
+
+    async def live_session(self, who: Principal, session_id: str) -> LiveSession:
+        """The session, for a native client: to attach to it, or to ask something of its runtime.
+
+        Raises:
+            NotFound: There is no such session that the principal may read.
+            Draining, StoreUnavailable: This node takes no work now.
+        """
+        self._accepting()
+        return self._sessions.ensure(await self._readable(who, session_id))
+
+    def is_own(self, who: Principal, session_id: str) -> bool:
+        """Whether a session that is loaded here is the principal's."""
+        live = self._sessions.find(SessionKey(who.tenant, session_id))
+        return live is not None and _may_read(who, live.row)
+
+    async def borrow(self, who: Principal) -> ManagedRuntime:
+        """Any runtime that serves the principal, for a question that concerns no session; `give_back` it.
+
+        Raises as `RuntimePool.reserve`.
+        """
+        self._accepting()
+        user = self._context.options.isolation_of(who.tenant) is Isolation.USER
+        return await self._context.pool.reserve(RuntimeKey(who.tenant, who.user if user else None))
+
+    def give_back(self, runtime: ManagedRuntime) -> None:
+        self._context.pool.release(runtime)
+
+    def let_go(self, live: LiveSession) -> None:
+        """A native client needs the session no more: forget what is of no use now."""
+        self._sessions.forget(live)
+
+    async def fork(
+        self, who: Principal, session_id: str, *, to_event_id: str | None = None, title: str | None = None
+    ) -> SessionRow:
+        """A new session with the history of another one, up to before an event if one is named.
+
+        Raises:
+            NotFound: There is no such session.
+            Invalid: No such event, or no title.
+        """
+        row = await self._readable(who, session_id)
+        opened = OpenSession(
+            model=row.model,
+            title=title or row.title,
+            system_message=row.options.get("system_message"),
+            tools=row.options.get("tools"),
+            streaming=bool(row.options.get("streaming", True)),
+            native=row.options.get("native"),
+        )
+        target, _ = await self.open_session(who, opened)
+        try:
+            await copy_files(self._context, row.key, target, to_event_id)
+        except BaseException:
+            await self._sessions.delete(target)
+            raise
+        return target
+
     # --- history and events ---
 
     async def history(
@@ -315,7 +403,7 @@ class SessionService:
         present = await self._context.directory.get(row.key)
         live = self._sessions.find(row.key)
         # No await from here until the deletion has begun and the session takes no prompt any more.
-        if present is None or present.last_used_at >= before or (live is not None and live.busy):
+        if present is None or present.last_used_at >= before or (live is not None and live.engaged):
             return False
         await self._sessions.delete(present)
         return True
@@ -371,7 +459,13 @@ class SessionService:
         """The row with the state of this moment: a crashed node leaves `running` behind."""
         live = self._sessions.find(row.key)
         if live is not None and live.activation is not None:
-            return replace(row, state=live.listed_state, last_turn=live.row.last_turn or row.last_turn)
+            return replace(
+                row,
+                state=live.listed_state,
+                last_turn=live.row.last_turn or row.last_turn,
+                last_used_at=max(row.last_used_at, live.row.last_used_at),
+                title=live.row.title or row.title,
+            )
         if row.state is not SessionState.HIBERNATED and await self._context.leases.holder(row.key) is None:
             return replace(row, state=SessionState.HIBERNATED)
         return row

@@ -22,13 +22,14 @@ from aerodrome.errors import (
     Conflict,
     Draining,
     NotFound,
+    Refused,
     RuntimeUnavailable,
     SessionBusy,
     TurnFailed,
 )
 from aerodrome.events import SessionEvent
 from aerodrome.model import OnBusy, SessionKind, SessionRow
-from aerodrome.sessions.activation import Activation, Refused
+from aerodrome.sessions.activation import Activation
 from aerodrome.sessions.attempts import Attempts
 from aerodrome.sessions.books import TurnBooks
 from aerodrome.sessions.context import SessionContext
@@ -81,7 +82,7 @@ class Turns:
             self._books,
             publish=publish,
             on_history=on_history,
-            on_progress=self._abort_delivered,
+            on_progress=self._progress,
             put_back=lambda runs: self._queue.extendleft(reversed(runs)),
         )
         self._worker: asyncio.Task[None] | None = None
@@ -155,8 +156,8 @@ class Turns:
         run.recorded.set_result(True)
         if on_busy is OnBusy.INTERRUPT:
             self._stop_running()
-        elif on_busy is OnBusy.STEER:
-            self._steer(run)
+        elif on_busy is OnBusy.STEER or run.joins:
+            self._hand_over(run, steer=on_busy is OnBusy.STEER)
 
     def _refuse_when_busy(self, on_busy: OnBusy) -> None:
         if self._updates.row.kind is SessionKind.EPHEMERAL:
@@ -197,6 +198,10 @@ class Turns:
         while self._worker is not None and not self._worker.done():
             await asyncio.wait({self._worker})
 
+    def stop_running(self) -> bool:
+        """Ask for the end of the running turn. ``False``: none was running."""
+        return bool(self._stop_running())
+
     def _stop_running(self) -> list[TurnRun]:
         runs = self._delivery.runs or ([self._current] if self._current is not None else [])
         running = [run for run in runs if not run.ended]
@@ -226,10 +231,19 @@ class Turns:
         if not all(run.ended for run in runs):
             activation.discard(f"the runtime did not end an aborted turn within {timeout:g} s")
 
-    # --- steering ---
+    # --- prompts that come to a running turn ---
 
-    def _steer(self, run: TurnRun) -> None:
-        """Hand the prompt into the running turn, if there is one that goes on; else it stays in the queue."""
+    def _progress(self) -> None:
+        self._abort_delivered()
+        while self._queue and self._queue[0].joins and self._queue[0].recorded.done():
+            waiting = self._queue[0]
+            self._hand_over(waiting, steer=False)
+            if self._queue and self._queue[0] is waiting:
+                return
+
+    def _hand_over(self, run: TurnRun, *, steer: bool) -> None:
+        """Hand the prompt to the runtime that is in a turn, if there is one that goes on; else it stays in the
+        queue."""
         activation = self._residency.activation
         if activation is None or activation.lost.done() or self._residency.state is not State.RUNNING:
             return
@@ -237,15 +251,15 @@ class Turns:
             return  # an abort throws away what the runtime has not taken up yet
         self._queue.remove(run)
         self._delivery.add(run)
-        self._context.tasks.start(self._hand_in(run, activation), "steer")
+        self._context.tasks.start(self._hand_in(run, activation, steer=steer), "hand in")
 
-    async def _hand_in(self, run: TurnRun, activation: Activation) -> None:
+    async def _hand_in(self, run: TurnRun, activation: Activation, *, steer: bool) -> None:
         attempt = run.tracker
         try:
             if not await self._books.start(run):
                 self._delivery.remove(run, attempt)
             elif self._delivery.has(run, attempt):
-                await self._delivery.send(run, activation, steer=True)
+                await self._delivery.send(run, activation, steer=steer)
                 self._books.note(run, message_id=run.row.message_id)
         except Refused:
             if self._delivery.has(run, attempt):

@@ -23,6 +23,7 @@ from aerodrome.model import SessionKey, SessionRow
 from aerodrome.policy.session_params import session_params
 from aerodrome.runtime.supervisor import ManagedRuntime
 from aerodrome.sessions.activation import Activation, ActivationRefused
+from aerodrome.sessions.attachments import Attachments
 from aerodrome.sessions.context import SessionContext, runtime_key
 from aerodrome.sessions.requests import OpenRequest
 from aerodrome.statestore.history import cut_unanswered
@@ -89,6 +90,7 @@ async def repair_history(context: SessionContext, key: SessionKey, epoch: int) -
 async def wake(
     context: SessionContext,
     row: SessionRow,
+    attachments: Attachments,
     *,
     on_history: Callable[[str], None],
     on_event: Callable[[SessionEvent], None],
@@ -121,10 +123,11 @@ async def wake(
             on_event=on_event,
             on_request_expired=on_request_expired,
         )
-        await activation.open(_params(context, row, runtime), resume=bool(history))
+        await activation.open(_params(context, row, runtime), attachments, resume=bool(history))
         if lease.incarnation != context.incarnation():
             # Held for dead in the meantime, so that the lease is void.
             activation.discard("its lease was lost")
+            await attachments.close()
             await activation.unload()
             raise ActivationRefused("this node lost its leases while the session was loaded")
         undo.pop_all()
@@ -134,7 +137,7 @@ async def wake(
 
 def _params(context: SessionContext, row: SessionRow, runtime: ManagedRuntime) -> dict[str, object]:
     options = row.options
-    return session_params(
+    params = session_params(
         row.key.id,
         model=row.model,
         system_message=options.get("system_message"),
@@ -143,3 +146,6 @@ def _params(context: SessionContext, row: SessionRow, runtime: ManagedRuntime) -
         streaming=bool(options.get("streaming", True)),
         credentials=context.credentials(row.key.tenant),
     )
+    # What a client had it opened with over the native gateway, as far as it makes sense without that client.
+    params.update(options.get("native", {}))
+    return params

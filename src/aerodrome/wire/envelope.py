@@ -179,11 +179,30 @@ def _fits(value: Any, depth: int) -> bool:
     return True
 
 
-def request_frame(request_id: RequestId, method: str, params: Any) -> bytes:
+def too_deep(value: Raw | UnsetType) -> bool:
+    """Whether parameters or a result that would be forwarded as they are go deeper than the CLI reads."""
+    if value is UNSET:
+        return False
+    raw = bytes(value)
+    # Without so many openings it cannot be, and hardly anything has them.
+    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
+        return False
+    try:
+        return not _fits(msgspec.json.decode(raw), MAX_DEPTH)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return True
+
+
+def request_body(request_id: RequestId, method: str, params: Any) -> bytes:
     """Raises `EnvelopeError` when the parameters are nested deeper than the CLI reads."""
     if not _fits(params, MAX_DEPTH):
         raise EnvelopeError(f"the parameters of {method} are nested deeper than {MAX_DEPTH} levels")
-    return encode_frame(_encode({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}))
+    return _encode({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
+
+
+def request_frame(request_id: RequestId, method: str, params: Any) -> bytes:
+    """Raises `EnvelopeError` as `request_body` does."""
+    return encode_frame(request_body(request_id, method, params))
 
 
 def notification_frame(method: str, params: Any) -> bytes:

@@ -120,11 +120,15 @@ function tool(name = "look", handler = async ({ x }) => `${name} got ${x}`, more
     return defineTool(name, { description: `Does ${name}`, parameters, handler, ...more });
 }
 
+function fault(error) {
+    return { code: error.code ?? null, message: error.message };
+}
+
 async function failure(promise) {
     try {
         await promise;
     } catch (error) {
-        return { code: error.code ?? null, message: error.message };
+        return fault(error);
     }
     throw new Error("it did not fail");
 }
@@ -397,7 +401,7 @@ const sessions = {
         ping: await sdk.ping("are you there?").then(({ message, protocolVersion }) => [message, protocolVersion]),
         status: await sdk.getStatus(),
         auth: await sdk.getAuthStatus(),
-        models: await failure(sdk.listModels()),
+        models: await sdk.listModels().then((models) => models.map(({ id }) => id), fault),
     })),
 
     wrongToken: async (options) => {

@@ -1,0 +1,170 @@
+"""One client's part in one session (`sessions.attachments.Attachment`): how it is opened, left and kept up to date.
+
+What the client opened the session with is remembered as long as it is connected, and said again to every runtime that
+the session comes to; host-side credentials go in each time and are not part of it. Nothing of it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import structlog
+from msgspec import Raw, UnsetType
+
+from aerodrome.errors import AerodromeError, Refused, RuntimeUnavailable
+from aerodrome.events import SessionEvent
+from aerodrome.gateway.router import Command, Router
+from aerodrome.gateway.upstream import Upstream
+from aerodrome.policy.open_params import OpenContext, runtime_open_params
+from aerodrome.policy.profiles import Profile
+from aerodrome.runtime.link import LinkClosed, RemoteError
+from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.sessions.live import LiveSession
+
+log = structlog.get_logger(__name__)
+
+#: What is meant for the moment in which the client asked, and not for later ones.
+_ONCE = frozenset({"continuePendingWork", "openCanvases", "name"})
+#: What a session knows from its history, with all the changes since it was opened.
+_REMEMBERED = frozenset({"model", "reasoningEffort", "reasoningSummary", "contextTier", "agent"})
+
+
+class AttachmentOwner(Protocol):
+    """What an attachment needs of its client's connection."""
+
+    router: Router
+
+    async def link_to(self, runtime: ManagedRuntime) -> Upstream:
+        """Raises `RuntimeUnavailable`."""
+        ...
+
+    def run(self, commands: Sequence[Command]) -> None: ...
+
+    async def ask(self, session_id: str, method: str, params: Mapping[str, Any]) -> Any:
+        """Have the client answer. Raises `RequestRefused`."""
+        ...
+
+    def attachment_finished(self, attachment: NativeAttachment, error: AerodromeError) -> None: ...
+
+    @property
+    def gone(self) -> bool: ...
+
+
+class NativeAttachment:
+    """Args:
+    kept: What policy keeps of the client's parameters.
+    context: What a session in this runtime gets beside them.
+    """
+
+    def __init__(
+        self,
+        owner: AttachmentOwner,
+        live: LiveSession,
+        kept: Mapping[str, Any],
+        context: Callable[[ManagedRuntime], OpenContext],
+        profile: Profile,
+    ) -> None:
+        self.live = live
+        #: The runtime's answer to the latest opening, as it came.
+        self.result: Raw | UnsetType | None = None
+        #: Why the runtime refused the latest opening.
+        self.refused: RemoteError | None = None
+        self._owner = owner
+        self._context = context
+        self._profile = profile
+        self._kept = dict(kept)
+        self._opened = False
+        self._link: Upstream | None = None
+
+    @property
+    def session_id(self) -> str:
+        return self.live.row.key.id
+
+    @property
+    def tools(self) -> frozenset[str]:
+        tools = self._kept.get("tools")
+        named = tools if isinstance(tools, list) else []
+        return frozenset(str(tool.get("name")) for tool in named if isinstance(tool, dict))
+
+    @property
+    def is_replay(self) -> bool:
+        return self._opened
+
+    @property
+    def forces_options(self) -> bool:
+        return self._profile is not Profile.TRUSTED
+
+    def ask_anew(self, kept: Mapping[str, Any]) -> None:
+        """The client opens the session again, with other parameters."""
+        self._kept = dict(kept)
+        self._opened = False
+
+    # --- Attachment ---
+
+    async def open(self, runtime: ManagedRuntime, *, resume: bool) -> None:
+        if self._owner.gone:
+            self._opened = True  # nobody waits for it
+            raise Refused("the client has gone")
+        method = "session.resume" if resume else "session.create"
+        link = await self._owner.link_to(runtime)
+        router = self._owner.router
+        router.bind(self.session_id, link.id)
+        self._link = link
+        try:
+            self.result = await link.request(method, self._params(runtime, resume=resume))
+        except RemoteError as error:
+            self.refused = error
+            router.unbind(self.session_id)
+            raise Refused(f"the runtime refused: {error}") from error
+        except LinkClosed as error:
+            raise RuntimeUnavailable(f"the runtime has gone: {error}") from error
+        except TimeoutError as error:
+            # It answered pings a moment ago but not this: it will not get better by itself.
+            runtime.kill(f"no answer to {method}")
+            raise RuntimeUnavailable(f"the runtime did not answer {method} in time") from error
+        self.refused = None
+        self._opened = True
+
+    def _params(self, runtime: ManagedRuntime, *, resume: bool) -> dict[str, Any]:
+        kept = dict(self._kept)
+        if self._opened:
+            for name in _ONCE | (_REMEMBERED if resume else frozenset()):
+                kept.pop(name, None)
+            if resume:
+                kept["disableResume"] = True  # the client is not told that it has come back: it never was away
+        return {**runtime_open_params(kept, self._context(runtime)), "sessionId": self.session_id}
+
+    async def close(self) -> None:
+        link, self._link = self._link, None
+        self._owner.router.unbind(self.session_id)
+        if link is None or link.connection.closed:
+            return
+        try:
+            await link.request("session.detach", {"sessionId": self.session_id})
+        except (LinkClosed, RemoteError):
+            pass  # there is nothing to let go of
+        except TimeoutError:
+            link.runtime.kill("no answer to session.detach")
+
+    def lost(self) -> None:
+        self._link = None
+        self._owner.router.unbind(self.session_id)
+        self._run(self._owner.router.catch_up(self.session_id, self.live.hub.kept()))
+
+    def tell(self, event: SessionEvent, *, from_host: bool = False) -> None:
+        self._run(self._owner.router.tell(self.session_id, [event], from_host=from_host))
+
+    def sent_again(self, first_id: str, latest_id: str | None) -> None:
+        self._run(self._owner.router.alias(self.session_id, first_id, latest_id))
+
+    async def ask(self, method: str, params: Mapping[str, Any]) -> Any:
+        return await self._owner.ask(self.session_id, method, params)
+
+    def finish(self, error: AerodromeError) -> None:
+        self._link = None
+        self._owner.attachment_finished(self, error)
+
+    def _run(self, commands: Sequence[Command]) -> None:
+        if commands:
+            self._owner.run(commands)

@@ -1,0 +1,360 @@
+"""One connected client: the shell around `gateway.router`.
+
+What the router decides is done here: frames are written, links to runtimes opened, sessions loaded. Flow is controlled
+in both directions. While the client does not take what is there for it, nothing more is read from its runtimes, nor
+from itself; after a while, or past a number of bytes, it is cut off. While a runtime does not take what the client
+sends, the client is not read. Nobody else waits for either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import structlog
+
+from aerodrome._util.tasks import TaskOwner
+from aerodrome.errors import AerodromeError, Capacity, Draining, NotFound, RuntimeUnavailable
+from aerodrome.gateway.attachment import NativeAttachment
+from aerodrome.gateway.problems import INTERNAL_ERROR
+from aerodrome.gateway.router import (
+    Command,
+    Place,
+    Request,
+    Router,
+    Serve,
+    ToClient,
+    Told,
+    ToOwn,
+    ToRuntime,
+    problem_of,
+)
+from aerodrome.gateway.upstream import Upstream
+from aerodrome.model import Principal
+from aerodrome.runtime.frames import FrameConnection
+from aerodrome.runtime.link import RequestRefused
+from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.sessions.live import LiveSession
+from aerodrome.sessions.run import TurnRun
+from aerodrome.wire import envelope
+
+if TYPE_CHECKING:
+    from aerodrome.gateway.server import Gateway
+
+log = structlog.get_logger(__name__)
+
+#: How often a request is taken to another runtime when the one it was meant for goes away under it.
+_ATTEMPTS = 3
+
+
+class GatewayClient:
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        limits = gateway.limits
+        self.connection = FrameConnection(self, max_frame=limits.max_frame)
+        self.router = Router(self._is_own, max_requests=limits.max_requests)
+        #: Set by `connect`.
+        self.principal: Principal | None = None
+        self.credential = ""
+        #: What the client said of itself with `connect`, without its credential.
+        self.hello: dict[str, Any] = {}
+        self.attachments: dict[str, NativeAttachment] = {}
+        #: What we have asked the client ourselves.
+        self._asked: dict[int, asyncio.Future[envelope.Message]] = {}
+        self._runs: set[TurnRun] = set()
+        self._links: dict[str, Upstream] = {}
+        self._opening: dict[str, asyncio.Task[Upstream]] = {}
+        self._tasks = TaskOwner("gateway client")
+        self._out: list[bytes] = []
+        self._slow: asyncio.TimerHandle | None = None
+        self._left = False
+        #: Done when nothing of the client is left.
+        self.left: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    @property
+    def gone(self) -> bool:
+        return self.connection.closed
+
+    @property
+    def who(self) -> Principal:
+        assert self.principal is not None
+        return self.principal
+
+    def is_of(self, who: Principal) -> bool:
+        """Whether it belongs to this user."""
+        known = self.principal
+        return known is not None and (known.tenant, known.user) == (who.tenant, who.user)
+
+    def _is_own(self, session_id: str) -> bool:
+        return self.principal is not None and self.gateway.sessions.is_own(self.principal, session_id)
+
+    # --- FrameOwner ---
+
+    def on_bodies(self, bodies: list[bytes]) -> None:
+        for body in bodies:
+            if self.connection.closed:
+                return
+            self.run(self.router.from_client(body), flush=False)
+        self._flush()
+
+    def on_closed(self, reason: str) -> None:
+        self.gateway.client_closed(self, reason)
+
+    def on_paused(self, paused: bool) -> None:
+        self._regulate()
+        if not paused:
+            if self._slow is not None:
+                self._slow.cancel()
+                self._slow = None
+        elif self._slow is None:
+            loop = asyncio.get_running_loop()
+            self._slow = loop.call_later(self.gateway.limits.write_timeout, self._too_slow)
+
+    # --- UpstreamOwner ---
+
+    def on_runtime_bodies(self, link: Upstream, bodies: list[bytes]) -> None:
+        for body in bodies:
+            commands = self.router.from_runtime(link.id, body)
+            if commands and isinstance(commands[0], ToOwn):
+                link.settle(commands[0].message)
+            else:
+                self.run(commands, flush=False)
+        self._flush()
+
+    def on_runtime_closed(self, link: Upstream) -> None:
+        if self._links.get(link.id) is link:
+            del self._links[link.id]
+        if not self._left:
+            self.run(self.router.lost(link.id))
+        self._regulate()
+
+    def on_runtime_paused(self, paused: bool) -> None:
+        self._regulate()
+
+    # --- what the router says ---
+
+    def run(self, commands: Sequence[Command], *, flush: bool = True) -> None:
+        for command in commands:
+            if isinstance(command, ToClient):
+                self._out.append(command.frame)
+            elif isinstance(command, ToRuntime):
+                self._to_runtime(command)
+            elif isinstance(command, Serve):
+                self._serve(command.request)
+            elif isinstance(command, Told):
+                self._hear(command)
+            elif isinstance(command, Place):
+                self._start(self._place(command.request), command.request.method)
+        if flush:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._out:
+            return
+        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        self._out.clear()
+        self.connection.write(data)
+        if self.connection.paused and self.connection.buffered > self.gateway.limits.client_buffer:
+            self._too_slow()
+
+    def _to_runtime(self, command: ToRuntime) -> None:
+        link = self._links.get(command.link)
+        if link is not None:
+            link.connection.write(command.frame)
+
+    async def ask(self, session_id: str, method: str, params: Mapping[str, Any]) -> Any:
+        """Have the client answer a request. Raises `RequestRefused`: it did not, or has gone."""
+        number, commands = self.router.ask(session_id, method, msgspec.json.encode(params))
+        future: asyncio.Future[envelope.Message] = asyncio.get_running_loop().create_future()
+        self._asked[number] = future
+        self.run(commands)
+        try:
+            message = await future
+            if message.is_error:
+                raise RequestRefused(*envelope.error_of(message))
+            return envelope.decode_value(message.result)
+        except envelope.EnvelopeError as error:
+            raise RequestRefused(INTERNAL_ERROR, str(error)) from error
+        finally:
+            del self._asked[number]
+
+    def _hear(self, told: Told) -> None:
+        future = self._asked.get(told.number)
+        if future is not None and not future.done():
+            future.set_result(told.message)
+
+    def _serve(self, request: Request) -> None:
+        if (frame := self.gateway.answers.at_once(self, request)) is not None:
+            self.run(self.router.answered(request, frame), flush=False)
+        else:
+            self._start(self._answer(request), request.method)
+
+    def _start(self, work: Any, name: str) -> None:
+        if self._tasks.closed:
+            work.close()
+        else:
+            self._tasks.start(work, name)
+
+    async def _answer(self, request: Request) -> None:
+        try:
+            frame = await self.gateway.answers.answer(self, request)
+        except AerodromeError as error:
+            frame = problem_of(request, error)
+        except Exception:
+            log.exception("gateway.request_failed", method=request.method)
+            frame = envelope.error_frame(request.id, INTERNAL_ERROR, f"{request.method} failed")
+        if frame is not None:
+            self.run(self.router.answered(request, frame))
+
+    # --- requests whose session has to be loaded first ---
+
+    async def _place(self, request: Request) -> None:
+        try:
+            await self.place(request)
+        except AerodromeError as error:
+            self.run(self.router.answered(request, problem_of(request, error)))
+        except Exception:
+            log.exception("gateway.request_failed", method=request.method)
+            frame = envelope.error_frame(request.id, INTERNAL_ERROR, f"{request.method} failed")
+            self.run(self.router.answered(request, frame))
+
+    async def place(self, request: Request) -> None:
+        """Send the request to the runtime that holds its session, after loading it if need be. Its answer goes to the
+        client by itself.
+
+        Raises:
+            AerodromeError: It cannot be.
+        """
+        if request.session_id is None:
+            await self._place_anywhere(request)
+            return
+        live = await self.gateway.sessions.live_session(self.who, request.session_id)
+        live.hold()
+        request.on_done = lambda: self._release(live)
+        for attempt in range(_ATTEMPTS):
+            try:
+                activation = await live.awake()
+                link = await self.link_to(activation.runtime)
+            except RuntimeUnavailable:
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+                continue
+            self.run(self.router.send(request, link.id))
+            return
+
+    async def _place_anywhere(self, request: Request) -> None:
+        runtime = await self.gateway.sessions.borrow(self.who)
+        request.on_done = lambda: self.gateway.sessions.give_back(runtime)
+        link = await self.link_to(runtime)
+        self.run(self.router.send(request, link.id))
+
+    def _release(self, live: LiveSession) -> None:
+        live.release()
+        self.gateway.sessions.let_go(live)
+
+    # --- links to runtimes ---
+
+    async def link_to(self, runtime: ManagedRuntime) -> Upstream:
+        """This client's connection to a runtime; opened once, however many wait for it.
+
+        Raises:
+            RuntimeUnavailable: The runtime has gone, or the client has.
+        """
+        if (link := self._links.get(runtime.id)) is not None:
+            return link
+        opening = self._opening.get(runtime.id)
+        if opening is None:
+            if self._tasks.closed:
+                raise RuntimeUnavailable("the client has gone")
+            opening = self._tasks.start(self._open_link(runtime), "open link", expected=AerodromeError)
+            self._opening[runtime.id] = opening
+            opening.add_done_callback(lambda _: self._opening.pop(runtime.id, None))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            if opening.cancelled():
+                raise RuntimeUnavailable("the client has gone") from None
+            raise
+
+    async def _open_link(self, runtime: ManagedRuntime) -> Upstream:
+        limits = self.gateway.limits
+        link = await Upstream.open(
+            self, runtime, self.hello, timeout=self.gateway.request_timeout, max_frame=limits.max_frame
+        )
+        self._links[link.id] = link
+        self._regulate()
+        return link
+
+    def close_unused_links(self) -> None:
+        """A runtime whose sessions have all gone elsewhere need not be connected to."""
+        for link in list(self._links.values()):
+            if not self.router.bound(link.id) and link.id not in self._opening:
+                link.connection.close("nothing goes by it any more")
+
+    # --- flow control ---
+
+    def _regulate(self) -> None:
+        """Read from whom we can pass on what they say."""
+        client_takes = not self.connection.paused
+        for link in self._links.values():
+            link.connection.read_more(client_takes)
+        runtimes_take = not any(link.connection.paused for link in self._links.values())
+        self.connection.read_more(client_takes and runtimes_take)
+
+    def _too_slow(self) -> None:
+        self._slow = None
+        if self.connection.closed:
+            return
+        limit = self.gateway.limits.write_timeout
+        log.warning("gateway.client_too_slow", peer=self.connection.peer, buffered=self.connection.buffered)
+        # It will not read this before what waits for it, if it ever does; whoever looks at the connection sees why.
+        error = Capacity(f"this client did not take what was sent to it for {limit:g} s")
+        self.connection.abort(error.detail)
+
+    # --- turns and attachments ---
+
+    def note_run(self, run: TurnRun) -> None:
+        """A prompt of this client: with `sessions.on_disconnect = "cancel"` it ends with the connection."""
+        self._runs = {known for known in self._runs if not known.ended}
+        self._runs.add(run)
+
+    def attachment_finished(self, attachment: NativeAttachment, error: AerodromeError) -> None:
+        if self.attachments.get(attachment.session_id) is attachment:
+            del self.attachments[attachment.session_id]
+            if not isinstance(error, Draining):
+                self.router.leave(attachment.session_id)
+            if isinstance(error, NotFound):
+                self.tell_lifecycle("session.deleted", attachment.session_id)
+
+    def tell_lifecycle(self, kind: str, session_id: str) -> None:
+        params = {"type": kind, "sessionId": session_id}
+        self.connection.write(envelope.notification_frame("session.lifecycle", params))
+
+    # --- the end ---
+
+    def close(self, error: AerodromeError) -> None:
+        """End the connection from our side; what is on its way to the client still goes out."""
+        log.info("gateway.client_closed", peer=self.connection.peer, reason=error.detail)
+        self.connection.close(error.detail)
+
+    async def leave(self) -> None:
+        """The client has gone: give back what it held. Its turns go on, unless configured otherwise."""
+        self._left = True
+        if self._slow is not None:
+            self._slow.cancel()
+        await self._tasks.aclose()
+        self.router.close()
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(RequestRefused(INTERNAL_ERROR, "the client has gone"))
+        for link in list(self._links.values()):
+            link.connection.abort("the client has gone")
+        for run in self._runs:
+            if not run.ended:
+                run.abandon()
+        for attachment in list(self.attachments.values()):
+            await attachment.live.detach(attachment)
+            self.gateway.sessions.let_go(attachment.live)
+        self.attachments.clear()

@@ -1,0 +1,477 @@
+"""What becomes of each frame of one client: to which link it goes, what is answered here, which ids are rewritten.
+
+Pure: bodies in, commands out; the shell (`gateway.client`) does what the commands say and reports what has happened.
+The rules:
+
+- A client's request ids pass through: on a link to a runtime only this client's requests have them, and ours, which are
+  strings that no client can have in flight because they are refused (`OWN_IDS`).
+- A runtime's request ids are replaced by numbers of ours, since two runtimes may use the same ones. The answer goes to
+  the link that asked; an answer to nobody goes nowhere.
+- A session's frames go to the link it is *bound* to. While it is bound to none (hibernated, or its runtime was lost),
+  requests wait in the shell (`Place`) and come back through `send`.
+- A session's events are forwarded from the link it is bound to, byte for byte. Each event is told once: what the shell
+  tells in a lost runtime's place (`tell`) leaves out what the client has already.
+- When a link is lost, requests that only read are placed anew; all others are answered with an error, because nobody
+  knows whether they have happened.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from aerodrome.errors import AerodromeError, Capacity, TurnInterrupted
+from aerodrome.events import SessionEvent
+from aerodrome.gateway import problems
+from aerodrome.policy.methods import Handling, MethodRule, checked_params, needs_check, refusal, rule_for
+from aerodrome.policy.profiles import Profile
+from aerodrome.policy.shapes import Refusal
+from aerodrome.wire import envelope
+from aerodrome.wire.envelope import RequestId
+from aerodrome.wire.framing import encode_frame
+
+#: Ids of requests that we make ourselves on a client's link begin so.
+OWN_IDS = "aerodrome:"
+#: How many of the latest events of a session are remembered as told. The sessions room keeps fewer for those who
+#: missed some.
+_REMEMBERED = 2048
+#: Notifications of a runtime that concern one session; others are about the host, or about everybody.
+_TASK_TRANSITION = "task_transition"
+
+
+class Request(msgspec.Struct):
+    """A client's request that is not answered yet."""
+
+    id: RequestId
+    method: str
+    rule: MethodRule
+    body: bytes
+    params: Raw | UnsetType = UNSET
+    session_id: str | None = None
+    #: The link it was sent on.
+    link: str | None = None
+    #: Called when it has been answered, or never will be.
+    on_done: Callable[[], None] | None = None
+
+
+class ToClient(msgspec.Struct, frozen=True):
+    frame: bytes
+
+
+class ToRuntime(msgspec.Struct, frozen=True):
+    link: str
+    frame: bytes
+
+
+class Serve(msgspec.Struct, frozen=True):
+    """The shell answers the request itself, and says so with `answered`."""
+
+    request: Request
+
+
+class Place(msgspec.Struct, frozen=True):
+    """The shell finds the runtime that the request is for, loading its session if need be, and calls `send`."""
+
+    request: Request
+
+
+class ToOwn(msgspec.Struct, frozen=True):
+    """The answer to a request that we have made on a link."""
+
+    link: str
+    message: envelope.Message
+
+
+class Told(msgspec.Struct, frozen=True):
+    """The client's answer to what we have asked it ourselves (`ask`)."""
+
+    number: int
+    message: envelope.Message
+
+
+Command = ToClient | ToRuntime | Serve | Place | ToOwn | Told
+
+
+class _Head(msgspec.Struct):
+    id: str = ""
+
+
+class _Scope(msgspec.Struct):
+    sessionId: str | None = None  # noqa: N815 - the wire's name
+
+
+class _Params(msgspec.Struct):
+    sessionId: str | None = None  # noqa: N815
+    event: _Head | None = None
+    scope: _Scope | None = None
+    kind: str | None = None
+
+
+class _Notification(msgspec.Struct):
+    method: str
+    params: _Params
+
+
+_decode_notification = msgspec.json.Decoder(_Notification).decode
+#: How the CLI begins a notification. Only a hint that saves decoding a frame twice.
+_EVENT_PREFIX = b'{"jsonrpc":"2.0","method":"'
+
+
+class _Binding:
+    """A session that the client takes part in."""
+
+    def __init__(self) -> None:
+        #: Where its runtime is, if it has one.
+        self.link: str | None = None
+        self._told: set[str] = set()
+        self._order: deque[str] = deque()
+        #: Message ids of prompts that were sent again: what the runtime says, and what the client knows.
+        self.aliases: dict[bytes, bytes] = {}
+        #: Bodies held back until an alias is known.
+        self.held: list[bytes] | None = None
+
+    def note(self, event_id: str) -> bool:
+        """Remember an event as told. ``False``: it was told before."""
+        if event_id in self._told:
+            return False
+        self._told.add(event_id)
+        self._order.append(event_id)
+        if len(self._order) > _REMEMBERED:
+            self._told.discard(self._order.popleft())
+        return True
+
+    def has(self, event_id: str) -> bool:
+        return event_id in self._told
+
+    def translate(self, body: bytes) -> bytes:
+        for latest, first in self.aliases.items():
+            body = body.replace(latest, first)
+        return body
+
+
+class Router:
+    """Args:
+    is_own: Whether a session that the client is not attached to is its user's own.
+    max_requests: Requests that may be unanswered at the same time.
+    """
+
+    def __init__(self, is_own: Callable[[str], bool], *, max_requests: int) -> None:
+        #: What the client may do; ``None`` until it has authenticated.
+        self.profile: Profile | None = None
+        self._is_own = is_own
+        self._max_requests = max_requests
+        self._requests: dict[RequestId, Request] = {}
+        self._sessions: dict[str, _Binding] = {}
+        #: Requests that the client has not answered: link and id there, by our number; of our own, ``None``.
+        self._asked: dict[int, tuple[str, RequestId] | None] = {}
+        self._numbers = 0
+
+    @property
+    def unanswered(self) -> int:
+        return len(self._requests)
+
+    # --- from the client ---
+
+    def from_client(self, body: bytes) -> Sequence[Command]:
+        try:
+            message = envelope.decode(body)
+        except envelope.EnvelopeError as error:
+            return [ToClient(_anonymous_error(problems.PARSE_ERROR, str(error)))]
+        if message.is_response:
+            return self._answer_of_client(message)
+        if not message.is_request:
+            return ()  # no notification of a client means anything to a runtime
+        assert isinstance(message.id, (int, str))
+        assert isinstance(message.method, str)
+        return self._request(message.id, message.method, message.params, body)
+
+    def _request(self, request_id: RequestId, method: str, params: Raw | UnsetType, body: bytes) -> Sequence[Command]:
+        if request_id in self._requests or (isinstance(request_id, str) and request_id.startswith(OWN_IDS)):
+            return [ToClient(_error(request_id, problems.INVALID_REQUEST, f"the id {request_id!r} is in use"))]
+        rule = rule_for(method)
+        if self.profile is None and method != "connect":
+            return [ToClient(problems.not_connected_frame(request_id))]
+        if len(self._requests) >= self._max_requests:
+            busy = Capacity(f"{self._max_requests} requests of this connection are not answered yet", retry_after=1.0)
+            return [ToClient(problems.problem_frame(request_id, method, busy))]
+        if self.profile is not None and (refused := refusal(method, self.profile)) is not None:
+            return [ToClient(problems.refusal_frame(request_id, method, refused.reason, refused.code))]
+        request = Request(request_id, method, rule, body, params)
+        if rule.handling is Handling.GATEWAY:
+            self._requests[request_id] = request
+            return [Serve(request)]
+        if rule.handling is Handling.FORWARD:
+            request.session_id = envelope.session_of(params)
+            if request.session_id is None:
+                return [ToClient(_error(request_id, problems.INVALID_PARAMS, f"{method} needs a `sessionId`"))]
+        if envelope.too_deep(params):
+            text = f"the parameters of {method} are nested deeper than {envelope.MAX_DEPTH} levels"
+            return [ToClient(_error(request_id, problems.INVALID_PARAMS, text))]
+        if needs_check(method) and (wrong := self._check(request)) is not None:
+            return [ToClient(wrong)]
+        self._requests[request_id] = request
+        return self._forward(request)
+
+    def _check(self, request: Request) -> bytes | None:
+        """Put allowed parameters in the place of the client's. An error frame when they are refused."""
+        assert self.profile is not None
+        try:
+            params = envelope.decode_value(request.params)
+        except envelope.EnvelopeError as error:
+            return _error(request.id, problems.INVALID_PARAMS, str(error))
+        if not isinstance(params, dict):
+            return _error(request.id, problems.INVALID_PARAMS, f"{request.method} takes an object of parameters")
+        checked = checked_params(request.method, self.profile, params)
+        if isinstance(checked, Refusal):
+            return problems.refusal_frame(request.id, request.method, checked.reason, checked.code)
+        if checked != params:
+            request.body = envelope.request_body(request.id, request.method, checked)
+        return None
+
+    def _forward(self, request: Request) -> Sequence[Command]:
+        binding = self._sessions.get(request.session_id) if request.session_id is not None else None
+        if binding is None or binding.link is None:
+            return [Place(request)]
+        request.link = binding.link
+        return [ToRuntime(binding.link, encode_frame(request.body))]
+
+    def _answer_of_client(self, message: envelope.Message) -> Sequence[Command]:
+        if not isinstance(message.id, int) or message.id not in self._asked:
+            return ()
+        asked = self._asked.pop(message.id)
+        if asked is None:
+            return [Told(message.id, message)]
+        link, request_id = asked
+        if envelope.too_deep(message.result):
+            # The runtime would not read it, and wait for ever.
+            text = f"the client's answer is nested deeper than {envelope.MAX_DEPTH} levels"
+            return [ToRuntime(link, _error(request_id, problems.INTERNAL_ERROR, text))]
+        return [ToRuntime(link, encode_frame(_answer_body(request_id, message)))]
+
+    # --- from a runtime ---
+
+    def from_runtime(self, link: str, body: bytes) -> Sequence[Command]:
+        if body.startswith(_EVENT_PREFIX):
+            try:
+                notification = _decode_notification(body)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                pass  # a request, or a shape that we do not know
+            else:
+                return self._notification(link, notification, body)
+        try:
+            message = envelope.decode(body)
+        except envelope.EnvelopeError:
+            return ()
+        if message.is_response:
+            return self._answer_of_runtime(link, message, body)
+        if message.is_request:
+            return self._request_of_runtime(link, message)
+        try:
+            return self._notification(link, _decode_notification(body), body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return ()
+
+    def _answer_of_runtime(self, link: str, message: envelope.Message, body: bytes) -> Sequence[Command]:
+        request = self._requests.get(message.id) if isinstance(message.id, (int, str)) else None
+        if request is None or request.link != link:
+            return [ToOwn(link, message)]
+        self._done(request)
+        if request.session_id is not None and (binding := self._sessions.get(request.session_id)) is not None:
+            body = binding.translate(body)
+        return [ToClient(encode_frame(body))]
+
+    def _request_of_runtime(self, link: str, message: envelope.Message) -> Sequence[Command]:
+        assert isinstance(message.id, (int, str))
+        assert isinstance(message.method, str)
+        session_id = envelope.session_of(message.params)
+        binding = self._sessions.get(session_id) if session_id is not None else None
+        if binding is None or binding.link not in (link, None):
+            text = f"{message.method}: nobody here takes part in that session"
+            return [ToRuntime(link, _error(message.id, problems.METHOD_NOT_FOUND, text))]
+        self._numbers += 1
+        self._asked[self._numbers] = (link, message.id)
+        params = bytes(message.params) if message.params is not UNSET else b"{}"
+        method = msgspec.json.encode(message.method)
+        body = b'{"jsonrpc":"2.0","id":%d,"method":%b,"params":%b}' % (self._numbers, method, params)
+        return self._to_client(binding, body)
+
+    def _notification(self, link: str, notification: _Notification, body: bytes) -> Sequence[Command]:
+        params = notification.params
+        if notification.method == "session.event":
+            binding = self._sessions.get(params.sessionId or "")
+            if binding is None or binding.link not in (link, None) or params.event is None:
+                return ()
+            if not binding.note(params.event.id):
+                return ()
+            return self._to_client(binding, body)
+        if notification.method == "session.lifecycle":
+            known = params.sessionId is not None and (
+                params.sessionId in self._sessions or self._is_own(params.sessionId)
+            )
+            return [ToClient(encode_frame(body))] if known else ()
+        if notification.method == "host.event" and params.kind == _TASK_TRANSITION and params.scope is not None:
+            return [ToClient(encode_frame(body))] if params.scope.sessionId in self._sessions else ()
+        return ()
+
+    def _to_client(self, binding: _Binding, body: bytes) -> Sequence[Command]:
+        if binding.held is not None:
+            binding.held.append(body)
+            return ()
+        return [ToClient(encode_frame(binding.translate(body) if binding.aliases else body))]
+
+    # --- what the shell reports ---
+
+    def answered(self, request: Request, frame: bytes) -> Sequence[Command]:
+        """A request was served by the shell, or could not be placed."""
+        if self._requests.get(request.id) is not request:
+            return ()
+        self._done(request)
+        return [ToClient(frame)]
+
+    def send(self, request: Request, link: str) -> Sequence[Command]:
+        """The runtime of a placed request is behind this link."""
+        if self._requests.get(request.id) is not request:
+            return ()
+        request.link = link
+        return [ToRuntime(link, encode_frame(request.body))]
+
+    def ask(self, session_id: str, method: str, params: bytes) -> tuple[int, Sequence[Command]]:
+        """Ask the client something that a runtime has not asked on the client's own link; `Told` has its answer."""
+        self._numbers += 1
+        self._asked[self._numbers] = None
+        body = b'{"jsonrpc":"2.0","id":%d,"method":%b,"params":%b}' % (
+            self._numbers,
+            msgspec.json.encode(method),
+            params,
+        )
+        binding = self._sessions.get(session_id)
+        return self._numbers, [ToClient(encode_frame(body))] if binding is None else self._to_client(binding, body)
+
+    def take_part(self, session_id: str) -> None:
+        """The client is about to be attached to the session: its events concern it from now on."""
+        self._sessions.setdefault(session_id, _Binding())
+
+    def bind(self, session_id: str, link: str) -> None:
+        """The session is loaded in the runtime behind the link."""
+        self._sessions.setdefault(session_id, _Binding()).link = link
+
+    def unbind(self, session_id: str) -> None:
+        """The session is loaded nowhere, as far as this client goes."""
+        if (binding := self._sessions.get(session_id)) is not None:
+            binding.link = None
+
+    def leave(self, session_id: str) -> None:
+        """The client takes part no more."""
+        self._sessions.pop(session_id, None)
+
+    def bound(self, link: str) -> bool:
+        """Whether anything still goes by this link."""
+        return any(binding.link == link for binding in self._sessions.values()) or any(
+            request.link == link for request in self._requests.values()
+        )
+
+    def is_bound(self, session_id: str) -> bool:
+        binding = self._sessions.get(session_id)
+        return binding is not None and binding.link is not None
+
+    def lost(self, link: str) -> Sequence[Command]:
+        """The link has gone, and with it what was asked on it and has not been answered."""
+        commands: list[Command] = []
+        for binding in self._sessions.values():
+            if binding.link == link:
+                binding.link = None
+        for number in [number for number, asked in self._asked.items() if asked is not None and asked[0] == link]:
+            del self._asked[number]
+        for request in [request for request in self._requests.values() if request.link == link]:
+            request.link = None
+            if request.rule.repeatable:
+                commands.append(Place(request))
+                continue
+            self._done(request)
+            error = TurnInterrupted(f"the runtime was lost before it answered {request.method}")
+            commands.append(ToClient(problem_of(request, error)))
+        return commands
+
+    def close(self) -> None:
+        """The client has gone: nothing is answered any more."""
+        for request in list(self._requests.values()):
+            self._done(request)
+        self._asked.clear()
+
+    # --- events that the runtime could not tell ---
+
+    def tell(self, session_id: str, events: Iterable[SessionEvent], *, from_host: bool = False) -> Sequence[Command]:
+        """Events that others know of. Without `from_host` they are the runtime's own, and come by themselves as long
+        as the session is bound."""
+        binding = self._sessions.get(session_id)
+        if binding is None or (binding.link is not None and not from_host):
+            return ()
+        commands: list[Command] = []
+        for event in events:
+            if event.type.startswith("aerodrome.") or not binding.note(event.id):
+                continue
+            body = b'{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"%b","event":%b}}' % (
+                session_id.encode(),
+                event.raw,
+            )
+            commands.extend(self._to_client(binding, body))
+        return commands
+
+    def catch_up(self, session_id: str, kept: Sequence[SessionEvent]) -> Sequence[Command]:
+        """The latest events that others know of, when the session has lost its runtime: those behind the last one that
+        the client has. None, when it has none of them: it came later, or is far behind."""
+        binding = self._sessions.get(session_id)
+        if binding is None:
+            return ()
+        for place in range(len(kept) - 1, -1, -1):
+            if binding.has(kept[place].id):
+                return self.tell(session_id, kept[place + 1 :], from_host=True)
+        return ()
+
+    def alias(self, session_id: str, first_id: str, latest_id: str | None) -> Sequence[Command]:
+        """A prompt is sent again (`latest_id` is ``None``): hold back what is told until its new id is known."""
+        binding = self._sessions.get(session_id)
+        if binding is None:
+            return ()
+        if latest_id is None:
+            binding.held = binding.held if binding.held is not None else []
+            return ()
+        if latest_id != first_id:
+            binding.aliases[latest_id.encode()] = first_id.encode()
+        held, binding.held = binding.held or [], None
+        return [ToClient(encode_frame(binding.translate(body))) for body in held]
+
+    def _done(self, request: Request) -> None:
+        self._requests.pop(request.id, None)
+        if request.on_done is not None:
+            on_done, request.on_done = request.on_done, None
+            on_done()
+
+
+def problem_of(request: Request, error: AerodromeError) -> bytes:
+    """The frame that answers a request with one of our errors."""
+    session_id = request.session_id or envelope.session_of(request.params)
+    return problems.problem_frame(request.id, request.method, error, session_id=session_id)
+
+
+def _error(request_id: RequestId, number: int, text: str) -> bytes:
+    return envelope.error_frame(request_id, number, text)
+
+
+def _anonymous_error(number: int, text: str) -> bytes:
+    error: dict[str, Any] = {"code": number, "message": text}
+    return encode_frame(msgspec.json.encode({"jsonrpc": "2.0", "id": None, "error": error}))
+
+
+def _answer_body(request_id: RequestId, message: envelope.Message) -> bytes:
+    """The client's answer under the id that the runtime knows; its own bytes otherwise."""
+    encoded = msgspec.json.encode(request_id)
+    if message.is_error:
+        assert message.error is not UNSET
+        return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (encoded, bytes(message.error))
+    result = bytes(message.result) if message.result is not UNSET else b"null"
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encoded, result)

@@ -1,0 +1,89 @@
+"""`session.create` and `session.resume` of a native client: a row in the directory, and an attachment to the session.
+
+Both open the session, whichever the client says: an id that is new gets a session, one that is the client's own is
+resumed with its history (trap 12: the CLI would begin an empty one in the same file), and one that is somebody else's
+is not found. `session.resume` of an id that does not exist is an error, as with the CLI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from msgspec import UNSET
+
+from aerodrome.errors import AerodromeError, Invalid
+from aerodrome.gateway.attachment import NativeAttachment
+from aerodrome.gateway.problems import RuntimeRefused
+from aerodrome.policy.open_params import client_open_params
+from aerodrome.policy.shapes import Refusal
+from aerodrome.sessions.api import OpenSession
+
+if TYPE_CHECKING:
+    from aerodrome.gateway.client import GatewayClient
+    from aerodrome.gateway.server import Gateway
+
+#: What a session is resumed with also when the client that opened it has gone: how it answers. Everything else belongs
+#: to the client (tools, hooks, who is asked) or may hold its secrets, and is in memory as long as it is connected.
+_LASTING = ("systemMessage", "reasoningEffort", "reasoningSummary", "contextTier", "infiniteSessions")
+
+
+async def open_session(
+    gateway: Gateway, client: GatewayClient, params: Mapping[str, Any], *, resume: bool
+) -> bytes | Refusal:
+    """The runtime's own answer, or why the parameters are not allowed.
+
+    Raises:
+        AerodromeError: The session cannot be opened.
+    """
+    assert client.router.profile is not None
+    profile = client.router.profile
+    who = client.who
+    kept = client_open_params(
+        params, resume=resume, profile=profile, isolation=gateway.isolation_of(who.tenant), tools=gateway.tools
+    )
+    if isinstance(kept, Refusal):
+        return kept
+    session_id = params.get("sessionId")
+    if session_id is not None and not isinstance(session_id, str):
+        raise Invalid("`sessionId` is not text")
+    if resume:
+        if session_id is None:
+            raise Invalid("`sessionId` is missing")
+        row = await gateway.sessions.get(who, session_id)
+    else:
+        row, created = await gateway.sessions.open_session(who, _opening(session_id, kept))
+        if created:
+            gateway.tell_lifecycle(who, "session.created", row.key.id, besides=client)
+    session_id = row.key.id
+    live = await gateway.sessions.live_session(who, session_id)
+    attachment = client.attachments.get(session_id)
+    if attachment is None or attachment.live is not live:
+        attachment = NativeAttachment(client, live, kept, gateway.open_context(who.tenant, profile), profile)
+        client.attachments[session_id] = attachment
+        client.router.take_part(session_id)
+    else:
+        attachment.ask_anew(kept)
+    try:
+        await live.attach(attachment)
+    except BaseException as error:
+        if client.attachments.get(session_id) is attachment and attachment not in live.attachments:
+            del client.attachments[session_id]
+            client.router.leave(session_id)
+        gateway.sessions.let_go(live)
+        if attachment.refused is not None and isinstance(error, AerodromeError):
+            raise RuntimeRefused(attachment.refused.code, attachment.refused.message) from error
+        raise
+    result = attachment.result
+    return b"{}" if result is None or result is UNSET else bytes(result)
+
+
+def _opening(session_id: str | None, kept: Mapping[str, Any]) -> OpenSession:
+    model, name = kept.get("model"), kept.get("name")
+    return OpenSession(
+        id=session_id,
+        model=model if isinstance(model, str) else None,
+        title=name if isinstance(name, str) and name.strip() else None,
+        streaming=bool(kept.get("streaming", False)),
+        native={name: kept[name] for name in _LASTING if name in kept},
+    )

@@ -1,0 +1,123 @@
+"""One client's connection to one runtime.
+
+The runtime asks *connections* for tools, permissions and hooks, so each client has one of its own to every runtime that
+holds a session of its. It is opened when it is first needed, with what the client said of itself in its `connect`, and
+the runtime's own token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from msgspec import Raw, UnsetType
+
+from aerodrome.errors import RuntimeUnavailable
+from aerodrome.gateway.router import OWN_IDS
+from aerodrome.runtime.frames import FrameConnection
+from aerodrome.runtime.link import LinkClosed, RemoteError
+from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.wire import envelope
+
+
+class UpstreamOwner(Protocol):
+    def on_runtime_bodies(self, link: Upstream, bodies: list[bytes]) -> None: ...
+
+    def on_runtime_closed(self, link: Upstream) -> None: ...
+
+    def on_runtime_paused(self, paused: bool) -> None: ...
+
+
+class Upstream:
+    """Made by `open`. Named by its runtime's id: a client has one to each."""
+
+    def __init__(self, owner: UpstreamOwner, runtime: ManagedRuntime, timeout: float, max_frame: int) -> None:
+        self.id = runtime.id
+        self.runtime = runtime
+        self.connection = FrameConnection(self, max_frame=max_frame)
+        self._owner = owner
+        self._timeout = timeout
+        self._numbers = 0
+        self._pending: dict[str, asyncio.Future[envelope.Message]] = {}
+
+    @classmethod
+    async def open(
+        cls,
+        owner: UpstreamOwner,
+        runtime: ManagedRuntime,
+        hello: Mapping[str, Any],
+        *,
+        timeout: float,
+        max_frame: int,
+    ) -> Upstream:
+        """Connect, and introduce the client.
+
+        Args:
+            hello: What the client sent with its `connect`, without its credential.
+            timeout: Seconds for each of our own requests.
+
+        Raises:
+            RuntimeUnavailable: The runtime has gone, or refuses.
+        """
+        link = cls(owner, runtime, timeout, max_frame)
+        host, port = runtime.address
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.get_running_loop().create_connection(lambda: link.connection, host, port)
+            await link.request("connect", {**hello, "token": runtime.token})
+        except (OSError, LinkClosed, RemoteError) as error:  # a time-out is the first
+            link.connection.abort("it could not be opened")
+            raise RuntimeUnavailable(f"no connection to the runtime: {error}") from error
+        except BaseException:
+            link.connection.abort("its opening was given up")
+            raise
+        return link
+
+    async def request(self, method: str, params: Mapping[str, Any]) -> Raw | UnsetType:
+        """Ask something of our own; the result's own bytes.
+
+        Raises:
+            RemoteError: The runtime refused.
+            LinkClosed: The connection went while we waited.
+            TimeoutError: No answer in time.
+        """
+        self._numbers += 1
+        request_id = f"{OWN_IDS}{self._numbers}"
+        try:
+            frame = envelope.request_frame(request_id, method, params)
+        except envelope.EnvelopeError as error:
+            raise RemoteError(method, envelope.INVALID_PARAMS, str(error)) from error
+        if self.connection.closed_reason is not None:
+            raise LinkClosed(f"{method}: {self.connection.closed_reason}")
+        future: asyncio.Future[envelope.Message] = asyncio.get_running_loop().create_future()
+        self._pending[request_id] = future
+        self.connection.write(frame)
+        try:
+            async with asyncio.timeout(self._timeout):
+                message = await future
+        finally:
+            self._pending.pop(request_id, None)
+        if message.is_error:
+            raise RemoteError(method, *envelope.error_of(message))
+        return message.result
+
+    def settle(self, message: envelope.Message) -> None:
+        """The answer to a request of ours has come."""
+        future = self._pending.get(message.id) if isinstance(message.id, str) else None
+        if future is not None and not future.done():
+            future.set_result(message)
+
+    # --- FrameOwner ---
+
+    def on_bodies(self, bodies: list[bytes]) -> None:
+        self._owner.on_runtime_bodies(self, bodies)
+
+    def on_closed(self, reason: str) -> None:
+        for future in self._pending.values():
+            if not future.done():
+                future.set_exception(LinkClosed(reason))
+        self._owner.on_runtime_closed(self)
+
+    def on_paused(self, paused: bool) -> None:
+        self._owner.on_runtime_paused(paused)

@@ -1,0 +1,158 @@
+"""A TCP connection that carries frames: what every connection of ours has in common, whoever is at the other end.
+
+Both ends of the CLI's protocol wait for delayed ACKs (docs/facts.md, "Wire"), so a frame is sent in one piece, Nagle is
+off, and quick ACKs are asked for again after each read and write, because the kernel forgets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from typing import Protocol, cast
+
+from aerodrome.wire.framing import DEFAULT_MAX_FRAME, FrameDecoder, FramingError
+
+_QUICKACK = getattr(socket, "TCP_QUICKACK", None)
+
+
+class FrameOwner(Protocol):
+    """Called from the event loop's callbacks: all must be quick."""
+
+    def on_bodies(self, bodies: list[bytes]) -> None:
+        """The bodies that arrived in one piece, in order."""
+        ...
+
+    def on_closed(self, reason: str) -> None:
+        """Called once, also when we have closed the connection ourselves; nothing else is called afterwards."""
+        ...
+
+    def on_paused(self, paused: bool) -> None:
+        """The other end does not keep up with what is written to it, or does again."""
+        ...
+
+
+class FrameConnection(asyncio.Protocol):
+    def __init__(self, owner: FrameOwner, *, max_frame: int = DEFAULT_MAX_FRAME) -> None:
+        self._owner = owner
+        self._decoder = FrameDecoder(max_frame)
+        self._transport: asyncio.Transport | None = None
+        self._socket: socket.socket | None = None
+        self._reading = True
+        self.paused = False
+        self.closed_reason: str | None = None
+        #: Set when the transport has let go of the socket.
+        self.gone = asyncio.Event()
+
+    @property
+    def closed(self) -> bool:
+        return self.closed_reason is not None
+
+    @property
+    def peer(self) -> str:
+        """Who is at the other end, for the log."""
+        name = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return f"{name[0]}:{name[1]}" if name else "?"
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that were written and wait for the other end."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def write(self, data: bytes) -> None:
+        """One or more whole frames. Dropped when the connection is closed."""
+        if self._transport is not None and self.closed_reason is None:
+            self._transport.write(data)
+            # Who sends is taken for one who converses, and whose ACKs can wait for the next thing it sends.
+            self._quick_ack()
+
+    def read_more(self, wanted: bool) -> None:
+        """Read from the other end, or leave it waiting."""
+        if self._transport is None or self.closed or self._transport.is_closing() or wanted == self._reading:
+            return
+        self._reading = wanted
+        if wanted:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def close(self, reason: str) -> None:
+        """Close after what is buffered has been sent."""
+        if self._transport is not None:
+            self._transport.close()
+        self._lost(reason)
+
+    def abort(self, reason: str) -> None:
+        """Cut the connection now."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._lost(reason)
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports implement the interface without being subclasses of it.
+        self._transport = cast("asyncio.Transport", transport)
+        if self.closed_reason is not None:
+            self._transport.abort()
+            return
+        shown: socket.socket | None = transport.get_extra_info("socket")
+        if shown is not None:
+            with contextlib.suppress(OSError):  # the peer has closed already; `connection_lost` is about to be called
+                # The transport's own stand-in makes a socket object for each option that is set, in uvloop.
+                self._socket = socket.socket(shown.family, shown.type, shown.proto, fileno=os.dup(shown.fileno()))
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._quick_ack()
+
+    def data_received(self, data: bytes) -> None:
+        self._quick_ack()
+        try:
+            bodies = self._decoder.feed(data)
+        except FramingError as error:
+            if error.bodies:
+                self._owner.on_bodies(error.bodies)
+            self.close(f"broken framing: {error}")
+            return
+        if bodies and self.closed_reason is None:
+            self._owner.on_bodies(bodies)
+
+    def eof_received(self) -> None:
+        try:
+            self._decoder.eof()
+        except FramingError as error:
+            self._lost(f"the other end closed the connection: {error}")
+        else:
+            self._lost("the other end closed the connection")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost("the connection was lost" + (f": {exc}" if exc else ""))
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        self.gone.set()
+
+    def pause_writing(self) -> None:
+        self.paused = True
+        if self.closed_reason is None:
+            self._owner.on_paused(True)
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        if self.closed_reason is None:
+            self._owner.on_paused(False)
+
+    # --- inside ---
+
+    def _quick_ack(self) -> None:
+        if _QUICKACK is None or self._socket is None:
+            return
+        try:  # noqa: SIM105 - `suppress` costs more than the call, at each read
+            self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+        except OSError:
+            pass
+
+    def _lost(self, reason: str) -> None:
+        if self.closed_reason is None:
+            self.closed_reason = reason
+            self._owner.on_closed(reason)

@@ -1,0 +1,164 @@
+"""The client connections that are attached to a session: their port, and the set of them that one session has.
+
+A native client takes part in a session through a connection of its own to the session's runtime, because the runtime
+asks *connections* for tools, permissions, hooks and input. The connection belongs to the front door; what the session
+must do with it is this: open the session through it, so that the client's tools and hooks are there from the first
+moment; have it let go of the session before that is unloaded; and tell it what the runtime could not.
+
+The first attachment creates or resumes the session with everything its client asked for, the control link then attaches
+without touching any of it, and the other attachments join (docs/facts.md, "Sessions and connections").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import structlog
+
+from aerodrome.errors import AerodromeError, Refused
+from aerodrome.events import SessionEvent
+from aerodrome.runtime.link import RequestRefused
+from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.wire.envelope import METHOD_NOT_FOUND
+
+log = structlog.get_logger(__name__)
+
+
+class Attachment(Protocol):
+    """One client's part in one session."""
+
+    @property
+    def tools(self) -> frozenset[str]:
+        """Names of the tools that the client runs itself."""
+        ...
+
+    @property
+    def is_replay(self) -> bool:
+        """The client has been attached before and waits for nothing: whoever opens the session does so for it."""
+        ...
+
+    @property
+    def forces_options(self) -> bool:
+        """Whether the safe options of the host are forced on a session that it opens."""
+        ...
+
+    async def open(self, runtime: ManagedRuntime, *, resume: bool) -> None:
+        """Create or resume the session in the runtime, on the client's own connection.
+
+        Raises:
+            Refused: The runtime answered with an error.
+            RuntimeUnavailable: It went away, or did not answer.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of the session in its runtime, which lives on. What goes wrong is of no interest."""
+        ...
+
+    def lost(self) -> None:
+        """Runtime or activation are void: what the client asks from now on waits for the next `open`."""
+        ...
+
+    def tell(self, event: SessionEvent, *, from_host: bool = False) -> None:
+        """An event of the session. The client may have it from the runtime already, unless it is `from_host`."""
+        ...
+
+    def sent_again(self, first_id: str, latest_id: str | None) -> None:
+        """A prompt whose message the client knows as `first_id` is being sent again (`latest_id` is ``None``), or was
+        and now has another id."""
+        ...
+
+    async def ask(self, method: str, params: Mapping[str, Any]) -> Any:
+        """Have the client answer a request of the runtime. Raises `RequestRefused`."""
+        ...
+
+    def finish(self, error: AerodromeError) -> None:
+        """The session is gone for good, or cannot be opened for this client any more."""
+        ...
+
+
+class Attachments:
+    """Those of one session, the one that has been there longest first."""
+
+    def __init__(self) -> None:
+        self._all: list[Attachment] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._all)
+
+    def __iter__(self) -> Iterator[Attachment]:
+        return iter(list(self._all))
+
+    def __contains__(self, attachment: object) -> bool:
+        return attachment in self._all
+
+    def add(self, attachment: Attachment, *, first: bool = False) -> None:
+        self.remove(attachment)
+        self._all.insert(0 if first else len(self._all), attachment)
+
+    def remove(self, attachment: Attachment) -> None:
+        if attachment in self._all:
+            self._all.remove(attachment)
+
+    async def open_first(self, runtime: ManagedRuntime, *, resume: bool) -> Attachment | None:
+        """Have the session created or resumed by the first that can. ``None``: there is none (any more).
+
+        Raises:
+            Refused: The runtime refuses what a client that waits for it asks for.
+            RuntimeUnavailable: It went away.
+        """
+        for attachment in self:
+            if await self._open(attachment, runtime, resume=resume):
+                return attachment
+        return None
+
+    async def open_others(self, first: Attachment, runtime: ManagedRuntime) -> None:
+        """The session is loaded: let the others join. Raises as `open_first`."""
+        for attachment in self:
+            if attachment is not first:
+                await self._open(attachment, runtime, resume=True)
+
+    async def _open(self, attachment: Attachment, runtime: ManagedRuntime, *, resume: bool) -> bool:
+        try:
+            await attachment.open(runtime, resume=resume)
+        except Refused as error:
+            if not attachment.is_replay:
+                raise
+            # What it was attached with is not accepted any more. Others shall not be without their session for it.
+            log.warning("attachment.refused", reason=error.detail)
+            self.remove(attachment)
+            attachment.finish(error)
+            return False
+        return True
+
+    async def ask(self, method: str, params: Mapping[str, Any]) -> Any:
+        """The first answer that is none of refusal; those are asked first that have come last, as the runtime does."""
+        refused = RequestRefused(METHOD_NOT_FOUND, method)
+        for attachment in reversed(list(self)):
+            try:
+                return await attachment.ask(method, params)
+            except RequestRefused as error:
+                refused = error
+        raise refused
+
+    async def close(self) -> None:
+        for attachment in self:
+            await attachment.close()
+
+    def lost(self) -> None:
+        for attachment in self:
+            attachment.lost()
+
+    def tell(self, event: SessionEvent, *, from_host: bool = False) -> None:
+        for attachment in self:
+            attachment.tell(event, from_host=from_host)
+
+    def sent_again(self, first_id: str, latest_id: str | None) -> None:
+        for attachment in self:
+            attachment.sent_again(first_id, latest_id)
+
+    def finish(self, error: AerodromeError) -> None:
+        for attachment in self:
+            attachment.finish(error)
+        self._all.clear()

@@ -1,0 +1,77 @@
+"""A copy of a session under another id.
+
+The runtime's own `sessions.fork` works on its local disk and cannot see files that are kept elsewhere (measured), so it
+is done here, on the stored files: all of them, the history up to the event that was named.
+"""
+
+from __future__ import annotations
+
+import posixpath
+
+import msgspec
+
+from aerodrome.errors import Invalid
+from aerodrome.model import SessionKey, SessionRow
+from aerodrome.sessions.context import SessionContext
+from aerodrome.sessions.wake import read_history, take_lease
+from aerodrome.statestore.history import cut_unanswered
+from aerodrome.statestore.provider import EVENTS_PATH, STATE_PATH
+
+
+async def copy_files(context: SessionContext, source: SessionKey, target: SessionRow, to_event_id: str | None) -> None:
+    """Copy what is stored of a session into one that has a row and nothing else.
+
+    Args:
+        to_event_id: The history ends before this event; ``None``: it is whole, but for a prompt without an answer.
+
+    Raises:
+        Invalid: There is no such event.
+        StoreUnavailable: Not all was copied.
+    """
+    history = forked_history(await read_history(context, source), source.id, target.key.id, to_event_id)
+    lease, _ = await take_lease(context, target)
+    try:
+        for path in await _files(context, source, STATE_PATH):
+            if path != EVENTS_PATH:
+                content = await context.files.read(source, path)
+                await context.files.write(target.key, lease.epoch, path, content)
+        if history:
+            await context.files.write(target.key, lease.epoch, EVENTS_PATH, history)
+    finally:
+        context.release_lease(lease)
+
+
+def forked_history(text: str, source_id: str, target_id: str, to_event_id: str | None) -> str:
+    """The events of a copy. Those that name their session name the copy. Raises `Invalid` for an unknown event."""
+    lines: list[str] = []
+    found = False
+    for line in cut_unanswered(text).split("\n"):
+        if not line.strip():
+            continue
+        try:
+            event = msgspec.json.decode(line)
+        except (msgspec.DecodeError, RecursionError):
+            continue  # a torn line; the runtime would pass it over, too
+        if to_event_id is not None and event.get("id") == to_event_id:
+            found = True
+            break
+        data = event.get("data")
+        if isinstance(data, dict) and data.get("sessionId") == source_id:
+            data["sessionId"] = target_id
+            line = msgspec.json.encode(event).decode()
+        lines.append(line + "\n")
+    if to_event_id is not None and not found:
+        raise Invalid("there is no such event in the session's history")
+    return "".join(lines)
+
+
+async def _files(context: SessionContext, key: SessionKey, directory: str) -> list[str]:
+    try:
+        entries = await context.files.listdir(key, directory)
+    except FileNotFoundError:
+        return []
+    paths: list[str] = []
+    for name, info in entries:
+        path = posixpath.join(directory, name)
+        paths += await _files(context, key, path) if info.is_directory else [path]
+    return paths

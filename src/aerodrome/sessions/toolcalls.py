@@ -1,0 +1,37 @@
+"""Calls of tools that clients run themselves, while they are open.
+
+The runtime asks for them with `external_tool.requested` and waits for ever when the client that owns the tool has gone
+(docs/facts.md, "Sessions and connections"): whoever sees the client go fails what it will not answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from aerodrome.events import SessionEvent
+
+
+class OpenToolCalls:
+    """Those of one activation."""
+
+    def __init__(self) -> None:
+        #: Names of the called tools, by request.
+        self._open: dict[str, str] = {}
+
+    def see(self, event: SessionEvent) -> None:
+        """Every event of the session comes by here."""
+        if event.type == "external_tool.requested":
+            data = event.data
+            self._open[str(data.get("requestId"))] = str(data.get("toolName"))
+        elif event.type == "external_tool.completed":
+            self._open.pop(str(event.data.get("requestId")), None)
+
+    def take(self, tools: Collection[str]) -> list[str]:
+        """The open requests for these tools, which somebody is about to answer."""
+        taken = [request for request, tool in self._open.items() if tool in tools]
+        for request in taken:
+            del self._open[request]
+        return taken
+
+    def clear(self) -> None:
+        self._open.clear()

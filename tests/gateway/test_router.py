@@ -1,0 +1,408 @@
+"""The router as a script of the conversation: frames in, commands out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aerodrome.events import SessionEvent
+from aerodrome.gateway.router import Command, Place, Request, Router, Serve, ToClient, ToOwn, ToRuntime
+from aerodrome.policy.profiles import Profile
+from aerodrome.wire.envelope import MAX_DEPTH
+from aerodrome.wire.framing import FrameDecoder
+
+OWN = {"mine", "also-mine"}
+
+
+def make(max_requests: int = 100) -> Router:
+    router = Router(lambda session_id: session_id in OWN, max_requests=max_requests)
+    router.profile = Profile.ISOLATED
+    return router
+
+
+def bound(*sessions: str, link: str = "rt-1") -> Router:
+    router = make()
+    for session in sessions:
+        router.take_part(session)
+        router.bind(session, link)
+    return router
+
+
+def body(**message: Any) -> bytes:
+    return json.dumps({"jsonrpc": "2.0", **message}, separators=(",", ":")).encode()
+
+
+def request(request_id: Any, method: str, **params: Any) -> bytes:
+    return body(id=request_id, method=method, params=params)
+
+
+def event(session: str, event_id: str, kind: str = "assistant.message", **data: Any) -> bytes:
+    return body(
+        method="session.event", params={"sessionId": session, "event": {"type": kind, "data": data, "id": event_id}}
+    )
+
+
+def frames(commands: Sequence[Command]) -> list[bytes]:
+    """The bodies of what goes to the client."""
+    return [
+        found for command in commands if isinstance(command, ToClient) for found in FrameDecoder().feed(command.frame)
+    ]
+
+
+def to_client(commands: Sequence[Command]) -> list[dict[str, Any]]:
+    return [json.loads(found) for found in frames(commands)]
+
+
+def to_runtime(commands: Sequence[Command]) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (command.link, json.loads(FrameDecoder().feed(command.frame)[0]))
+        for command in commands
+        if isinstance(command, ToRuntime)
+    ]
+
+
+def error_of(commands: Sequence[Command]) -> dict[str, Any]:
+    (message,) = to_client(commands)
+    return dict(message["error"])
+
+
+def placed(commands: Sequence[Command]) -> Request:
+    (command,) = commands
+    assert isinstance(command, Place)
+    return command.request
+
+
+# --- requests of the client ---
+
+
+def test_before_connect_nothing_is_answered() -> None:
+    router = make()
+    router.profile = None
+    assert error_of(router.from_client(request(1, "ping")))["code"] == -32001
+    assert error_of(router.from_client(request(2, "session.list")))["code"] == -32001
+    (command,) = router.from_client(request(3, "connect", token="k"))
+    assert isinstance(command, Serve)
+
+
+def test_a_request_goes_to_the_link_of_its_session_byte_for_byte() -> None:
+    router = bound("s1")
+    router.take_part("s2")
+    router.bind("s2", "rt-2")
+    raw = (
+        b'{ "jsonrpc" : "2.0","id":"x-1", "method":"session.getMessages","params":{"sessionId" : "s2","\\u00fc":1.50}}'
+    )
+    (command,) = router.from_client(raw)
+    assert isinstance(command, ToRuntime)
+    assert command.link == "rt-2"
+    assert FrameDecoder().feed(command.frame) == [raw]
+    answer = b'{"jsonrpc":"2.0", "id":"x-1","result":{"events":[1.0]}}'
+    assert frames(router.from_runtime("rt-2", answer)) == [answer]
+    assert router.unanswered == 0
+
+
+def test_a_request_of_a_session_that_is_bound_nowhere_waits_to_be_placed() -> None:
+    router = make()
+    waiting = placed(router.from_client(request(1, "session.getMessages", sessionId="s1")))
+    assert [waiting.session_id, waiting.link] == ["s1", None]
+    assert to_runtime(router.send(waiting, "rt-9")) == [("rt-9", json.loads(waiting.body))]
+    assert to_client(router.from_runtime("rt-9", body(id=1, result={}))) == [{"jsonrpc": "2.0", "id": 1, "result": {}}]
+
+
+def test_an_answer_on_another_link_is_not_taken_for_the_client_s() -> None:
+    router = bound("s1")
+    router.from_client(request(1, "session.getMessages", sessionId="s1"))
+    (command,) = router.from_runtime("rt-2", body(id=1, result="forged"))
+    assert isinstance(command, ToOwn)
+    assert router.unanswered == 1
+
+
+def test_an_id_in_use_and_ids_of_our_own_are_refused() -> None:
+    router = bound("s1")
+    router.from_client(request(1, "session.getMessages", sessionId="s1"))
+    assert error_of(router.from_client(request(1, "session.getMessages", sessionId="s1")))["code"] == -32600
+    assert error_of(router.from_client(request("aerodrome:1", "ping")))["code"] == -32600
+    assert to_client(router.from_runtime("rt-1", body(id=1, result={})))[0]["result"] == {}
+    assert to_runtime(router.from_client(request(1, "session.getMessages", sessionId="s1")))
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("session.shell.exec", {"sessionId": "s1", "command": "id"}),
+        ("sessionFs.setProvider", {}),
+        ("runtime.shutdown", {}),
+        ("account.login", {}),
+        ("user.settings.set", {}),
+        ("no.such.method", {}),
+        ("session.noSuchMethod", {"sessionId": "s1"}),
+    ],
+)
+def test_what_policy_refuses_reaches_no_runtime(method: str, params: dict[str, Any]) -> None:
+    error = error_of(bound("s1").from_client(request(1, method, **params)))
+    assert error["data"] == {"code": "forbidden", "retryable": False}
+    assert method in error["message"]
+
+
+def test_parameters_that_policy_cleans_are_the_cleaned_ones() -> None:
+    router = bound("s1")
+    commands = router.from_client(request(1, "session.options.update", sessionId="s1", skipCustomInstructions=True))
+    ((link, message),) = to_runtime(commands)
+    assert [link, message["method"], message["params"]["sessionId"]] == ["rt-1", "session.options.update", "s1"]
+    hostile = router.from_client(request(2, "session.options.update", sessionId="s1", availableTools=["builtin:*"]))
+    assert not any("builtin:*" in json.dumps(message) for _, message in to_runtime(hostile))
+
+
+def test_more_requests_than_allowed_are_refused_and_the_others_go_on() -> None:
+    router = make(max_requests=2)
+    router.bind("s1", "rt-1")
+    for number in range(2):
+        assert to_runtime(router.from_client(request(number, "session.getMessages", sessionId="s1")))
+    error = error_of(router.from_client(request(9, "session.getMessages", sessionId="s1")))
+    assert [error["data"]["code"], error["data"]["retryable"]] == ["capacity", True]
+    router.from_runtime("rt-1", body(id=0, result={}))
+    assert to_runtime(router.from_client(request(9, "session.getMessages", sessionId="s1")))
+
+
+def test_what_the_runtime_would_leave_unanswered_is_refused() -> None:
+    deep: Any = 1
+    for _ in range(MAX_DEPTH + 5):
+        deep = [deep]
+    router = bound("s1")
+    assert error_of(router.from_client(request(1, "session.log", sessionId="s1", message=deep)))["code"] == -32602
+    router.from_runtime("rt-1", body(id=7, method="hooks.invoke", params={"sessionId": "s1"}))
+    ((_, answer),) = to_runtime(router.from_client(body(id=1, result=deep)))
+    assert [answer["id"], "error" in answer] == [7, True]
+
+
+@pytest.mark.parametrize("garbage", [b"", b"null", b"[]", b"{", b"\xff\xfe", b'{"id":1}', b'{"jsonrpc":"2.0"}', b"1"])
+def test_garbage_gets_an_error_without_an_id(garbage: bytes) -> None:
+    (message,) = to_client(bound("s1").from_client(garbage)) or [{"id": None, "error": {}}]
+    assert message["id"] is None
+
+
+def test_a_session_method_without_a_session_is_an_error() -> None:
+    assert error_of(bound("s1").from_client(request(1, "session.getMessages")))["code"] == -32602
+    assert error_of(bound("s1").from_client(request(1, "session.getMessages", sessionId=7)))["code"] == -32602
+
+
+# --- requests of a runtime ---
+
+
+def test_requests_of_two_runtimes_with_one_id_do_not_collide() -> None:
+    router = bound("s1")
+    router.take_part("s2")
+    router.bind("s2", "rt-2")
+    (first,) = to_client(router.from_runtime("rt-1", body(id=1, method="hooks.invoke", params={"sessionId": "s1"})))
+    (second,) = to_client(router.from_runtime("rt-2", body(id=1, method="hooks.invoke", params={"sessionId": "s2"})))
+    assert first["id"] != second["id"]
+    assert to_runtime(router.from_client(body(id=second["id"], result={"b": 1.0}))) == [
+        ("rt-2", {"jsonrpc": "2.0", "id": 1, "result": {"b": 1.0}})
+    ]
+    assert to_runtime(router.from_client(body(id=first["id"], error={"code": 1, "message": "no"}))) == [
+        ("rt-1", {"jsonrpc": "2.0", "id": 1, "error": {"code": 1, "message": "no"}})
+    ]
+
+
+def test_an_answer_to_nobody_and_a_second_answer_go_nowhere() -> None:
+    router = bound("s1")
+    (asked,) = to_client(router.from_runtime("rt-1", body(id=5, method="hooks.invoke", params={"sessionId": "s1"})))
+    assert router.from_client(body(id=999, result={})) == ()
+    assert router.from_client(body(id="x", result={})) == ()
+    assert to_runtime(router.from_client(body(id=asked["id"], result={})))
+    assert router.from_client(body(id=asked["id"], result={})) == ()
+
+
+def test_a_request_about_a_session_that_is_not_the_client_s_is_refused_in_its_name() -> None:
+    router = bound("s1")
+    ((link, message),) = to_runtime(
+        router.from_runtime("rt-1", body(id=5, method="userInput.request", params={"sessionId": "other"}))
+    )
+    assert [link, message["id"], message["error"]["code"]] == ["rt-1", 5, -32601]
+    assert to_runtime(router.from_runtime("rt-1", body(id=6, method="llmInference.httpRequestStart", params={})))
+
+
+# --- notifications ---
+
+
+def test_events_of_own_sessions_pass_byte_for_byte_and_once() -> None:
+    router = bound("s1")
+    raw = event("s1", "e1", content="h\u00e9 \u2028")
+    assert frames(router.from_runtime("rt-1", raw)) == [raw]
+    assert router.from_runtime("rt-1", raw) == ()
+    assert router.from_runtime("rt-1", event("other", "e2")) == ()
+
+
+def test_a_session_s_events_come_from_its_present_link_only() -> None:
+    router = bound("s1")
+    router.bind("s1", "rt-2")
+    assert router.from_runtime("rt-1", event("s1", "e1")) == ()
+    assert router.from_runtime("rt-2", event("s1", "e2"))
+
+
+def test_lifecycle_is_told_of_own_sessions_only() -> None:
+    router = bound("s1")
+
+    def lifecycle(session: str) -> Sequence[Command]:
+        return router.from_runtime(
+            "rt-1", body(method="session.lifecycle", params={"type": "session.updated", "sessionId": session})
+        )
+
+    assert lifecycle("s1")
+    assert lifecycle("mine")
+    assert lifecycle("somebody-else-s") == ()
+
+
+def test_of_the_host_only_tasks_of_own_sessions_are_told() -> None:
+    router = bound("s1")
+
+    def host_event(kind: str, session: str) -> Sequence[Command]:
+        scope = {"type": "session", "sessionId": session}
+        return router.from_runtime("rt-1", body(method="host.event", params={"scope": scope, "kind": kind}))
+
+    assert host_event("task_transition", "s1")
+    assert host_event("task_transition", "other") == ()
+    assert host_event("plugin_caches_invalidated", "s1") == ()
+    assert router.from_runtime("rt-1", body(method="gitHubTelemetry.event", params={"sessionId": "s1"})) == ()
+
+
+# --- loss ---
+
+
+def test_after_a_loss_reads_are_placed_anew_and_the_rest_is_answered_as_interrupted() -> None:
+    router = bound("s1", "s2")
+    router.bind("s2", "rt-2")
+    router.from_client(request(1, "session.getMessages", sessionId="s1"))
+    router.from_client(request(2, "session.history.compact", sessionId="s1"))
+    router.from_client(request(3, "session.getMessages", sessionId="s2"))
+    done: list[int] = []
+    commands = router.lost("rt-1")
+    (again,) = [command.request for command in commands if isinstance(command, Place)]
+    again.on_done = lambda: done.append(1)
+    assert again.id == 1
+    (message,) = to_client(commands)
+    assert [message["id"], message["error"]["data"]["code"]] == [2, "turn_interrupted"]
+    router.send(again, "rt-3")
+    assert done == []
+    router.from_runtime("rt-3", body(id=1, result={}))
+    assert done == [1]
+    assert to_client(router.from_runtime("rt-2", body(id=3, result={})))
+    assert not router.is_bound("s1")
+    assert router.is_bound("s2")
+
+
+def test_an_answer_to_a_question_of_a_lost_runtime_goes_nowhere() -> None:
+    router = bound("s1")
+    (asked,) = to_client(router.from_runtime("rt-1", body(id=5, method="hooks.invoke", params={"sessionId": "s1"})))
+    router.lost("rt-1")
+    assert router.from_client(body(id=asked["id"], result={})) == ()
+
+
+def told(*ids: str) -> list[SessionEvent]:
+    return [SessionEvent(i, "x", json.dumps({"type": "x", "data": {}, "id": i}).encode()) for i in ids]
+
+
+def ids(commands: Sequence[Command]) -> list[str]:
+    return [message["params"]["event"]["id"] for message in to_client(commands)]
+
+
+def test_what_a_lost_runtime_did_not_tell_is_told_once_and_in_order() -> None:
+    router = bound("s1")
+    for number in (1, 2):
+        router.from_runtime("rt-1", event("s1", f"e{number}"))
+    router.lost("rt-1")
+    assert ids(router.catch_up("s1", told("e0", "e1", "e2", "e3", "e4"))) == ["e3", "e4"]
+    assert router.catch_up("s1", told("e3", "e4")) == []
+    # What was still on its way on the lost link comes after; only what is new is told.
+    assert router.from_runtime("rt-1", event("s1", "e4")) == ()
+    assert ids(router.from_runtime("rt-1", event("s1", "e5"))) == ["e5"]
+    assert ids(router.tell("s1", told("e5", "e6"))) == ["e6"]
+    router.bind("s1", "rt-2")
+    assert router.tell("s1", told("e7")) == ()
+    assert ids(router.tell("s1", told("e7"), from_host=True)) == ["e7"]
+
+
+def test_a_client_that_came_later_is_not_told_what_was_before() -> None:
+    router = bound("s1")
+    assert router.catch_up("s1", told("e1", "e2")) == ()
+
+
+def test_our_own_events_are_not_the_client_s() -> None:
+    router = bound("s1")
+    ours = SessionEvent("a", "aerodrome.turn_retried", b'{"type":"aerodrome.turn_retried","id":"a"}')
+    assert router.tell("s1", [ours], from_host=True) == []
+
+
+def test_a_prompt_that_was_sent_again_keeps_the_id_the_client_knows() -> None:
+    first, latest = "1" * 36, "2" * 36
+    router = bound("s1")
+    router.alias("s1", first, None)
+    assert router.from_runtime("rt-1", event("s1", "e1", messageId=latest)) == ()
+    assert router.from_runtime("rt-1", body(id=1, method="hooks.invoke", params={"sessionId": "s1"})) == ()
+    released = to_client(router.alias("s1", first, latest))
+    assert released[0]["params"]["event"]["data"] == {"messageId": first}
+    assert released[1]["method"] == "hooks.invoke"
+    (message,) = to_client(router.from_runtime("rt-1", event("s1", "e2", originatingMessageId=latest)))
+    assert message["params"]["event"]["data"] == {"originatingMessageId": first}
+
+
+def test_a_client_that_has_gone_is_owed_nothing() -> None:
+    router = bound("s1")
+    done: list[int] = []
+    waiting = placed(router.from_client(request(1, "session.getMessages", sessionId="s9")))
+    waiting.on_done = lambda: done.append(1)
+    router.close()
+    assert [done, router.unanswered] == [[1], 0]
+    assert router.send(waiting, "rt-1") == ()
+    assert router.answered(waiting, b"") == ()
+
+
+# --- whatever comes ---
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+messages = st.fixed_dictionaries(
+    {},
+    optional={
+        "jsonrpc": st.just("2.0"),
+        "id": st.integers(0, 5) | st.text(max_size=3) | st.none(),
+        "method": st.sampled_from(["session.event", "session.getMessages", "hooks.invoke", "ping", "x"]) | json_values,
+        "params": st.fixed_dictionaries(
+            {},
+            optional={"sessionId": st.sampled_from(["s1", "s2", 1, None]), "event": json_values, "scope": json_values},
+        )
+        | json_values,
+        "result": json_values,
+        "error": json_values,
+    },
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["client", "rt-1", "rt-2", "lost"]), messages | json_values), max_size=20))
+def test_no_message_breaks_it_and_nobody_gets_an_answer_twice(script: list[tuple[str, Any]]) -> None:
+    router = bound("s1")
+    router.take_part("s2")
+    router.bind("s2", "rt-2")
+    asked: list[Any] = []
+    answered: list[Any] = []
+    for source, message in script:
+        raw = json.dumps(message).encode()
+        if source == "client":
+            commands = router.from_client(raw)
+            if isinstance(message, dict) and isinstance(message.get("method"), str) and message.get("id") is not None:
+                asked.append(message["id"])
+        elif source == "lost":
+            commands = router.lost("rt-1")
+        else:
+            commands = router.from_runtime(source, raw)
+        answers = [answer for answer in to_client(commands) if "method" not in answer]
+        answered.extend(answer["id"] for answer in answers if answer.get("id") is not None)
+    for request_id in set(answered):
+        assert answered.count(request_id) <= asked.count(request_id)
