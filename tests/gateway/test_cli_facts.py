@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,13 @@ from support.session_fs import stored_endpoint
 pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
 
 CALL = '[[tool: look {"x": "there"}]]'
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[ModelServer]:
+    """In place of the one that belongs to an endpoint of the suite."""
+    with ModelServer.in_thread() as server:
+        yield server
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from copilot._jsonrpc import JsonRpcError
 from copilot.rpc import ModeSetRequest
 from copilot.session_events import SessionMode
+from opentelemetry import context, trace
+from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 from aerodrome.demo.model import ModelServer
+from support.recording import recording
 from support.sdk_clients import MODEL, Endpoint, connected, gateway, requests_of, system_message
 
 pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
@@ -229,6 +233,26 @@ async def test_the_mode_is_switched(endpoint: Endpoint) -> None:
         assert await chat.session.rpc.mode.get() is SessionMode.PLAN
         await chat.turn("planned")
         assert chat.data("session.idle")[0].mode.value == "plan"
+
+
+async def test_the_trace_context_of_the_caller_goes_along(endpoint: Endpoint) -> None:
+    host, _, port = endpoint.address.rpartition(":")
+    ids = SpanContext(trace_id=0xAF7651916CD43DD8448EB211C80319C, span_id=0xB7AD6B7169203331, is_remote=False)
+    async with (
+        recording(host, int(port)) as recorder,
+        connected(replace(endpoint, address=recorder.address)) as client,
+    ):
+        token = context.attach(trace.set_span_in_context(NonRecordingSpan(ids)))
+        try:
+            chat = await client.create()
+            assert await chat.turn("traced") == "echo: traced"
+            await chat.session.disconnect()
+            await client.resume(chat.id)
+        finally:
+            context.detach(token)
+        sent = {e.method: e.params.get("traceparent") for e in recorder.requests(up=True)}
+        traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+        assert {sent[method] for method in ("session.create", "session.send", "session.resume")} == {traceparent}
 
 
 async def test_a_model_that_fails_is_an_error_of_the_session(endpoint: Endpoint) -> None:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 from aerodrome.wire.framing import FrameDecoder, encode_frame
 
@@ -240,22 +240,21 @@ async def same_id_twice(client: RawClient) -> list[dict[str, Any]]:
     return [await client.answer_to(7), await client.answer_to(7)]
 
 
-async def pings_without_reading(client: RawClient, count: int = 10_000) -> int:
-    """So many pings while nothing is read; then the number of answers that come.
+async def pings_without_reading(client: RawClient, count: int = 10_000, size: int = 0) -> int:
+    """So many pings, each with a text of `size` that comes back, while nothing is read; then the number of answers.
 
     A server may stop reading meanwhile, so writing ends as soon as it would wait for long.
     """
-    frames = [
-        encode_frame(json.dumps({"jsonrpc": "2.0", "id": number, "method": "ping", "params": {}}).encode())
-        for number in range(count)
-    ]
-    client.writer.write(b"".join(frames))
+    ping = {"jsonrpc": "2.0", "method": "ping", "params": {"message": "x" * size}}
+    transport = cast("asyncio.Transport", client.writer.transport)
+    transport.pause_reading()
+    client.writer.write(b"".join(encode_frame(json.dumps({**ping, "id": number}).encode()) for number in range(count)))
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(client.writer.drain(), 2.0)
+    transport.resume_reading()
     answered = 0
     while answered < count:
-        message = await client.receive()
-        answered += "result" in message
+        answered += "result" in await client.receive()
     return answered
 
 

@@ -1,19 +1,16 @@
-"""A relay between a client and a server that writes down every message that passes, and changes none."""
+"""What clients and a server say to each other: a relay between them that writes down every message."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from aerodrome._util.tasks import TaskOwner
 from aerodrome.wire import envelope
 from aerodrome.wire.framing import FrameDecoder
-
-_PIECE = 1 << 16
+from support.relay import Tap, relaying
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +49,10 @@ class Exchange:
 
 
 class Recorder:
-    """Connections are accepted at `address` as long as `recording` is open."""
-
-    def __init__(self, address: str, upstream: tuple[str, int]) -> None:
-        self.address = address
+    def __init__(self) -> None:
+        #: Where clients connect to, "host:port".
+        self.address = ""
         self.messages: list[Recorded] = []
-        self._upstream = upstream
-        self._links = 0
-        self._owner = TaskOwner("recording")
 
     def requests(self, *, up: bool, link: int | None = None) -> list[Exchange]:
         """The requests of one side in the order in which they came, with their answers."""
@@ -90,48 +83,21 @@ class Recorder:
             )
             yield Exchange(request.link, request.up, request.method, request.params, answer)
 
-    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._owner.start(self._relay(self._links, reader, writer), "link")
-        self._links += 1
+    def new_tap(self) -> Tap:
+        """What listens to one connection."""
+        decoders = {True: FrameDecoder(), False: FrameDecoder()}
 
-    async def aclose(self) -> None:
-        await self._owner.aclose()
+        def tap(link: int, up: bool, data: bytes) -> None:
+            for body in decoders[up].feed(data):
+                envelope.decode(body)
+                self.messages.append(Recorded(link, up, json.loads(body)))
 
-    async def _relay(self, link: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection(*self._upstream)
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(link, True, reader, server_writer))
-                group.create_task(self._pump(link, False, server_reader, writer))
-        finally:
-            writer.transport.abort()
-            server_writer.transport.abort()
-
-    async def _pump(self, link: int, up: bool, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        decoder = FrameDecoder()
-        try:
-            while data := await reader.read(_PIECE):
-                for body in decoder.feed(data):
-                    envelope.decode(body)
-                    self.messages.append(Recorded(link, up, json.loads(body)))
-                writer.write(data)
-                await writer.drain()
-            writer.write_eof()
-        except OSError:
-            # One side is gone, and so is the link.
-            writer.transport.abort()
+        return tap
 
 
 @asynccontextmanager
 async def recording(host: str, port: int) -> AsyncIterator[Recorder]:
-    """A relay to this server; clients connect to the recorder's `address` ("host:port")."""
-    holder: list[Recorder] = []
-    server = await asyncio.start_server(lambda r, w: holder[0].accept(r, w), "127.0.0.1", 0)
-    async with server:
-        own_host, own_port = server.sockets[0].getsockname()[:2]
-        recorder = Recorder(f"{own_host}:{own_port}", (host, port))
-        holder.append(recorder)
-        try:
-            yield recorder
-        finally:
-            await recorder.aclose()
+    """A relay to this server; clients connect to the recorder's `address`."""
+    recorder = Recorder()
+    async with relaying(host, port, recorder.new_tap) as recorder.address:
+        yield recorder

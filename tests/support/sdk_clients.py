@@ -21,6 +21,7 @@ from aerodrome.demo.completions import ChatRequest
 from aerodrome.demo.model import ModelServer
 from support.cli import OFFLINE, TOKEN, launch_spec, launcher
 from support.host import host
+from support.relay import relaying
 
 MODEL = "gpt-4.1"
 #: The tools of a session in the SDK's mode "empty" when a test does not say which.
@@ -49,13 +50,13 @@ def gateway(endpoint: Endpoint) -> bool:
 
 @asynccontextmanager
 async def direct_endpoint(directory: Path, command: Path, model: ModelServer) -> AsyncIterator[Endpoint]:
-    """A Copilot CLI of its own, without anything of ours between."""
+    """A Copilot CLI of its own, with nothing between but a relay, which saves time."""
     env = {**OFFLINE, "COPILOT_PROVIDER_BASE_URL": model.base_url}
     process = await launcher().launch(launch_spec(directory, command, env=env), timeout=60)
     try:
-        address, port = process.address
         provider = {"type": "openai", "base_url": model.base_url, "api_key": "test-key"}
-        yield Endpoint("direct", f"{address}:{port}", TOKEN, {"provider": provider})
+        async with relaying(*process.address) as address:
+            yield Endpoint("direct", address, TOKEN, {"provider": provider})
     finally:
         process.terminate()
         await process.wait()
