@@ -6,6 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ async def test_clients_of_two_users_talk_and_see_their_own_sessions_only(tmp_pat
             ("acme", "his", "bob"),
         }
         assert await fleet.sessions("bank") == []
-        assert [(r["tenant"], r["sessions"]) for r in fleet.runtimes()] == [("acme", 2)]
+        assert [(r["tenant"], r["sessions"]) for r in await fleet.runtimes()] == [("acme", 2)]
 
 
 @pytest.mark.cli
@@ -153,7 +154,7 @@ async def test_sessions_are_there_again_in_the_next_fleet_of_these_settings(tmp_
     async with Fleet(sections(tmp_path, model)) as fleet:
         session = await (await fleet.client(user="alice")).create_session(session_id="s1")
         await text(session, "My name is Ada")
-        processes = [psutil.Process(runtime["pid"]) for runtime in fleet.runtimes()]
+        processes = [psutil.Process(runtime["pid"]) for runtime in await fleet.runtimes()]
         assert processes
     assert not any(process.is_running() for process in processes)
     assert processes_at_home(tmp_path) == []
@@ -169,7 +170,7 @@ async def test_credentials_are_in_memory_only_and_end_with_the_fleet(tmp_path: P
         await text(await client.create_session(), "Hello")
         credential = fleet.credential("alice")
         assert (await client.get_auth_status()).login == "alice"
-        assert await fleet._node.stores.keys.list() == []
+        assert await fleet._on_node(fleet._running_node().stores.keys.list()) == []
         with pytest.raises(Exception, match="AUTHENTICATION_FAILED"):
             await _connect(fleet.gateway_address, "guessed")
     written = [path for path in tmp_path.rglob("*") if path.is_file() and credential.encode() in path.read_bytes()]
@@ -208,7 +209,7 @@ async def test_the_http_door_takes_the_credentials_of_the_program_and_issued_key
     async with Fleet(sections(tmp_path, model), tenant="acme", http=True) as fleet:
         client = await fleet.client(user="alice")
         await text(await client.create_session(session_id="s1"), "My name is Ada")
-        _, key = await fleet._node.stores.keys.create("acme", "alice")
+        _, key = await fleet._on_node(fleet._running_node().stores.keys.create("acme", "alice"))
         async with httpx.AsyncClient(base_url=f"{fleet.http_url}/api/v1") as http:
             for credential in (fleet.credential("alice"), key):
                 listed = await http.get("/sessions", headers={"Authorization": f"Bearer {credential}"})
@@ -236,7 +237,23 @@ async def test_a_client_whose_start_is_given_up_leaves_no_connection(tmp_path: P
             await starting
         # Connections are accepted in order, so hers has been by now.
         await fleet.client(user="bob")
-        await until(lambda: [client.who.user for client in fleet._node.gateway.clients] == ["bob"])
+        gateway = fleet._running_node().gateway
+        await until(lambda: [client.who.user for client in gateway.clients] == ["bob"])
+
+
+@pytest.mark.cli
+async def test_a_program_that_stands_still_does_not_cost_the_node_its_sessions(
+    tmp_path: Path, model: ModelServer
+) -> None:
+    values = sections(tmp_path, model, coordination={"heartbeat": "100ms", "ttl": "600ms"})
+    async with Fleet(values) as fleet:
+        session = await (await fleet.client(user="alice")).create_session()
+        await text(session, "My name is Ada")
+        [node] = await fleet._on_node(fleet._running_node().stores.coordination.nodes())
+        time.sleep(1.5)  # what is tested: longer than the node may be silent
+        [still] = await fleet._on_node(fleet._running_node().stores.coordination.nodes())
+        assert still.incarnation == node.incarnation
+        assert await text(session, "What is my name?") == "Your name is Ada."
 
 
 @pytest.mark.cli

@@ -3,31 +3,38 @@
 The clients are the SDK's own and go by the native gateway, so that what holds for a client of a server holds for them:
 who they are, what they may do, what survives. Only the way in is the program's own: the gateway listens on loopback, on
 a port that the system chooses, and the credentials are in the memory of this process.
+
+The node has a thread and an event loop of its own. A program may hold up its loop (to import the SDK alone takes
+seconds on a busy machine), and a node that is held up for as long misses its heartbeats and gives up its sessions.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Coroutine, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from weakref import WeakSet
 
 import structlog
 
+from aerodrome._util.loop_thread import LoopThread
 from aerodrome.app import Node
 from aerodrome.config import Settings, load_settings, settings_of
 from aerodrome.config.types import Address
 from aerodrome.errors import Invalid
 from aerodrome.http.objects import session_object
 from aerodrome.identity.ephemeral import EphemeralCredentials
-from aerodrome.model import Principal, valid_name
+from aerodrome.model import Principal, SessionRow, valid_name
 from aerodrome.observability.logging import log_to_the_application
 
 if TYPE_CHECKING:
     from copilot import CopilotClient
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 #: Of users for whom no tenant is named.
 DEFAULT_TENANT = "default"
@@ -61,23 +68,31 @@ class Fleet:
         self.tenant = _checked_name("tenant", tenant)
         self._http = http
         self._credentials = EphemeralCredentials()
-        self._node = Node(self.settings, http=http, authenticator=self._credentials)
         # Weak: a program may stop its clients by itself, and make one for each request.
         self._clients: WeakSet[CopilotClient] = WeakSet()
-        self._stack = AsyncExitStack()
-        self._running = False
+        self._thread: LoopThread[Node] | None = None
+        self._node: Node | None = None
 
     async def __aenter__(self) -> Self:
         """Start. Raises what a node may raise at its start: `ConfigError`, `RuntimeUnavailable`, `StoreUnavailable`."""
+        if self._thread is not None:
+            raise RuntimeError("a fleet is entered once; make another one")
         log_to_the_application()
-        await self._stack.enter_async_context(self._node)
-        self._stack.push_async_callback(self._stop_clients)
-        self._running = True
+        self._thread = LoopThread("aerodrome", self._make_node)
+        self._node = await self._thread.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._running = False
-        await self._stack.aclose()
+        assert self._thread is not None
+        self._node = None
+        try:
+            for client in list(self._clients):
+                await _stop(client)
+        finally:
+            await self._thread.stop()
+
+    def _make_node(self) -> Node:
+        return Node(self.settings, http=self._http, authenticator=self._credentials)
 
     async def client(
         self,
@@ -93,15 +108,17 @@ class Fleet:
         the fleet.
 
         Args:
-            mode: The SDK's own. What a session may do is decided by the host and is the same in both; `empty` also
-                makes the SDK ask for `available_tools` in each session.
+            mode: The SDK's own. What a session may do is decided by the host (`policy.profile`), in both modes; `empty`
+                also makes the SDK ask for `available_tools` in each session.
             options: For `CopilotClient`, all but `connection`.
 
         Raises:
             ImportError: The SDK is not installed.
+            RuntimeError: The fleet does not run.
             Invalid: User or tenant is no valid name.
         """
-        copilot = _sdk()
+        # On a thread: it is a large module.
+        copilot = await asyncio.to_thread(_sdk)
         address, credential = self.gateway_address, self.credential(user, tenant=tenant)
         connection = copilot.RuntimeConnection.for_uri(address, connection_token=credential)
         client: CopilotClient = copilot.CopilotClient(connection=connection, mode=mode, **options)
@@ -126,7 +143,7 @@ class Fleet:
     @property
     def gateway_address(self) -> str:
         """Where SDKs connect: ``HOST:PORT``, for this machine only."""
-        host, port = self._started().gateway_address
+        host, port = self._running_node().gateway_address
         return str(Address(host, port))
 
     @property
@@ -134,7 +151,7 @@ class Fleet:
         """Where the HTTP API is: ``http://HOST:PORT``. Raises `RuntimeError` without ``http=True``."""
         if not self._http:
             raise RuntimeError("the HTTP API is not served: make the fleet with http=True")
-        host, port = self._started().http_address
+        host, port = self._running_node().http_address
         return f"http://{Address(host, port)}"
 
     async def sessions(self, tenant: str | None = None) -> list[dict[str, Any]]:
@@ -142,32 +159,48 @@ class Fleet:
 
         For the program itself, which may see everybody's. Users see theirs with their client.
         """
-        directory = self._started().stores.coordination
-        found: list[dict[str, Any]] = []
-        cursor: str | None = None
-        while True:
-            page = await directory.list(tenant, cursor=cursor, limit=200)
-            found += [session_object(row) for row in page.rows]
-            if (cursor := page.next) is None:
-                return found
+        return await self._on_node(_listed(self._running_node(), tenant))
 
-    def runtimes(self) -> list[dict[str, Any]]:
+    async def runtimes(self) -> list[dict[str, Any]]:
         """The Copilot CLI processes: `{id, pid, state, tenant, user, sessions, turns, rss_bytes, started_at}`."""
-        return [runtime.describe() for runtime in self._started().pool.runtimes]
+        return await self._on_node(_described(self._running_node()))
 
-    def _started(self) -> Node:
-        if not self._running:
+    def _running_node(self) -> Node:
+        if self._node is None:
             raise RuntimeError("the fleet does not run: use `async with Fleet() as fleet`")
         return self._node
 
-    async def _stop_clients(self) -> None:
-        for client in list(self._clients):
-            await _stop(client)
+    async def _on_node(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something with the node, on its own loop: nothing of it may be used on another."""
+        assert self._thread is not None
+        return await self._thread.run(work)
+
+
+async def _listed(node: Node, tenant: str | None) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    cursor: str | None = None
+    while True:
+        page = await node.stores.coordination.list(tenant, cursor=cursor, limit=200)
+        found += [session_object(_as_it_stands(node, row)) for row in page.rows]
+        if (cursor := page.next) is None:
+            return found
+
+
+def _as_it_stands(node: Node, row: SessionRow) -> SessionRow:
+    """The row with the state of this moment; what the directory says of a session that is loaded here comes later."""
+    live = node.sessions.find_live(row.key)
+    if live is None or live.activation is None:
+        return row
+    return replace(row, state=live.listed_state, last_turn=live.row.last_turn or row.last_turn)
+
+
+async def _described(node: Node) -> list[dict[str, Any]]:
+    return [runtime.describe() for runtime in node.pool.runtimes]
 
 
 async def _stop(client: CopilotClient) -> None:
-    """Cut its connection. The gateway sees to the rest, while the SDK's `stop` would hold the event loop for a second
-    waiting for a thread of its own; with many clients that is long enough for the node to miss its heartbeats.
+    """Cut its connection; the gateway sees to the rest. The SDK's `stop` would hold up the program's event loop for a
+    second, waiting for a thread of its own, and that for each client.
     """
     try:
         await client.force_stop()
