@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,8 +22,8 @@ from copilot import CopilotClient, RuntimeConnection
 from aerodrome import Fleet
 from aerodrome.config import Settings
 from aerodrome.demo.model import ModelServer
-from aerodrome.errors import ConfigError, Invalid
-from support.cli import processes_at_home
+from aerodrome.errors import ConfigError, Invalid, RuntimeUnavailable
+from support.cli import has_ended, processes_at_home
 from support.host import until
 
 
@@ -122,6 +125,15 @@ async def test_a_fleet_that_does_not_run_says_so() -> None:
         await fleet.client(user="alice")
     with pytest.raises(RuntimeError, match="http=True"):
         _ = fleet.http_url
+
+
+async def test_what_a_node_cannot_start_with_is_raised_and_nothing_is_left(tmp_path: Path) -> None:
+    fleet = Fleet({"server": {"data_dir": str(tmp_path)}, "runtime": {"command": str(tmp_path / "nowhere")}})
+    with pytest.raises(RuntimeUnavailable, match="nowhere"):
+        await fleet.__aenter__()
+    await until(lambda: all(thread.name != "aerodrome" for thread in threading.enumerate()))
+    with pytest.raises(RuntimeError, match="async with"):
+        fleet.gateway_address  # noqa: B018
 
 
 # --- with real runtimes ---
@@ -254,6 +266,61 @@ async def test_a_program_that_stands_still_does_not_cost_the_node_its_sessions(
         [still] = await fleet._on_node(fleet._running_node().stores.coordination.nodes())
         assert still.incarnation == node.incarnation
         assert await text(session, "What is my name?") == "Your name is Ada."
+
+
+PROGRAM = """
+import asyncio, json, sys
+from aerodrome import Fleet
+
+async def main():
+    async with Fleet(json.loads(sys.argv[1])) as fleet:
+        session = await (await fleet.client(user="alice")).create_session()
+        await session.send_and_wait("Hello")
+        print(*[runtime["pid"] for runtime in await fleet.runtimes()], flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.cli
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the parent-death signal")
+async def test_a_program_that_is_killed_leaves_no_process(tmp_path: Path, model: ModelServer) -> None:
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROGRAM, json.dumps(sections(tmp_path, model)), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert program.stdout is not None
+        async with asyncio.timeout(60):
+            line = await program.stdout.readline()
+        processes = [psutil.Process(int(pid)) for pid in line.split()]
+        assert processes
+        assert not any(has_ended(process) for process in processes)
+    finally:
+        program.kill()
+        await program.wait()
+    await until(lambda: all(has_ended(process) for process in processes))
+
+
+@pytest.mark.cli
+async def test_a_program_that_is_interrupted_ends_its_fleet(tmp_path: Path, model: ModelServer) -> None:
+    program = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        PROGRAM,
+        json.dumps(sections(tmp_path, model)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert program.stdout is not None
+    async with asyncio.timeout(60):
+        await program.stdout.readline()
+    program.send_signal(signal.SIGINT)
+    _, errors = await program.communicate()
+    assert errors.decode().rstrip().endswith("KeyboardInterrupt")
+    assert processes_at_home(tmp_path) == []
+    async with Fleet(sections(tmp_path, model)) as fleet:
+        assert [session["state"] for session in await fleet.sessions()] == ["hibernated"]
 
 
 @pytest.mark.cli

@@ -73,7 +73,8 @@ class LoopThread(Generic[T]):
             self._loop.call_soon_threadsafe(self._task.cancel)
         except RuntimeError:
             return  # the loop is closed: it has ended meanwhile
-        await asyncio.wrap_future(self._ended)
+        # Shielded: cancelled once more, we wait no longer, but the thread must still find its future as it was.
+        await asyncio.shield(asyncio.wrap_future(self._ended))
 
     def _failure(self) -> BaseException | None:
         return None if self._task.cancelled() else self._task.exception()
