@@ -30,6 +30,7 @@ from aerodrome.http.api import create_app
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.server import HttpServer
 from aerodrome.identity.backends.sqlite import SqliteKeyStore
+from aerodrome.identity.ephemeral import Authenticator, EitherOf
 from aerodrome.identity.keys import KeyService
 from aerodrome.model import RuntimeKey
 from aerodrome.policy.session_params import Credentials, ToolPolicy
@@ -96,19 +97,25 @@ class Node:
     """One aerodrome process: stores, runtimes, sessions and front doors. Use as an asynchronous context manager.
 
     `async with Node(settings) as node` serves when the block is entered; leaving it drains.
+
+    Args:
+        http: Whether the HTTP API is served.
+        authenticator: Who else knows callers; asked before the stored keys.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, http: bool = True, authenticator: Authenticator | None = None) -> None:
         self.settings = settings
         self.stores: Stores
         self.pool: RuntimePool
         self.sessions: SessionService
         self.janitor: Janitor
-        #: Where the HTTP API listens.
+        #: Where the HTTP API listens, if it does.
         self.http_address: tuple[str, int]
         #: Where the native gateway listens.
         self.gateway_address: tuple[str, int]
         self.gateway: Gateway
+        self._http = http
+        self._authenticator = authenticator
         self._heartbeat: Heartbeat
         self._stack = AsyncExitStack()
         self._tasks = TaskOwner("node")
@@ -157,19 +164,23 @@ class Node:
         self._stack.push_async_callback(self.pool.aclose)
         self._tasks.start(self.janitor.run(), "janitor")
         self._stack.push_async_callback(self._tasks.aclose)
-        await self._open_gateway(binary.version)
-        await self._open_http()
+        auth: Authenticator = self.stores.keys
+        if self._authenticator is not None:
+            auth = EitherOf(self._authenticator, auth)
+        await self._open_gateway(auth, binary.version)
+        if self._http:
+            await self._open_http(auth)
         # Last in, first out: drain while everything still works.
         self._stack.push_async_callback(self.sessions.drain, settings.server.drain_timeout)
 
-    async def _open_gateway(self, cli_version: str) -> None:
-        self.gateway = Gateway(self.sessions, self.stores.keys, gateway_options(self.settings, cli_version))
+    async def _open_gateway(self, auth: Authenticator, cli_version: str) -> None:
+        self.gateway = Gateway(self.sessions, auth, gateway_options(self.settings, cli_version))
         self.gateway_address = await self.gateway.start(*self.settings.server.gateway)
         self._stack.push_async_callback(self.gateway.aclose)
 
-    async def _open_http(self) -> None:
+    async def _open_http(self, auth: Authenticator) -> None:
         limits = HttpLimits(max_body=self.settings.limits.max_body)
-        server = HttpServer(create_app(self.sessions, self.stores.keys, self, limits), *self.settings.server.http)
+        server = HttpServer(create_app(self.sessions, auth, self, limits), *self.settings.server.http)
         self.http_address = await server.start()
         self._stack.push_async_callback(server.stop, 5.0)
 

@@ -1,4 +1,4 @@
-"""What README and quick start tell the reader to type works, in that order, and prints what they show."""
+"""What the pages tell the reader to type works, in that order, and prints what they show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aerodrome._util.xdg import aerodrome_cache
 from support.console_page import Command, File, Shell, parse, shown
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/quickstart.md"]
+PAGES = ["README.md", "docs/quickstart.md", "docs/fleet.md"]
 #: The ports that the pages name, which may be taken on this machine.
 PORTS = ("8080", "8081")
 
@@ -53,7 +53,7 @@ def test_the_quick_start_works_as_it_is_written(page: str, tmp_path: Path) -> No
         text = text.replace(f":{port}", f":{free}").replace(f"--port {port}", f"--port {free}")
     env = reader_of(tmp_path) | {"AERODROME_SERVER__HTTP": f"127.0.0.1:{ports[0]}"}
     steps = parse(text, "quickstart")
-    assert sum(isinstance(step, Command) for step in steps) > 5
+    assert sum(isinstance(step, Command) for step in steps) >= 2
     with Shell(tmp_path, env) as shell:
         for step in steps:
             if isinstance(step, File):

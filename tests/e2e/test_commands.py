@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from aerodrome.demo.model import ModelServer
+from aerodrome.demo.tour import Tour
 from support.server import aerodrome, write_config
 
 pytestmark = pytest.mark.cli
@@ -23,9 +26,21 @@ async def test_the_demo_shows_the_main_job_and_ends_0() -> None:
         "404, as if there were none",
         "woken, ",
         "The turn was taken up again in another process",
+        "she resumes the session that she had over HTTP",
+        "another process has taken the turn up again",
+        "The same connection, the same session object, the whole history",
         "aerodrome serve",
     ):
         assert act in said
+
+
+async def test_the_demo_does_without_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "copilot", None)
+    said = io.StringIO()
+    await Tour(console=Console(file=said, width=200)).run()
+    assert "Not shown, because the SDK is not installed: pip install 'aerodrome[sdk]'" in said.getvalue()
+    assert "The turn was taken up again in another process" in said.getvalue()
+    assert "aerodrome serve" in said.getvalue()
 
 
 async def test_doctor_finds_a_healthy_machine_healthy(tmp_path: Path, model: ModelServer) -> None:

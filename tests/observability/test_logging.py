@@ -58,3 +58,48 @@ def test_tracebacks_show_no_values_of_variables(log_format: str) -> None:
     assert "ValueError" in said
     # The call that passed it stands in the traceback's source line of a real file, not its value.
     assert "a private matter" not in said
+
+
+EMBEDDED = """
+import logging, sys
+import structlog
+from aerodrome.observability.logging import log_to_the_application
+
+log = structlog.get_logger("aerodrome.sessions.wake")
+{setup}
+log_to_the_application()
+log.info("session.awake", session="acme/s1", share="100%")
+log.debug("quiet")
+try:
+    raise ValueError("broken")
+except ValueError:
+    log.exception("turn.crashed", turn="t1")
+"""
+
+
+def embedded(setup: str) -> tuple[str, str]:
+    program = EMBEDDED.format(setup=setup)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout, done.stderr
+
+
+def test_inside_a_program_its_logging_decides() -> None:
+    out, err = embedded('logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")')
+    assert out == ""
+    lines = err.splitlines()
+    assert lines[0] == "INFO aerodrome.sessions.wake session.awake session='acme/s1' share='100%'"
+    assert lines[1] == "ERROR aerodrome.sessions.wake turn.crashed turn='t1'"
+    assert lines[-1] == "ValueError: broken"
+
+
+def test_inside_a_program_that_has_set_up_nothing_only_what_is_wrong_is_told() -> None:
+    out, err = embedded("")
+    assert out == ""
+    assert "session.awake" not in err
+    assert "turn.crashed" in err
+
+
+def test_a_program_that_has_set_up_structlog_keeps_its_own() -> None:
+    setup = "structlog.configure(processors=[structlog.processors.JSONRenderer()])"
+    out, _ = embedded(setup)
+    assert json.loads(out.splitlines()[0])["event"] == "session.awake"

@@ -57,6 +57,19 @@ def load_settings(
             read_overrides(overrides or {}),
         ]
     )
+    return _checked(layer, env, resolve_secrets)
+
+
+def settings_of(values: Mapping[str, Any]) -> Settings:
+    """The settings that a program has put together itself: sections as in the file, and nothing from elsewhere.
+
+    Raises:
+        ConfigError: As `load_settings`.
+    """
+    return _checked(Layer(dict(values)), os.environ, resolve_secrets=True)
+
+
+def _checked(layer: Layer, env: Mapping[str, str], resolve_secrets: bool) -> Settings:
     try:
         return Settings.model_validate(layer.values, context={"resolve_secrets": resolve_secrets, "env": env})
     except ValidationError as error:

@@ -24,6 +24,7 @@ from aerodrome.app import Node
 from aerodrome.config.settings import Settings
 from aerodrome.demo.model import ModelServer
 from aerodrome.model import RuntimeKey, SessionKey
+from aerodrome.runtime.machine import RuntimeState
 
 _COLOURS = {"alice": "cyan", "bob": "green", "carol": "magenta"}
 
@@ -35,9 +36,10 @@ class TourFailed(Exception):
 class Person:
     """One user with an API key, at the HTTP API."""
 
-    def __init__(self, name: str, tenant: str, http: httpx.AsyncClient) -> None:
+    def __init__(self, name: str, tenant: str, key: str, http: httpx.AsyncClient) -> None:
         self.name = name
         self.tenant = tenant
+        self.key = key
         self.http = http
 
     async def open(self, session: str) -> None:
@@ -56,6 +58,8 @@ class Tour:
     async def run(self) -> None:
         """Play it. Raises `TourFailed` when something does not come out as told."""
         directory = Path(tempfile.mkdtemp(prefix="aerodrome-demo-"))
+        # Before the node starts: it is a large module, and would hold up the loop.
+        sdk = _sdk()
         try:
             async with AsyncExitStack() as stack:
                 model = stack.enter_context(ModelServer.in_thread())
@@ -73,6 +77,7 @@ class Tour:
                 await self._look(alice, bob, carol)
                 await self._sleep(node, alice)
                 await self._kill(node, model, carol)
+                await self._native(node, model, carol, sdk)
                 self._runtimes(node)
         finally:
             if self._keep:
@@ -120,8 +125,7 @@ class Tour:
 
     async def _kill(self, node: Node, model: ModelServer, carol: Person) -> None:
         self._act("kill -9 of carol's Copilot CLI process, in the middle of a turn")
-        pid = next(r.pid for r in node.pool.runtimes if r.key == RuntimeKey("bank", "carol"))
-        _expect(pid is not None, "carol has a runtime")
+        pid = _pid_of(node, carol)
         answer = asyncio.create_task(
             self._exchange(carol, "carol-1", "[[gate: thinking]] which word did I ask you to remember?", expect="plum")
         )
@@ -133,6 +137,48 @@ class Tour:
         _expect(result["turn"]["retried"] is True, "the turn was taken up again")
         self._tell("The turn was taken up again in another process. Her connection stayed; nothing was lost.")
         await self._exchange(carol, "carol-1", "which word did I ask you to remember?", expect="plum")
+
+    async def _native(self, node: Node, model: ModelServer, carol: Person, sdk: Any) -> None:
+        self._act("The same to an unmodified client of GitHub's SDK")
+        if sdk is None:
+            self._tell("Not shown, because the SDK is not installed: pip install 'aerodrome[sdk]'")
+            return
+        host, port = node.gateway_address
+        connection = sdk.RuntimeConnection.for_uri(f"{host}:{port}", connection_token=carol.key)
+        client = sdk.CopilotClient(connection=connection)
+        try:
+            await self._timed("carol connects her SDK to the native gateway, with her key", client.start())
+            session = await self._timed(
+                "she resumes the session that she had over HTTP", client.resume_session("carol-1")
+            )
+            await self._kill_under(node, model, carol, session)
+        finally:
+            await client.force_stop()  # `stop` would hold up the loop for a second
+
+    async def _kill_under(self, node: Node, model: ModelServer, carol: Person, session: Any) -> None:
+        """Carol's runtime is killed while her SDK waits for an answer of this session."""
+        question = "which word did I ask you to remember?"
+        before = await _prompts(session)
+        await self._exchange_native(carol, session, question, expect="plum")
+        await self._timed("a warm runtime stands by again", _warm(node))
+        connections = node.gateway.clients
+        _expect(len(connections) == 1, f"one connection, not {len(connections)}")
+        process = psutil.Process(_pid_of(node, carol))
+        prompt = f"[[gate: native]] {question}"
+        answer = asyncio.create_task(self._exchange_native(carol, session, prompt, expect="plum"))
+        await model.gate_reached("native")
+        process.kill()
+        killed = time.perf_counter()
+        self._tell(f"kill -9 of process {process.pid}, in mid-turn; her SDK is still waiting")
+        await model.gate_reached("native", 2)
+        self._tell("another process has taken the turn up again", seconds=time.perf_counter() - killed)
+        model.open_gate("native")
+        await answer
+        _expect(node.gateway.clients == connections, "the connection is the same")
+        _expect(_pid_of(node, carol) != process.pid, "the process is another one")
+        after = await _prompts(session)
+        _expect(after == [*before, question, prompt], f"each prompt once in the history, not {after}")
+        self._tell("The same connection, the same session object, the whole history; her program has seen nothing.")
 
     def _runtimes(self, node: Node) -> None:
         self._act("What runs now")
@@ -161,15 +207,23 @@ class Tour:
     ) -> dict[str, Any]:
         began = time.perf_counter()
         result = await person.say(session, prompt)
-        taken = (time.perf_counter() - began) * 1000
         content = str(result["message"]["content"])
+        self._answered(person, prompt, content, began, expect=expect, note=note)
+        return result
+
+    async def _exchange_native(self, person: Person, session: Any, prompt: str, *, expect: str) -> None:
+        began = time.perf_counter()
+        answer = await session.send_and_wait(prompt, timeout=120)
+        self._answered(person, prompt, str(answer.data.content), began, expect=expect, note="SDK, ")
+
+    def _answered(self, person: Person, prompt: str, content: str, began: float, *, expect: str, note: str) -> None:
+        taken = (time.perf_counter() - began) * 1000
         _expect(expect in content, f"an answer with {expect!r}, not {content!r}")
         line = Text(f"  {person.name}@{person.tenant:5}", style=_COLOURS[person.name])
         line.append(Text(f" {prompt.rpartition(']] ')[2]}", style="default"))
         line.append(Text(f"  →  {content}", style="bold default"))
         line.append(Text(f"  ({note}{taken:.0f} ms)", style="not bold dim"))
         self._console.print(line)
-        return result
 
     async def _timed(self, what: str, work: Awaitable[Any]) -> Any:
         began = time.perf_counter()
@@ -194,7 +248,7 @@ async def _person(node: Node, name: str, tenant: str) -> AsyncIterator[Person]:
     host, port = node.http_address
     headers = {"Authorization": f"Bearer {key}"}
     async with httpx.AsyncClient(base_url=f"http://{host}:{port}/api/v1", headers=headers, timeout=120) as http:
-        yield Person(name, tenant, http)
+        yield Person(name, tenant, key, http)
 
 
 async def _ready(node: Node) -> None:
@@ -204,6 +258,34 @@ async def _ready(node: Node) -> None:
             if (reason := node.pool.unavailable_reason) is not None:
                 raise TourFailed(reason)
             await asyncio.sleep(0.1)
+
+
+async def _warm(node: Node) -> None:
+    while not any(runtime.state is RuntimeState.WARM for runtime in node.pool.runtimes):
+        if (reason := node.pool.unavailable_reason) is not None:
+            raise TourFailed(reason)
+        await asyncio.sleep(0.05)
+
+
+def _pid_of(node: Node, person: Person) -> int:
+    """Of the runtime that serves this user alone."""
+    found = [r.pid for r in node.pool.runtimes if r.key == RuntimeKey(person.tenant, person.name) and r.pid is not None]
+    _expect(len(found) == 1, f"{person.name} has one runtime, not {len(found)}")
+    return found[0]
+
+
+async def _prompts(session: Any) -> list[str]:
+    """What stands in the history of an SDK's session as the user's words."""
+    return [event.data.content for event in await session.get_events() if event.type.value == "user.message"]
+
+
+def _sdk() -> Any:
+    """GitHub's SDK, if it is installed."""
+    try:
+        import copilot
+    except ImportError:
+        return None
+    return copilot
 
 
 def _settings(directory: Path, model_url: str) -> Settings:

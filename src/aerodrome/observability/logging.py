@@ -39,3 +39,26 @@ def configure_logging(level: str, log_format: str) -> None:
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+
+
+def log_to_the_application() -> None:
+    """Hand what is logged to the standard library's `logging`, by the names of the modules (`aerodrome.sessions...`).
+
+    For a process that is somebody else's, who decides there what becomes of it. Left alone, structlog would print
+    everything to standard output. Nothing is changed when that somebody has set up structlog.
+    """
+    if structlog.is_configured():
+        return
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, structlog.contextvars.merge_contextvars, _as_log_call],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _as_log_call(_: Any, __: str, event: Any) -> tuple[tuple[str], dict[str, Any]]:
+    """The arguments for a method of `logging.Logger`. The text is formatted here: it may contain per cent signs."""
+    kept = {name: event.pop(name) for name in ("exc_info", "stack_info") if name in event}
+    text = str(event.pop("event", ""))
+    return (" ".join([text, *(f"{name}={value!r}" for name, value in event.items())]),), kept
