@@ -18,12 +18,14 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import structlog
 from msgspec import UNSET, Raw, UnsetType
 
 from aerodrome._util.tasks import TaskOwner
+from aerodrome.events import SessionEvent
 from aerodrome.wire import envelope
 from aerodrome.wire.framing import DEFAULT_MAX_FRAME, FrameDecoder, FramingError
 
@@ -71,8 +73,16 @@ class RequestRefused(Exception):
 class Link(asyncio.Protocol):
     """Use `connect`, then `request`; `aclose` when done."""
 
-    def __init__(self, handler: LinkHandler, *, max_frame: int = DEFAULT_MAX_FRAME, max_inbound: int = 256) -> None:
+    def __init__(
+        self,
+        handler: LinkHandler,
+        *,
+        max_frame: int = DEFAULT_MAX_FRAME,
+        max_inbound: int = 256,
+        on_event: Callable[[str, SessionEvent], None] | None = None,
+    ) -> None:
         self._handler = handler
+        self._on_event = on_event
         self._decoder = FrameDecoder(max_frame)
         self._max_inbound = max_inbound
         self._inbound = 0
@@ -96,9 +106,18 @@ class Link(asyncio.Protocol):
         timeout: float,
         max_frame: int = DEFAULT_MAX_FRAME,
         max_inbound: int = 256,
+        on_event: Callable[[str, SessionEvent], None] | None = None,
     ) -> Link:
-        """Raises `LinkClosed` when the runtime does not take the connection within `timeout` seconds."""
-        link = cls(handler, max_frame=max_frame, max_inbound=max_inbound)
+        """Connect to a runtime.
+
+        Args:
+            on_event: Takes the events of sessions, in order, as far as they are told in the usual way; the others are
+                notifications like any.
+
+        Raises:
+            LinkClosed: The runtime does not take the connection within `timeout` seconds.
+        """
+        link = cls(handler, max_frame=max_frame, max_inbound=max_inbound, on_event=on_event)
         try:
             async with asyncio.timeout(timeout):
                 await asyncio.get_running_loop().create_connection(lambda: link, host, port)
@@ -228,6 +247,13 @@ class Link(asyncio.Protocol):
             self._dispatch(body)
 
     def _dispatch(self, body: bytes) -> None:
+        if self._on_event is not None and (told := envelope.session_event(body)) is not None:
+            try:
+                self._on_event(*told)
+            except Exception:
+                # It would end the connection, and with it every session on it.
+                log.exception("link.handler_failed", method="session.event")
+            return
         try:
             message = envelope.decode(body)
         except envelope.EnvelopeError as error:
@@ -243,7 +269,6 @@ class Link(asyncio.Protocol):
             try:
                 self._handler.on_notification(message.method, message.params)
             except Exception:
-                # It would end the connection, and with it every session on it.
                 log.exception("link.handler_failed", method=message.method)
 
     def _settle(self, message: envelope.Message) -> None:
