@@ -117,10 +117,11 @@ class Turns:
 
     def tell(self, event: SessionEvent) -> None:
         """An event for those who follow a turn."""
-        if self._current is not None:
-            self._current.publish(event)
+        current = self._current
+        if current is not None:
+            current.publish(event)
         for run in self._delivery.runs:
-            if run is not self._current:
+            if run is not current:
                 run.publish(event)
 
     # --- admission (no await, so that what is decided on cannot change meanwhile) ---
