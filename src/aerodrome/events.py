@@ -32,6 +32,11 @@ class SessionEvent(msgspec.Struct, frozen=True):
         return data if isinstance(data, dict) else {}
 
     @property
+    def is_piece(self) -> bool:
+        """A piece of an answer that is being made (`assistant.message_delta` and the like); more are to come."""
+        return self.ephemeral and self.type.endswith("_delta")
+
+    @property
     def is_trace(self) -> bool:
         """The runtime's own trace and accounts (`model.*`, `session.usage_record`): large, repeated, or told in the
         history alone, and no part of the SDK's event types."""

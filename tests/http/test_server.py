@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+from typing import cast
 
 import pytest
 
 from aerodrome.errors import ConfigError
 from aerodrome.http.api import create_app
+from aerodrome.http.protocol import GatheringTransport
 from aerodrome.http.server import HttpServer
 from aerodrome.http.shutdown import Signal
 from support.http_front import EVENTS, MESSAGES, Front, request
@@ -112,3 +114,46 @@ def test_a_signal_calls_back_once_and_later_subscribers_at_once() -> None:
     happened.set()
     happened.subscribe(lambda: calls.append("late"))
     assert calls == ["first", "late"]
+
+
+class _Recording:
+    """As much of a transport as is needed to see what is written."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed
+        self.written.append(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_write_buffer_size(self) -> int:
+        return 100
+
+
+async def test_what_is_written_in_one_go_leaves_as_one_piece() -> None:
+    below = _Recording()
+    transport = GatheringTransport(cast("asyncio.Transport", below), asyncio.get_running_loop())
+    transport.write(b"head ")
+    transport.write(b"body")
+    assert (below.written, transport.get_write_buffer_size()) == ([], 109)
+    await asyncio.sleep(0)
+    assert (below.written, transport.get_write_buffer_size()) == ([b"head body"], 100)
+    # What was written before the end goes out before it; a connection that is cut takes nothing more.
+    transport.write(b"last")
+    transport.close()
+    assert (below.written[1:], below.closed) == ([b"last"], True)
+    await asyncio.sleep(0)
+    below.closed = False
+    transport.write(b"never")
+    transport.abort()
+    await asyncio.sleep(0)
+    assert below.written == [b"head body", b"last"]

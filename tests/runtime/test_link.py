@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -421,3 +422,70 @@ async def test_no_exchange_waits_for_a_delayed_ack(owner: Owner) -> None:
         assert quick == [1]
         # Else this test would prove nothing on this kernel.
         assert delayed_again or pytest.skip("the kernel keeps quick ACKs by itself")
+
+
+# --- resting between the pieces of an answer ---
+
+
+def told(event_type: str, *, ephemeral: bool = True) -> dict[str, Any]:
+    event = {"type": event_type, "data": {}, "id": "e", "ephemeral": ephemeral}
+    return {"method": "session.event", "params": {"sessionId": "s", "event": event}}
+
+
+def send_compact(peer: Peer, *messages: dict[str, Any]) -> None:
+    """In one piece, and spelled as the CLI does."""
+    bodies = [json.dumps({"jsonrpc": "2.0", **message}, separators=(",", ":")).encode() for message in messages]
+    peer.writer.write(b"".join(map(encode_frame, bodies)))
+
+
+async def test_behind_a_piece_of_an_answer_the_link_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aerodrome.runtime.link.REST", 3600)
+    seen: list[str] = []
+    async with linked(Owner(), on_event=lambda _, event: seen.append(event.type)) as (link, peer):
+        transport = link._transport
+        assert transport is not None
+        # Nothing else makes it rest, also together with a piece: what comes with it may be waited for.
+        send_compact(peer, told("assistant.message"))
+        send_compact(peer, told("assistant.message_delta"), told("session.idle"))
+        await until(lambda: len(seen) == 3)
+        assert transport.is_reading()
+        send_compact(peer, told("assistant.message_delta"), told("assistant.streaming_delta"))
+        await until(lambda: len(seen) == 5)
+        assert not transport.is_reading()
+        send_compact(peer, told("session.idle"))
+        link._rested()
+        await until(lambda: len(seen) == 6)
+        send_compact(peer, told("assistant.message_delta"))
+        await until(lambda: not transport.is_reading())
+        # Whatever is asked meanwhile is sent, and a link at rest is closed like any other.
+        asking = asyncio.create_task(link.request("m", {}, timeout=5))
+        assert (await peer.receive())["method"] == "m"
+        await link.aclose()
+        with pytest.raises(LinkClosed):
+            await asking
+        assert link._resting is None
+
+
+async def test_the_end_of_a_rest_is_no_end_of_back_pressure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aerodrome.runtime.link.REST", 3600)
+    owner, may_answer = Owner(), asyncio.Event()
+
+    async def perform(method: str, params: Any) -> None:
+        await may_answer.wait()
+
+    owner.perform = perform
+    async with linked(owner, max_inbound=1, on_event=lambda *_: None) as (link, peer):
+        transport = link._transport
+        assert transport is not None
+        send_compact(peer, told("assistant.message_delta"))
+        await until(lambda: link._resting is not None)
+        link._dispatch_all([b'{"jsonrpc":"2.0","id":1,"method":"m"}'])
+        link._rested()
+        assert not transport.is_reading()
+        send_compact(peer, told("assistant.message_delta"))
+        may_answer.set()
+        await peer.receive()
+        # And back again: the request is answered, and reads go on, until the next piece.
+        await until(lambda: link._resting is not None)
+        link._rested()
+        assert transport.is_reading()

@@ -11,6 +11,7 @@ import pytest
 from aerodrome.errors import AerodromeError, Capacity, Conflict, SessionBusy, StoreUnavailable
 from aerodrome.model import OnBusy, SessionState, TurnStatus
 from aerodrome.runtime.pool import RuntimePool
+from aerodrome.sessions import books
 from aerodrome.sessions.machine import State
 from aerodrome.sessions.run import TurnRun
 from support.scripted_node import ALICE, ScriptedNode, scripted_node, settle
@@ -215,16 +216,54 @@ async def test_abort_while_the_prompt_is_being_sent() -> None:
 async def test_abort_while_the_start_is_being_recorded_sends_nothing() -> None:
     async with scripted_node() as node:
         await node.open("s1")
-        await node.say("s1", "one")
         node.stores.slow_ledger.held.add("start")
-        run = await node.send("s1", "two")
+        run = await node.send("s1", "one")
         await settle()
         aborting = asyncio.create_task(node.service.abort(ALICE, "s1"))
         await settle()
         node.stores.slow_ledger.let_go("start")
         assert await aborting is True
         assert run.row.status is TurnStatus.ABORTED
-        assert node.runtime.asked("session.send") == 1
+        assert node.prompts("s1") == []
+
+
+async def test_a_prompt_that_nothing_keeps_waiting_is_recorded_as_running_at_once() -> None:
+    async with scripted_node() as node:
+        await node.open("s1")
+        await node.say("s1", "one")
+        node.stores.slow_ledger.fails.add("start")
+        run = await node.send("s1", "two")
+        row = node.ledger_row(run)
+        assert row is not None
+        assert (row.status, row.started_at) == (TurnStatus.RUNNING, run.row.started_at)
+        await settle()
+        behind = await node.send("s1", "three")
+        assert behind.row.status is TurnStatus.QUEUED
+        await node.loaded("s1").answer()
+        assert await status(run) is TurnStatus.COMPLETED
+        # One that waits behind another is started when its time has come, by the ledger's leave.
+        assert await status(behind) is TurnStatus.FAILED
+        assert node.prompts("s1") == ["one", "two"]
+
+
+async def test_a_prompt_that_was_passed_after_all_is_started_by_the_ledgers_leave() -> None:
+    async with scripted_node() as node:
+        await node.open("s1")
+        await node.say("s1", "one")
+        node.stores.slow_ledger.held.add("accept")
+        first = asyncio.create_task(node.send("s1", "two"))
+        await settle()
+        instead = asyncio.create_task(node.send("s1", "instead", on_busy=OnBusy.INTERRUPT))
+        await settle()
+        node.stores.slow_ledger.let_go("accept")
+        await settle()
+        # Meanwhile somebody who holds us for dead ends it.
+        passed = await first
+        await node.stores.ledger.finish(passed.row.key, passed.id, TurnStatus.INTERRUPTED, 1.0)
+        await node.loaded("s1").answer()
+        assert await status(await instead) is TurnStatus.COMPLETED
+        assert await status(passed) is TurnStatus.INTERRUPTED
+        assert node.prompts("s1") == ["one", "instead"]
 
 
 async def test_a_turn_that_the_runtime_does_not_end_is_taken_from_it() -> None:
@@ -807,7 +846,8 @@ async def test_an_end_that_cannot_be_recorded_is_told_as_an_error_and_recorded_l
         assert row.answer is not None
 
 
-async def test_the_end_is_recorded_behind_what_was_noted() -> None:
+async def test_the_end_is_recorded_behind_what_was_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(books, "NAMED_AFTER", 0.0)
     async with scripted_node() as node:
         await node.open("s1")
         node.stores.slow_ledger.held.add("note")
@@ -822,7 +862,26 @@ async def test_the_end_is_recorded_behind_what_was_noted() -> None:
         assert row.message_id is not None
 
 
-async def test_notes_that_the_store_refuses_cost_nothing_else() -> None:
+async def test_the_message_of_a_short_turn_is_named_with_its_end() -> None:
+    async with scripted_node() as node:
+        await node.open("s1")
+        node.stores.slow_ledger.fails.add("note")
+        run = await running(node)
+        assert node.ledger_row(run).message_id is None  # type: ignore[union-attr]
+        # Whoever reads the history meanwhile learns whose message it is all the same.
+        await node.loaded("s1").flush()
+        page = await node.service.history(ALICE, "s1")
+        assert [(message.turn_id, message.author) for message in page.messages] == [(run.id, "alice")]
+        await node.loaded("s1").answer()
+        assert await status(run) is TurnStatus.COMPLETED
+        row = node.ledger_row(run)
+        assert row is not None
+        assert row.message_id == run.row.message_id is not None
+        assert run.notes == []
+
+
+async def test_notes_that_the_store_refuses_cost_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(books, "NAMED_AFTER", 0.0)
     async with scripted_node() as node:
         await node.open("s1")
         node.stores.slow_ledger.fails.add("note")

@@ -283,3 +283,64 @@ def test_replaced_text_can_be_written_in_utf_8(text: str) -> None:
     replaced = replace_lone_surrogates(text)
     assert replaced.encode().decode() == replaced
     assert replace_lone_surrogates(replaced) == replaced
+
+
+# --- the short way for events ---
+
+
+def told(event: bytes, session: str = "s-1", more: bytes = b"") -> bytes:
+    """A `session.event` as the CLI writes it."""
+    head = b'{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"%b","event":' % session.encode()
+    return head + event + more + b"}}"
+
+
+def the_long_way(body: bytes) -> Any:
+    try:
+        message = envelope.decode(body)
+        if message.method != "session.event" or not isinstance(message.params, msgspec.Raw):
+            return None
+        return envelope.event_of(message.params)
+    except EnvelopeError:
+        return None
+
+
+def test_the_short_way_is_taken_for_what_the_cli_writes() -> None:
+    raw = '{"type":"user.message","data":{"content":"\u00e9 \\u00e9 }}"},"id":"e1","parentId":null}'.encode()
+    found = envelope.session_event(told(raw))
+    assert found is not None
+    assert (found[0], found[1].id, found[1].type, found[1].raw, found[1].ephemeral) == (
+        "s-1",
+        "e1",
+        "user.message",
+        raw,
+        False,
+    )
+    assert found == the_long_way(told(raw))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        told(b'{"type":"t"}', session="a\\u0062"),
+        told(b'{"type":"t"}', more=b',"x":{}'),
+        told(b'{"type":"t"} '),
+        told(b'{"type":"t"},{"type":"t"}'),
+        told(b'{"type":"t","data":"\xff"}'),
+        told(b'{"type":"\\ud800"}'),
+        told(b'{"id":"e"}'),
+        told(b"[]"),
+        told(b'{"type":"t"}') + b"}",
+        told(b'{"type":"t"}')[:-1],
+        b'{"jsonrpc":"2.0","id":1,"method":"session.event","params":{"sessionId":"s","event":{"type":"t"}}}',
+    ],
+)
+def test_what_is_written_in_another_way_goes_the_long_way(body: bytes) -> None:
+    assert envelope.session_event(body) is None
+
+
+@given(event=st.dictionaries(st.sampled_from(["type", "id", "ephemeral", "data"]), VALUES), cut=st.integers(0, 12))
+def test_the_short_way_leads_where_the_long_way_does(event: dict[str, Any], cut: int) -> None:
+    body = told(json.dumps(event, ensure_ascii=bool(cut % 2), separators=(",", ":")).encode("utf-8", "surrogatepass"))
+    for piece in (body, body[: len(body) - cut] + body[len(body) - cut + 1 :]):
+        found = envelope.session_event(piece)
+        assert found is None or found == the_long_way(piece)

@@ -1,7 +1,7 @@
 """A SQLite database for asyncio: one thread that writes, one that reads, and commits shared by a group.
 
 **Writing.** All writes of a process go through one connection in one thread. The thread takes every operation
-that is queued, runs them in one ``BEGIN IMMEDIATE ... COMMIT``, each inside a savepoint of its own, and only
+that is queued, runs them in one ``BEGIN IMMEDIATE ... COMMIT``, each of several inside a savepoint of its own, and only
 then resolves their futures: while one group waits for the disk the next one gathers, so that the price of an
 fsync is shared by whoever is there. An operation that raises takes back only what it did itself; a COMMIT
 that fails fails the whole group. (As with any database, a write whose COMMIT failed with an I/O error is in
@@ -341,6 +341,10 @@ class _Writer(_Worker):
     def _execute(self, connection: sqlite3.Connection, batch: list[_Op]) -> None:
         if not (batch := self._begin(connection, batch)):
             return
+        if len(batch) == 1:
+            # The usual case, in which the transaction is the operation's own.
+            self._run_alone(connection, batch[0])
+            return
         for op in batch:
             self._run_in_savepoint(connection, op)
             if not connection.in_transaction:
@@ -352,6 +356,17 @@ class _Writer(_Worker):
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             self._fail([op for op in batch if op.error is None], error)
+        else:
+            self._health.well()
+
+    def _run_alone(self, connection: sqlite3.Connection, op: _Op) -> None:
+        try:
+            op.result = op.call(connection)
+            connection.execute("COMMIT")
+        except BaseException as error:
+            self._fail([op], error)
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
         else:
             self._health.well()
 

@@ -15,6 +15,7 @@ from aerodrome.http.limits import HttpLimits
 from aerodrome.http.middleware import Authentication, BodyLimit, RequestContext
 from aerodrome.http.ports import Authenticator, Readiness
 from aerodrome.http.problems import on_http_exception, on_validation_error
+from aerodrome.http.shortcut import PromptShortcut
 from aerodrome.sessions.api import Sessions
 
 
@@ -47,6 +48,7 @@ def create_app(
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     # The last one added is the outermost.
+    app.add_middleware(PromptShortcut)
     app.add_middleware(BodyLimit, limits=door.limits)
     app.add_middleware(Authentication, auth=auth)
     app.add_middleware(RequestContext)

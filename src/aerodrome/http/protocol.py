@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import h11
 from uvicorn.config import Config
@@ -25,6 +25,40 @@ from aerodrome.http.problems import MEDIA_TYPE, problem
 def protocol_class(limits: HttpLimits) -> type[GuardedProtocol]:
     """The class with these limits; uvicorn wants a class it can call itself."""
     return type("HttpProtocol", (GuardedProtocol,), {"limits": limits})
+
+
+class GatheringTransport:
+    """Writes what is written in one go as one piece: uvicorn writes the head of a response and its body one by one, and
+    each is a system call here and a wake-up at the peer.
+
+    A stand-in for the transport, which has everything else.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._pieces: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._pieces:
+            self._loop.call_soon(self._flush)
+        self._pieces.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def get_write_buffer_size(self) -> int:
+        return self._transport.get_write_buffer_size() + sum(map(len, self._pieces))
+
+    def _flush(self) -> None:
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        if data and not self._transport.is_closing():  # uvloop raises on one that is closed
+            self._transport.write(data)
 
 
 class GuardedProtocol(H11Protocol):
@@ -42,7 +76,8 @@ class GuardedProtocol(H11Protocol):
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        # Only of `write` uvicorn needs another behaviour than the transport's.
+        super().connection_made(cast("asyncio.Transport", GatheringTransport(transport, self.loop)))
         # A peer whose machine or network vanished acknowledges nothing; the kernel's own patience with
         # bytes on the way is a quarter of an hour.
         sock = transport.get_extra_info("socket")

@@ -13,7 +13,7 @@ from aerodrome.errors import Invalid, NotFound
 from aerodrome.http.encoding import decode
 from aerodrome.model import valid_session_id
 
-_PRINTABLE = r"^[\x20-\x7e]{1,200}$"
+PRINTABLE = r"^[\x20-\x7e]{1,200}$"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,200}")
 
 SessionId = Annotated[str, Path(description="The session's id")]
@@ -24,15 +24,15 @@ IdempotencyKey = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
-        pattern=_PRINTABLE,
+        pattern=PRINTABLE,
         description="1 to 200 printable ASCII characters. Repeated in the same session, it returns the first outcome",
     ),
 ]
 LastEventId = Annotated[
     str | None,
-    Header(alias="Last-Event-ID", pattern=_PRINTABLE, description="Go on behind this event; stronger than `after`"),
+    Header(alias="Last-Event-ID", pattern=PRINTABLE, description="Go on behind this event; stronger than `after`"),
 ]
-After = Annotated[str | None, Query(pattern=_PRINTABLE, description="Go on behind this event")]
+After = Annotated[str | None, Query(pattern=PRINTABLE, description="Go on behind this event")]
 
 
 class ApiRoute(APIRoute):

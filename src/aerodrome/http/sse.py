@@ -36,7 +36,7 @@ _HEADERS = {
 _HEARTBEAT = b":\n\n"
 #: Seconds between two chunks to one reader. A chunk costs as much as dozens of events, and a fast model's answer comes
 #: in hundreds; a reader sees no difference, and an event that comes alone is not delayed.
-PACE = 0.01
+PACE = 0.02
 
 
 def event_frame(event: SessionEvent) -> bytes:

@@ -62,7 +62,9 @@ class ControlLink:
     async def open(self, address: tuple[str, int], token: str, working_directory: str) -> None:
         """Raises `RuntimeUnavailable` when the runtime refuses us or speaks another protocol."""
         try:
-            self._link = await Link.connect(*address, self, timeout=self._timeout, max_frame=self._max_frame)
+            self._link = await Link.connect(
+                *address, self, timeout=self._timeout, max_frame=self._max_frame, on_event=self._on_event
+            )
             hello = await self.request("connect", {"token": token, "supportedTaskKinds": ["agent", "client", "shell"]})
             if not isinstance(hello, dict):
                 raise RuntimeUnavailable("what listens is no Copilot CLI: it answers `connect` with something else")
@@ -113,10 +115,11 @@ class ControlLink:
         if method != "session.event" or params is UNSET:
             return  # session.lifecycle, host.event: nothing that the session's own events do not say
         try:
-            session_id, event = envelope.event_of(params)
+            self._on_event(*envelope.event_of(params))
         except envelope.EnvelopeError as error:
             log.warning("control.bad_event", error=str(error))
-            return
+
+    def _on_event(self, session_id: str, event: SessionEvent) -> None:
         if (binding := self._bindings.get(session_id)) is not None:
             binding.on_event(event)
 

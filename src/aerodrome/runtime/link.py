@@ -6,6 +6,8 @@ Rules of the link:
 - when the connection goes, for whatever reason, each pending request fails with `LinkClosed`, once;
 - requests of the runtime are served concurrently; while `max_inbound` of them are, the socket is not read, and the
   runtime waits (what had come in the same piece is served all the same);
+- after a read that brought nothing but pieces of answers, which come by the hundred and one by one, the socket is left
+  alone for `REST`: what comes meanwhile is read at once, for a tenth of the wake-ups;
 - writers wait while the runtime does not read (`TCP` back-pressure), so that nothing is buffered without bound.
 
 Both ends of the CLI's protocol wait for delayed ACKs (docs/facts.md, "Wire"), so the link sends a frame in one
@@ -18,18 +20,22 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import structlog
 from msgspec import UNSET, Raw, UnsetType
 
 from aerodrome._util.tasks import TaskOwner
+from aerodrome.events import SessionEvent
 from aerodrome.wire import envelope
 from aerodrome.wire.framing import DEFAULT_MAX_FRAME, FrameDecoder, FramingError
 
 log = structlog.get_logger(__name__)
 
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
+#: Seconds; the most by which the first message behind an answer's pieces may be late.
+REST = 0.004
 
 
 class LinkClosed(Exception):
@@ -71,8 +77,16 @@ class RequestRefused(Exception):
 class Link(asyncio.Protocol):
     """Use `connect`, then `request`; `aclose` when done."""
 
-    def __init__(self, handler: LinkHandler, *, max_frame: int = DEFAULT_MAX_FRAME, max_inbound: int = 256) -> None:
+    def __init__(
+        self,
+        handler: LinkHandler,
+        *,
+        max_frame: int = DEFAULT_MAX_FRAME,
+        max_inbound: int = 256,
+        on_event: Callable[[str, SessionEvent], None] | None = None,
+    ) -> None:
         self._handler = handler
+        self._on_event = on_event
         self._decoder = FrameDecoder(max_frame)
         self._max_inbound = max_inbound
         self._inbound = 0
@@ -85,6 +99,7 @@ class Link(asyncio.Protocol):
         self._closed_reason: str | None = None
         self._tasks = TaskOwner("link")
         self._done = asyncio.Event()
+        self._resting: asyncio.TimerHandle | None = None
 
     @classmethod
     async def connect(
@@ -96,9 +111,18 @@ class Link(asyncio.Protocol):
         timeout: float,
         max_frame: int = DEFAULT_MAX_FRAME,
         max_inbound: int = 256,
+        on_event: Callable[[str, SessionEvent], None] | None = None,
     ) -> Link:
-        """Raises `LinkClosed` when the runtime does not take the connection within `timeout` seconds."""
-        link = cls(handler, max_frame=max_frame, max_inbound=max_inbound)
+        """Connect to a runtime.
+
+        Args:
+            on_event: Takes the events of sessions, in order, as far as they are told in the usual way; the others are
+                notifications like any.
+
+        Raises:
+            LinkClosed: The runtime does not take the connection within `timeout` seconds.
+        """
+        link = cls(handler, max_frame=max_frame, max_inbound=max_inbound, on_event=on_event)
         try:
             async with asyncio.timeout(timeout):
                 await asyncio.get_running_loop().create_connection(lambda: link, host, port)
@@ -186,6 +210,9 @@ class Link(asyncio.Protocol):
             self._lost("the runtime closed the connection")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
         self._lost("the connection was lost" + (f": {exc}" if exc else ""))
         if self._socket is not None:
             self._socket.close()
@@ -222,17 +249,38 @@ class Link(asyncio.Protocol):
         self._quick_ack()
 
     def _dispatch_all(self, bodies: list[bytes]) -> None:
+        pieces = bool(bodies)
         for body in bodies:
             if self.closed:  # by a handler of one of them
                 return
-            self._dispatch(body)
+            pieces = self._dispatch(body) and pieces
+        if pieces and not self.closed:
+            self._rest()
 
-    def _dispatch(self, body: bytes) -> None:
+    def _rest(self) -> None:
+        if self._resting is None and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._resting = asyncio.get_running_loop().call_later(REST, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = None
+        if self._inbound < self._max_inbound:
+            self._resume_reading()
+
+    def _dispatch(self, body: bytes) -> bool:
+        """Whether it was a piece of an answer."""
+        if self._on_event is not None and (told := envelope.session_event(body)) is not None:
+            try:
+                self._on_event(*told)
+            except Exception:
+                # It would end the connection, and with it every session on it.
+                log.exception("link.handler_failed", method="session.event")
+            return told[1].is_piece
         try:
             message = envelope.decode(body)
         except envelope.EnvelopeError as error:
             log.warning("link.bad_message", error=str(error), size=len(body))
-            return
+            return False
         if message.is_response:
             self._settle(message)
         elif message.is_request:
@@ -243,8 +291,8 @@ class Link(asyncio.Protocol):
             try:
                 self._handler.on_notification(message.method, message.params)
             except Exception:
-                # It would end the connection, and with it every session on it.
                 log.exception("link.handler_failed", method=message.method)
+        return False
 
     def _settle(self, message: envelope.Message) -> None:
         if not isinstance(message.id, (int, str)):
@@ -286,7 +334,7 @@ class Link(asyncio.Protocol):
 
     def _resume_reading(self) -> None:
         # uvloop raises on a transport that closes.
-        if self._transport is not None and not self._transport.is_closing():
+        if self._resting is None and self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def _lost(self, reason: str) -> None:

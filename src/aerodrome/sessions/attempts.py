@@ -86,6 +86,8 @@ class Attempts:
                 return
 
     async def _awake(self, run: TurnRun) -> Activation:
+        if (loaded := self._residency.loaded) is not None:
+            return loaded
         try:
             try:
                 return await unless(self._residency.awake(), run.stop_asked)
@@ -118,7 +120,7 @@ class Attempts:
         except RuntimeUnavailable as error:
             activation.discard(error.detail)
             return activation.lost.result()
-        self._books.note(run, message_id=run.row.message_id)
+        self._books.sent(run)
         return await self._see_to_the_end(activation)
 
     async def _send(self, run: TurnRun, activation: Activation) -> None:

@@ -20,6 +20,10 @@ from aerodrome.sessions.run import TurnRun, error_of
 
 log = structlog.get_logger(__name__)
 
+#: Seconds after which the id of a prompt's message is recorded by itself. Most turns are shorter, and it is recorded
+#: with their end: one write to the disk less for each.
+NAMED_AFTER = 1.0
+
 
 class TurnBooks:
     """Args:
@@ -42,6 +46,11 @@ class TurnBooks:
         #: Those whose end is being found out or recorded: neither with the runtime nor in the queue any more.
         self.unsettled: set[TurnRun] = set()
 
+    def start_at_once(self, run: TurnRun) -> None:
+        """Its acceptance, which is about to be recorded, shall say that it is worked on."""
+        run.at_once = True
+        run.row = replace(run.row, status=TurnStatus.RUNNING, started_at=self._context.clock.time())
+
     async def start(self, run: TurnRun) -> bool:
         """Record that it is worked on. ``False``: it has ended meanwhile; the ledger says how.
 
@@ -49,6 +58,9 @@ class TurnBooks:
             NotFound: The session was deleted.
             StoreUnavailable: It is not recorded.
         """
+        if run.at_once:
+            run.at_once = False
+            return True
         started = run.row.started_at or self._context.clock.time()
         if await self._context.ledger.start(run.row.key, run.id, started):
             run.row = replace(run.row, status=TurnStatus.RUNNING, started_at=started)
@@ -75,6 +87,20 @@ class TurnBooks:
         idle = {"aborted": True} if status is TurnStatus.ABORTED else {}
         self._publish(self._context.host_event("session.idle", idle))
 
+    def sent(self, run: TurnRun) -> None:
+        """The runtime has taken the prompt, under the id that is in its row."""
+        self._forget_naming(run)
+        run.naming = asyncio.get_running_loop().call_later(NAMED_AFTER, self._name, run)
+
+    def _name(self, run: TurnRun) -> None:
+        if run.row.message_id is not None:
+            self.note(run, message_id=run.row.message_id)
+
+    def _forget_naming(self, run: TurnRun) -> None:
+        if run.naming is not None:
+            run.naming.cancel()
+            run.naming = None
+
     async def end(self, run: TurnRun, status: TurnStatus, error: AerodromeError | None = None) -> None:
         """Record the end, then tell it: what a caller has been told is stored.
 
@@ -83,6 +109,7 @@ class TurnBooks:
         """
         if run.ended:
             return  # by the ledger's word
+        self._forget_naming(run)
         now = self._context.clock.time()
         row = replace(
             run.row,

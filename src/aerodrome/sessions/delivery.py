@@ -14,7 +14,7 @@ from typing import Any
 from aerodrome.events import SessionEvent
 from aerodrome.sessions.activation import Activation, Loss
 from aerodrome.sessions.run import TurnRun
-from aerodrome.sessions.tracker import TurnTracker
+from aerodrome.sessions.tracker import TELLING, TurnTracker
 
 
 class Delivery:
@@ -87,6 +87,8 @@ class Delivery:
         return [run for run in self._runs if self._deadlines[run.tracker] <= now]
 
     def feed(self, event: SessionEvent) -> None:
+        if event.type not in TELLING:
+            return
         for run in self._runs:
             run.tracker.feed(event)
             self._look(run)

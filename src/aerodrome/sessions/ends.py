@@ -64,6 +64,7 @@ class TurnEnds:
             answer=row.answer,
             usage=row.usage,
             error=row.error,
+            message_id=row.message_id,
             free_key=row.idempotency_key is None,
         )
         if finished:

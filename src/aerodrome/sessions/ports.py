@@ -53,11 +53,13 @@ class Ledger(Protocol):
         answer: dict[str, Any] | None = None,
         usage: dict[str, Any] | None = None,
         error: dict[str, Any] | None = None,
+        message_id: str | None = None,
         free_key: bool = False,
     ) -> bool:
         """Make the turn final. ``False``: it was final before (nothing is changed), or is unknown.
 
         Args:
+            message_id: ``None`` leaves what was noted.
             free_key: The prompt never reached a runtime: its idempotency key may be used for another try.
         """
         ...

@@ -71,6 +71,14 @@ class Residency:
         """Hibernated, and everything given back: an unloading that is under way would meet the next loading."""
         return self.state is State.HIBERNATED and self.activation is None and not self._transition.locked()
 
+    @property
+    def loaded(self) -> Activation | None:
+        """What `awake` would return without waiting for anything."""
+        activation = self.activation
+        if activation is None or activation.lost.done() or self._closed_with is not None or self._transition.locked():
+            return None
+        return activation
+
     async def awake(self) -> Activation:
         """The session's activation; wakes it if need be. Raises what `wake` raises."""
         async with self._transition:

@@ -42,6 +42,8 @@ class TurnRun:
         self.recorded: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         #: Set when the turn is to end: with ``None`` it is aborted, with an error it ends with that.
         self.stop_asked: asyncio.Future[AerodromeError | None] = asyncio.get_running_loop().create_future()
+        #: Nothing stands between its acceptance and its start: the ledger is told of both at once.
+        self.at_once = False
         #: How often the prompt was handed to a runtime.
         self.attempts = 0
         #: The runtime was asked to abort the latest attempt.
@@ -50,6 +52,8 @@ class TurnRun:
         self.tracker = TurnTracker()
         #: What the ledger is being told of the turn; its end is recorded behind it.
         self.notes: list[asyncio.Task[Any]] = []
+        #: Will tell the ledger under which id the runtime has the prompt, should the end not come first.
+        self.naming: asyncio.TimerHandle | None = None
         self._reader_bytes = reader_bytes
         self._on_abandon = on_abandon
         self._callers = 1

@@ -347,7 +347,10 @@ class SessionService:
     ) -> MessagePage:
         row = await self._readable(who, session_id)
         text = await read_history(self._context, row.key)
-        turns = await self._context.ledger.turns(row.key)
+        # Which message is whose the ledger may learn only when the turn ends.
+        live = self._sessions.find(row.key)
+        here = {run.id: run for run in live.turns.all} if live is not None else {}
+        turns = [here[turn.id].row if turn.id in here else turn for turn in await self._context.ledger.turns(row.key)]
         return await parse(partial(history_page, turns=turns, cursor=cursor, limit=limit), text)
 
     async def events(self, who: Principal, session_id: str, *, after: str | None = None) -> Channel:

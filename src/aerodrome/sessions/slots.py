@@ -26,6 +26,11 @@ class TurnSlots:
         #: The ceiling of each tenant that has turns running or waiting, and how many those are.
         self._tenants: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
+    def free(self, tenant: str) -> bool:
+        """Whether `hold` would not wait."""
+        share = self._tenants.get(tenant)
+        return not self._total.locked() and (share is None or not share[0].locked())
+
     @asynccontextmanager
     async def hold(self, tenant: str) -> AsyncIterator[None]:
         """A turn's place. Raises `Capacity`."""

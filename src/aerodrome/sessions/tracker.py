@@ -43,9 +43,11 @@ class _Event(msgspec.Struct):
 
 _decode = msgspec.json.Decoder(_Event).decode
 
-#: The only events whose content matters here; the others pass undecoded.
+#: The only events whose content matters here.
 _READ = frozenset({"user.message", "assistant.message", "assistant.usage", "session.error", "session.idle", "abort"})
 _TOOL_STARTED = "tool.execution_start"
+#: The events from which a turn's outcome is read. Of the hundreds in a streamed turn these are a handful.
+TELLING = _READ | {_TOOL_STARTED}
 
 
 class TurnTracker:
@@ -74,7 +76,7 @@ class TurnTracker:
 
     def feed(self, event: SessionEvent) -> None:
         """Take in the session's next event; afterwards look at `ended`."""
-        if event.type not in _READ and event.type != _TOOL_STARTED:
+        if event.type not in TELLING:
             return
         if self.message_id is None:
             self._early.append(event)

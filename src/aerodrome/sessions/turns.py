@@ -118,10 +118,11 @@ class Turns:
 
     def tell(self, event: SessionEvent) -> None:
         """An event for those who follow a turn."""
-        if self._current is not None:
-            self._current.publish(event)
+        current = self._current
+        if current is not None:
+            current.publish(event)
         for run in self._delivery.runs:
-            if run is not self._current:
+            if run is not current:
                 run.publish(event)
 
     # --- admission (no await, so that what is decided on cannot change meanwhile) ---
@@ -137,7 +138,11 @@ class Turns:
             raise copy.copy(self._closed_with)
         if self.busy:
             self._refuse_when_busy(on_busy)
+        elif self._residency.loaded is not None and self._slot_is_free:
+            self._books.start_at_once(run)
         if on_busy is OnBusy.INTERRUPT:
+            for waiting in self._queue:
+                waiting.at_once = False
             self._queue.appendleft(run)
             self._passed.set()
         else:
@@ -260,7 +265,7 @@ class Turns:
                 self._delivery.remove(run, attempt)
             elif self._delivery.has(run, attempt):
                 await self._delivery.send(run, activation, steer=steer)
-                self._books.note(run, message_id=run.row.message_id)
+                self._books.sent(run)
         except Refused:
             if self._delivery.has(run, attempt):
                 self._queue.appendleft(run)
@@ -312,13 +317,21 @@ class Turns:
             # Somebody may wait for the place it could make.
             self._context.pool.notify()
 
+    @property
+    def _slot_is_free(self) -> bool:
+        return self._context.slots.free(self._updates.row.key.tenant)
+
     async def _take(self, run: TurnRun) -> None:
         try:
             if run.stop_asked.done():
                 raise Forestalled
             async with AsyncExitStack() as stack:
                 slot = self._context.slots.hold(self._updates.row.key.tenant)
-                await unless(stack.enter_async_context(slot), run.stop_asked)
+                if self._slot_is_free:
+                    await stack.enter_async_context(slot)
+                else:
+                    run.at_once = False  # what the ledger says of it may be another thing by then
+                    await unless(stack.enter_async_context(slot), run.stop_asked)
                 await self._attempts.bring_to_end(run)
         except Forestalled:
             await self._books.end(run, *outcome_as_asked(run))

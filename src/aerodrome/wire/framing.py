@@ -101,7 +101,9 @@ class FrameDecoder:
             bodies.append(body)
             data = bytes(self._buffer)
             self._buffer.clear()
-        self._buffer += self._take_plain(data, bodies)
+        if not (left := self._take_plain(data, bodies)):
+            return
+        self._buffer += left
         while (body := self._next()) is not None:
             bodies.append(body)
 
@@ -111,11 +113,11 @@ class FrameDecoder:
         A short way for nearly all frames, of which a streamed turn has hundreds. It must accept nothing that
         `_next` would not.
         """
-        at = 0
-        while (header := _PLAIN_HEADER.match(data, at)) is not None:
+        at, all_of_it = 0, len(data)
+        while at < all_of_it and (header := _PLAIN_HEADER.match(data, at)) is not None:
             begin = header.end()
             end = begin + int(header[1])
-            if end > len(data) or end - begin > self._max_frame:
+            if end > all_of_it or end - begin > self._max_frame:
                 break
             bodies.append(data[begin:end])
             at = end

@@ -67,6 +67,7 @@ class MemoryLedger:
         answer: dict[str, Any] | None = None,
         usage: dict[str, Any] | None = None,
         error: dict[str, Any] | None = None,
+        message_id: str | None = None,
         free_key: bool = False,
     ) -> bool:
         if not status.is_final:
@@ -76,6 +77,7 @@ class MemoryLedger:
             return False
         answer, usage, error = copy.deepcopy((answer, usage, error))
         row = replace(row, status=status, ended_at=at, answer=answer, usage=usage, error=error)
+        row = replace(row, message_id=message_id or row.message_id)
         self._rows[key, turn_id] = replace(row, idempotency_key=None) if free_key else row
         return True
 

@@ -16,6 +16,7 @@ _COLUMNS = (
     "tenant, session, id, author, status, prompt, incarnation, attachments, idempotency_key, digest, message_id,"
     " answer, usage, error, retried, tool_ran, created_at, started_at, ended_at"
 )
+_MARKS = ", ".join("?" * len(_COLUMNS.split(",")))
 _TURN = "tenant = ? AND session = ? AND id = ?"
 _IDEMPOTENT = "tenant = ? AND session = ? AND idempotency_key = ?"
 #: Spelled as in the partial index, or SQLite would not use it.
@@ -40,14 +41,14 @@ class SqliteLedger:
         idempotency_key = None if row.idempotency_key is None else to_blob(row.idempotency_key)
 
         def accept(connection: sqlite3.Connection) -> Sequence[Any] | None:
-            earlier: Sequence[Any] | None = connection.execute(
-                f"SELECT {_COLUMNS} FROM turn WHERE {_IDEMPOTENT}", (*row.key, idempotency_key)
-            ).fetchone()
-            if earlier is not None:
-                return earlier
-            marks = ", ".join("?" * len(values))
+            if idempotency_key is not None:
+                earlier: Sequence[Any] | None = connection.execute(
+                    f"SELECT {_COLUMNS} FROM turn WHERE {_IDEMPOTENT}", (*row.key, idempotency_key)
+                ).fetchone()
+                if earlier is not None:
+                    return earlier
             added = connection.execute(
-                f"INSERT INTO turn ({_COLUMNS}) VALUES ({marks}) ON CONFLICT (tenant, session, id) DO NOTHING", values
+                f"INSERT INTO turn ({_COLUMNS}) VALUES ({_MARKS}) ON CONFLICT (tenant, session, id) DO NOTHING", values
             )
             if added.rowcount != 1:
                 raise Conflict(f"there is a turn {row.id} in session {row.key} already")
@@ -85,6 +86,7 @@ class SqliteLedger:
         answer: dict[str, Any] | None = None,
         usage: dict[str, Any] | None = None,
         error: dict[str, Any] | None = None,
+        message_id: str | None = None,
         free_key: bool = False,
     ) -> bool:
         if not status.is_final:
@@ -95,6 +97,7 @@ class SqliteLedger:
             "answer = ?": _to_json(answer),
             "usage = ?": _to_json(usage),
             "error = ?": _to_json(error),
+            "message_id = coalesce(?, message_id)": message_id,
         }
         if free_key:
             changes["idempotency_key = ?"] = None
