@@ -71,10 +71,11 @@ def bench(
 
 
 def _cells(row: Row) -> tuple[str, ...]:
+    value = "-" if row.value is None else f"{row.value:{'.0f' if row.value >= 1000 else '.3g'}} {row.unit}"
     interval = "" if row.interval is None else "{:.2f} to {:.2f}".format(*row.interval)
-    target = "" if row.target is None else f"<= {row.target:g} {row.unit}"
-    origin = ", ".join(_describe(name, value) for name, value in row.measured.items())
-    return row.what, f"{row.value:.3g} {row.unit}", interval, target, row.verdict or "", origin
+    target = "" if row.target is None else f"{'>=' if row.at_least else '<='} {row.target:g} {row.unit}"
+    origin = [_describe(name, number) for name, number in row.measured.items()]
+    return row.what, value, interval, target, row.verdict or "", ", ".join([*origin, row.note] if row.note else origin)
 
 
 def _describe(name: str, value: float) -> str:
