@@ -31,6 +31,11 @@ class Name(StrEnum):
     MEMORY = "memory"
     STORE = "store"
     LINK = "link"
+    GATEWAY_TURN = "gateway-turn"
+    GATEWAY_THROUGHPUT = "gateway-throughput"
+    GATEWAY_ALONE = "gateway-alone"
+    GATEWAY_FAILOVER = "gateway-failover"
+    GATEWAY_CLIENTS = "gateway-clients"
 
 
 def bench(
