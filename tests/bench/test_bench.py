@@ -32,7 +32,7 @@ def test_the_command_line_names_every_benchmark() -> None:
 HOST = {"turn": 2, "first-turn": 2, "hibernation": 2, "cpu": 2, "memory": 4, "store": 1, "link": 1}
 GATEWAY = {
     "gateway-turn": 7,
-    "gateway-throughput": 2,
+    "gateway-throughput": 3,
     "gateway-alone": 6,
     "gateway-failover": 1,
     "gateway-clients": 3,
