@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aerodrome.bench.report import Row, Verdict, compare, missed
+from aerodrome.bench.report import Row, Verdict, compare, missed, skipped
 from aerodrome.bench.rounds import interleave
-from aerodrome.bench.stats import percentile, ratio_interval
+from aerodrome.bench.stats import difference_interval, percentile, ratio_interval
 
 times = st.lists(st.floats(min_value=1e-6, max_value=1e3), min_size=1, max_size=30)
 
@@ -51,6 +51,14 @@ def test_the_interval_of_a_ratio_is_wide_for_scattered_times_and_narrow_for_stea
     assert scattered == ratio_interval([1.0, 3.0] * 10, [2.0, 6.0] * 10)
 
 
+def test_the_interval_of_a_difference() -> None:
+    assert difference_interval([2.0] * 20, [0.5] * 20) == (1.5, 1.5)
+    low, high = difference_interval([1.0, 3.0] * 10, [0.0, 2.0] * 10)
+    assert low < 1 < high
+    with pytest.raises(ValueError):
+        difference_interval([1.0], [])
+
+
 def test_a_comparison_is_the_ratio_of_the_medians() -> None:
     row = compare("turn", "one / other", ("one", "other"), {"one": [0.2, 0.1, 0.3], "other": [0.4] * 3}, target=0.5)
     assert row.value == pytest.approx(0.5)
@@ -67,6 +75,20 @@ def test_a_verdict(value: float, target: float | None, verdict: Verdict | None) 
     assert row.verdict is verdict
     assert missed([row]) == ([row] if verdict is Verdict.MISSED else [])
     assert row.as_json()["verdict"] == verdict
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(0.97, Verdict.MET), (0.96, Verdict.MISSED), (None, None)])
+def test_a_verdict_of_what_shall_be_at_least_so_much(value: float | None, verdict: Verdict | None) -> None:
+    row = Row("turn", "what", value, target=0.97, at_least=True)
+    assert row.verdict is verdict
+    assert missed([row]) == ([row] if verdict is Verdict.MISSED else [])
+
+
+def test_what_could_not_be_measured_misses_nothing() -> None:
+    row = skipped("turn", "what", "there is no such thing")
+    assert row.verdict is None
+    assert missed([row]) == []
+    assert row.as_json()["note"] == "skipped: there is no such thing"
 
 
 async def test_the_compared_take_turns_in_alternating_order() -> None:

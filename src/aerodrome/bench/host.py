@@ -33,8 +33,7 @@ async def serve() -> None:
     # As `aerodrome serve` logs: what it costs is part of what is measured.
     configure_logging(settings.telemetry.log_level, settings.telemetry.log_format)
     async with Node(settings) as node:
-        host, port = node.http_address
-        _reply({"http": f"{host}:{port}"})
+        _reply({"http": _address(*node.http_address), "gateway": _address(*node.gateway_address)})
         while line := await commands.readline():
             _reply(await _do(node, json.loads(line)))
 
@@ -55,6 +54,10 @@ async def _do(node: Node, command: dict[str, Any]) -> Any:
             ]
             return {"count": sum([await node.sessions.hibernate(live) for live in sessions])}
     raise ValueError(f"no such command: {command['do']}")
+
+
+def _address(host: str, port: int) -> str:
+    return f"{host}:{port}"
 
 
 def _reply(value: Any) -> None:

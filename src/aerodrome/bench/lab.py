@@ -130,14 +130,20 @@ class NodeProcess:
         self._process = process
         self._http = http
         self.url = ""
+        #: Where Copilot SDKs connect, HOST:PORT.
+        self.gateway = ""
         self.stats = psutil.Process(process.pid)
 
     async def start(self, settings: str) -> None:
-        self.url = f"http://{(await self._say(settings))['http']}"
+        doors = await self._say(settings)
+        self.url, self.gateway = f"http://{doors['http']}", doors["gateway"]
+
+    async def key(self, name: str = "alice", tenant: str = "acme") -> str:
+        """A new API key of this user."""
+        return str((await self.command("key", tenant=tenant, user=name))["key"])
 
     async def user(self, name: str = "alice", tenant: str = "acme") -> User:
-        answer = await self.command("key", tenant=tenant, user=name)
-        return User(self._http, f"{self.url}/api/v1", answer["key"])
+        return User(self._http, f"{self.url}/api/v1", await self.key(name, tenant))
 
     async def runtimes(self) -> list[dict[str, Any]]:
         return list(await self.command("runtimes"))

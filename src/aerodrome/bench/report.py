@@ -18,25 +18,31 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table. Of every value less is better, except where there is no target."""
+    """One line of the table."""
 
     benchmark: str
     what: str
-    value: float
+    #: ``None``: could not be measured here, and `note` says why.
+    value: float | None
     #: "x" for a ratio, else what the value counts, such as "MB".
     unit: str = "x"
-    #: The value shall not be over it; ``None``: reported for information.
+    #: The value shall not be over it, or under it with `at_least`; ``None``: reported for information.
     target: float | None = None
     #: 95 % interval of the value, where it is a ratio of medians.
     interval: tuple[float, float] | None = None
     #: The numbers behind the value, by name; the name ends with the unit.
     measured: Mapping[str, float] = field(default_factory=dict)
+    #: Of this value more is better.
+    at_least: bool = False
+    #: What to know before believing the value.
+    note: str = ""
 
     @property
     def verdict(self) -> Verdict | None:
-        if self.target is None:
+        if self.target is None or self.value is None:
             return None
-        return Verdict.MET if self.value <= self.target else Verdict.MISSED
+        met = self.value >= self.target if self.at_least else self.value <= self.target
+        return Verdict.MET if met else Verdict.MISSED
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -46,8 +52,10 @@ class Row:
             "unit": self.unit,
             "interval": self.interval,
             "target": self.target,
+            "at_least": self.at_least,
             "verdict": self.verdict,
             "measured": dict(self.measured),
+            "note": self.note,
         }
 
 
@@ -78,6 +86,10 @@ def compare(
         interval=ratio_interval(one, other),
         measured={**measured, "samples": len(one)},
     )
+
+
+def skipped(benchmark: str, what: str, why: str) -> Row:
+    return Row(benchmark, what, None, note=f"skipped: {why}")
 
 
 def missed(rows: Sequence[Row]) -> list[Row]:

@@ -10,7 +10,19 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from aerodrome.bench import components, cpu, first_turn, hibernation, memory, turns
+from aerodrome.bench import (
+    components,
+    cpu,
+    first_turn,
+    gateway_alone,
+    gateway_clients,
+    gateway_failover,
+    gateway_throughput,
+    gateway_turns,
+    hibernation,
+    memory,
+    turns,
+)
 from aerodrome.bench.lab import Lab
 from aerodrome.bench.report import Row
 from aerodrome.bench.scale import Scale
@@ -26,6 +38,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "memory": memory.run,
     "store": components.store,
     "link": components.link,
+    "gateway-turn": gateway_turns.run,
+    "gateway-throughput": gateway_throughput.run,
+    "gateway-alone": gateway_alone.run,
+    "gateway-failover": gateway_failover.run,
+    "gateway-clients": gateway_clients.run,
 }
 
 

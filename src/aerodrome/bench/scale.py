@@ -24,6 +24,19 @@ class Scale:
     settle: float
     appends: int
     pings: int
+    #: Rounds of what a native client does, one a contender.
+    native_turns: int
+    #: Sessions at work at the same time in one CLI, turns of all of them together in a window, and such windows.
+    busy_sessions: int
+    window_turns: int
+    windows: int
+    #: Rounds of round trips through the gateway alone, round trips in each, and rounds and seconds of a full pipe.
+    trip_rounds: int
+    trips: int
+    pipe_rounds: int
+    pipe_seconds: float
+    kills: int
+    idle_clients: int
 
 
 FULL = Scale(
@@ -38,6 +51,16 @@ FULL = Scale(
     settle=2.0,
     appends=300,
     pings=50,
+    native_turns=40,
+    busy_sessions=50,
+    window_turns=100,
+    windows=4,
+    trip_rounds=30,
+    trips=50,
+    pipe_rounds=5,
+    pipe_seconds=1.0,
+    kills=20,
+    idle_clients=2_000,
 )
 QUICK = Scale(
     name="quick",
@@ -51,4 +74,14 @@ QUICK = Scale(
     settle=0.1,
     appends=20,
     pings=5,
+    native_turns=2,
+    busy_sessions=4,
+    window_turns=8,
+    windows=1,
+    trip_rounds=3,
+    trips=10,
+    pipe_rounds=1,
+    pipe_seconds=0.3,
+    kills=1,
+    idle_clients=50,
 )

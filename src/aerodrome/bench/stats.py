@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 
 #: Resamples of a bootstrap: enough for an interval that moves by a hundredth between seeds.
@@ -31,12 +32,29 @@ def ratio_interval(
     values: Sequence[float], base: Sequence[float], *, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
     """Bootstrap interval of `median(values) / median(base)`; the same values always give the same interval."""
+    return _interval(operator.truediv, values, base, confidence, seed)
+
+
+def difference_interval(
+    values: Sequence[float], base: Sequence[float], *, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """The same of `median(values) - median(base)`."""
+    return _interval(operator.sub, values, base, confidence, seed)
+
+
+def _interval(
+    combine: Callable[[float, float], float],
+    values: Sequence[float],
+    base: Sequence[float],
+    confidence: float,
+    seed: int,
+) -> tuple[float, float]:
     if not values or not base:
         raise ValueError("no values")
     chance = random.Random(seed)
-    ratios = [
-        median(chance.choices(values, k=len(values))) / median(chance.choices(base, k=len(base)))
+    combined = [
+        combine(median(chance.choices(values, k=len(values))), median(chance.choices(base, k=len(base))))
         for _ in range(RESAMPLES)
     ]
     tail = (1 - confidence) / 2 * 100
-    return percentile(ratios, tail), percentile(ratios, 100 - tail)
+    return percentile(combined, tail), percentile(combined, 100 - tail)

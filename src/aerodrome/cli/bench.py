@@ -31,6 +31,11 @@ class Name(StrEnum):
     MEMORY = "memory"
     STORE = "store"
     LINK = "link"
+    GATEWAY_TURN = "gateway-turn"
+    GATEWAY_THROUGHPUT = "gateway-throughput"
+    GATEWAY_ALONE = "gateway-alone"
+    GATEWAY_FAILOVER = "gateway-failover"
+    GATEWAY_CLIENTS = "gateway-clients"
 
 
 def bench(
@@ -71,10 +76,11 @@ def bench(
 
 
 def _cells(row: Row) -> tuple[str, ...]:
+    value = "-" if row.value is None else f"{row.value:{'.0f' if row.value >= 1000 else '.3g'}} {row.unit}"
     interval = "" if row.interval is None else "{:.2f} to {:.2f}".format(*row.interval)
-    target = "" if row.target is None else f"<= {row.target:g} {row.unit}"
-    origin = ", ".join(_describe(name, value) for name, value in row.measured.items())
-    return row.what, f"{row.value:.3g} {row.unit}", interval, target, row.verdict or "", origin
+    target = "" if row.target is None else f"{'>=' if row.at_least else '<='} {row.target:g} {row.unit}"
+    origin = [_describe(name, number) for name, number in row.measured.items()]
+    return row.what, value, interval, target, row.verdict or "", ", ".join([*origin, row.note] if row.note else origin)
 
 
 def _describe(name: str, value: float) -> str:

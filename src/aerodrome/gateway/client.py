@@ -69,7 +69,6 @@ class GatewayClient:
         self._links: dict[str, Upstream] = {}
         self._opening: dict[str, asyncio.Task[Upstream]] = {}
         self._tasks = TaskOwner("gateway client")
-        self._out: list[bytes] = []
         self._slow: asyncio.TimerHandle | None = None
         self._left = False
         #: Done when nothing of the client is left.
@@ -97,7 +96,7 @@ class GatewayClient:
     def on_bodies(self, bodies: list[bytes]) -> None:
         for body in bodies:
             if self.connection.closed:
-                return
+                break
             self.run(self.router.from_client(body), flush=False)
         self._flush()
 
@@ -140,7 +139,7 @@ class GatewayClient:
     def run(self, commands: Sequence[Command], *, flush: bool = True) -> None:
         for command in commands:
             if isinstance(command, ToClient):
-                self._out.append(command.frame)
+                self.connection.queue(command.frame)
             elif isinstance(command, ToRuntime):
                 self._to_runtime(command)
             elif isinstance(command, Serve):
@@ -155,18 +154,16 @@ class GatewayClient:
             self._flush()
 
     def _flush(self) -> None:
-        if not self._out:
-            return
-        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-        self._out.clear()
-        self.connection.write(data)
+        for link in self._links.values():
+            link.connection.flush()
+        self.connection.flush()
         if self.connection.paused and self.connection.buffered > self.gateway.limits.client_buffer:
             self._too_slow()
 
     def _to_runtime(self, command: ToRuntime) -> None:
         link = self._links.get(command.link)
         if link is not None:
-            link.connection.write(command.frame)
+            link.connection.queue(command.frame)
 
     async def ask(self, session_id: str, method: str, params: Mapping[str, Any]) -> Any:
         """Have the client answer a request. Raises `RequestRefused`: it did not, or has gone."""

@@ -190,12 +190,10 @@ class Router:
             message = envelope.decode(body)
         except envelope.EnvelopeError as error:
             return [ToClient(_anonymous_error(problems.PARSE_ERROR, str(error)))]
-        if message.is_response:
+        if message.method is UNSET:
             return self._answer_of_client(message)
-        if not message.is_request:
+        if message.id is UNSET or message.id is None:
             return ()  # no notification of a client means anything to a runtime
-        assert isinstance(message.id, (int, str))
-        assert isinstance(message.method, str)
         return self._request(message.id, message.method, message.params, body)
 
     def _request(self, request_id: RequestId, method: str, params: Raw | UnsetType, body: bytes) -> Sequence[Command]:
@@ -207,7 +205,9 @@ class Router:
         if len(self._requests) >= self._max_requests:
             busy = Capacity(f"{self._max_requests} requests of this connection are not answered yet", retry_after=1.0)
             return [ToClient(problems.problem_frame(request_id, method, busy))]
-        if self.profile is not None and (refused := refusal(method, self.profile)) is not None:
+        if self.profile is not None and self.profile not in rule.profiles:
+            refused = refusal(method, self.profile)
+            assert refused is not None
             return [ToClient(problems.refusal_frame(request_id, method, refused.reason, refused.code))]
         request = Request(request_id, method, rule, body, params)
         if rule.handling is Handling.GATEWAY:
@@ -289,7 +289,8 @@ class Router:
         if request is None or request.link != link:
             return [ToOwn(link, message)]
         self._done(request)
-        if request.session_id is not None and (binding := self._sessions.get(request.session_id)) is not None:
+        binding = self._sessions.get(request.session_id) if request.session_id is not None else None
+        if binding is not None and binding.aliases:
             body = binding.translate(body)
         answer = ToClient(encode_frame(body))
         if request.method in REMEMBERED and not message.is_error:

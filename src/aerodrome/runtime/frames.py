@@ -40,6 +40,7 @@ class FrameConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
         self._reading = True
+        self._queued: list[bytes] = []
         self.paused = False
         self.closed_reason: str | None = None
         #: Set when the transport has let go of the socket.
@@ -61,7 +62,19 @@ class FrameConnection(asyncio.Protocol):
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def write(self, data: bytes) -> None:
-        """One or more whole frames. Dropped when the connection is closed."""
+        """One or more whole frames, behind those that are queued. Dropped when the connection is closed."""
+        self._queued.append(data)
+        self.flush()
+
+    def queue(self, frame: bytes) -> None:
+        """Write it with the next `flush` or `write`: a system call for each is most of what small frames cost."""
+        self._queued.append(frame)
+
+    def flush(self) -> None:
+        if not self._queued:
+            return
+        data = self._queued[0] if len(self._queued) == 1 else b"".join(self._queued)
+        self._queued.clear()
         if self._transport is not None and self.closed_reason is None:
             self._transport.write(data)
             # Who sends is taken for one who converses, and whose ACKs can wait for the next thing it sends.

@@ -101,11 +101,10 @@ class FrameDecoder:
             bodies.append(body)
             data = bytes(self._buffer)
             self._buffer.clear()
-        if not (left := self._take_plain(data, bodies)):
-            return
-        self._buffer += left
-        while (body := self._next()) is not None:
-            bodies.append(body)
+        if rest := self._take_plain(data, bodies):
+            self._buffer += rest
+            while (body := self._next()) is not None:
+                bodies.append(body)
 
     def _take_plain(self, data: bytes, bodies: list[bytes]) -> bytes:
         """Take the frames that are whole and have the header every peer writes; returns what is left.

@@ -1,0 +1,106 @@
+"""The gateway alone: its own code, with the least that can stand in for what it is put together with.
+
+`python -m aerodrome.bench.standin` (see `children`): ``{"host", "port"}`` is where a peer listens that is taken for the
+only runtime; the answer is the gateway's address. Any key is good, and every session is its client's own.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import uvloop
+
+from aerodrome.bench.children import serve
+from aerodrome.gateway.server import Gateway, GatewayOptions
+from aerodrome.model import Isolation, Principal, SessionKey, SessionRow
+from aerodrome.observability.logging import configure_logging
+from aerodrome.policy.profiles import Profile
+from aerodrome.policy.session_params import Credentials
+from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.sessions.api import OpenSession
+from aerodrome.sessions.attachments import Attachment
+from aerodrome.sessions.service import SessionService
+
+
+@dataclass(frozen=True, slots=True)
+class _Runtime:
+    """Of `ManagedRuntime`, what the gateway asks for."""
+
+    address: tuple[str, int]
+    id: str = "rt-standin"
+    token: str = "standin"
+    workspace: Path = Path("/nowhere")
+
+
+@dataclass(slots=True)
+class _Live:
+    """Of `LiveSession`, the same."""
+
+    row: SessionRow
+    runtime: _Runtime
+    attachments: list[Attachment] = field(default_factory=list)
+
+    async def attach(self, attachment: Attachment) -> None:
+        await attachment.open(cast("ManagedRuntime", self.runtime), resume=False)
+        self.attachments.append(attachment)
+
+    async def detach(self, attachment: Attachment) -> None:
+        self.attachments.remove(attachment)
+
+
+class _Sessions:
+    """Of `SessionService`, the same."""
+
+    draining = False
+
+    def __init__(self, runtime: _Runtime) -> None:
+        self._runtime = runtime
+        self._live: dict[SessionKey, _Live] = {}
+
+    async def open_session(self, who: Principal, wanted: OpenSession) -> tuple[SessionRow, bool]:
+        row = SessionRow(SessionKey(who.tenant, wanted.id or str(uuid.uuid4())), who.user)
+        self._live[row.key] = _Live(row, self._runtime)
+        return row, True
+
+    async def live_session(self, who: Principal, session_id: str) -> _Live:
+        return self._live[SessionKey(who.tenant, session_id)]
+
+    def is_own(self, who: Principal, session_id: str) -> bool:
+        return SessionKey(who.tenant, session_id) in self._live
+
+    def let_go(self, live: _Live) -> None:
+        pass
+
+
+class _Keys:
+    async def authenticate(self, key: str) -> Principal:
+        return Principal("acme", "alice")
+
+
+async def main() -> None:
+    configure_logging("warning", "json")
+    gateways: list[Gateway] = []
+
+    async def start(command: dict[str, Any]) -> dict[str, Any]:
+        sessions = _Sessions(_Runtime((command["host"], command["port"])))
+        options = GatewayOptions(
+            cli_version="standin",
+            isolation_of=lambda tenant: Isolation.TENANT,
+            profile_of=lambda tenant: Profile.ISOLATED,
+            credentials_of=lambda tenant: Credentials(),
+        )
+        gateway = Gateway(cast("SessionService", sessions), _Keys(), options)
+        gateways.append(gateway)
+        host, port = await gateway.start("127.0.0.1", 0)
+        return {"host": host, "port": port}
+
+    await serve(start)
+    for gateway in gateways:
+        await gateway.aclose()
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
