@@ -34,11 +34,11 @@ bob sees ['bob-chat']
 carol sees ['carol-chat']""",
     "resume_with_access_control.py": """\
 alice-bob: Nice to meet you, Ada.
-alice resumes alice-bob-1: Session not found: there is no such session
-alice resumes no-such-session: Session not found: there is no such session
-alice creates alice-bob-1: Session not found: no session under this id can be opened by you; ...
+alice resumes alice-bob-1: ...Session not found: alice-bob-1
+alice resumes no-such-session: ...Session not found: no-such-session
+alice creates alice-bob-1: ...Session not found: alice-bob-1
 alice sees []
-alice-bob of another tenant resumes alice-bob-1: Session not found: there is no such session
+alice-bob of another tenant resumes alice-bob-1: ...Session not found: alice-bob-1
 alice-bob resumes alice-bob-1: Your name is Ada.""",
     "http_endpoints.py": """\
 ephemeral: Titan

@@ -110,8 +110,7 @@ class GatewayClient:
                 self._slow.cancel()
                 self._slow = None
         elif self._slow is None:
-            loop = asyncio.get_running_loop()
-            self._slow = loop.call_later(self.gateway.limits.write_timeout, self._too_slow)
+            self._watch_slow(self.connection.buffered)
 
     # --- UpstreamOwner ---
 
@@ -308,6 +307,18 @@ class GatewayClient:
             link.connection.read_more(client_takes)
         runtimes_take = not any(link.connection.paused for link in self._links.values())
         self.connection.read_more(client_takes and runtimes_take)
+
+    def _watch_slow(self, waiting: int) -> None:
+        """Look again in a while whether the client has taken anything of what waits for it."""
+        loop = asyncio.get_running_loop()
+        self._slow = loop.call_later(self.gateway.limits.write_timeout, self._still_slow, waiting)
+
+    def _still_slow(self, waited: int) -> None:
+        waiting = self.connection.buffered
+        if waiting < waited:
+            self._watch_slow(waiting)  # slow, but it reads
+        else:
+            self._too_slow()
 
     def _too_slow(self) -> None:
         self._slow = None

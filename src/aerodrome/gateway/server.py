@@ -82,7 +82,7 @@ class Gateway:
                 f"cannot listen on {host}:{port} (server.gateway): {error.strerror or error}; "
                 "choose another address, or port 0 for a free one"
             ) from error
-        self._tasks.start(self._recheck(), "recheck credentials")
+        self._tasks.start(self._recheck_for_ever(), "recheck credentials")
         self._tasks.start(self._tidy(), "close unused links")
         address = self._server.sockets[0].getsockname()
         return str(address[0]), int(address[1])
@@ -183,22 +183,25 @@ class Gateway:
 
     # --- upkeep ---
 
-    async def _recheck(self) -> None:
-        """End the connections whose key has been revoked."""
+    async def _recheck_for_ever(self) -> None:
         while True:
             await asyncio.sleep(self.limits.recheck)
-            by_credential: dict[str, list[GatewayClient]] = {}
-            for client in self._clients:
-                if client.principal is not None:
-                    by_credential.setdefault(client.credential, []).append(client)
-            for credential, clients in by_credential.items():
-                try:
-                    await self._auth.authenticate(credential)
-                except Unauthenticated as error:
-                    for client in clients:
-                        client.close(error)
-                except AerodromeError:
-                    break  # the store is away, which is no client's fault
+            await self.recheck()
+
+    async def recheck(self) -> None:
+        """End the connections whose key has been revoked."""
+        by_credential: dict[str, list[GatewayClient]] = {}
+        for client in self._clients:
+            if client.principal is not None:
+                by_credential.setdefault(client.credential, []).append(client)
+        for credential, clients in by_credential.items():
+            try:
+                await self._auth.authenticate(credential)
+            except Unauthenticated as error:
+                for client in clients:
+                    client.close(error)
+            except AerodromeError:
+                break  # the store is away, which is no client's fault
 
     async def _tidy(self) -> None:
         while True:
