@@ -13,6 +13,7 @@ from aerodrome.cli import reference as command_line
 from aerodrome.config.reference import entries
 from aerodrome.config.settings import Settings
 from aerodrome.errors import AerodromeError, ConfigError, Fenced, all_codes
+from aerodrome.gateway.problems import GATEWAY_ERROR, METHOD_NOT_FOUND, NUMBERS
 from aerodrome.http.api import routes_only
 from aerodrome.policy import reference as policy
 from aerodrome.policy.method_table import GROUPS
@@ -52,6 +53,12 @@ def test_every_error_code_is_documented_with_what_to_do(code: str) -> None:
     row = re.search(rf"^\| `{code}` \| (.+) \| (.+) \|$", read("docs/operations.md"), re.MULTILINE)
     assert row, f"operations.md does not say what to do about {code}"
     assert all(cell.strip() for cell in row.groups())
+
+
+def test_every_error_of_the_gateway_is_documented_with_its_number() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| (-\d+) \|", read("docs/gateway.md"), re.MULTILINE))
+    numbers = {code: str(NUMBERS.get(code, GATEWAY_ERROR)) for code in CODES}
+    assert rows == {**numbers, "forbidden": str(METHOD_NOT_FOUND)}
 
 
 def test_every_code_that_the_table_of_errors_explains_exists() -> None:

@@ -12,11 +12,15 @@ import pytest
 
 from aerodrome._util.xdg import aerodrome_cache
 from support.console_page import Command, File, Shell, parse, shown
+from support.node_client import DIRECTORY as NODE_DIRECTORY
+from support.node_client import node
+
+__all__ = ["node"]
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/quickstart.md", "docs/fleet.md"]
+PAGES = ["README.md", "docs/quickstart.md", "docs/fleet.md", "docs/gateway.md"]
 #: The ports that the pages name, which may be taken on this machine.
-PORTS = ("8080", "8081")
+PORTS = ("8080", "8081", "4321")
 
 
 def free_ports(count: int) -> list[str]:
@@ -46,13 +50,19 @@ def reader_of(home: Path) -> dict[str, str]:
 @pytest.mark.cli
 @pytest.mark.skipif(not all(map(shutil.which, ("bash", "curl"))), reason="the pages use bash and curl")
 @pytest.mark.parametrize("page", PAGES)
-def test_the_quick_start_works_as_it_is_written(page: str, tmp_path: Path) -> None:
+def test_the_quick_start_works_as_it_is_written(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    ports = free_ports(len(PORTS))
-    for port, free in zip(PORTS, ports, strict=True):
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    for port, free in ports.items():
         text = text.replace(f":{port}", f":{free}").replace(f"--port {port}", f"--port {free}")
-    env = reader_of(tmp_path) | {"AERODROME_SERVER__HTTP": f"127.0.0.1:{ports[0]}"}
+    env = reader_of(tmp_path) | {
+        "AERODROME_SERVER__HTTP": f"127.0.0.1:{ports['8080']}",
+        "AERODROME_SERVER__GATEWAY": f"127.0.0.1:{ports['4321']}",
+    }
     steps = parse(text, "quickstart")
+    if any(isinstance(step, File) and step.name.endswith(".mjs") for step in steps):
+        request.getfixturevalue("node")
+        (tmp_path / "node_modules").symlink_to(NODE_DIRECTORY / "node_modules")
     assert sum(isinstance(step, Command) for step in steps) >= 2
     with Shell(tmp_path, env) as shell:
         for step in steps:
