@@ -62,7 +62,7 @@ in order: [...'Stopped.', 'My name is Ada', 'Nice to meet you, Ada.']""",
     "clean_up.py": """\
 stored: ['daily', 'forgotten']
 stored: ['daily']
-daily, after ... uses: Your name is Ada.
+daily, older than that: Your name is Ada.
 forgotten, anew: I don't know your name yet.""",
 }
 
