@@ -235,6 +235,8 @@ async def test_a_call_in_flight_fails_or_is_repeated(node: Host, endpoint: Endpo
             await changing
         assert caught.value.data["code"] == "turn_interrupted"
         assert caught.value.data["retryable"] is True
+        # Nothing of either call keeps the session in its runtime.
+        await until(lambda: live(node, chat).evictable)
         assert await chat.turn("three") == "echo: three"
 
 

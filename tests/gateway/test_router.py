@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aerodrome.events import SessionEvent
-from aerodrome.gateway.router import Command, Place, Request, Router, Serve, ToClient, ToOwn, ToRuntime
+from aerodrome.gateway.commands import Command, Place, Request, Serve, ToClient, ToOwn, ToRuntime
+from aerodrome.gateway.router import Router
 from aerodrome.policy.profiles import Profile
 from aerodrome.wire.envelope import MAX_DEPTH
 from aerodrome.wire.framing import FrameDecoder
@@ -157,6 +158,47 @@ def test_parameters_that_policy_cleans_are_the_cleaned_ones() -> None:
     assert not any("builtin:*" in json.dumps(message) for _, message in to_runtime(hostile))
 
 
+@pytest.mark.parametrize(
+    "params",
+    [
+        b'{"sessionId":"s1","sessionId":"s2"}',
+        b'{"sessionId":"s1","session\\u0049d":"s2"}',
+        b'{"session\\u0049d":"s1","sessionId":"s2"}',
+    ],
+)
+def test_a_session_that_is_named_twice_is_sent_on_as_we_have_read_it(params: bytes) -> None:
+    router = bound("s1")
+    router.take_part("s2")
+    router.bind("s2", "rt-2")
+    commands = router.from_client(b'{"jsonrpc":"2.0","id":1,"method":"session.getMessages","params":%b}' % params)
+    ((link, message),) = to_runtime(commands)
+    (command,) = commands
+    assert isinstance(command, ToRuntime)
+    assert command.frame.count(b"sessionId") == 1
+    assert [link, message["params"]] == ["rt-2", {"sessionId": "s2"}]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"id":1,"method":"session.getMessages","method":"session.mode.get","params":{"sessionId":"s1"}}',
+        b'{"id":1,"method":"session.getMessages","m\\u0065thod":"session.mode.get","params":{"sessionId":"s1"}}',
+        b'{"id":1,"params":{"sessionId":"s2"},"method":"session.mode.get","params":{"sessionId":"s1"}}',
+        b'{"id":7,"id":1,"method":"session.mode.get","params":{"sessionId":"s1"}}',
+    ],
+)
+def test_a_method_that_is_named_twice_is_sent_on_as_we_have_read_it(raw: bytes) -> None:
+    (command,) = bound("s1").from_client(raw)
+    assert isinstance(command, ToRuntime)
+    (sent,) = FrameDecoder().feed(command.frame)
+    assert sent == b'{"jsonrpc":"2.0","id":1,"method":"session.mode.get","params":{"sessionId":"s1"}}'
+
+
+def test_a_method_that_is_refused_is_not_smuggled_behind_one_that_is_not() -> None:
+    raw = b'{"id":1,"method":"session.getMessages","params":{"sessionId":"s1"},"method":"session.shell.exec"}'
+    assert error_of(bound("s1").from_client(raw))["data"]["code"] == "forbidden"
+
+
 def test_more_requests_than_allowed_are_refused_and_the_others_go_on() -> None:
     router = make(max_requests=2)
     router.bind("s1", "rt-1")
@@ -282,6 +324,7 @@ def test_after_a_loss_reads_are_placed_anew_and_the_rest_is_answered_as_interrup
     done: list[int] = []
     commands = router.lost("rt-1")
     (again,) = [command.request for command in commands if isinstance(command, Place)]
+    assert again.on_done is None  # what was held for it was held for the lost runtime
     again.on_done = lambda: done.append(1)
     assert again.id == 1
     (message,) = to_client(commands)

@@ -217,7 +217,7 @@ async def test_closing_twice_ends_everything_it_has_begun(owner: Owner) -> None:
         await asyncio.gather(link.aclose(), link.aclose())
         await link.aclose()
         assert ended == ["forever"]
-        assert link._socket is None
+        assert link._connection._socket is None
         assert owner.closed == ["the link was closed"]
         with pytest.raises(LinkClosed):
             await asking
@@ -230,7 +230,7 @@ async def test_closing_twice_ends_everything_it_has_begun(owner: Owner) -> None:
 async def test_once_closed_the_connection_has_gone(pair: tuple[Link, Peer]) -> None:
     link, peer = pair
     await link.aclose()
-    assert link._socket is None
+    assert link._connection._socket is None
     with pytest.raises(EOFError):
         await peer.receive()
 
@@ -408,7 +408,7 @@ async def test_no_exchange_waits_for_a_delayed_ack(owner: Owner) -> None:
 
     owner.perform = perform
     async with linked(owner) as (link, peer):
-        sock = link._socket
+        sock = link._connection._socket
         assert sock is not None
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
         owner.on_notified = lambda: quick.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK))
@@ -442,7 +442,7 @@ async def test_behind_a_piece_of_an_answer_the_link_rests(monkeypatch: pytest.Mo
     monkeypatch.setattr("aerodrome.runtime.link.REST", 3600)
     seen: list[str] = []
     async with linked(Owner(), on_event=lambda _, event: seen.append(event.type)) as (link, peer):
-        transport = link._transport
+        transport = link._connection._transport
         assert transport is not None
         # Nothing else makes it rest, also together with a piece: what comes with it may be waited for.
         send_compact(peer, told("assistant.message"))
@@ -475,11 +475,11 @@ async def test_the_end_of_a_rest_is_no_end_of_back_pressure(monkeypatch: pytest.
 
     owner.perform = perform
     async with linked(owner, max_inbound=1, on_event=lambda *_: None) as (link, peer):
-        transport = link._transport
+        transport = link._connection._transport
         assert transport is not None
         send_compact(peer, told("assistant.message_delta"))
         await until(lambda: link._resting is not None)
-        link._dispatch_all([b'{"jsonrpc":"2.0","id":1,"method":"m"}'])
+        link.on_bodies([b'{"jsonrpc":"2.0","id":1,"method":"m"}'])
         link._rested()
         assert not transport.is_reading()
         send_compact(peer, told("assistant.message_delta"))

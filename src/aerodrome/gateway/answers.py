@@ -16,8 +16,8 @@ from msgspec import UNSET
 
 from aerodrome.errors import AerodromeError, Forbidden, Invalid, NotFound, TurnFailed, all_codes
 from aerodrome.gateway.client import GatewayClient
+from aerodrome.gateway.commands import Request
 from aerodrome.gateway.problems import refusal_frame
-from aerodrome.gateway.router import Request
 from aerodrome.gateway.sessions import open_session
 from aerodrome.model import SessionRow
 from aerodrome.policy.methods import checked_params, needs_check

@@ -14,8 +14,9 @@ from msgspec import Raw, UnsetType
 
 from aerodrome.errors import AerodromeError, Refused, RuntimeUnavailable
 from aerodrome.events import SessionEvent
+from aerodrome.gateway.commands import Command
 from aerodrome.gateway.replay import Changes
-from aerodrome.gateway.router import Command, Router
+from aerodrome.gateway.router import Router
 from aerodrome.gateway.upstream import Upstream
 from aerodrome.policy.open_params import OpenContext, runtime_open_params
 from aerodrome.policy.profiles import Profile

@@ -18,21 +18,9 @@ import structlog
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.errors import AerodromeError, Capacity, Draining, NotFound, RuntimeUnavailable
 from aerodrome.gateway.attachment import NativeAttachment
+from aerodrome.gateway.commands import Changed, Command, Place, Request, Serve, ToClient, Told, ToOwn, ToRuntime
 from aerodrome.gateway.problems import INTERNAL_ERROR
-from aerodrome.gateway.router import (
-    Changed,
-    Command,
-    Place,
-    Request,
-    Router,
-    Serve,
-    ToClient,
-    Told,
-    ToOwn,
-    ToRuntime,
-    params_of,
-    problem_of,
-)
+from aerodrome.gateway.router import Router, params_of, problem_of
 from aerodrome.gateway.upstream import Upstream
 from aerodrome.model import Principal
 from aerodrome.runtime.frames import FrameConnection

@@ -27,8 +27,10 @@ from msgspec import UNSET, Raw, UnsetType
 from aerodrome.errors import AerodromeError, Capacity, TurnInterrupted
 from aerodrome.events import SessionEvent
 from aerodrome.gateway import problems
+from aerodrome.gateway.bodies import answer_body, unambiguous
+from aerodrome.gateway.commands import Changed, Command, Place, Request, Serve, ToClient, Told, ToOwn, ToRuntime
 from aerodrome.gateway.replay import REMEMBERED
-from aerodrome.policy.methods import Handling, MethodRule, checked_params, needs_check, refusal, rule_for
+from aerodrome.policy.methods import Handling, checked_params, needs_check, refusal, rule_for
 from aerodrome.policy.profiles import Profile
 from aerodrome.policy.shapes import Refusal
 from aerodrome.wire import envelope
@@ -44,65 +46,6 @@ _REMEMBERED = 2048
 _TASK_TRANSITION = "task_transition"
 #: Events of a session's leaving one runtime and coming to another, of which the client knows nothing.
 _OF_MOVES = frozenset({"session.shutdown", "session.resume"})
-
-
-class Request(msgspec.Struct):
-    """A client's request that is not answered yet."""
-
-    id: RequestId
-    method: str
-    rule: MethodRule
-    body: bytes
-    params: Raw | UnsetType = UNSET
-    session_id: str | None = None
-    #: The link it was sent on.
-    link: str | None = None
-    #: Called when it has been answered, or never will be.
-    on_done: Callable[[], None] | None = None
-
-
-class ToClient(msgspec.Struct, frozen=True):
-    frame: bytes
-
-
-class ToRuntime(msgspec.Struct, frozen=True):
-    link: str
-    frame: bytes
-
-
-class Serve(msgspec.Struct, frozen=True):
-    """The shell answers the request itself, and says so with `answered`."""
-
-    request: Request
-
-
-class Place(msgspec.Struct, frozen=True):
-    """The shell finds the runtime that the request is for, loading its session if need be, and calls `send`."""
-
-    request: Request
-
-
-class ToOwn(msgspec.Struct, frozen=True):
-    """The answer to a request that we have made on a link."""
-
-    link: str
-    message: envelope.Message
-
-
-class Told(msgspec.Struct, frozen=True):
-    """The client's answer to what we have asked it ourselves (`ask`)."""
-
-    number: int
-    message: envelope.Message
-
-
-class Changed(msgspec.Struct, frozen=True):
-    """A runtime has carried out a request that must hold in the next one, too."""
-
-    request: Request
-
-
-Command = ToClient | ToRuntime | Serve | Place | ToOwn | Told | Changed
 
 
 class _Head(msgspec.Struct):
@@ -220,6 +163,7 @@ class Router:
         if envelope.too_deep(params):
             text = f"the parameters of {method} are nested deeper than {envelope.MAX_DEPTH} levels"
             return [ToClient(_error(request_id, problems.INVALID_PARAMS, text))]
+        request.body = unambiguous(body, request_id, method, params)
         if needs_check(method) and (wrong := self._check(request)) is not None:
             return [ToClient(wrong)]
         self._requests[request_id] = request
@@ -237,8 +181,7 @@ class Router:
         checked = checked_params(request.method, self.profile, params)
         if isinstance(checked, Refusal):
             return problems.refusal_frame(request.id, request.method, checked.reason, checked.code)
-        if checked != params:
-            request.body = envelope.request_body(request.id, request.method, checked)
+        request.body = envelope.request_body(request.id, request.method, checked)
         return None
 
     def _forward(self, request: Request) -> Sequence[Command]:
@@ -259,7 +202,7 @@ class Router:
             # The runtime would not read it, and wait for ever.
             text = f"the client's answer is nested deeper than {envelope.MAX_DEPTH} levels"
             return [ToRuntime(link, _error(request_id, problems.INTERNAL_ERROR, text))]
-        return [ToRuntime(link, encode_frame(_answer_body(request_id, message)))]
+        return [ToRuntime(link, encode_frame(answer_body(request_id, message)))]
 
     # --- from a runtime ---
 
@@ -401,6 +344,7 @@ class Router:
             del self._asked[number]
         for request in [request for request in self._requests.values() if request.link == link]:
             request.link = None
+            _release(request)
             if request.rule.repeatable:
                 commands.append(Place(request))
                 continue
@@ -460,9 +404,7 @@ class Router:
 
     def _done(self, request: Request) -> None:
         self._requests.pop(request.id, None)
-        if request.on_done is not None:
-            on_done, request.on_done = request.on_done, None
-            on_done()
+        _release(request)
 
 
 def params_of(request: Request) -> dict[str, Any]:
@@ -477,6 +419,13 @@ def problem_of(request: Request, error: AerodromeError) -> bytes:
     return problems.problem_frame(request.id, request.method, error, session_id=session_id)
 
 
+def _release(request: Request) -> None:
+    """What was held for it is needed no more, or no more there."""
+    if request.on_done is not None:
+        on_done, request.on_done = request.on_done, None
+        on_done()
+
+
 def _error(request_id: RequestId, number: int, text: str) -> bytes:
     return envelope.error_frame(request_id, number, text)
 
@@ -484,13 +433,3 @@ def _error(request_id: RequestId, number: int, text: str) -> bytes:
 def _anonymous_error(number: int, text: str) -> bytes:
     error: dict[str, Any] = {"code": number, "message": text}
     return encode_frame(msgspec.json.encode({"jsonrpc": "2.0", "id": None, "error": error}))
-
-
-def _answer_body(request_id: RequestId, message: envelope.Message) -> bytes:
-    """The client's answer under the id that the runtime knows; its own bytes otherwise."""
-    encoded = msgspec.json.encode(request_id)
-    if message.is_error:
-        assert message.error is not UNSET
-        return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (encoded, bytes(message.error))
-    result = bytes(message.result) if message.result is not UNSET else b"null"
-    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encoded, result)

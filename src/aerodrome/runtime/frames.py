@@ -15,6 +15,8 @@ from typing import Protocol, cast
 from aerodrome.wire.framing import DEFAULT_MAX_FRAME, FrameDecoder, FramingError
 
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
+#: Seconds for the last words on a connection that we close.
+LINGER = 5.0
 
 
 class FrameOwner(Protocol):
@@ -34,8 +36,13 @@ class FrameOwner(Protocol):
 
 
 class FrameConnection(asyncio.Protocol):
-    def __init__(self, owner: FrameOwner, *, max_frame: int = DEFAULT_MAX_FRAME) -> None:
+    """Args:
+    other: What to call the other end in reasons, such as "the runtime".
+    """
+
+    def __init__(self, owner: FrameOwner, *, max_frame: int = DEFAULT_MAX_FRAME, other: str = "the other end") -> None:
         self._owner = owner
+        self._other = other
         self._decoder = FrameDecoder(max_frame)
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
@@ -49,6 +56,11 @@ class FrameConnection(asyncio.Protocol):
     @property
     def closed(self) -> bool:
         return self.closed_reason is not None
+
+    @property
+    def connected(self) -> bool:
+        """There is, or was, a connection."""
+        return self._transport is not None
 
     @property
     def peer(self) -> str:
@@ -77,7 +89,8 @@ class FrameConnection(asyncio.Protocol):
         self._queued.clear()
         if self._transport is not None and self.closed_reason is None:
             self._transport.write(data)
-            # Who sends is taken for one who converses, and whose ACKs can wait for the next thing it sends.
+            # Who sends is taken for one who converses, and whose ACKs can wait for the next thing it sends: without
+            # this one turn in twenty waited 40 ms (measured).
             self._quick_ack()
 
     def read_more(self, wanted: bool) -> None:
@@ -91,9 +104,10 @@ class FrameConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def close(self, reason: str) -> None:
-        """Close after what is buffered has been sent."""
-        if self._transport is not None:
+        """Close after what is buffered has been sent, or a while later: the other end may never take it."""
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.close()
+            asyncio.get_running_loop().call_later(LINGER, self._transport.abort)
         self._lost(reason)
 
     def abort(self, reason: str) -> None:
@@ -125,7 +139,7 @@ class FrameConnection(asyncio.Protocol):
         except FramingError as error:
             if error.bodies:
                 self._owner.on_bodies(error.bodies)
-            self.close(f"broken framing: {error}")
+            self.close(f"broken framing from {self._other}: {error}")
             return
         if bodies and self.closed_reason is None:
             self._owner.on_bodies(bodies)
@@ -134,9 +148,9 @@ class FrameConnection(asyncio.Protocol):
         try:
             self._decoder.eof()
         except FramingError as error:
-            self._lost(f"the other end closed the connection: {error}")
+            self._lost(f"{self._other} closed the connection: {error}")
         else:
-            self._lost("the other end closed the connection")
+            self._lost(f"{self._other} closed the connection")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost("the connection was lost" + (f": {exc}" if exc else ""))

@@ -9,31 +9,26 @@ Rules of the link:
 - after a read that brought nothing but pieces of answers, which come by the hundred and one by one, the socket is left
   alone for `REST`: what comes meanwhile is read at once, for a tenth of the wake-ups;
 - writers wait while the runtime does not read (`TCP` back-pressure), so that nothing is buffered without bound.
-
-Both ends of the CLI's protocol wait for delayed ACKs (docs/facts.md, "Wire"), so the link sends a frame in one
-piece, switches Nagle off, and asks for quick ACKs again after each read and write, because the kernel forgets.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import structlog
 from msgspec import UNSET, Raw, UnsetType
 
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.events import SessionEvent
+from aerodrome.runtime.frames import FrameConnection
 from aerodrome.wire import envelope
-from aerodrome.wire.framing import DEFAULT_MAX_FRAME, FrameDecoder, FramingError
+from aerodrome.wire.framing import DEFAULT_MAX_FRAME
 
 log = structlog.get_logger(__name__)
 
-_QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 #: Seconds; the most by which the first message behind an answer's pieces may be late.
 REST = 0.004
 
@@ -74,7 +69,7 @@ class RequestRefused(Exception):
         self.code = code
 
 
-class Link(asyncio.Protocol):
+class Link:
     """Use `connect`, then `request`; `aclose` when done."""
 
     def __init__(
@@ -87,18 +82,14 @@ class Link(asyncio.Protocol):
     ) -> None:
         self._handler = handler
         self._on_event = on_event
-        self._decoder = FrameDecoder(max_frame)
+        self._connection = FrameConnection(self, max_frame=max_frame, other="the runtime")
         self._max_inbound = max_inbound
         self._inbound = 0
         self._next_id = 0
         self._pending: dict[envelope.RequestId, tuple[str, asyncio.Future[Raw | UnsetType]]] = {}
-        self._transport: asyncio.Transport | None = None
-        self._socket: socket.socket | None = None
         self._writable = asyncio.Event()
         self._writable.set()
-        self._closed_reason: str | None = None
         self._tasks = TaskOwner("link")
-        self._done = asyncio.Event()
         self._resting: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -125,14 +116,14 @@ class Link(asyncio.Protocol):
         link = cls(handler, max_frame=max_frame, max_inbound=max_inbound, on_event=on_event)
         try:
             async with asyncio.timeout(timeout):
-                await asyncio.get_running_loop().create_connection(lambda: link, host, port)
+                await asyncio.get_running_loop().create_connection(lambda: link._connection, host, port)
         except (OSError, OverflowError) as error:  # a time-out is the first, a port that is none the second
             raise LinkClosed(f"no connection to {host}:{port}: {str(error) or 'time-out'}") from error
         return link
 
     @property
     def closed(self) -> bool:
-        return self._closed_reason is not None
+        return self._connection.closed
 
     async def request(self, method: str, params: Any, *, timeout: float) -> Any:
         """Ask, and decode the answer.
@@ -167,89 +158,19 @@ class Link(asyncio.Protocol):
 
     async def aclose(self) -> None:
         """Close the connection and end the requests being served. Safe to call twice."""
-        if self._transport is not None:
+        if self._connection.connected:
             self.abort("the link was closed")
-            await self._done.wait()
+            await self._connection.gone.wait()
         await self._tasks.aclose()
 
     def abort(self, reason: str) -> None:
         """Cut the connection now, without waiting for what is being written."""
-        if self._transport is not None:
-            self._transport.abort()
-        self._lost(reason)
+        self._connection.abort(reason)
 
-    # --- asyncio.Protocol ---
+    # --- FrameOwner ---
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports implement the interface without being subclasses of it.
-        self._transport = cast("asyncio.Transport", transport)
-        shown: socket.socket | None = transport.get_extra_info("socket")
-        if shown is not None:
-            with contextlib.suppress(OSError):  # the peer has closed already; `connection_lost` is about to be called
-                # The transport's own stand-in makes a socket object for each option that is set, in uvloop.
-                self._socket = socket.socket(shown.family, shown.type, shown.proto, fileno=os.dup(shown.fileno()))
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._quick_ack()
-
-    def data_received(self, data: bytes) -> None:
-        self._quick_ack()
-        try:
-            bodies = self._decoder.feed(data)
-        except FramingError as error:
-            self._dispatch_all(error.bodies)
-            self.abort(f"broken framing from the runtime: {error}")
-        else:
-            self._dispatch_all(bodies)
-
-    def eof_received(self) -> None:
-        try:
-            self._decoder.eof()
-        except FramingError as error:
-            self._lost(f"the runtime closed the connection: {error}")
-        else:
-            self._lost("the runtime closed the connection")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._resting is not None:
-            self._resting.cancel()
-            self._resting = None
-        self._lost("the connection was lost" + (f": {exc}" if exc else ""))
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        self._done.set()
-
-    def pause_writing(self) -> None:
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
-
-    # --- inside ---
-
-    def _quick_ack(self) -> None:
-        if _QUICKACK is None or self._socket is None:
-            return
-        try:  # noqa: SIM105 - `suppress` costs more than the call, at each read
-            self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
-        except OSError:
-            pass
-
-    async def _may_write(self) -> None:
-        # All who wait are woken at once, and the first to write may fill the buffer again.
-        while not self._writable.is_set():
-            await self._writable.wait()
-
-    def _write(self, frame: bytes) -> None:
-        if self._transport is None or self._closed_reason is not None:
-            raise LinkClosed(self._closed_reason or "not connected")
-        self._transport.write(frame)
-        # Who sends is taken for one who converses, and whose ACKs can wait for the next thing it sends: without this
-        # one turn in twenty waited 40 ms (measured).
-        self._quick_ack()
-
-    def _dispatch_all(self, bodies: list[bytes]) -> None:
-        pieces = bool(bodies)
+    def on_bodies(self, bodies: list[bytes]) -> None:
+        pieces = True
         for body in bodies:
             if self.closed:  # by a handler of one of them
                 return
@@ -257,9 +178,37 @@ class Link(asyncio.Protocol):
         if pieces and not self.closed:
             self._rest()
 
+    def on_closed(self, reason: str) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+        self._writable.set()
+        for method, future in self._pending.values():
+            if not future.done():
+                future.set_exception(LinkClosed(f"{method}: {reason}"))
+        self._handler.on_closed(reason)
+
+    def on_paused(self, paused: bool) -> None:
+        if paused:
+            self._writable.clear()
+        else:
+            self._writable.set()
+
+    # --- inside ---
+
+    async def _may_write(self) -> None:
+        # All who wait are woken at once, and the first to write may fill the buffer again.
+        while not self._writable.is_set():
+            await self._writable.wait()
+
+    def _write(self, frame: bytes) -> None:
+        if self._connection.closed_reason is not None:
+            raise LinkClosed(self._connection.closed_reason)
+        self._connection.write(frame)
+
     def _rest(self) -> None:
-        if self._resting is None and self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
+        if self._resting is None:
+            self._connection.read_more(False)
             self._resting = asyncio.get_running_loop().call_later(REST, self._rested)
 
     def _rested(self) -> None:
@@ -309,8 +258,8 @@ class Link(asyncio.Protocol):
 
     def _serve(self, message: envelope.Message) -> None:
         self._inbound += 1
-        if self._inbound >= self._max_inbound and self._transport is not None:
-            self._transport.pause_reading()
+        if self._inbound >= self._max_inbound:
+            self._connection.read_more(False)
         assert isinstance(message.id, (int, str))
         assert isinstance(message.method, str)
         self._tasks.start(self._answer(message.id, message.method, message.params), message.method)
@@ -333,16 +282,5 @@ class Link(asyncio.Protocol):
                 self._resume_reading()
 
     def _resume_reading(self) -> None:
-        # uvloop raises on a transport that closes.
-        if self._resting is None and self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
-
-    def _lost(self, reason: str) -> None:
-        if self._closed_reason is not None:
-            return
-        self._closed_reason = reason
-        self._writable.set()
-        for method, future in self._pending.values():
-            if not future.done():
-                future.set_exception(LinkClosed(f"{method}: {reason}"))
-        self._handler.on_closed(reason)
+        if self._resting is None:
+            self._connection.read_more(True)

@@ -1,0 +1,71 @@
+"""What the router asks of the shell, and what the shell tells it of: a client's requests, and the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from aerodrome.policy.methods import MethodRule
+from aerodrome.wire import envelope
+from aerodrome.wire.envelope import RequestId
+
+
+class Request(msgspec.Struct):
+    """A client's request that is not answered yet."""
+
+    id: RequestId
+    method: str
+    rule: MethodRule
+    body: bytes
+    params: Raw | UnsetType = UNSET
+    session_id: str | None = None
+    #: The link it was sent on.
+    link: str | None = None
+    #: Called when it has been answered, or never will be.
+    on_done: Callable[[], None] | None = None
+
+
+class ToClient(msgspec.Struct, frozen=True):
+    frame: bytes
+
+
+class ToRuntime(msgspec.Struct, frozen=True):
+    link: str
+    frame: bytes
+
+
+class Serve(msgspec.Struct, frozen=True):
+    """The shell answers the request itself, and says so with `answered`."""
+
+    request: Request
+
+
+class Place(msgspec.Struct, frozen=True):
+    """The shell finds the runtime that the request is for, loading its session if need be, and calls `send`."""
+
+    request: Request
+
+
+class ToOwn(msgspec.Struct, frozen=True):
+    """The answer to a request that we have made on a link."""
+
+    link: str
+    message: envelope.Message
+
+
+class Told(msgspec.Struct, frozen=True):
+    """The client's answer to what we have asked it ourselves (`ask`)."""
+
+    number: int
+    message: envelope.Message
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """A runtime has carried out a request that must hold in the next one, too."""
+
+    request: Request
+
+
+Command = ToClient | ToRuntime | Serve | Place | ToOwn | Told | Changed
