@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -30,7 +33,8 @@ def model() -> Iterator[ModelServer]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(model: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
-    sections: dict[str, Any] = {"limits": {"client_timeout": "2s"}, "auth": {"key_cache": "100ms"}}
+    limits = {"client_timeout": "2s", "max_clients": 10, "max_requests": 20}
+    sections: dict[str, Any] = {"limits": limits, "auth": {"key_cache": "100ms"}}
     async with host(tmp_path_factory.mktemp("node"), model, **sections) as running:
         yield running
 
@@ -245,6 +249,37 @@ async def gone(client: RawClient) -> bool:
 async def _drained(client: RawClient) -> None:
     while True:
         await client.receive()
+
+
+async def test_no_more_clients_than_allowed_are_let_in(node: Host) -> None:
+    key = await node.key()
+    async with AsyncExitStack() as stack:
+        first = [await stack.enter_async_context(raw(node.gateway_address, key)) for _ in range(10)]
+        assert await gone(await stack.enter_async_context(raw(node.gateway_address)))
+        assert {(await client.request("ping"))["result"]["message"] for client in first} == {"pong"}
+    await until(lambda: not node.node.gateway.clients)
+    async with raw(node.gateway_address, key) as client:
+        assert (await client.request("ping"))["result"]["message"] == "pong"
+
+
+async def test_more_requests_than_allowed_are_refused_and_the_others_answered(node: Host) -> None:
+    async with connected(await endpoint_of(node)) as client:
+        chat = await client.create()
+        await chat.turn("hello")
+        pid = node.runtime().pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            request = client.sdk._client.request
+            reads = [asyncio.create_task(request("session.getMessages", {"sessionId": chat.id})) for _ in range(25)]
+            done, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_EXCEPTION)
+            error = next(iter(done)).exception()
+            assert isinstance(error, JsonRpcError)
+            assert error.data["code"] == "capacity"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        answers = await asyncio.gather(*reads, return_exceptions=True)
+        assert len([answer for answer in answers if isinstance(answer, dict)]) == 20
 
 
 async def test_a_client_that_does_not_read_is_cut_off_and_hinders_nobody(node: Host) -> None:

@@ -93,6 +93,10 @@ class Client:
         self._chats.append(chat)
         return chat
 
+    def forget(self) -> None:
+        """The server has gone: there is nothing to detach from."""
+        self._chats.clear()
+
     async def vanish(self) -> None:
         """Close the connection without a word."""
         await self.sdk.force_stop()

@@ -1,0 +1,46 @@
+"""A node that stops while native clients are connected."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import pytest
+
+from aerodrome.demo.model import ModelServer
+from support.sdk_clients import Endpoint, connected
+from support.server import new_key, serve, write_config
+
+pytestmark = pytest.mark.cli
+
+
+async def test_sigterm_lets_turns_end_and_closes_the_connections(tmp_path: Path) -> None:
+    async with ModelServer() as model:
+        config = write_config(tmp_path, model.base_url)
+        key = await new_key(config)
+        async with serve(config) as server:
+            endpoint = Endpoint("gateway", server.gateway, key)
+            async with connected(endpoint) as client, connected(endpoint) as idle:
+                chat, other = await client.create(), await idle.create()
+                await other.turn("one")
+                await chat.send("[[gate: held]] the last words")
+                await model.gate_reached("held")
+                server.send_signal(signal.SIGTERM)
+                await asyncio.to_thread(wait_for, server.log, "draining")
+                model.open_gate("held")
+                await chat.until("session.idle")
+                assert chat.answer == "echo: the last words"
+                async with asyncio.timeout(30):
+                    assert await server.process.wait() == 0
+                for gone in (client, idle):
+                    gone.forget()
+        # Everything is there when it comes back.
+        async with serve(config) as server, connected(Endpoint("gateway", server.gateway, key)) as client:
+            again = await client.resume(chat.id)
+            assert await again.prompts_seen() == ["[[gate: held]] the last words"]
+
+
+def wait_for(log: Path, text: str) -> None:
+    while text not in log.read_text():
+        pass
