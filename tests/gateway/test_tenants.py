@@ -279,7 +279,8 @@ async def test_more_requests_than_allowed_are_refused_and_the_others_answered(no
         finally:
             os.kill(pid, signal.SIGCONT)
         answers = await asyncio.gather(*reads, return_exceptions=True)
-        assert len([answer for answer in answers if isinstance(answer, dict)]) == 20
+        # Some may have been sent when there was room again.
+        assert 20 <= len([answer for answer in answers if isinstance(answer, dict)]) < 25
 
 
 async def test_a_client_that_does_not_read_is_cut_off_and_hinders_nobody(node: Host) -> None:
