@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import socket
 import sys
 from pathlib import Path
 
@@ -52,12 +53,26 @@ async def test_doctor_finds_a_healthy_machine_healthy(tmp_path: Path, model: Mod
         "SDK",
         "provider",
         "stores",
-        "address",
+        "addresses",
         "disk",
         "process isolation",
         "runtime",
     }
     assert not [finding for finding in findings if finding["result"] == "failed"]
+
+
+async def test_doctor_names_the_door_whose_address_is_taken(
+    tmp_path: Path, model: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path, model.base_url)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("AERODROME_SERVER__GATEWAY", f"127.0.0.1:{taken.getsockname()[1]}")
+        findings = await aerodrome("doctor", "--config", str(config), "--no-start", "--json")
+    (found,) = [finding for finding in findings if finding["check"] == "addresses"]
+    assert found["result"] == "warning"
+    assert "set server.gateway" in found["detail"]
 
 
 async def test_doctor_names_the_mend_of_what_is_wrong(tmp_path: Path, model: ModelServer) -> None:

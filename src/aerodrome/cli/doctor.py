@@ -61,7 +61,7 @@ async def _examine(settings: Settings, start: bool) -> list[Finding]:
         "SDK": _sdk,
         "provider": _provider,
         "stores": _stores,
-        "address": _address,
+        "addresses": _address,
         "disk": _disk,
         "process isolation": _isolation,
     }
@@ -121,7 +121,14 @@ async def _stores(settings: Settings) -> str:
 
 
 async def _address(settings: Settings) -> str:
-    host, port = settings.server.http
+    server = settings.server
+    addresses = {"server.http": server.http, "server.gateway": server.gateway}
+    for setting, (host, port) in addresses.items():
+        _try_to_bind(setting, host, port)
+    return " and ".join(f"{host}:{port}" for host, port in addresses.values()) + " are free"
+
+
+def _try_to_bind(setting: str, host: str, port: int) -> None:
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -129,9 +136,8 @@ async def _address(settings: Settings) -> str:
             probe.bind((host, port))
         except OSError as error:
             raise _Warning(
-                f"{host}:{port} cannot be taken ({error.strerror}): a node runs already, or set server.http"
+                f"{host}:{port} cannot be taken ({error.strerror}): a node runs already, or set {setting}"
             ) from None
-    return f"{host}:{port} is free"
 
 
 async def _disk(settings: Settings) -> str:
