@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -31,6 +31,7 @@ def bound(*sessions: str, link: str = "rt-1") -> Router:
     for session in sessions:
         router.take_part(session)
         router.bind(session, link)
+        router.ready(session)
     return router
 
 
@@ -94,6 +95,7 @@ def test_a_request_goes_to_the_link_of_its_session_byte_for_byte() -> None:
     router = bound("s1")
     router.take_part("s2")
     router.bind("s2", "rt-2")
+    router.ready("s2")
     raw = (
         b'{ "jsonrpc" : "2.0","id":"x-1", "method":"session.getMessages","params":{"sessionId" : "s2","\\u00fc":1.50}}'
     )
@@ -104,6 +106,36 @@ def test_a_request_goes_to_the_link_of_its_session_byte_for_byte() -> None:
     answer = b'{"jsonrpc":"2.0", "id":"x-1","result":{"events":[1.0]}}'
     assert frames(router.from_runtime("rt-2", answer)) == [answer]
     assert router.unanswered == 0
+
+
+def test_a_request_of_a_session_that_is_being_loaded_waits_and_its_events_do_not() -> None:
+    router = make()
+    router.bind("s1", "rt-1")
+    waiting = placed(router.from_client(request(1, "session.getMessages", sessionId="s1")))
+    assert ids(router.from_runtime("rt-1", event("s1", "e1"))) == ["e1"]
+    router.ready("s1")
+    assert to_runtime(router.from_client(request(2, "session.getMessages", sessionId="s1")))
+    assert to_runtime(router.send(waiting, "rt-1"))
+
+
+def test_a_session_stays_where_it_is_until_its_requests_are_answered() -> None:
+    held: list[str] = []
+
+    def hold(waiting: Request) -> Callable[[], None]:
+        held.append(waiting.method)
+        return lambda: held.remove(waiting.method)
+
+    router = Router(lambda _: False, hold, max_requests=10)
+    router.profile = Profile.ISOLATED
+    router.bind("s1", "rt-1")
+    router.ready("s1")
+    router.from_client(request(1, "session.getMessages", sessionId="s1"))
+    router.from_client(request(2, "session.history.compact", sessionId="s1"))
+    assert held == ["session.getMessages", "session.history.compact"]
+    router.from_runtime("rt-1", body(id=2, result={}))
+    assert held == ["session.getMessages"]
+    router.lost("rt-1")
+    assert held == []
 
 
 def test_a_request_of_a_session_that_is_bound_nowhere_waits_to_be_placed() -> None:
@@ -170,6 +202,7 @@ def test_a_session_that_is_named_twice_is_sent_on_as_we_have_read_it(params: byt
     router = bound("s1")
     router.take_part("s2")
     router.bind("s2", "rt-2")
+    router.ready("s2")
     commands = router.from_client(b'{"jsonrpc":"2.0","id":1,"method":"session.getMessages","params":%b}' % params)
     ((link, message),) = to_runtime(commands)
     (command,) = commands
@@ -202,6 +235,7 @@ def test_a_method_that_is_refused_is_not_smuggled_behind_one_that_is_not() -> No
 def test_more_requests_than_allowed_are_refused_and_the_others_go_on() -> None:
     router = make(max_requests=2)
     router.bind("s1", "rt-1")
+    router.ready("s1")
     for number in range(2):
         assert to_runtime(router.from_client(request(number, "session.getMessages", sessionId="s1")))
     error = error_of(router.from_client(request(9, "session.getMessages", sessionId="s1")))
@@ -239,6 +273,7 @@ def test_requests_of_two_runtimes_with_one_id_do_not_collide() -> None:
     router = bound("s1")
     router.take_part("s2")
     router.bind("s2", "rt-2")
+    router.ready("s2")
     (first,) = to_client(router.from_runtime("rt-1", body(id=1, method="hooks.invoke", params={"sessionId": "s1"})))
     (second,) = to_client(router.from_runtime("rt-2", body(id=1, method="hooks.invoke", params={"sessionId": "s2"})))
     assert first["id"] != second["id"]
@@ -318,6 +353,7 @@ def test_of_the_host_only_tasks_of_own_sessions_are_told() -> None:
 def test_after_a_loss_reads_are_placed_anew_and_the_rest_is_answered_as_interrupted() -> None:
     router = bound("s1", "s2")
     router.bind("s2", "rt-2")
+    router.ready("s2")
     router.from_client(request(1, "session.getMessages", sessionId="s1"))
     router.from_client(request(2, "session.history.compact", sessionId="s1"))
     router.from_client(request(3, "session.getMessages", sessionId="s2"))
@@ -433,6 +469,7 @@ def test_no_message_breaks_it_and_nobody_gets_an_answer_twice(script: list[tuple
     router = bound("s1")
     router.take_part("s2")
     router.bind("s2", "rt-2")
+    router.ready("s2")
     asked: list[Any] = []
     answered: list[Any] = []
     for source, message in script:

@@ -50,6 +50,12 @@ class _Live:
     async def detach(self, attachment: Attachment) -> None:
         self.attachments.remove(attachment)
 
+    def hold(self) -> None:
+        pass
+
+    def release(self, *, used: bool = True) -> None:
+        pass
+
 
 class _Sessions:
     """Of `SessionService`, the same."""

@@ -132,6 +132,8 @@ class NativeAttachment:
         if self._opened:
             await self._change_again(link)
         self._opened = True
+        if self._link is link:  # and was not lost meanwhile
+            router.ready(self.session_id)
 
     async def _change_again(self, link: Upstream) -> None:
         for method, params in self.changes.requests:

@@ -9,7 +9,7 @@ sends, the client is not read. Nobody else waits for either.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -44,7 +44,7 @@ class GatewayClient:
         self.gateway = gateway
         limits = gateway.limits
         self.connection = FrameConnection(self, max_frame=limits.max_frame)
-        self.router = Router(self._is_own, max_requests=limits.max_requests)
+        self.router = Router(self._is_own, self._hold, max_requests=limits.max_requests)
         #: Set by `connect`.
         self.principal: Principal | None = None
         self.credential = ""
@@ -78,6 +78,13 @@ class GatewayClient:
 
     def _is_own(self, session_id: str) -> bool:
         return self.principal is not None and self.gateway.sessions.is_own(self.principal, session_id)
+
+    def _hold(self, request: Request) -> Callable[[], None] | None:
+        attachment = self.attachments.get(request.session_id or "")
+        if attachment is None:
+            return None
+        attachment.live.hold()
+        return lambda: attachment.live.release(used=request.rule.uses)
 
     # --- FrameOwner ---
 
@@ -225,7 +232,7 @@ class GatewayClient:
             return
         live = await self.gateway.sessions.live_session(self.who, request.session_id)
         live.hold()
-        request.on_done = lambda: self._release(live)
+        request.on_done = lambda: self._release(live, request)
         for attempt in range(_ATTEMPTS):
             try:
                 activation = await live.awake()
@@ -243,8 +250,8 @@ class GatewayClient:
         link = await self.link_to(runtime)
         self.run(self.router.send(request, link.id))
 
-    def _release(self, live: LiveSession) -> None:
-        live.release()
+    def _release(self, live: LiveSession, request: Request) -> None:
+        live.release(used=request.rule.uses)
         self.gateway.sessions.let_go(live)
 
     # --- links to runtimes ---

@@ -79,6 +79,8 @@ class _Binding:
     def __init__(self) -> None:
         #: Where its runtime is, if it has one.
         self.link: str | None = None
+        #: The runtime has loaded it: before that it would answer that there is no such session.
+        self.ready = False
         self._told: set[str] = set()
         self._order: deque[str] = deque()
         #: Message ids of prompts that were sent again: what the runtime says, and what the client knows.
@@ -108,13 +110,21 @@ class _Binding:
 class Router:
     """Args:
     is_own: Whether a session that the client is not attached to is its user's own.
+    hold: Keeps the session of a request that goes straight to its runtime loaded there until what it returns is called.
     max_requests: Requests that may be unanswered at the same time.
     """
 
-    def __init__(self, is_own: Callable[[str], bool], *, max_requests: int) -> None:
+    def __init__(
+        self,
+        is_own: Callable[[str], bool],
+        hold: Callable[[Request], Callable[[], None] | None] = lambda _: None,
+        *,
+        max_requests: int,
+    ) -> None:
         #: What the client may do; ``None`` until it has authenticated.
         self.profile: Profile | None = None
         self._is_own = is_own
+        self._hold = hold
         self._max_requests = max_requests
         self._requests: dict[RequestId, Request] = {}
         self._sessions: dict[str, _Binding] = {}
@@ -186,9 +196,10 @@ class Router:
 
     def _forward(self, request: Request) -> Sequence[Command]:
         binding = self._sessions.get(request.session_id) if request.session_id is not None else None
-        if binding is None or binding.link is None:
+        if binding is None or binding.link is None or not binding.ready:
             return [Place(request)]
         request.link = binding.link
+        request.on_done = self._hold(request)
         return [ToRuntime(binding.link, encode_frame(request.body))]
 
     def _answer_of_client(self, message: envelope.Message) -> Sequence[Command]:
@@ -312,8 +323,14 @@ class Router:
         self._sessions.setdefault(session_id, _Binding())
 
     def bind(self, session_id: str, link: str) -> None:
-        """The session is loaded in the runtime behind the link."""
-        self._sessions.setdefault(session_id, _Binding()).link = link
+        """The session is about to be loaded in the runtime behind the link, which tells its events from now on."""
+        binding = self._sessions.setdefault(session_id, _Binding())
+        binding.link, binding.ready = link, False
+
+    def ready(self, session_id: str) -> None:
+        """It is loaded: requests may go there."""
+        if (binding := self._sessions.get(session_id)) is not None:
+            binding.ready = binding.link is not None
 
     def unbind(self, session_id: str) -> None:
         """The session is loaded nowhere, as far as this client goes."""

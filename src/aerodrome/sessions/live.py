@@ -181,9 +181,16 @@ class LiveSession:
         """Keep the session where it is until `release`."""
         self._holds += 1
 
-    def release(self) -> None:
+    def release(self, *, used: bool = True) -> None:
+        """Args:
+        used: Whether it counts as a use of the session, which puts off its hibernation.
+        """
         self._holds -= 1
-        self.turns.last_used = self._context.clock.monotonic()
+        if used:
+            self.turns.last_used = self._context.clock.monotonic()
+        if not self.engaged:
+            # Somebody may wait for the place it could make.
+            self._context.pool.notify()
 
     # --- events and requests ---
 
