@@ -22,8 +22,9 @@ from aerodrome._util.xdg import runtime_packages
 from aerodrome.config.settings import ProviderSettings, Settings, reveal
 from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.coordination.backends.sqlite import SqliteCoordination
+from aerodrome.coordination.backends.sqlite_directory import SqliteDirectory
 from aerodrome.coordination.heartbeat import Heartbeat
-from aerodrome.coordination.ports import Coordination
+from aerodrome.coordination.ports import Coordination, Directory
 from aerodrome.gateway.limits import GatewayLimits
 from aerodrome.gateway.server import Gateway, GatewayOptions
 from aerodrome.http.api import create_app
@@ -56,6 +57,7 @@ log = structlog.get_logger(__name__)
 class Stores:
     keys: KeyService
     coordination: Coordination
+    directory: Directory
     files: SessionFileStore
     ledger: Ledger
 
@@ -75,22 +77,23 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
     async with AsyncExitStack() as stack:
         synchronous: Synchronous = "FULL" if settings.state.synchronous == "full" else "NORMAL"
         state = await stack.enter_async_context(Database(data / "state.sqlite3", synchronous=synchronous))
+        database = await stack.enter_async_context(Database(data / "coordination.sqlite3", synchronous=synchronous))
+        directory = SqliteDirectory(database)
         coordination: Coordination
         if settings.coordination.url == "memory":
             coordination = MemoryCoordination(clock=clock)
         else:
-            database = await stack.enter_async_context(Database(data / "coordination.sqlite3", synchronous=synchronous))
             coordination = SqliteCoordination(database, clock=clock)
         files = SqliteFileStore(
             state, clock=clock, max_file_bytes=settings.state.max_file, max_session_bytes=settings.state.max_session
         )
         ledger = SqliteLedger(state)
         key_store = SqliteKeyStore(state)
-        for store in (coordination, files, ledger, key_store):
+        for store in (coordination, directory, files, ledger, key_store):
             await store.open()
             stack.push_async_callback(store.aclose)
         keys = KeyService(key_store, clock=clock, cache_ttl=settings.auth.key_cache)
-        yield Stores(keys, coordination, files, ledger)
+        yield Stores(keys, coordination, directory, files, ledger)
 
 
 class Node:
@@ -187,7 +190,7 @@ class Node:
     def _session_context(self) -> SessionContext:
         return SessionContext(
             options=session_options(self.settings),
-            directory=self.stores.coordination,
+            directory=self.stores.directory,
             leases=self.stores.coordination,
             membership=self.stores.coordination,
             ledger=self.stores.ledger,

@@ -180,7 +180,7 @@ async def _listed(node: Node, tenant: str | None) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     cursor: str | None = None
     while True:
-        page = await node.stores.coordination.list(tenant, cursor=cursor, limit=200)
+        page = await node.stores.directory.list(tenant, cursor=cursor, limit=200)
         found += [session_object(_as_it_stands(node, row)) for row in page.rows]
         if (cursor := page.next) is None:
             return found

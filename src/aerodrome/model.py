@@ -62,6 +62,20 @@ class SessionKind(StrEnum):
     EPHEMERAL = "ephemeral"
 
 
+class Role(StrEnum):
+    """What a user may do in a session."""
+
+    #: Everything, and whom it is shared with.
+    OWNER = "owner"
+    #: Read, send prompts, stop turns, answer what the runtime asks.
+    WRITER = "writer"
+    READER = "reader"
+
+    @property
+    def may_write(self) -> bool:
+        return self is not Role.READER
+
+
 class SessionState(StrEnum):
     """Where a session is. The directory stores it for listings; the node that holds the lease decides."""
 
@@ -135,6 +149,14 @@ class SessionRow:
     created_at: float = 0.0
     last_used_at: float = 0.0
     last_turn: LastTurn | None = None
+    #: Whom the owner shares it with: user -> `writer` or `reader`.
+    members: dict[str, Role] = field(default_factory=dict)
+
+    def role_of(self, who: Principal) -> Role | None:
+        """What the principal may do here; ``None``: it may not even know that the session exists."""
+        if who.tenant != self.key.tenant:
+            return None
+        return Role.OWNER if who.user == self.owner else self.members.get(who.user)
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,4 +241,4 @@ async def test_hostile_session_ids_are_refused_everywhere(acme: Host, session_id
     assert created.json()["code"] == "invalid"
     read = await alice.http.get("/sessions/" + quote(session_id, safe=""))
     assert read.status_code in (404, 414), (session_id, read.status_code, read.text[:200])
-    assert await acme.node.stores.coordination.count() == 0
+    assert await acme.node.stores.directory.count() == 0

@@ -77,7 +77,7 @@ async def test_ask_answers_and_leaves_nothing(acme: Host) -> None:
     assert answer["turn"]["status"] == "completed"
     assert (await alice.http.get("/sessions")).json()["sessions"] == []
     stores = acme.node.stores
-    assert await stores.coordination.count() == 0
+    assert await stores.directory.count() == 0
     assert await stores.ledger.unfinished() == []
     assert await tables_of(acme) == {}
 

@@ -890,7 +890,7 @@ async def test_notes_that_the_store_refuses_cost_nothing_else(monkeypatch: pytes
         node.stores.slow_coordination.fails.clear()
         await node.janitor.sweep()
         await settle()
-        row = await node.stores.coordination.get(("acme", "s1"))  # type: ignore[arg-type]
+        row = await node.stores.directory.get(("acme", "s1"))  # type: ignore[arg-type]
         assert row is not None
         assert row.state is SessionState.RESIDENT
         assert row.last_turn is not None

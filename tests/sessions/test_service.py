@@ -442,12 +442,12 @@ async def test_expiry_counts_from_the_last_use_and_frees_what_a_crash_left_as_ru
         for name in ("old", "used", "busy", "stuck"):
             await idle(node, name)
             await node.service.hibernate(node.service.live[0])
-        await node.stores.coordination.update(SessionKey("acme", "stuck"), state=SessionState.RUNNING)
+        await node.stores.directory.update(SessionKey("acme", "stuck"), state=SessionState.RUNNING)
         run = await running(node, "busy", "two")
         node.clock.advance(101.0)
         await node.say("used", "still needed")
         assert await node.janitor.delete_expired() == 2
-        assert {row.key.id for row in (await node.stores.coordination.list("acme")).rows} == {"used", "busy"}
+        assert {row.key.id for row in (await node.stores.directory.list("acme")).rows} == {"used", "busy"}
         await node.loaded("busy").answer()
         assert await ended(run) is TurnStatus.COMPLETED
 
@@ -497,7 +497,7 @@ async def test_a_drain_lets_turns_end_and_ends_those_that_do_not() -> None:
         # What was never sent may be sent again, to another node.
         assert await node.stores.ledger.by_idempotency_key(queued.row.key, "k") is None
         assert node.service.live == []
-        rows = (await node.stores.coordination.list("acme")).rows
+        rows = (await node.stores.directory.list("acme")).rows
         assert {row.state for row in rows} == {SessionState.HIBERNATED}
         await settle()
         assert [await node.stores.coordination.holder(row.key) for row in rows] == [None] * 3
@@ -563,7 +563,7 @@ async def test_recovery_reports_the_turns_of_the_dead_and_nobody_elses() -> None
             assert row is not None
             assert row.status is TurnStatus.INTERRUPTED
         assert (await stores.ledger.by_idempotency_key(waiting.row.key, "k")) is None
-        directory = await stores.coordination.get(SessionKey("acme", "theirs"))
+        directory = await stores.directory.get(SessionKey("acme", "theirs"))
         assert directory is not None
         assert (directory.state, directory.last_turn and directory.last_turn.id) == (
             SessionState.HIBERNATED,
@@ -782,7 +782,7 @@ async def test_a_reader_of_a_session_that_is_deleted_as_it_comes_is_not_left_wai
         node.stores.slow_coordination.held_after.add("get")
         coming = asyncio.create_task(node.service.events(ALICE, "s1"))
         await settle()
-        row = await node.stores.coordination.get(SessionKey("acme", "s1"))
+        row = await node.stores.directory.get(SessionKey("acme", "s1"))
         assert row is not None
         await node.service._sessions.delete(row)
         node.stores.slow_coordination.let_go("get")

@@ -83,7 +83,7 @@ class _Pattern:
 
     @classmethod
     async def read(cls, stores: Stores, key: SessionKey) -> _Pattern:
-        row = await stores.coordination.get(key)
+        row = await stores.directory.get(key)
         assert row is not None
         pattern = cls(row, await stores.ledger.turns(key))
         await pattern._read_files(stores.files, "/")
@@ -100,7 +100,7 @@ class _Pattern:
 
     async def write(self, stores: Stores, session: str) -> None:
         key, pattern, epoch = SessionKey(self.row.key.tenant, session), self.row.key.id, 1
-        await stores.coordination.insert(replace(self.row, key=key))
+        await stores.directory.insert(replace(self.row, key=key))
         await stores.files.raise_epoch(key, epoch)
         for path in self.directories:
             await stores.files.mkdir(key, epoch, path.replace(pattern, session), recursive=True)

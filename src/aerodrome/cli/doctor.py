@@ -115,7 +115,7 @@ async def _stores(settings: Settings) -> str:
     from aerodrome.app import open_stores
 
     async with open_stores(settings) as stores:
-        count = await stores.coordination.count()
+        count = await stores.directory.count()
         nodes = await stores.coordination.nodes()
     return f"open in {settings.server.data_dir}; {count} sessions, {len(nodes)} running nodes"
 

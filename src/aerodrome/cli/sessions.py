@@ -103,7 +103,7 @@ def remove(session_id: SessionArgument, tenant: TenantOption, config: ConfigOpti
         async with _lease(stores, row.key):
             await erase(
                 row.key,
-                directory=stores.coordination,
+                directory=stores.directory,
                 leases=stores.coordination,
                 ledger=stores.ledger,
                 files=stores.files,
@@ -124,7 +124,7 @@ async def _rows(stores: Stores, tenant: str | None, user: str | None, limit: int
     rows: list[SessionRow] = []
     cursor: str | None = None
     while len(rows) < limit:
-        page = await stores.coordination.list(tenant, owner=user, cursor=cursor, limit=min(200, limit - len(rows)))
+        page = await stores.directory.list(tenant, user=user, cursor=cursor, limit=min(200, limit - len(rows)))
         rows += page.rows
         cursor = page.next
         if cursor is None:
@@ -134,7 +134,7 @@ async def _rows(stores: Stores, tenant: str | None, user: str | None, limit: int
 
 
 async def _row(stores: Stores, key: SessionKey) -> SessionRow:
-    row = await stores.coordination.get(key)
+    row = await stores.directory.get(key)
     if row is None:
         raise NotFound(f"there is no session {key}; `aerodrome sessions ls` lists them")
     return row

@@ -18,7 +18,7 @@ import structlog
 
 from aerodrome._util.clock import Clock
 from aerodrome._util.tasks import TaskOwner
-from aerodrome.coordination.ports import Membership, Node
+from aerodrome.coordination.ports import Beat, Membership, Node
 from aerodrome.errors import StoreUnavailable
 
 log = structlog.get_logger(__name__)
@@ -83,7 +83,8 @@ class Heartbeat:
         async with self._beating:
             # The time *before* the question: the store may have counted from then on.
             asked_at = self._clock.monotonic()
-            if await self._membership.heartbeat(self.incarnation, self._load()):
+            beat = await self._membership.heartbeat(self.incarnation, self._load())
+            if beat is not Beat.DEAD:
                 self._last_beat = asked_at
             else:
                 await self._be_reborn()

@@ -115,7 +115,7 @@ class SessionService:
         return await self._as_it_stands(await self._readable(who, session_id))
 
     async def list(self, who: Principal, *, cursor: str | None = None, limit: int = 50) -> Page:
-        page = await self._context.directory.list(who.tenant, owner=who.user, cursor=cursor, limit=limit)
+        page = await self._context.directory.list(who.tenant, user=who.user, cursor=cursor, limit=limit)
         rows = [await self._as_it_stands(row) for row in page.rows]
         return Page([row for row in rows if row.kind is not SessionKind.EPHEMERAL], page.next)
 

@@ -1,16 +1,16 @@
-"""Coordination inside one process: for tests, and for an embedded fleet that keeps nothing."""
+"""Coordination inside one process: for tests, and for a node that has no other beside it."""
 
 from __future__ import annotations
 
+import asyncio
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from aerodrome._util.clock import Clock, SystemClock
-from aerodrome.coordination.backends import cursor as cursors
-from aerodrome.coordination.ports import Lease, Node, Page
-from aerodrome.model import LastTurn, SessionKey, SessionRow, SessionState
+from aerodrome.coordination.ports import Admission, Beat, Cap, ClusterEvent, Lease, Node, Rate
+from aerodrome.model import SessionKey
 
 
 @dataclass(slots=True)
@@ -37,7 +37,12 @@ class MemoryCoordination:
         self._lives: dict[str, _Life] = {}
         self._leases: dict[SessionKey, _Held] = {}
         self._epoch_floor = 0
-        self._rows: dict[SessionKey, SessionRow] = {}
+        self._draining: set[str] = set()
+        self._listeners: list[Callable[[ClusterEvent], None]] = []
+        #: By name, the theoretical arrival time of the next admission (GCRA).
+        self._arrivals: dict[str, float] = {}
+        #: By cap, the places taken and whose they are.
+        self._places: dict[str, dict[str, str]] = {}
 
     async def open(self) -> None:
         pass
@@ -51,21 +56,28 @@ class MemoryCoordination:
         self._lives = {key: life for key, life in self._lives.items() if self._alive(key)}
         self._lives[node.incarnation] = _Life(copy.deepcopy(node), ttl, self._clock.monotonic())
 
-    async def heartbeat(self, incarnation: str, load: dict[str, Any] | None = None) -> bool:
+    async def heartbeat(self, incarnation: str, load: dict[str, Any] | None = None) -> Beat:
         if not self._alive(incarnation):
-            return False
+            return Beat.DEAD
         life = self._lives[incarnation]
         life.beat_at = self._clock.monotonic()
         if load is not None:
             life.node = replace(life.node, load=copy.deepcopy(load))
-        return True
+        return Beat.DRAIN if incarnation in self._draining else Beat.ALIVE
 
     async def leave(self, incarnation: str) -> None:
         self._lives.pop(incarnation, None)
+        self._draining.discard(incarnation)
 
     async def nodes(self) -> list[Node]:
         living = (life.node for key, life in self._lives.items() if self._alive(key))
         return copy.deepcopy(sorted(living, key=lambda node: (node.name, node.incarnation)))
+
+    async def ask_to_drain(self, incarnation: str) -> bool:
+        if not self._alive(incarnation):
+            return False
+        self._draining.add(incarnation)
+        return True
 
     def _alive(self, incarnation: str | None) -> bool:
         life = self._lives.get(incarnation) if incarnation is not None else None
@@ -96,79 +108,48 @@ class MemoryCoordination:
             return None
         return Lease(key, held.incarnation, held.epoch)
 
+    async def holders(self, keys: Sequence[SessionKey]) -> dict[SessionKey, Lease]:
+        found = {key: await self.holder(key) for key in keys}
+        return {key: lease for key, lease in found.items() if lease is not None}
+
     async def forget(self, key: SessionKey) -> None:
         if (held := self._leases.pop(key, None)) is not None:
             self._epoch_floor = max(self._epoch_floor, held.epoch)
 
-    # Directory
+    # Events
 
-    async def insert(self, row: SessionRow) -> SessionRow | None:
-        if (present := self._rows.get(row.key)) is not None:
-            return copy.deepcopy(present)
-        self._rows[row.key] = copy.deepcopy(row)
-        return None
+    async def publish(self, event: ClusterEvent) -> None:
+        for callback in list(self._listeners):
+            asyncio.get_running_loop().call_soon(callback, event)
 
-    async def get(self, key: SessionKey) -> SessionRow | None:
-        return copy.deepcopy(self._rows.get(key))
+    def listen(self, callback: Callable[[ClusterEvent], None]) -> Callable[[], None]:
+        self._listeners.append(callback)
+        return lambda: self._listeners.remove(callback)
 
-    async def update(
-        self,
-        key: SessionKey,
-        *,
-        state: SessionState | None = None,
-        title: str | None = None,
-        model: str | None = None,
-        options: dict[str, Any] | None = None,
-        last_used_at: float | None = None,
-        last_turn: LastTurn | None = None,
-    ) -> bool:
-        if (row := self._rows.get(key)) is None:
-            return False
-        changes: dict[str, Any] = {
-            "state": state,
-            "title": title,
-            "model": model,
-            "options": copy.deepcopy(options),
-            "last_used_at": None if last_used_at is None else max(last_used_at, row.last_used_at),
-            "last_turn": last_turn,
-        }
-        self._rows[key] = replace(row, **{name: value for name, value in changes.items() if value is not None})
-        return True
+    # Limits
 
-    async def remove(self, key: SessionKey) -> bool:
-        return self._rows.pop(key, None) is not None
+    async def admit(
+        self, place: str, incarnation: str, *, rates: Sequence[Rate] = (), caps: Sequence[Cap] = ()
+    ) -> Admission:
+        now = self._clock.monotonic()
+        for rate in rates:
+            wait = self._arrivals.get(rate.name, now) - now - rate.period * (rate.limit - 1) / rate.limit
+            if wait > 1e-9:
+                return Admission(exceeded=rate, retry_after=wait)
+        for rate in rates:
+            self._arrivals[rate.name] = max(self._arrivals.get(rate.name, now), now) + rate.period / rate.limit
+        for cap in caps:
+            taken = self._places.setdefault(cap.name, {})
+            for dead in [name for name, whose in taken.items() if not self._alive(whose)]:
+                del taken[dead]
+            if place not in taken and len(taken) >= cap.limit:
+                return Admission(full=cap)
+        for cap in caps:
+            self._places[cap.name][place] = incarnation
+        return Admission()
 
-    async def list(
-        self, tenant: str | None, *, owner: str | None = None, cursor: str | None = None, limit: int = 50
-    ) -> Page:
-        cursors.check_limit(limit)
-        rows = self._of(tenant)
-        if owner is not None:
-            rows = (row for row in rows if row.owner == owner)
-        if cursor is not None:
-            start = _rank(cursors.decode(cursor))
-            rows = (row for row in rows if _rank(cursors.place_of(row)) > start)
-        found = sorted(rows, key=lambda row: _rank(cursors.place_of(row)))
-        page = found[:limit]
-        more = cursors.encode(cursors.place_of(page[-1])) if len(found) > limit else None
-        return Page(copy.deepcopy(page), more)
-
-    async def unused_since(self, before: float, limit: int = 100) -> Sequence[SessionRow]:
-        cursors.check_limit(limit)
-        rows = (row for row in self._rows.values() if row.last_used_at < before and not self._in_turn(row))
-        return copy.deepcopy(sorted(rows, key=lambda row: _rank(cursors.place_of(row)), reverse=True)[:limit])
-
-    def _in_turn(self, row: SessionRow) -> bool:
-        # What a crashed node has left behind as `running` is in no turn: no living node holds its lease.
-        held = self._leases.get(row.key)
-        return row.state is SessionState.RUNNING and held is not None and self._alive(held.incarnation)
-
-    async def count(self, tenant: str | None = None) -> int:
-        return sum(1 for _ in self._of(tenant))
-
-    def _of(self, tenant: str | None) -> Iterable[SessionRow]:
-        return (row for row in self._rows.values() if tenant is None or row.key.tenant == tenant)
-
-
-def _rank(place: cursors.Place) -> tuple[float, str, str]:
-    return -place.last_used_at, place.id, place.tenant
+    async def vacate(self, place: str) -> None:
+        for name, taken in list(self._places.items()):
+            taken.pop(place, None)
+            if not taken:
+                del self._places[name]
