@@ -72,7 +72,7 @@ _TROUBLE: tuple[tuple[type[Exception], _Trouble], ...] = (
 )
 
 
-def _trouble(error: Exception) -> _Trouble:
+def trouble_of(error: Exception) -> _Trouble:
     if isinstance(error, failures.ConnectionError) and "max number of clients" in str(error):
         return _Trouble("has no connection left; raise its maxclients", passing=True)
     for kind, trouble in _TROUBLE:
@@ -180,7 +180,7 @@ class RedisClient:
 
     def explain(self, error: Exception) -> StoreUnavailable:
         """The error as callers shall see it; each spell of trouble is one line of the log."""
-        trouble = _trouble(error)
+        trouble = trouble_of(error)
         if trouble.what != self._trouble:
             self._trouble = trouble.what
             log.error("redis.unavailable", trouble=trouble.what, error=str(error), kind=type(error).__name__)
@@ -194,7 +194,7 @@ class RedisClient:
                 async with asyncio.timeout(self._timeout):
                     result = await call(self._connected())
             except (failures.RedisError, OSError) as error:  # TimeoutError is an OSError
-                if not _trouble(error).passing or monotonic() + pause > give_up:
+                if not trouble_of(error).passing or monotonic() + pause > give_up:
                     raise self.explain(error) from error
             else:
                 if self._trouble is not None:
@@ -221,7 +221,9 @@ class RedisClient:
         options["db"] = url.db
         if url.kind == "sentinel":
             if self._sentinel is None:
-                own = {"username": url.sentinel_username, "password": url.sentinel_password}
+                own: dict[str, Any] = {"username": url.sentinel_username, "password": url.sentinel_password}
+                # One that is down must not keep us from asking the next.
+                own["retry"] = Retry(NoBackoff(), 0)
                 self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
                     url.hosts, sentinel_kwargs={**self._options, **own}, **self._options
                 )

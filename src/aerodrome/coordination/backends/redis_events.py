@@ -14,9 +14,8 @@ from redis.exceptions import RedisError
 
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.coordination.backends.listeners import Listeners
-from aerodrome.coordination.backends.redis_client import RedisClient
+from aerodrome.coordination.backends.redis_client import RedisClient, trouble_of
 from aerodrome.coordination.ports import ClusterEvent
-from aerodrome.errors import StoreUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -64,8 +63,8 @@ class RedisEvents:
         while True:
             try:
                 await self._listen()
-            except (RedisError, OSError, StoreUnavailable) as error:
-                log.warning("coordination.events_interrupted", error=str(error), kind=type(error).__name__)
+            except (RedisError, OSError) as error:
+                log.warning("coordination.events_interrupted", trouble=trouble_of(error).what)
             if self._subscribed.is_set():
                 pause = 0.05
             self._subscribed.clear()
