@@ -191,7 +191,7 @@ async def test_a_cluster_keeps_all_of_a_fleet_in_one_slot() -> None:
     with valkey({"cluster-enabled": "yes"}) as one, valkey({"cluster-enabled": "yes"}) as two:
         assert one.command("CLUSTER", "ADDSLOTSRANGE", "0", "8191") == b"+OK\r\n"
         assert two.command("CLUSTER", "ADDSLOTSRANGE", "8192", "16383") == b"+OK\r\n"
-        assert one.command("CLUSTER", "MEET", "127.0.0.1", str(two.port)) == b"+OK\r\n"
+        assert one.command("CLUSTER", "MEET", "127.0.0.1", str(two.port), str(two.bus_port)) == b"+OK\r\n"
         await until(lambda: all(b"cluster_state:ok" in server.command("CLUSTER", "INFO") for server in (one, two)))
         for number in range(6):  # in slots of either
             server = (one, two)[number % 2]
