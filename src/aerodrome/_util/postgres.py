@@ -169,9 +169,17 @@ class Postgres:
         return connection
 
     async def execute(
-        self, query: str, parameters: Parameters | None = None, *, deadline: float | None = None
+        self,
+        query: str,
+        parameters: Parameters | None = None,
+        *,
+        binary: bool = False,
+        deadline: float | None = None,
     ) -> Result:
         """Run one statement as a transaction of its own: one round trip.
+
+        Args:
+            binary: Have the rows sent in binary, which halves large values of type bytea.
 
         Raises:
             StoreUnavailable: Away for too long, locked, full, read-only, ...
@@ -179,7 +187,7 @@ class Postgres:
 
         async def attempt(connection: Connection, doubt: _Doubt) -> Result:
             doubt.begins()
-            return await _execute(connection, query, parameters, self._patience, doubt.repeated)
+            return await _execute(connection, query, parameters, self._patience, doubt.repeated, binary=binary)
 
         return await self._attempts(attempt, deadline)
 
@@ -332,11 +340,17 @@ class _Health:
 
 
 async def _execute(
-    connection: Connection, query: str, parameters: Parameters | None, patience: float, repeated: bool
+    connection: Connection,
+    query: str,
+    parameters: Parameters | None,
+    patience: float,
+    repeated: bool,
+    *,
+    binary: bool = False,
 ) -> Result:
     with _watched(connection, patience):
         # The text is ours, from a file or a constant; values are parameters.
-        cursor = await connection.execute(query.encode(), parameters)
+        cursor = await connection.execute(query.encode(), parameters, binary=binary)
         rows = await cursor.fetchall() if cursor.description is not None else []
         return Result(rows, cursor.rowcount, repeated)
 
