@@ -59,6 +59,16 @@ async def opened(kind: str, directory: Path) -> AsyncIterator[Pair]:
         pair = redis_pair(shared_valkey().url, clock)
         async with _both(*pair):
             yield Pair(*pair, clock)
+    elif kind == "postgresql":
+        from aerodrome.coordination.backends.postgresql import PostgresCoordination
+        from support.postgres import fresh_schema, postgres
+
+        schema, start = fresh_schema(), clock.now
+        async with postgres(schema) as first_pool, postgres(schema) as second_pool:
+            pools = (first_pool, second_pool)
+            c, d = (PostgresCoordination(pool, offset=lambda: clock.now - start) for pool in pools)
+            async with _both(c, d):
+                yield Pair(c, d, clock)
 
 
 @asynccontextmanager
