@@ -85,6 +85,8 @@ async def test_limits_of_many_names_at_once_never_deadlock() -> None:
     async with postgres(schema) as first, postgres(schema) as second, store(first) as a, store(second) as b:
         await a.join(Node("a", "a-1"), LONG)
         caps = [Cap(f"c-{number}", 1000) for number in range(6)]
+        query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        before = await fetch(first, query)
         works = [
             (a, b)[number % 2].admit(f"t-{number}", "a-1", caps=caps[:: 1 if number % 3 else -1])
             for number in range(60)
@@ -128,7 +130,7 @@ async def test_a_restarted_server_is_waited_for_and_heard_again(how: signal.Sign
 
 async def test_a_server_that_hangs_is_given_up_in_time_and_all_goes_on_afterwards() -> None:
     with server() as postgresql:
-        limits = {"deadline": 1.0, "statement_timeout": 0.5}
+        limits: dict[str, Any] = {"deadline": 1.0, "statement_timeout": 0.5}
         async with postgres(url=postgresql.url, **limits) as db, store(db, beat_deadline=0.5) as a:
             await a.join(Node("a", "a-1"), LONG)
             began = monotonic()
