@@ -118,9 +118,11 @@ async def losing_answers() -> AsyncIterator[tuple[Stores, Callable[[], None]]]:
         lose = True
 
     host, _, port = shared_server().url.partition("@")[2].partition("/")[0].partition(":")
-    async with relaying(host, int(port), lambda: tap) as address:
-        async with postgres(url=f"postgresql://postgres@{address}/postgres", max_connections=1) as db:
-            yield await stores_on(db), arm
+    async with (
+        relaying(host, int(port), lambda: tap) as address,
+        postgres(url=f"postgresql://postgres@{address}/postgres", max_connections=1) as db,
+    ):
+        yield await stores_on(db), arm
 
 
 async def test_a_file_operation_whose_answer_is_lost_is_done_once() -> None:

@@ -108,23 +108,25 @@ async def test_a_lost_answer_to_a_commit_is_told_to_the_repetition() -> None:
             raise ConnectionResetError
 
     host = shared_server().url.partition("@")[2].partition("/")[0].split(":")
-    async with relaying(host[0], int(host[1]), lambda: tap) as address:
-        async with postgres(url=f"postgresql://postgres@{address}/postgres") as db:
-            await table(db)
-            seen: list[bool] = []
+    async with (
+        relaying(host[0], int(host[1]), lambda: tap) as address,
+        postgres(url=f"postgresql://postgres@{address}/postgres") as db,
+    ):
+        await table(db)
+        seen: list[bool] = []
 
-            async def insert(transaction: Transaction) -> None:
-                nonlocal lose
-                seen.append(transaction.repeated)
-                await transaction.execute("INSERT INTO item VALUES (1) ON CONFLICT DO NOTHING")
-                lose = len(seen) == 1
+        async def insert(transaction: Transaction) -> None:
+            nonlocal lose
+            seen.append(transaction.repeated)
+            await transaction.execute("INSERT INTO item VALUES (1) ON CONFLICT DO NOTHING")
+            lose = len(seen) == 1
 
-            await db.write(insert)
-            assert seen == [False, True]
-            lose = True
-            again = await db.execute("INSERT INTO item VALUES (2) ON CONFLICT DO NOTHING")
-            assert (again.count, again.repeated) == (0, True)
-            assert await items(db) == [1, 2]
+        await db.write(insert)
+        assert seen == [False, True]
+        lose = True
+        again = await db.execute("INSERT INTO item VALUES (2) ON CONFLICT DO NOTHING")
+        assert (again.count, again.repeated) == (0, True)
+        assert await items(db) == [1, 2]
 
 
 async def test_away_for_longer_than_the_deadline_is_unavailable_and_then_over() -> None:
@@ -143,8 +145,8 @@ async def test_away_for_longer_than_the_deadline_is_unavailable_and_then_over() 
 
 async def test_a_server_that_stands_still_is_given_up_in_time() -> None:
     with server() as own:
-        options = {"deadline": 0.5, "statement_timeout": 0.2, "max_connections": 2}
-        async with postgres(url=f"{own.url}?connect_timeout=2", **options) as db:
+        url = f"{own.url}?connect_timeout=2"
+        async with postgres(url=url, deadline=0.5, statement_timeout=0.2, max_connections=2) as db:
             await table(db)
             with paused(own):
                 began = time.monotonic()
@@ -253,7 +255,7 @@ async def test_whoever_is_cancelled_leaves_the_connection_usable() -> None:
             await transaction.execute("SELECT pg_sleep(1.5)")
 
         for call in (db.write(sleep), db.execute("SELECT pg_sleep(1.5)")):
-            task = asyncio.create_task(call)  # type: ignore[arg-type]
+            task = asyncio.create_task(call)
             await until(lambda: _sleeping(db.schema, 1))
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
