@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import shutil
 import signal
+import ssl
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -15,7 +19,7 @@ import pytest
 from aerodrome._util.redis_url import RedisUrl
 from aerodrome.coordination.backends.redis import RedisCoordination
 from aerodrome.coordination.ports import Beat, Cap, ClusterEvent, Lease, Node, Rate
-from aerodrome.errors import StoreUnavailable
+from aerodrome.errors import ConfigError, StoreUnavailable
 from aerodrome.model import SessionKey
 from support.coordination import TTL, taken
 from support.stores import ValkeyServer, paused, valkey
@@ -164,7 +168,7 @@ async def test_only_what_is_needed_has_to_be_allowed_and_refusals_tell_no_secret
                 await a.nodes()
 
 
-async def test_a_socket_and_a_database_of_its_own(tmp_path: Any) -> None:
+async def test_a_socket_and_a_database_of_its_own() -> None:
     socket = f"/tmp/aerodrome-{secrets.token_hex(4)}.sock"
     with valkey({"unixsocket": socket}) as server:
         async with store(f"unix://{socket}?db=3") as a, store(server.url) as other:
@@ -172,6 +176,57 @@ async def test_a_socket_and_a_database_of_its_own(tmp_path: Any) -> None:
             assert await other.nodes() == []
         async with store(f"redis://127.0.0.1:{server.port}/3") as same:
             assert len(await same.nodes()) == 1
+
+
+async def test_tls_is_of_use_only_with_a_certificate_that_is_trusted(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    with valkey({"requirepass": "s3cret"}) as server:
+        async with in_front(server.port, context) as port:
+            async with store(f"rediss://:s3cret@127.0.0.1:{port}?ca_file={certificate}") as a:
+                await works(a)
+            with pytest.raises(StoreUnavailable, match="certificate that is not trusted; see ca_file"):
+                async with store(f"rediss://:s3cret@127.0.0.1:{port}"):
+                    pass
+            with pytest.raises(ConfigError, match="names a ca_file that is not there: /nowhere"):
+                async with store(f"rediss://:s3cret@127.0.0.1:{port}?ca_file=/nowhere"):
+                    pass
+
+
+def make_certificate(directory: Path) -> tuple[Path, Path]:
+    certificate, key = directory / "cert.pem", directory / "key.pem"
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=aerodrome", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    return certificate, key
+
+
+@asynccontextmanager
+async def in_front(port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
+    """A port that speaks TLS, before one that does not."""
+    ways: set[asyncio.Task[None]] = set()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind, ahead = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            async with asyncio.TaskGroup() as group:
+                ways.update(group.create_task(pump(*way)) for way in ((reader, ahead), (behind, writer)))
+        finally:
+            ahead.close()
+            writer.close()
+
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            sink.write(data)
+        sink.close()
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context) as server:
+        yield server.sockets[0].getsockname()[1]
+        await until(lambda: all(way.done() for way in ways))
 
 
 async def test_several_fleets_share_a_server_by_their_prefix(valkey_server: ValkeyServer) -> None:

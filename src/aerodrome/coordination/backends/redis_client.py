@@ -15,6 +15,7 @@ import hashlib
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
+from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,7 +27,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from aerodrome._util.redis_url import RedisUrl
-from aerodrome.errors import StoreUnavailable
+from aerodrome.errors import ConfigError, StoreUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -73,8 +74,11 @@ _TROUBLE: tuple[tuple[type[Exception], _Trouble], ...] = (
 
 
 def trouble_of(error: Exception) -> _Trouble:
-    if isinstance(error, failures.ConnectionError) and "max number of clients" in str(error):
-        return _Trouble("has no connection left; raise its maxclients", passing=True)
+    if isinstance(error, failures.ConnectionError):
+        if "max number of clients" in str(error):
+            return _Trouble("has no connection left; raise its maxclients", passing=True)
+        if "certificate" in str(error).lower():
+            return _Trouble("has a certificate that is not trusted; see ca_file")
     for kind, trouble in _TROUBLE:
         if isinstance(error, kind):
             return trouble
@@ -122,7 +126,16 @@ class RedisClient:
         self._trouble: str | None = None
 
     async def open(self) -> None:
-        """Connect, and have an answer. Raises `StoreUnavailable`."""
+        """Connect, and have an answer.
+
+        Raises:
+            StoreUnavailable: There is none.
+            ConfigError: A file that the address names is not there.
+        """
+        for name in ("ca_file", "cert_file", "key_file"):
+            path = getattr(self.url, name)
+            if path is not None and not await asyncio.to_thread(Path(path).is_file):
+                raise ConfigError(f"the Redis URL names a {name} that is not there: {path}")
         await self._call(lambda client: client.ping(), self._patience)
 
     async def aclose(self) -> None:
