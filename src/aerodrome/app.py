@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,11 +21,13 @@ from aerodrome._util.sqlite import Database, Synchronous
 from aerodrome._util.tasks import TaskOwner
 from aerodrome._util.xdg import runtime_packages
 from aerodrome.config.settings import ProviderSettings, Settings, reveal
+from aerodrome.config.types import Address
 from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.coordination.backends.sqlite import SqliteCoordination
 from aerodrome.coordination.backends.sqlite_directory import SqliteDirectory
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.coordination.ports import Coordination, Directory
+from aerodrome.errors import AerodromeError
 from aerodrome.gateway.limits import GatewayLimits
 from aerodrome.gateway.server import Gateway, GatewayOptions
 from aerodrome.http.api import create_app
@@ -34,6 +37,9 @@ from aerodrome.identity.backends.sqlite import SqliteKeyStore
 from aerodrome.identity.ephemeral import Authenticator, EitherOf
 from aerodrome.identity.keys import KeyService
 from aerodrome.model import RuntimeKey
+from aerodrome.peers.cluster import Cluster
+from aerodrome.peers.link import PeerLinks
+from aerodrome.peers.sessions import ClusterSessions
 from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.binary import resolve
 from aerodrome.runtime.homes import Homes
@@ -51,6 +57,9 @@ from aerodrome.statestore.backends.sqlite import SqliteFileStore
 from aerodrome.statestore.ports import SessionFileStore
 
 log = structlog.get_logger(__name__)
+
+#: Seconds that another node may take to answer.
+_PEER_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +126,9 @@ class Node:
         #: Where the native gateway listens.
         self.gateway_address: tuple[str, int]
         self.gateway: Gateway
+        #: The other nodes on the same stores.
+        self.cluster: Cluster
+        self._links: PeerLinks
         self._http = http
         self._authenticator = authenticator
         self._heartbeat: Heartbeat
@@ -155,12 +167,17 @@ class Node:
             load=self._load,
         )
         self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), _launcher())
+        self.cluster = self._cluster()
         context = self._session_context()
         self.sessions = SessionService(context)
+        self.cluster.on_deleted.append(self.sessions.deleted_elsewhere)
+        self.cluster.on_gone.append(lambda _: self._recover_soon())
         self.janitor = Janitor(self.sessions, context)
         self._heartbeat.on_reborn = self.sessions.give_up_all
         await self._heartbeat.start()
         self._stack.push_async_callback(self._heartbeat.aclose)
+        await self.cluster.start()
+        self._stack.push_async_callback(self.cluster.aclose)
         self._stack.push_async_callback(context.tasks.aclose)
         await self.sessions.recover()
         await self.pool.start()
@@ -177,15 +194,49 @@ class Node:
         self._stack.push_async_callback(self.sessions.drain, settings.server.drain_timeout)
 
     async def _open_gateway(self, auth: Authenticator, cli_version: str) -> None:
-        self.gateway = Gateway(self.sessions, auth, gateway_options(self.settings, cli_version))
+        self.gateway = Gateway(
+            self.sessions,
+            auth,
+            gateway_options(self.settings, cli_version),
+            self.cluster,
+            peer_token=lambda: self._heartbeat.node.peer_token,
+        )
         self.gateway_address = await self.gateway.start(*self.settings.server.gateway)
         self._stack.push_async_callback(self.gateway.aclose)
+        await self._heartbeat.advertise(str(self.settings.server.advertise or advertised(*self.gateway_address)))
 
     async def _open_http(self, auth: Authenticator) -> None:
         limits = HttpLimits(max_body=self.settings.limits.max_body)
-        server = HttpServer(create_app(self.sessions, auth, self, limits), *self.settings.server.http)
+        sessions = ClusterSessions(
+            self.sessions,
+            self.cluster,
+            self._links,
+            self.stores.ledger.get,
+            patience=patience(self.settings),
+            reader_bytes=self.settings.limits.sse_buffer,
+        )
+        server = HttpServer(create_app(sessions, auth, self, limits), *self.settings.server.http)
         self.http_address = await server.start()
         self._stack.push_async_callback(server.stop, 5.0)
+
+    def _cluster(self) -> Cluster:
+        cluster = Cluster(
+            self.stores.coordination,
+            self.stores.coordination,
+            self.stores.coordination,
+            incarnation=lambda: self._heartbeat.incarnation,
+            loaded=lambda key: self.sessions.is_loaded(key),
+            interval=self.settings.coordination.heartbeat,
+        )
+        self._links = PeerLinks(own=lambda: self._heartbeat.incarnation, timeout=_PEER_TIMEOUT)
+        self._stack.push_async_callback(self._links.aclose)
+        cluster.on_gone.append(self._links.nodes_gone)
+        return cluster
+
+    def _recover_soon(self) -> None:
+        """Whoever waits for a turn of a node that has gone shall hear of it now."""
+        if not self._tasks.closed:
+            self._tasks.start(self.sessions.recover(), "recover", expected=AerodromeError)
 
     def _session_context(self) -> SessionContext:
         return SessionContext(
@@ -201,6 +252,8 @@ class Node:
             incarnation=lambda: self._heartbeat.incarnation,
             may_serve=lambda: self._heartbeat.may_serve,
             tasks=TaskOwner("sessions"),
+            alone=lambda: self.cluster.alone,
+            announce=lambda kind, key: self.cluster.announce(kind, key),
             slots=TurnSlots(
                 total=self.settings.limits.max_turns,
                 per_tenant=self.settings.limits.max_turns_per_tenant,
@@ -250,6 +303,16 @@ def pool_options(settings: Settings, command: Path, homes: Path) -> PoolOptions:
     )
 
 
+def patience(settings: Settings) -> float:
+    """Seconds to look for the node that runs a session: until a dead one's leases are free, and some more."""
+    return settings.coordination.ttl + 5.0
+
+
+def advertised(host: str, port: int) -> Address:
+    """Where other nodes find a gateway that listens there: at this machine's own name, if it listens everywhere."""
+    return Address(socket.getfqdn() if host in ("0.0.0.0", "::") else host, port)  # noqa: S104 - compared, not bound
+
+
 def gateway_options(settings: Settings, cli_version: str) -> GatewayOptions:
     limits = settings.limits
     return GatewayOptions(
@@ -258,6 +321,7 @@ def gateway_options(settings: Settings, cli_version: str) -> GatewayOptions:
         profile_of=settings.policy.of,
         credentials_of=lambda tenant: credentials_of(settings.provider.of(tenant)),
         tools=ToolPolicy(isolated=settings.policy.tools, host=settings.policy.host_tools),
+        patience=patience(settings),
         limits=GatewayLimits(
             max_clients=limits.max_clients,
             max_frame=limits.max_frame,

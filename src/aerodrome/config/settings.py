@@ -61,6 +61,15 @@ class ServerSettings(Section):
         default=Address("127.0.0.1", 4321),
         description="Address of the native gateway, to which Copilot SDKs connect. Port 0 takes a free one.",
     )
+    advertise: ListenAddress | None = Field(
+        default=None,
+        description="Address at which other nodes reach this one's gateway. Needed where the one it listens on is not "
+        "reached from other machines.",
+        json_schema_extra={
+            "default_text": "`server.gateway`, with this machine's name when that listens everywhere",
+            "example": '"node-1.internal:4321"',
+        },
+    )
     data_dir: LocalPath = Field(
         default_factory=_default_data_dir,
         description="Directory of the databases, the runtimes' homes and their logs.",

@@ -40,7 +40,7 @@ class Heartbeat:
         clock: Clock,
         load: Callable[[], dict[str, Any]],
     ) -> None:
-        self.node = Node(name=name, incarnation=_incarnation(name))
+        self.node = Node(name=name, incarnation=_incarnation(name), peer_token=_peer_token())
         self.on_reborn: Callable[[], Awaitable[None]] | None = None
         self._membership = membership
         self._interval = interval
@@ -65,6 +65,12 @@ class Heartbeat:
         """Join. Raises `StoreUnavailable`."""
         await self._join()
         self._tasks.start(self._run(), "beat")
+
+    async def advertise(self, address: str) -> None:
+        """Say where other nodes reach this one. Raises `StoreUnavailable`."""
+        async with self._beating:
+            self.node = replace(self.node, address=address)
+            await self._join()
 
     async def aclose(self) -> None:
         """Leave: the leases are free at once."""
@@ -93,7 +99,7 @@ class Heartbeat:
         log.warning("heartbeat.declared_dead", incarnation=self.incarnation)
         # Not a moment longer under leases that are void, also when the store can not be reached to join again.
         self._last_beat = -math.inf
-        self.node = replace(self.node, incarnation=_incarnation(self.node.name))
+        self.node = replace(self.node, incarnation=_incarnation(self.node.name), peer_token=_peer_token())
         if self.on_reborn is not None:
             await self.on_reborn()
         await self._join()
@@ -117,3 +123,7 @@ class Heartbeat:
 
 def _incarnation(name: str) -> str:
     return f"{name}-{secrets.token_hex(8)}"
+
+
+def _peer_token() -> str:
+    return secrets.token_urlsafe(32)

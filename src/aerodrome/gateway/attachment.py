@@ -57,6 +57,7 @@ class NativeAttachment:
     """Args:
     kept: What policy keeps of the client's parameters.
     context: What a session in this runtime gets beside them.
+    changes: What it has changed since; given when it was attached before, at another node.
     """
 
     def __init__(
@@ -66,8 +67,13 @@ class NativeAttachment:
         kept: Mapping[str, Any],
         context: Callable[[ManagedRuntime], OpenContext],
         profile: Profile,
+        *,
+        asked: Mapping[str, Any],
+        changes: Changes | None = None,
     ) -> None:
         self.live = live
+        #: What the client asked for, as it came.
+        self.asked = asked
         #: The runtime's answer to the latest opening, as it came.
         self.result: Raw | UnsetType | None = None
         #: Why the runtime refused the latest opening.
@@ -76,10 +82,10 @@ class NativeAttachment:
         self._context = context
         self._profile = profile
         self._kept = dict(kept)
-        self._opened = False
-        self._link: Upstream | None = None
         #: What the client has changed since it opened the session.
-        self.changes = Changes()
+        self.changes = changes or Changes()
+        self._opened = changes is not None
+        self._link: Upstream | None = None
 
     @property
     def session_id(self) -> str:
@@ -99,9 +105,10 @@ class NativeAttachment:
     def forces_options(self) -> bool:
         return self._profile is not Profile.TRUSTED
 
-    def ask_anew(self, kept: Mapping[str, Any]) -> None:
+    def ask_anew(self, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
         """The client opens the session again, with other parameters."""
         self._kept = dict(kept)
+        self.asked = asked
         self._opened = False
         self.changes = Changes()
 
@@ -167,7 +174,8 @@ class NativeAttachment:
         except (LinkClosed, RemoteError):
             pass  # there is nothing to let go of
         except TimeoutError:
-            link.runtime.kill("no answer to session.detach")
+            if link.runtime is not None:
+                link.runtime.kill("no answer to session.detach")
 
     def lost(self) -> None:
         self._link = None

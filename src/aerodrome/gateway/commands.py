@@ -25,6 +25,8 @@ class Request(msgspec.Struct):
     link: str | None = None
     #: Called when it has been answered, or never will be.
     on_done: Callable[[], None] | None = None
+    #: How often another node has given it back, because it does not run the session.
+    returned: int = 0
 
 
 class ToClient(msgspec.Struct, frozen=True):
@@ -68,4 +70,17 @@ class Changed(msgspec.Struct, frozen=True):
     request: Request
 
 
-Command = ToClient | ToRuntime | Serve | Place | ToOwn | Told | Changed
+class Relayed(msgspec.Struct, frozen=True):
+    """Another node has opened, left or deleted a session for the client, or refused to."""
+
+    request: Request
+    done: bool
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """Another node, which ran the session, says that it does not any more."""
+
+    session_id: str
+
+
+Command = ToClient | ToRuntime | Serve | Place | ToOwn | Told | Changed | Relayed | Moved

@@ -11,6 +11,8 @@ The rules:
   requests wait in the shell (`Place`) and come back through `send`.
 - A session's events are forwarded from the link it is bound to, byte for byte. Each event is told once: what the shell
   tells in a lost runtime's place (`tell`) leaves out what the client has already.
+- A link may also lead to another node, which runs the session; then the client's own frames go there, and that node
+  does what is done here for others. What it gives back, because the session has moved on, is placed anew.
 - When a link is lost, requests that only read are placed anew; all others are answered with an error, because nobody
   knows whether they have happened.
 """
@@ -28,7 +30,19 @@ from aerodrome.errors import AerodromeError, Capacity, TurnInterrupted
 from aerodrome.events import SessionEvent
 from aerodrome.gateway import problems
 from aerodrome.gateway.bodies import answer_body, unambiguous
-from aerodrome.gateway.commands import Changed, Command, Place, Request, Serve, ToClient, Told, ToOwn, ToRuntime
+from aerodrome.gateway.commands import (
+    Changed,
+    Command,
+    Moved,
+    Place,
+    Relayed,
+    Request,
+    Serve,
+    ToClient,
+    Told,
+    ToOwn,
+    ToRuntime,
+)
 from aerodrome.gateway.replay import REMEMBERED
 from aerodrome.policy.methods import Handling, checked_params, needs_check, refusal, rule_for
 from aerodrome.policy.profiles import Profile
@@ -39,6 +53,16 @@ from aerodrome.wire.framing import encode_frame
 
 #: Ids of requests that we make ourselves on a client's link begin so.
 OWN_IDS = "aerodrome:"
+#: Ids of links to other nodes begin so.
+NODE_LINK = "node:"
+#: What another node answers with when it is not for it to answer; nothing has happened then.
+_GIVEN_BACK = frozenset({"session_moved", "draining"})
+_OPENING = frozenset({"session.create", "session.resume"})
+_LEAVING = frozenset({"session.detach", "session.destroy", "session.delete"})
+_MOVED = "aerodrome.moved"
+#: Events between which a session is at work.
+_WORK_BEGINS = frozenset({"user.message", "assistant.turn_start"})
+_WORK_ENDS = "session.idle"
 #: How many of the latest events of a session are remembered as told. The sessions room keeps fewer for those who
 #: missed some.
 _REMEMBERED = 2048
@@ -50,6 +74,7 @@ _OF_MOVES = frozenset({"session.shutdown", "session.resume"})
 
 class _Head(msgspec.Struct):
     id: str = ""
+    type: str = ""
 
 
 class _Scope(msgspec.Struct):
@@ -61,6 +86,14 @@ class _Params(msgspec.Struct):
     event: _Head | None = None
     scope: _Scope | None = None
     kind: str | None = None
+
+
+class _ErrorData(msgspec.Struct):
+    code: str | None = None
+
+
+class _Error(msgspec.Struct):
+    data: _ErrorData
 
 
 class _Notification(msgspec.Struct):
@@ -85,13 +118,25 @@ class _Binding:
         self._order: deque[str] = deque()
         #: Message ids of prompts that were sent again: what the runtime says, and what the client knows.
         self.aliases: dict[bytes, bytes] = {}
-        #: Bodies held back until an alias is known.
+        #: Bodies held back until an alias is known, or until what was missed before them is told.
         self.held: list[bytes] | None = None
+        #: What was told before bodies were held back for the sake of what was missed.
+        self.before: frozenset[str] = frozenset()
+        #: As far as the client was told, the session is at work.
+        self.working = False
 
-    def note(self, event_id: str) -> bool:
+    def hold_back(self) -> None:
+        self.before = frozenset(self._told)
+        self.held = self.held if self.held is not None else []
+
+    def note(self, event_id: str, event_type: str) -> bool:
         """Remember an event as told. ``False``: it was told before."""
         if event_id in self._told:
             return False
+        if event_type in _WORK_BEGINS:
+            self.working = True
+        elif event_type == _WORK_ENDS:
+            self.working = False
         self._told.add(event_id)
         self._order.append(event_id)
         if len(self._order) > _REMEMBERED:
@@ -242,6 +287,10 @@ class Router:
         request = self._requests.get(message.id) if isinstance(message.id, (int, str)) else None
         if request is None or request.link != link:
             return [ToOwn(link, message)]
+        if message.is_error and link.startswith(NODE_LINK) and problem_code(message) in _GIVEN_BACK:
+            request.link = None
+            request.returned += 1
+            return [Place(request)]
         self._done(request)
         binding = self._sessions.get(request.session_id) if request.session_id is not None else None
         if binding is not None and binding.aliases:
@@ -249,6 +298,8 @@ class Router:
         answer = ToClient(encode_frame(body))
         if request.method in REMEMBERED and not message.is_error:
             return [answer, Changed(request)]
+        if link.startswith(NODE_LINK) and request.method in _OPENING | _LEAVING:
+            return [answer, Relayed(request, not message.is_error)]
         return [answer]
 
     def _request_of_runtime(self, link: str, message: envelope.Message) -> Sequence[Command]:
@@ -272,9 +323,11 @@ class Router:
             binding = self._sessions.get(params.sessionId or "")
             if binding is None or binding.link not in (link, None) or params.event is None:
                 return ()
-            if not binding.note(params.event.id):
+            if not binding.note(params.event.id, params.event.type):
                 return ()
             return self._to_client(binding, body)
+        if notification.method == _MOVED:
+            return [Moved(params.sessionId)] if params.sessionId and link.startswith(NODE_LINK) else ()
         if notification.method == "session.lifecycle":
             known = params.sessionId is not None and (
                 params.sessionId in self._sessions or self._is_own(params.sessionId)
@@ -386,7 +439,9 @@ class Router:
             return ()
         commands: list[Command] = []
         for event in events:
-            if event.type.startswith("aerodrome.") or event.type in _OF_MOVES or not binding.note(event.id):
+            if event.type.startswith("aerodrome.") or event.type in _OF_MOVES:
+                continue
+            if not binding.note(event.id, event.type):
                 continue
             body = b'{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"%b","event":%b}}' % (
                 session_id.encode(),
@@ -405,6 +460,33 @@ class Router:
             if binding.has(kept[place].id):
                 return self.tell(session_id, kept[place + 1 :], from_host=True)
         return ()
+
+    # --- sessions that change nodes ---
+
+    def hold_back(self, session_id: str) -> None:
+        """The session is about to come from another node: keep what is told of it until `release`."""
+        if (binding := self._sessions.get(session_id)) is not None:
+            binding.link = None
+            binding.hold_back()
+
+    def release(self, session_id: str, history: Sequence[SessionEvent]) -> Sequence[Command]:
+        """Tell what the client has missed of the session's stored events, and then what was kept meanwhile."""
+        binding = self._sessions.get(session_id)
+        if binding is None:
+            return ()
+        held, binding.held = binding.held or [], None
+        commands: list[Command] = []
+        for place in range(len(history) - 1, -1, -1):
+            if history[place].id in binding.before:
+                commands.extend(self.tell(session_id, history[place + 1 :], from_host=True))
+                break
+        commands.extend(ToClient(encode_frame(binding.translate(body))) for body in held)
+        return commands
+
+    def at_work(self, session_id: str) -> bool:
+        """Whether the client was told of work in the session and not of its end."""
+        binding = self._sessions.get(session_id)
+        return binding is not None and binding.working
 
     def alias(self, session_id: str, first_id: str, latest_id: str | None) -> Sequence[Command]:
         """A prompt is sent again (`latest_id` is ``None``): hold back what is told until its new id is known."""
@@ -441,6 +523,14 @@ def _release(request: Request) -> None:
     if request.on_done is not None:
         on_done, request.on_done = request.on_done, None
         on_done()
+
+
+def problem_code(message: envelope.Message) -> str | None:
+    """`error.data.code` of an answer, which our own errors have."""
+    try:
+        return msgspec.json.decode(message.error or b"", type=_Error).data.code
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _error(request_id: RequestId, number: int, text: str) -> bytes:

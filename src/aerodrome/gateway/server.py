@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,8 +15,10 @@ from aerodrome.errors import AerodromeError, Capacity, ConfigError, Draining, Ru
 from aerodrome.gateway.answers import Answers
 from aerodrome.gateway.client import GatewayClient
 from aerodrome.gateway.limits import GatewayLimits
+from aerodrome.gateway.peering import PeerServer
 from aerodrome.gateway.problems import RuntimeRefused
-from aerodrome.model import Isolation, Principal
+from aerodrome.model import Isolation, Principal, SessionKey
+from aerodrome.peers.cluster import Cluster
 from aerodrome.policy.open_params import OpenContext
 from aerodrome.policy.profiles import Profile
 from aerodrome.policy.session_params import Credentials, ToolPolicy
@@ -48,11 +51,27 @@ class GatewayOptions:
     limits: GatewayLimits = field(default_factory=GatewayLimits)
     #: Seconds that a runtime may take to answer our own requests.
     request_timeout: float = 30.0
+    #: Seconds to look for the node that runs a session while it moves.
+    patience: float = 10.0
 
 
 class Gateway:
-    def __init__(self, sessions: SessionService, auth: Authenticator, options: GatewayOptions) -> None:
+    """Args:
+    peer_token: What other nodes prove themselves with.
+    """
+
+    def __init__(
+        self,
+        sessions: SessionService,
+        auth: Authenticator,
+        options: GatewayOptions,
+        cluster: Cluster,
+        *,
+        peer_token: Callable[[], str],
+    ) -> None:
         self.sessions = sessions
+        self.cluster = cluster
+        self.patience = options.patience
         self.limits = options.limits
         self.request_timeout = options.request_timeout
         self.cli_version = options.cli_version
@@ -62,9 +81,14 @@ class Gateway:
         self.answers = Answers(self)
         self._options = options
         self._auth = auth
+        self._peer_token = peer_token
         self._clients: set[GatewayClient] = set()
+        self._peers: set[PeerServer] = set()
         self._tasks = TaskOwner("gateway")
         self._server: asyncio.Server | None = None
+        cluster.on_awake.append(self._on_awake)
+        cluster.on_gone.append(self._on_gone)
+        cluster.followed.append(self._followed)
 
     @property
     def clients(self) -> list[GatewayClient]:
@@ -97,6 +121,8 @@ class Gateway:
         await self.stop_listening()
         for client in self.clients:
             client.close(Draining("this node is shutting down; connect again"))
+        for peer in list(self._peers):
+            await peer.aclose()
         while leaving := [client.left for client in self._clients]:
             await asyncio.wait(leaving)
         await self._tasks.aclose()
@@ -131,6 +157,44 @@ class Gateway:
         client.credential = credential
         client.router.profile = self._options.profile_of(principal.tenant)
         log.info("gateway.client_connected", tenant=principal.tenant, user=principal.user, peer=client.connection.peer)
+
+    # --- other nodes ---
+
+    def is_node(self, token: str) -> bool:
+        """Whether this is what other nodes prove themselves with here."""
+        own = self._peer_token()
+        return bool(own) and hmac.compare_digest(token.encode(), own.encode())
+
+    def hand_over(self, client: GatewayClient) -> None:
+        """What connected as a client is a node, with work of its own."""
+        self._clients.discard(client)
+        self._peers.add(
+            PeerServer(
+                client.connection,
+                self.sessions,
+                moved=self.cluster.elsewhere,
+                peer=client.is_node,
+                on_closed=self._peers.discard,
+            )
+        )
+
+    def _on_awake(self, key: SessionKey, incarnation: str) -> None:
+        if incarnation != self.cluster.own and self.sessions.is_loaded(key):
+            return  # news of long ago
+        for client in self._clients:
+            if client.principal is not None and client.principal.tenant == key.tenant:
+                client.away.runs_at(key.id, incarnation)
+
+    def _on_gone(self, incarnations: frozenset[str]) -> None:
+        for client in self.clients:
+            client.nodes_gone(incarnations)
+
+    def _followed(self) -> list[SessionKey]:
+        """Sessions that clients are attached to and that are not loaded here."""
+        attached = [attachment.live.row.key for client in self._clients for attachment in client.attachments.values()]
+        return attached + [key for client in self._clients for key in client.away.keys]
+
+    # --- clients ---
 
     def client_closed(self, client: GatewayClient, reason: str) -> None:
         log.info("gateway.client_gone", peer=client.connection.peer, reason=reason)
@@ -192,7 +256,7 @@ class Gateway:
         """End the connections whose key has been revoked."""
         by_credential: dict[str, list[GatewayClient]] = {}
         for client in self._clients:
-            if client.principal is not None:
+            if client.principal is not None and not client.relayed:
                 by_credential.setdefault(client.credential, []).append(client)
         for credential, clients in by_credential.items():
             try:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
 
-from aerodrome.errors import AerodromeError, Invalid
+from aerodrome.errors import AerodromeError, Invalid, Refused
 from aerodrome.gateway.attachment import NativeAttachment
 from aerodrome.gateway.problems import RuntimeRefused
+from aerodrome.gateway.replay import Changes
 from aerodrome.policy.open_params import client_open_params
 from aerodrome.policy.shapes import Refusal
 from aerodrome.sessions.api import OpenSession
@@ -59,11 +60,12 @@ async def open_session(
     live = await gateway.sessions.live_session(who, session_id)
     attachment = client.attachments.get(session_id)
     if attachment is None or attachment.live is not live:
-        attachment = NativeAttachment(client, live, kept, gateway.open_context(who.tenant, profile), profile)
+        context = gateway.open_context(who.tenant, profile)
+        attachment = NativeAttachment(client, live, kept, context, profile, asked=params)
         client.attachments[session_id] = attachment
         client.router.take_part(session_id)
     else:
-        attachment.ask_anew(kept)
+        attachment.ask_anew(kept, params)
     try:
         await live.attach(attachment)
     except BaseException as error:
@@ -76,6 +78,35 @@ async def open_session(
         raise
     result = attachment.result
     return b"{}" if result is None or result is UNSET else bytes(result)
+
+
+async def open_again(
+    gateway: Gateway, client: GatewayClient, session_id: str, asked: Mapping[str, Any], changes: Changes
+) -> None:
+    """Attach the client here to a session that it was attached to at another node. It is not told of it.
+
+    Raises:
+        AerodromeError: The session cannot be opened, or not any more.
+    """
+    profile, who = client.router.profile, client.who
+    assert profile is not None
+    kept = client_open_params(
+        asked, resume=True, profile=profile, isolation=gateway.isolation_of(who.tenant), tools=gateway.tools
+    )
+    if isinstance(kept, Refusal):
+        raise Refused(kept.reason)
+    live = await gateway.sessions.live_session(who, session_id)
+    context = gateway.open_context(who.tenant, profile)
+    attachment = NativeAttachment(client, live, kept, context, profile, asked=asked, changes=changes)
+    client.attachments[session_id] = attachment
+    try:
+        await live.attach(attachment)
+    except BaseException:
+        if client.attachments.get(session_id) is attachment:
+            del client.attachments[session_id]
+        await live.detach(attachment)
+        gateway.sessions.let_go(live)
+        raise
 
 
 def _opening(session_id: str | None, kept: Mapping[str, Any]) -> OpenSession:

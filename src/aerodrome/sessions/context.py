@@ -14,7 +14,7 @@ from aerodrome._util.tasks import TaskOwner
 from aerodrome.coordination.ports import Directory, Lease, Leases, Membership
 from aerodrome.errors import AerodromeError
 from aerodrome.events import SessionEvent, host_event
-from aerodrome.model import Isolation, OnBusy, RuntimeKey, SessionRow
+from aerodrome.model import Isolation, OnBusy, RuntimeKey, SessionKey, SessionRow
 from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.pool import RuntimePool
 from aerodrome.sessions.ports import Ledger
@@ -67,6 +67,10 @@ class SessionContext:
     may_serve: Callable[[], bool]
     tasks: TaskOwner
     slots: TurnSlots
+    #: Whether no other node lives that could run a session of ours.
+    alone: Callable[[], bool] = lambda: True
+    #: Gives other nodes a hint about a session (`peers.cluster`).
+    announce: Callable[[str, SessionKey], None] = lambda kind, key: None
 
     def host_event(self, event_type: str, data: dict[str, Any]) -> SessionEvent:
         now = datetime.fromtimestamp(self.clock.time(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

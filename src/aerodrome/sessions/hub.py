@@ -60,6 +60,12 @@ class Channel:
         if self._backlog:
             self._ready.set()
 
+    def cut_off(self) -> None:
+        """The reader has fallen behind where the events come from."""
+        self._lagging = True
+        self._backlog.clear()
+        self._ready.set()
+
     def finish(self) -> None:
         """No more events; the reader still gets what is in the backlog."""
         self._finished = True

@@ -88,6 +88,11 @@ class LiveSession:
         return self._residency.activation
 
     @property
+    def loaded(self) -> Activation | None:
+        """The activation, if it can be used without waiting for anything."""
+        return self._residency.loaded
+
+    @property
     def state(self) -> State:
         return self._residency.state
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import structlog
 
-from aerodrome.errors import AerodromeError, Draining, NotFound, SessionBusy, TurnInterrupted
+from aerodrome.errors import AerodromeError, Draining, NotFound, SessionElsewhere, TurnInterrupted
 from aerodrome.model import LastTurn, RuntimeKey, SessionKey, SessionRow
 from aerodrome.runtime.supervisor import ManagedRuntime
 from aerodrome.sessions.context import SessionContext, runtime_key
 from aerodrome.sessions.ends import TurnEnds
 from aerodrome.sessions.erase import erase
+from aerodrome.sessions.hints import DELETED
 from aerodrome.sessions.hub import EventHub
 from aerodrome.sessions.live import LiveSession
 
@@ -138,7 +139,7 @@ class LiveSessions:
         Whoever comes second waits for the first. Once begun it goes on, whatever becomes of the caller.
 
         Raises:
-            SessionBusy: Another node runs it.
+            SessionElsewhere: Another node runs it.
             StoreUnavailable: It is not, or only in part, deleted.
         """
         deletion = self._deletions.get(row.key)
@@ -152,7 +153,7 @@ class LiveSessions:
         context, key = self._context, row.key
         lease = await context.leases.acquire(key, context.incarnation())
         if lease is None:
-            raise SessionBusy("the session is active on another node", retry_after=1.0)
+            raise SessionElsewhere("the session is active on another node", retry_after=1.0)
         try:
             if (live := self._live.get(key)) is not None:
                 await self._end(live)
@@ -164,9 +165,20 @@ class LiveSessions:
             context.release_lease(lease)
         self.ends.forget(key)
         self._undeleted.pop(key, None)
+        self.end_hub(key)
+        context.announce(DELETED, key)
+        log.info("session.deleted", session=str(key))
+
+    def end_hub(self, key: SessionKey) -> None:
+        """The session is no more: whoever reads its events is told so."""
         if (hub := self._hubs.pop(key, None)) is not None:
             hub.finish()
-        log.info("session.deleted", session=str(key))
+
+    async def drop_deleted(self, live: LiveSession) -> None:
+        """Its row is gone, which whoever waits for it here does not know yet."""
+        if await self._context.directory.get(live.row.key) is None and live.loaded is None:
+            await self._end(live)
+            self.end_hub(live.row.key)
 
     async def _end(self, live: LiveSession) -> None:
         live.updates.close()

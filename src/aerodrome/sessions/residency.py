@@ -19,6 +19,7 @@ from aerodrome.runtime.machine import RuntimeState
 from aerodrome.sessions.activation import Activation, ActivationRefused
 from aerodrome.sessions.attachments import Attachment, Attachments
 from aerodrome.sessions.context import SessionContext
+from aerodrome.sessions.hints import AWAKE
 from aerodrome.sessions.machine import SessionMachine, State, Stimulus
 from aerodrome.sessions.requests import OpenRequest
 from aerodrome.sessions.row_updates import RowUpdates
@@ -107,6 +108,7 @@ class Residency:
         await self._on_awake(self.activation)
         self._refuse_when_closed()  # in which case `aclose` gives it back
         self.note_state()
+        self._context.announce(AWAKE, self._updates.row.key)
         return self.activation
 
     async def attach(self, attachment: Attachment) -> None:

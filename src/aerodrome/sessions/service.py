@@ -25,6 +25,7 @@ from aerodrome.errors import (
     Invalid,
     NotFound,
     SessionBusy,
+    SessionElsewhere,
     StoreUnavailable,
     TooLarge,
 )
@@ -53,9 +54,10 @@ from aerodrome.sessions.hub import Channel, EventHub
 from aerodrome.sessions.live import LiveSession
 from aerodrome.sessions.recovery import recover
 from aerodrome.sessions.registry import LiveSessions
-from aerodrome.sessions.replay import behind, last_id, missed
+from aerodrome.sessions.replay import BEGINNING, behind, last_id, missed
 from aerodrome.sessions.run import TurnRun, error_of
 from aerodrome.sessions.wake import parse, read_history
+from aerodrome.statestore.history import stored_events
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +76,11 @@ class SessionService:
 
     def find_live(self, key: SessionKey) -> LiveSession | None:
         return self._sessions.find(key)
+
+    def is_loaded(self, key: SessionKey) -> bool:
+        """Whether the session is loaded here, under a lease that holds."""
+        live = self._sessions.find(key)
+        return live is not None and live.loaded is not None and self._context.may_serve()
 
     @property
     def draining(self) -> bool:
@@ -176,7 +183,30 @@ class SessionService:
         )
         return await self._submit(row, run, message.on_busy or self._context.options.on_busy)
 
+    async def _claim(self, row: SessionRow) -> None:
+        """Where there are other nodes, load the session before it gets a prompt: they may be about to do the same, and
+        whoever has the lease has the queue.
+
+        Raises:
+            SessionElsewhere: That is another node.
+        """
+        if self._context.alone() or row.kind is SessionKind.EPHEMERAL:
+            return
+        live = self._sessions.ensure(row)
+        if live.loaded is not None:
+            return
+        live.hold()
+        try:
+            await live.awake()
+        except SessionElsewhere:
+            raise
+        except AerodromeError as error:
+            log.info("session.not_claimed", session=str(row.key), reason=error.detail)  # the turn will say so
+        finally:
+            live.release()
+
     async def _submit(self, row: SessionRow, run: TurnRun, on_busy: OnBusy) -> TurnRun:
+        await self._claim(row)
         if run.row.idempotency_key is not None and (earlier := await self._earlier(row, run)) is not None:
             return earlier
         # No await from the last look at what is there until the run is in its queue.
@@ -370,6 +400,32 @@ class SessionService:
             raise
         return channel
 
+    async def position(self, who: Principal, session_id: str) -> str:
+        """The cursor at which the session's events stand now."""
+        row = await self._readable(who, session_id)
+        live = self._sessions.find(row.key)
+        if live is not None and live.loaded is not None and live.hub.position:
+            return live.hub.position
+        return await parse(last_id, await read_history(self._context, row.key)) or BEGINNING
+
+    async def stored_events(self, who: Principal, session_id: str) -> Sequence[SessionEvent]:
+        """The events of the session's history. Raises `NotFound`."""
+        row = await self._readable(who, session_id)
+        return await parse(stored_events, await read_history(self._context, row.key))
+
+    async def is_at_work(self, who: Principal, session_id: str) -> bool:
+        """Whether some living node has a turn of the session in hand."""
+        row = await self._readable(who, session_id)
+        if (live := self._sessions.find(row.key)) is not None and live.engaged:
+            return True
+        living = {node.incarnation for node in await self._context.membership.nodes()}
+        return any(turn.incarnation in living for turn in await self._context.ledger.unfinished(row.key))
+
+    def end_events(self, error: AerodromeError) -> Sequence[SessionEvent]:
+        """What is said in a runtime's place of a turn that was lost with it."""
+        data = {"errorType": error.code, "message": error.detail}
+        return [self._context.host_event("session.error", data), self._context.host_event("session.idle", {})]
+
     async def _missed(
         self, row: SessionRow, hub: EventHub, channel: Channel, kept: Sequence[SessionEvent], after: str
     ) -> Sequence[SessionEvent]:
@@ -418,6 +474,14 @@ class SessionService:
     async def recover(self) -> int:
         """Report turns that nobody works on any more as interrupted (see `recovery`)."""
         return await recover(self._context, self._sessions)
+
+    def deleted_elsewhere(self, key: SessionKey) -> None:
+        """Another node has deleted the session: what is here of it is of no use any more."""
+        live = self._sessions.find(key)
+        if live is None:
+            self._sessions.end_hub(key)
+        elif live.loaded is None:  # what is loaded under our lease nobody else deletes
+            self._context.tasks.start(self._sessions.drop_deleted(live), "drop deleted")
 
     async def give_up_all(self) -> None:
         """Our leases are void: another node may run our sessions. Nothing more is written for them."""

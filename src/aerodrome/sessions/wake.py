@@ -17,7 +17,7 @@ from typing import TypeVar
 import structlog
 
 from aerodrome.coordination.ports import Lease
-from aerodrome.errors import Fenced, NotFound, SessionBusy
+from aerodrome.errors import Fenced, NotFound, SessionElsewhere
 from aerodrome.events import SessionEvent
 from aerodrome.model import SessionKey, SessionRow
 from aerodrome.policy.session_params import session_params
@@ -41,14 +41,14 @@ async def take_lease(context: SessionContext, row: SessionRow) -> tuple[Lease, S
     """The session's lease with a new epoch, announced to the state store, and its row as it is now.
 
     Raises:
-        SessionBusy: Another node runs the session.
+        SessionElsewhere: Another node runs the session.
         NotFound: It has been deleted.
     """
     # A session that was deleted and made anew must not begin with epochs its earlier life has used.
     floor = max(await context.files.epoch(row.key), int(row.created_at * 1000))
     lease = await context.leases.acquire(row.key, context.incarnation(), floor=floor)
     if lease is None:
-        raise SessionBusy("the session is active on another node", retry_after=1.0)
+        raise SessionElsewhere("the session is active on another node", retry_after=1.0)
     try:
         present = await context.directory.get(row.key)
         if present is None:
@@ -57,7 +57,7 @@ async def take_lease(context: SessionContext, row: SessionRow) -> tuple[Lease, S
         await context.files.raise_epoch(row.key, lease.epoch)
     except Fenced:
         context.release_lease(lease)
-        raise SessionBusy("the session has just been taken over by another node", retry_after=1.0) from None
+        raise SessionElsewhere("the session has just been taken over by another node", retry_after=1.0) from None
     except BaseException:
         context.release_lease(lease)
         raise
@@ -104,7 +104,7 @@ async def wake(
     Raises:
         Capacity, RuntimeUnavailable, Draining: No runtime can be had (see `RuntimePool.reserve`).
         ActivationRefused: The runtime was lost while it loaded the session, or refused it.
-        SessionBusy: Another node runs the session.
+        SessionElsewhere: Another node runs the session.
         NotFound: It has been deleted.
         StoreUnavailable: Lease or files could not be read or written.
     """

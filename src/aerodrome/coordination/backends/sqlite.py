@@ -179,7 +179,8 @@ class SqliteCoordination:
             ).fetchall()
 
         found = await self._database.read(holders)
-        return {SessionKey(tenant, id_): Lease(SessionKey(tenant, id_), *rest) for tenant, id_, *rest in found}
+        leases = [Lease(SessionKey(tenant, id_), incarnation, epoch) for tenant, id_, incarnation, epoch in found]
+        return {lease.key: lease for lease in leases}
 
     async def forget(self, key: SessionKey) -> None:
         def forget(connection: sqlite3.Connection) -> None:
