@@ -266,6 +266,7 @@ class GatewayClient:
                 await self.place(request)
                 return None
             except (SessionElsewhere, PeerGone) as error:
+                log.debug("gateway.session_elsewhere", method=request.method, reason=error.detail)
                 if self.relayed:
                     raise SessionMoved("the session runs on another node") from error
                 if loop.time() >= give_up or request.returned > _RETURNS:

@@ -8,6 +8,7 @@ the runtime's own token.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -45,6 +46,8 @@ class Upstream:
         self.connection = FrameConnection(self, max_frame=max_frame)
         self._owner = owner
         self._timeout = timeout
+        #: Another node would refuse the ids that we use with runtimes; these no client can guess and use itself.
+        self._ids = OWN_IDS if runtime is not None else f"{secrets.token_hex(8)}:"
         self._numbers = 0
         self._pending: dict[str, asyncio.Future[envelope.Message]] = {}
 
@@ -117,7 +120,7 @@ class Upstream:
             TimeoutError: No answer in time.
         """
         self._numbers += 1
-        request_id = f"{OWN_IDS}{self._numbers}"
+        request_id = f"{self._ids}{self._numbers}"
         try:
             frame = envelope.request_frame(request_id, method, params)
         except envelope.EnvelopeError as error:
