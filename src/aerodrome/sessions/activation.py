@@ -89,8 +89,7 @@ class Activation:
                 await self._request("session.resume" if resume else "session.create", params)
             if first is None or first.forces_options:
                 await self._request("session.options.update", {"sessionId": self.key.id, **SAFE_OPTIONS})
-            if first is not None:
-                await attachments.open_others(first, self.runtime)
+            await attachments.open_others(first, self.runtime)
             if self.lost.done():
                 raise self.lost.result().error or ActivationRefused(self.lost.result().reason)
         except RuntimeUnavailable as error:

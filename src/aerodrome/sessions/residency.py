@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import structlog
 
@@ -151,6 +152,17 @@ class Residency:
         """The client takes part no more. Nothing happens to the session."""
         async with self._transition:
             self.attachments.remove(attachment)
+
+    async def rejoin(self, attachment: Attachment) -> None:
+        """What the client may bring along has changed: have it leave and join anew, if the session is loaded.
+
+        Otherwise, and when the runtime is lost meanwhile, the next loading does so.
+        """
+        async with self._transition:
+            activation = self.activation
+            if attachment in self.attachments and activation is not None and not activation.lost.done():
+                with suppress(RuntimeUnavailable):
+                    await self.attachments.reopen(attachment, activation.runtime)
 
     def turn_began(self) -> None:
         self._machine.apply(Stimulus.SEND)
