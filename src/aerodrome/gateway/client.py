@@ -22,7 +22,7 @@ from aerodrome.gateway.commands import Changed, Command, Place, Request, Serve, 
 from aerodrome.gateway.problems import INTERNAL_ERROR
 from aerodrome.gateway.router import Router, params_of, problem_of
 from aerodrome.gateway.upstream import Upstream
-from aerodrome.model import Principal
+from aerodrome.model import Principal, Role
 from aerodrome.runtime.frames import FrameConnection
 from aerodrome.runtime.link import RequestRefused
 from aerodrome.runtime.supervisor import ManagedRuntime
@@ -230,7 +230,8 @@ class GatewayClient:
         if request.session_id is None:
             await self._place_anywhere(request)
             return
-        live = await self.gateway.sessions.live_session(self.who, request.session_id)
+        least = request.rule.role or Role.READER
+        live = await self.gateway.sessions.live_session(self.who, request.session_id, least)
         live.hold()
         request.on_done = lambda: self._release(live, request)
         for attempt in range(_ATTEMPTS):
@@ -241,6 +242,7 @@ class GatewayClient:
                 if attempt + 1 == _ATTEMPTS:
                     raise
                 continue
+            self.gateway.sessions.still_allowed(self.who, live, least)
             self.run(self.router.send(request, link.id))
             return
 

@@ -62,12 +62,12 @@ with * are allowed if their parameters say the right thing, see [below](#paramet
 asked again when its runtime is lost, and does not count as use of the session: who only watches does not keep it from
 hibernating.
 
-The **role** is the least that the caller must have in the session ([shared sessions](concepts.md#shared-sessions)). For
-whoever has none there is no such session; to a member whose role is not enough the answer is `forbidden`. A client of a
-**reader** that resumes a session is told what happens in it and brings nothing along: its tools, hooks, commands and
-handlers are not made known to the runtime, and events that ask something are not sent to it. What SDKs say of themselves
-behind a resume (`session.options.update` of `mode: "empty"`, `session.eventLog.registerInterest`) is answered and has no
-effect.
+The **role** is the least that the caller must have in the session
+([shared sessions](concepts.md#shared-sessions)). For whoever has none there is no such session; to a member whose role
+is not enough the answer is `forbidden`. A client of a **reader** that resumes a session is told what happens in it and
+brings nothing along: its tools, hooks, commands and handlers are not made known to the runtime, and events that ask
+something are not sent to it. What SDKs say of themselves behind a resume (`session.options.update` of `mode: "empty"`,
+`session.eventLog.registerInterest`) is answered and has no effect.
 """
 
 _PARAMETERS = """

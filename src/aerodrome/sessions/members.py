@@ -51,9 +51,7 @@ def check(who: Principal, row: SessionRow | None, least: Role) -> SessionRow:
     return row
 
 
-async def allowed(
-    context: SessionContext, who: Principal, session_id: str, least: Role = Role.READER
-) -> SessionRow:
+async def allowed(context: SessionContext, who: Principal, session_id: str, least: Role = Role.READER) -> SessionRow:
     """The session's row as it is in the directory. Raises as `check`."""
     row = None
     if valid_session_id(session_id):
