@@ -116,6 +116,8 @@ def problem_example(code: str) -> dict[str, Any]:
         extra["errors"] = [{"field": "body.prompt", "detail": "Field required"}]
     if code in ("turn_failed", "turn_interrupted"):
         extra["turn"] = {**schemas.TURN_EXAMPLE, "status": code.removeprefix("turn_")}
+    if code == "session_busy":
+        extra |= {"turn": "turn_01", "author": "alice"}
     if code == "too_large":
         extra["limit"] = 16 * 1024 * 1024
     retry_after = 5.0 if code in ("capacity", "rate_limited") else None

@@ -161,6 +161,7 @@ class EventHub:
         """This reader may not read any more."""
         for channel in list(self._channels):
             if channel.reader == reader:
+                self._channels.discard(channel)
                 channel.cut(error)
 
     def kept(self) -> list[SessionEvent]:

@@ -146,6 +146,7 @@ class TurnRun:
             expelled.set_result(error)
         for channel in list(self._channels):
             if channel.reader == reader:
+                self._channels.discard(channel)
                 channel.cut(error)
 
     def resolve(self, row: TurnRow) -> None:
