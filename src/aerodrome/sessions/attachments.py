@@ -118,11 +118,12 @@ class Attachments:
                 return attachment
         return None
 
-    async def open_others(self, first: Attachment | None, runtime: ManagedRuntime) -> None:
-        """The session is loaded: let the others join. Raises as `open_first`."""
-        for attachment in self:
-            if attachment is not first:
-                await self._open(attachment, runtime, resume=True)
+    async def open_others(self, first: Attachment | None, runtime: ManagedRuntime) -> bool:
+        """The session is loaded: let the others join; whether there are any. Raises as `open_first`."""
+        others = [attachment for attachment in self if attachment is not first]
+        for attachment in others:
+            await self._open(attachment, runtime, resume=True)
+        return bool(others)
 
     async def reopen(self, attachment: Attachment, runtime: ManagedRuntime) -> None:
         """Have one of them leave and join anew. Raises as `open_first`."""

@@ -131,6 +131,8 @@ class Residency:
                     # It went away meanwhile: what follows is an ordinary wake-up.
                 else:
                     self.attachments.add(attachment)
+                    with suppress(RuntimeUnavailable):  # whose loss is dealt with elsewhere
+                        await activation.attach_last()
                     return
             await self._attach_and_wake(attachment)
 
@@ -163,6 +165,7 @@ class Residency:
             if attachment in self.attachments and activation is not None and not activation.lost.done():
                 with suppress(RuntimeUnavailable):
                     await self.attachments.reopen(attachment, activation.runtime)
+                    await activation.attach_last()
 
     def turn_began(self) -> None:
         self._machine.apply(Stimulus.SEND)
