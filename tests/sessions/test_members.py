@@ -169,7 +169,7 @@ async def test_a_fork_of_a_reader_belongs_to_the_reader_alone() -> None:
         assert (copy.owner, copy.members) == ("bob", {})
         with pytest.raises(NotFound):
             await node.service.get(ALICE, copy.key.id)
-        assert [m.content for m in (await node.service.history(BOB, copy.key.id)).messages][0] == "from alice"
+        assert next(m.content for m in (await node.service.history(BOB, copy.key.id)).messages) == "from alice"
 
 
 # --- one queue, and who wrote what ---
@@ -185,7 +185,7 @@ async def test_all_writers_share_one_queue_and_it_is_kept_who_wrote_what() -> No
         assert busy.value.extra == {"turn": first.id, "author": "bob"}
         second = await send_as(node, CAROL, "from carol")
         native = await node.service.send_native(ALICE, "s1", {"prompt": "from alice again"})
-        for run in (first, second, native):
+        for _run in (first, second, native):
             await node.loaded("s1").answer()
             await settle()
         assert {(await run.wait()).status for run in (first, second, native)} == {TurnStatus.COMPLETED}

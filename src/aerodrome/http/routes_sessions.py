@@ -23,7 +23,10 @@ router = APIRouter(prefix="/api/v1", tags=["sessions"], route_class=ApiRoute)
     responses=responses(
         {
             201: {"model": schemas.Session, "description": "A new session"},
-            200: {"model": schemas.Session, "description": "The session of that id that is yours or shared with you, unchanged"},
+            200: {
+                "model": schemas.Session,
+                "description": "The session of that id that is yours or shared with you, unchanged",
+            },
         },
         *body_codes("forbidden", "not_found", "capacity", "rate_limited", "runtime_unavailable"),
     ),
@@ -49,7 +52,12 @@ async def open_session(request: Request, body: schemas.OpenSessionBody | None = 
 @router.get(
     "/sessions",
     responses=responses(
-        {200: {"model": schemas.SessionList, "description": "A page of the sessions that are yours or shared with you, last used first"}},
+        {
+            200: {
+                "model": schemas.SessionList,
+                "description": "A page of the sessions that are yours or shared with you, last used first",
+            }
+        },
         "invalid",
         "store_unavailable",
     ),
