@@ -138,6 +138,7 @@ async def test_removal_ends_everything_at_once_on_both_doors(node: Host, model: 
         http = await node.user("bob")
         async with http.events("leave") as events:
             # A turn of his own, which waits for his own tool.
+            hers.events.clear()
             waiting = asyncio.create_task(http.http.post("/sessions/leave/messages", json={"prompt": CALL}))
             await called.wait()
             assert (await anext(events))["event"]
@@ -302,3 +303,48 @@ async def test_another_tenant_s_user_of_the_same_name_sees_nothing(node: Host) -
         assert (await http.http.delete("/sessions/ours/members/bob")).status_code == 404
         await unshare(node, "ours", "bob")
         assert told == []
+
+
+async def test_who_is_removed_while_it_resumes_is_not_let_in(node: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with connected(await endpoint_of(node)) as alice, connected(await endpoint_of(node, "bob")) as bob:
+        hers = await alice.create(session_id="race")
+        await hers.turn("hello")
+        await share(node, "race", "bob", "writer")
+        sessions = node.node.sessions
+        asked = sessions.role
+
+        async def role(*args: Any) -> Any:
+            await unshare(node, "race", "bob")
+            return await asked(*args)
+
+        monkeypatch.setattr(sessions, "role", role)
+        await refused(bob.resume("race", tools=[custom_tool("look")]), "conflict")
+        monkeypatch.undo()
+        await refused(bob.resume("race"), "not_found")
+        assert len(list(live_of(node, "race").attachments)) == 1
+        # The name of its tool is free.
+        assert await (await alice.resume("race", tools=[custom_tool("look", skip_permission=True)])).turn(CALL)
+
+
+async def test_in_isolation_user_a_shared_session_runs_in_its_owner_s_runtime(
+    model: ModelServer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    async with (
+        host(tmp_path_factory.mktemp("alone"), model, isolation={"default": "user"}) as node,
+        connected(await endpoint_of(node)) as alice,
+        connected(await endpoint_of(node, "bob")) as bob,
+    ):
+        hers = await alice.create(session_id="ours")
+        await hers.turn("My name is Ada")
+        await share(node, "ours", "bob", "writer")
+        his = await bob.resume("ours", tools=[custom_tool("look", skip_permission=True)])
+        hers.events.clear()
+        assert "Ada" in await his.turn("What is my name?")
+        await hers.until("session.idle")
+        assert await hers.turn(CALL) == "tool said: look got there"
+        assert [runtime.key for runtime in node.node.pool.runtimes] == [("acme", "alice")]
+        # What is the member's own runs in a runtime of its own, also when it was copied from there.
+        copy = await request(bob, "sessions.fork", "ours")
+        assert "Ada" in await (await bob.resume(copy["sessionId"])).turn("What is my name?")
+        users = {runtime.key.user for runtime in node.node.pool.runtimes if runtime.key is not None}
+        assert users == {"alice", "bob"}
