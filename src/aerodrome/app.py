@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -171,7 +171,8 @@ class Node:
         context = self._session_context()
         self.sessions = SessionService(context)
         self.cluster.on_deleted.append(self.sessions.deleted_elsewhere)
-        self.cluster.on_gone.append(lambda _: self._recover_soon())
+        self.cluster.on_members.append(lambda key: self._soon(self.sessions.members_here.refresh(key), "members"))
+        self.cluster.on_gone.append(lambda _: self._soon(self.sessions.recover(), "recover"))
         self.janitor = Janitor(self.sessions, context)
         self._heartbeat.on_reborn = self.sessions.give_up_all
         await self._heartbeat.start()
@@ -233,10 +234,12 @@ class Node:
         cluster.on_gone.append(self._links.nodes_gone)
         return cluster
 
-    def _recover_soon(self) -> None:
-        """Whoever waits for a turn of a node that has gone shall hear of it now."""
-        if not self._tasks.closed:
-            self._tasks.start(self.sessions.recover(), "recover", expected=AerodromeError)
+    def _soon(self, work: Coroutine[Any, Any, Any], name: str) -> None:
+        """Do what a hint is about; what becomes of it the janitor sees to as well."""
+        if self._tasks.closed:
+            work.close()
+        else:
+            self._tasks.start(work, name, expected=AerodromeError)
 
     def _session_context(self) -> SessionContext:
         return SessionContext(

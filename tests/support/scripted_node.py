@@ -24,6 +24,7 @@ from aerodrome.sessions.run import TurnRun
 from aerodrome.sessions.service import SessionService
 from aerodrome.sessions.slots import TurnSlots
 from aerodrome.statestore.history import messages
+from aerodrome.statestore.ports import FileInfo
 from aerodrome.statestore.provider import EVENTS_PATH
 from support.scripted_runtime import LoadedSession, ScriptedPool, ScriptedRuntime
 
@@ -62,6 +63,12 @@ class MemoryFiles:
             return self.files[key][path]
         except KeyError:
             raise FileNotFoundError(path) from None
+
+    async def listdir(self, key: SessionKey, path: str) -> list[tuple[str, FileInfo]]:
+        """Of a directory that has no other in it."""
+        files = self.files.get(key, {})
+        names = sorted(name.removeprefix(f"{path}/") for name in files if name.startswith(f"{path}/"))
+        return [(name, FileInfo(False, len(files[f"{path}/{name}"].encode()), 0.0, 0.0)) for name in names]
 
     async def delete_session(self, key: SessionKey) -> bool:
         self.epochs.pop(key, None)

@@ -15,7 +15,7 @@ from typing import Any
 from aerodrome.coordination.ports import Page
 from aerodrome.errors import AerodromeError, NotFound, Unauthenticated
 from aerodrome.events import SessionEvent
-from aerodrome.model import Principal, SessionKey, SessionRow, TurnRow, TurnStatus
+from aerodrome.model import Principal, Role, SessionKey, SessionRow, TurnRow, TurnStatus
 from aerodrome.sessions.api import Ask, Lagging, Message, MessagePage, OpenSession, SendMessage
 
 KEYS = {
@@ -111,11 +111,11 @@ class ScriptedTurn:
         self.abandoned = asyncio.Event()
         self._final = asyncio.Event()
 
-    async def wait(self) -> TurnRow:
+    async def wait(self, reader: str | None = None) -> TurnRow:
         await self._final.wait()
         return self.row
 
-    def events(self) -> ScriptedStream:
+    def events(self, reader: str | None = None) -> ScriptedStream:
         return self.stream
 
     def abandon(self) -> None:
@@ -151,7 +151,7 @@ class ScriptedSessions:
 
     def _find(self, who: Principal, session_id: str) -> SessionRow:
         row = self.rows.get((who.tenant, session_id))
-        if row is None or row.owner != who.user:
+        if row is None or row.role_of(who) is None:
             raise NotFound(f"there is no session {session_id!r}")
         return row
 
@@ -192,6 +192,17 @@ class ScriptedSessions:
     async def delete(self, who: Principal, session_id: str) -> None:
         self._call("delete", who, session_id)
         del self.rows[self._find(who, session_id).key]
+
+    async def set_member(self, who: Principal, session_id: str, user: str, role: Role) -> SessionRow:
+        self._call("set_member", who, session_id, user, role)
+        row = self._find(who, session_id)
+        self.rows[row.key] = replace(row, members={**row.members, user: role})
+        return self.rows[row.key]
+
+    async def remove_member(self, who: Principal, session_id: str, user: str) -> None:
+        self._call("remove_member", who, session_id, user)
+        row = self._find(who, session_id)
+        self.rows[row.key] = replace(row, members={name: known for name, known in row.members.items() if name != user})
 
     async def send(self, who: Principal, session_id: str, message: SendMessage) -> ScriptedTurn:
         self._call("send", who, session_id, message)

@@ -19,7 +19,7 @@ from aerodrome.gateway.client import GatewayClient
 from aerodrome.gateway.commands import Request
 from aerodrome.gateway.problems import refusal_frame
 from aerodrome.gateway.sessions import open_session
-from aerodrome.model import SessionRow
+from aerodrome.model import Role, SessionRow
 from aerodrome.peers.shapes import principal_of
 from aerodrome.policy.methods import checked_params, needs_check
 from aerodrome.policy.shapes import Refusal
@@ -168,10 +168,11 @@ class Answers:
     async def _delete(self, client: GatewayClient, request: Request, params: Params) -> Answer:
         session_id = _session_id(params)
         try:
+            row = await self._gateway.sessions.get(client.who, session_id)
             await self._gateway.sessions.delete(client.who, session_id)
         except NotFound:
             return {"success": False, "error": f"Session file not found for {session_id}"}
-        self._gateway.tell_lifecycle(client.who, "session.deleted", session_id)
+        self._gateway.tell_lifecycle(row, "session.deleted")
         return {"success": True}
 
     async def _list(self, client: GatewayClient, request: Request, params: Params) -> Answer:
@@ -206,7 +207,7 @@ class Answers:
             to_event_id=to_event if isinstance(to_event, str) else None,
             title=name if isinstance(name, str) else None,
         )
-        self._gateway.tell_lifecycle(client.who, "session.created", row.key.id)
+        self._gateway.tell_lifecycle(row, "session.created")
         return {"sessionId": row.key.id, "name": row.title} if row.title else {"sessionId": row.key.id}
 
     # --- turns ---
@@ -226,7 +227,7 @@ class Answers:
         return {"messageId": message_id}
 
     async def _abort(self, client: GatewayClient, request: Request, params: Params) -> Answer:
-        live = await self._gateway.sessions.live_session(client.who, _session_id(params))
+        live = await self._gateway.sessions.live_session(client.who, _session_id(params), Role.WRITER)
         if not live.turns.stop_running() and live.activation is not None:
             # Perhaps the runtime is at work on something that no prompt of ours began.
             request.session_id = live.row.key.id

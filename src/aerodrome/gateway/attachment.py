@@ -58,6 +58,7 @@ class NativeAttachment:
     kept: What policy keeps of the client's parameters.
     context: What a session in this runtime gets beside them.
     changes: What it has changed since; given when it was attached before, at another node.
+    passive: Its user may only read.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class NativeAttachment:
         *,
         asked: Mapping[str, Any],
         changes: Changes | None = None,
+        passive: bool = False,
     ) -> None:
         self.live = live
         #: What the client asked for, as it came.
@@ -86,6 +88,7 @@ class NativeAttachment:
         self.changes = changes or Changes()
         self._opened = changes is not None
         self._link: Upstream | None = None
+        self._passive = passive
 
     @property
     def session_id(self) -> str:
@@ -93,9 +96,15 @@ class NativeAttachment:
 
     @property
     def tools(self) -> frozenset[str]:
+        if self._passive:
+            return frozenset()
         tools = self.changes.tools if self.changes.tools is not None else self._kept.get("tools")
         named = tools if isinstance(tools, list) else []
         return frozenset(str(tool.get("name")) for tool in named if isinstance(tool, dict))
+
+    @property
+    def passive(self) -> bool:
+        return self._passive
 
     @property
     def is_replay(self) -> bool:
@@ -105,11 +114,17 @@ class NativeAttachment:
     def forces_options(self) -> bool:
         return self._profile is not Profile.TRUSTED
 
-    def ask_anew(self, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    def ask_anew(self, kept: Mapping[str, Any], asked: Mapping[str, Any], *, passive: bool = False) -> None:
         """The client opens the session again, with other parameters."""
         self._kept = dict(kept)
         self.asked = asked
         self._opened = False
+        self._passive = passive
+        self.changes = Changes()
+
+    def demote(self) -> None:
+        """Its user may only read from now on: it is joined so the next time."""
+        self._passive = True
         self.changes = Changes()
 
     # --- Attachment ---
@@ -152,6 +167,9 @@ class NativeAttachment:
                 raise RuntimeUnavailable(f"the runtime has gone: {error}") from error
 
     def _params(self, runtime: ManagedRuntime, *, resume: bool) -> dict[str, Any]:
+        if self._passive:
+            # Attaches, touches nothing, and nobody is told (docs/facts.md, "Sessions and connections").
+            return {"sessionId": self.session_id, "disableResume": True}
         kept = dict(self._kept)
         if self._opened:
             for name in _ONCE | (_REMEMBERED if resume else frozenset()):

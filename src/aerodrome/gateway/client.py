@@ -44,7 +44,7 @@ from aerodrome.gateway.commands import (
 from aerodrome.gateway.problems import INTERNAL_ERROR
 from aerodrome.gateway.router import NODE_LINK, Router, params_of, problem_of
 from aerodrome.gateway.upstream import Upstream
-from aerodrome.model import Principal
+from aerodrome.model import Principal, Role
 from aerodrome.peers.link import PeerGone
 from aerodrome.peers.shapes import SessionMoved
 from aerodrome.policy.methods import Handling
@@ -285,7 +285,8 @@ class GatewayClient:
         if request.session_id is None:
             await self._place_anywhere(request)
             return
-        live = await self.gateway.sessions.live_session(self.who, request.session_id)
+        least = request.rule.role or Role.READER
+        live = await self.gateway.sessions.live_session(self.who, request.session_id, least)
         live.hold()
         request.on_done = lambda: self._release(live, request)
         for attempt in range(_ATTEMPTS):
@@ -296,6 +297,7 @@ class GatewayClient:
                 if attempt + 1 == _ATTEMPTS:
                     raise
                 continue
+            self.gateway.sessions.still_allowed(self.who, live, least)
             self.run(self.router.send(request, link.id))
             return
 

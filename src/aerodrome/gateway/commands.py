@@ -23,6 +23,8 @@ class Request(msgspec.Struct):
     session_id: str | None = None
     #: The link it was sent on.
     link: str | None = None
+    #: Its user may not see the answer any more.
+    expelled: bool = False
     #: Called when it has been answered, or never will be.
     on_done: Callable[[], None] | None = None
     #: How often another node has given it back, because it does not run the session.

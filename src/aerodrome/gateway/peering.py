@@ -12,7 +12,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from aerodrome._util.tasks import TaskOwner, first_of
 from aerodrome.errors import AerodromeError, Invalid
-from aerodrome.model import Principal, SessionKey
+from aerodrome.model import Principal, Role, SessionKey
 from aerodrome.peers import shapes
 from aerodrome.runtime.frames import FrameConnection
 from aerodrome.runtime.link import Link, LinkClosed, RequestRefused
@@ -43,10 +43,11 @@ class _About(msgspec.Struct):
 
 
 class _TurnStream:
-    def __init__(self, run: TurnRun) -> None:
+    def __init__(self, run: TurnRun, reader: str) -> None:
         self.run = run
+        self.reader = reader
         #: From its admission on; whether they are wanted is said a moment later.
-        self.events = run.events()
+        self.events = run.events(reader)
         self.wanted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     def follow(self, wanted: bool) -> None:
@@ -132,7 +133,7 @@ class PeerServer:
         await self._must_be_here(who, request.session)
         message = shapes.message_of(request.message)
         run = await self._sessions.send(who, request.session, message)
-        stream = _TurnStream(run)
+        stream = _TurnStream(run, who.user)
         if self._link.closed:
             stream.follow(False)
             return None
@@ -144,10 +145,10 @@ class PeerServer:
         over = asyncio.ensure_future(stream.run.over())
         try:
             await first_of(stream.wanted, over)
-            if stream.wanted.done() and stream.wanted.result():
-                await self._tell_events(number, stream.events)
             try:
-                ended = shapes.Ended(number, row=shapes.to_wire(await stream.run.wait()))
+                if stream.wanted.done() and stream.wanted.result():
+                    await self._tell_events(number, stream.events)
+                ended = shapes.Ended(number, row=shapes.to_wire(await stream.run.wait(stream.reader)))
             except AerodromeError as error:
                 ended = shapes.Ended(number, error=shapes.error_to_wire(error))
             await self._link.notify(shapes.ENDED, ended)
@@ -169,8 +170,11 @@ class PeerServer:
 
     async def _tell_all(self, number: int, events: EventStream) -> None:
         try:
-            lagging = not await self._tell_events(number, events)
-            await self._link.notify(shapes.ENDED, shapes.Ended(number, lagging=lagging))
+            try:
+                ended = shapes.Ended(number, lagging=not await self._tell_events(number, events))
+            except AerodromeError as error:
+                ended = shapes.Ended(number, error=shapes.error_to_wire(error))
+            await self._link.notify(shapes.ENDED, ended)
         finally:
             events.close()
             self._events.pop(number, None)
@@ -192,6 +196,10 @@ class PeerServer:
         match request.name, request.arguments:
             case "retitle", [str(title)]:
                 return shapes.to_wire(await sessions.retitle(who, session, title))
+            case "set_member", [str(user), str(role)]:
+                return shapes.to_wire(await sessions.set_member(who, session, user, Role(role)))
+            case "remove_member", [str(user)]:
+                return await sessions.remove_member(who, session, user)
             case "delete", []:
                 return await sessions.delete(who, session)
             case "abort", []:

@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from aerodrome.errors import AerodromeError, Capacity, TurnInterrupted
+from aerodrome.errors import AerodromeError, Capacity, Forbidden, NotFound, TurnInterrupted
 from aerodrome.events import SessionEvent
 from aerodrome.gateway import problems
 from aerodrome.gateway.bodies import answer_body, unambiguous
@@ -44,6 +44,8 @@ from aerodrome.gateway.commands import (
     ToRuntime,
 )
 from aerodrome.gateway.replay import REMEMBERED
+from aerodrome.model import Role
+from aerodrome.policy import readers
 from aerodrome.policy.methods import Handling, checked_params, needs_check, refusal, rule_for
 from aerodrome.policy.profiles import Profile
 from aerodrome.policy.shapes import Refusal
@@ -124,6 +126,10 @@ class _Binding:
         self.before: frozenset[str] = frozenset()
         #: As far as the client was told, the session is at work.
         self.working = False
+        #: The client's user may only read.
+        self.reads_only = False
+        #: The client is asked nothing: neither by a runtime's requests, nor by events.
+        self.unasked = False
 
     def hold_back(self) -> None:
         self.before = frozenset(self._told)
@@ -152,6 +158,14 @@ class _Binding:
         return body
 
 
+class _Asked(msgspec.Struct, frozen=True):
+    session_id: str | None
+    #: Who asks; ``None``: we do.
+    link: str | None = None
+    #: The request's id on that link.
+    id: RequestId = 0
+
+
 class Router:
     """Args:
     is_own: Whether a session that the client is not attached to is its user's own.
@@ -173,8 +187,8 @@ class Router:
         self._max_requests = max_requests
         self._requests: dict[RequestId, Request] = {}
         self._sessions: dict[str, _Binding] = {}
-        #: Requests that the client has not answered: link and id there, by our number; of our own, ``None``.
-        self._asked: dict[int, tuple[str, RequestId] | None] = {}
+        #: Requests that the client has not answered, by our number.
+        self._asked: dict[int, _Asked] = {}
         self._numbers = 0
 
     @property
@@ -215,6 +229,9 @@ class Router:
             request.session_id = envelope.session_of(params)
             if request.session_id is None:
                 return [ToClient(_error(request_id, problems.INVALID_PARAMS, f"{method} needs a `sessionId`"))]
+            binding = self._sessions.get(request.session_id)
+            if binding is not None and binding.reads_only and rule.role is not Role.READER:
+                return [ToClient(_of_reader(request))]
         if envelope.too_deep(params):
             text = f"the parameters of {method} are nested deeper than {envelope.MAX_DEPTH} levels"
             return [ToClient(_error(request_id, problems.INVALID_PARAMS, text))]
@@ -251,9 +268,9 @@ class Router:
         if not isinstance(message.id, int) or message.id not in self._asked:
             return ()
         asked = self._asked.pop(message.id)
-        if asked is None:
+        link, request_id = asked.link, asked.id
+        if link is None:
             return [Told(message.id, message)]
-        link, request_id = asked
         if envelope.too_deep(message.result):
             # The runtime would not read it, and wait for ever.
             text = f"the client's answer is nested deeper than {envelope.MAX_DEPTH} levels"
@@ -292,6 +309,8 @@ class Router:
             request.returned += 1
             return [Place(request)]
         self._done(request)
+        if request.expelled:
+            return [ToClient(problem_of(request, NotFound("there is no such session")))]
         binding = self._sessions.get(request.session_id) if request.session_id is not None else None
         if binding is not None and binding.aliases:
             body = binding.translate(body)
@@ -307,11 +326,11 @@ class Router:
         assert isinstance(message.method, str)
         session_id = envelope.session_of(message.params)
         binding = self._sessions.get(session_id) if session_id is not None else None
-        if binding is None or binding.link not in (link, None):
+        if binding is None or binding.unasked or binding.link not in (link, None):
             text = f"{message.method}: nobody here takes part in that session"
             return [ToRuntime(link, _error(message.id, problems.METHOD_NOT_FOUND, text))]
         self._numbers += 1
-        self._asked[self._numbers] = (link, message.id)
+        self._asked[self._numbers] = _Asked(session_id, link, message.id)
         params = bytes(message.params) if message.params is not UNSET else b"{}"
         method = msgspec.json.encode(message.method)
         body = b'{"jsonrpc":"2.0","id":%d,"method":%b,"params":%b}' % (self._numbers, method, params)
@@ -323,7 +342,8 @@ class Router:
             binding = self._sessions.get(params.sessionId or "")
             if binding is None or binding.link not in (link, None) or params.event is None:
                 return ()
-            if not binding.note(params.event.id, params.event.type):
+            known = not binding.note(params.event.id, params.event.type)
+            if known or (binding.unasked and readers.asks(params.event.type)):
                 return ()
             return self._to_client(binding, body)
         if notification.method == _MOVED:
@@ -362,7 +382,7 @@ class Router:
     def ask(self, session_id: str, method: str, params: bytes) -> tuple[int, Sequence[Command]]:
         """Ask the client something that a runtime has not asked on the client's own link; `Told` has its answer."""
         self._numbers += 1
-        self._asked[self._numbers] = None
+        self._asked[self._numbers] = _Asked(session_id)
         body = b'{"jsonrpc":"2.0","id":%d,"method":%b,"params":%b}' % (
             self._numbers,
             msgspec.json.encode(method),
@@ -394,6 +414,32 @@ class Router:
         """The client takes part no more."""
         self._sessions.pop(session_id, None)
 
+    def restrict(self, session_id: str, *, reads_only: bool, unasked: bool) -> Sequence[Command]:
+        """What the client may do in the session, and whether it is asked anything."""
+        if (binding := self._sessions.get(session_id)) is not None:
+            binding.reads_only, binding.unasked = reads_only, unasked
+        return self._withdraw(session_id) if unasked else ()
+
+    def expel(self, session_id: str) -> Sequence[Command]:
+        """The client's user may not know of the session any more, nor get the answers to what it has asked of it."""
+        self.leave(session_id)
+        for request in self._requests.values():
+            request.expelled = request.expelled or request.session_id == session_id
+        return self._withdraw(session_id)
+
+    def _withdraw(self, session_id: str) -> Sequence[Command]:
+        """What the client was asked and has not answered is answered for it: nobody shall wait for it."""
+        commands: list[Command] = []
+        for number in [number for number, asked in self._asked.items() if asked.session_id == session_id]:
+            asked = self._asked.pop(number)
+            text = "the client may not answer that any more"
+            if asked.link is not None:
+                commands.append(ToRuntime(asked.link, _error(asked.id, problems.METHOD_NOT_FOUND, text)))
+            else:
+                error = Raw(msgspec.json.encode({"code": problems.METHOD_NOT_FOUND, "message": text}))
+                commands.append(Told(number, envelope.Message(id=number, error=error)))
+        return commands
+
     def bound(self, link: str) -> bool:
         """Whether anything still goes by this link."""
         return any(binding.link == link for binding in self._sessions.values()) or any(
@@ -410,7 +456,7 @@ class Router:
         for binding in self._sessions.values():
             if binding.link == link:
                 binding.link = None
-        for number in [number for number, asked in self._asked.items() if asked is not None and asked[0] == link]:
+        for number in [number for number, asked in self._asked.items() if asked.link == link]:
             del self._asked[number]
         for request in [request for request in self._requests.values() if request.link == link]:
             request.link = None
@@ -442,6 +488,8 @@ class Router:
             if event.type.startswith("aerodrome.") or event.type in _OF_MOVES:
                 continue
             if not binding.note(event.id, event.type):
+                continue
+            if binding.unasked and readers.asks(event.type):
                 continue
             body = b'{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"%b","event":%b}}' % (
                 session_id.encode(),
@@ -531,6 +579,17 @@ def problem_code(message: envelope.Message) -> str | None:
         return msgspec.json.decode(message.error or b"", type=_Error).data.code
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def _of_reader(request: Request) -> bytes:
+    """The answer to what only writers may ask."""
+    try:
+        params = envelope.decode_value(request.params)
+    except envelope.EnvelopeError:
+        params = None
+    if isinstance(params, dict) and (result := readers.answer_in_place(request.method, params)) is not None:
+        return envelope.result_frame(request.id, result)
+    return problem_of(request, Forbidden(f"{request.method} is for writers of the session, and you are a reader of it"))
 
 
 def _error(request_id: RequestId, number: int, text: str) -> bytes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -15,9 +16,10 @@ from aerodrome.errors import AerodromeError, Capacity, ConfigError, Draining, Ru
 from aerodrome.gateway.answers import Answers
 from aerodrome.gateway.client import GatewayClient
 from aerodrome.gateway.limits import GatewayLimits
+from aerodrome.gateway.members import role_changed
 from aerodrome.gateway.peering import PeerServer
 from aerodrome.gateway.problems import RuntimeRefused
-from aerodrome.model import Isolation, Principal, SessionKey
+from aerodrome.model import Isolation, Principal, SessionKey, SessionRow
 from aerodrome.peers.cluster import Cluster
 from aerodrome.policy.open_params import OpenContext
 from aerodrome.policy.profiles import Profile
@@ -89,6 +91,7 @@ class Gateway:
         cluster.on_awake.append(self._on_awake)
         cluster.on_gone.append(self._on_gone)
         cluster.followed.append(self._followed)
+        sessions.members_here.listen(partial(role_changed, self))
 
     @property
     def clients(self) -> list[GatewayClient]:
@@ -209,13 +212,20 @@ class Gateway:
         finally:
             self._clients.discard(client)
 
-    def tell_lifecycle(
-        self, who: Principal, kind: str, session_id: str, *, besides: GatewayClient | None = None
-    ) -> None:
-        """What happened to a session here and not in a runtime, to all clients of its user."""
+    def tell_lifecycle(self, row: SessionRow, kind: str, *, besides: GatewayClient | None = None) -> None:
+        """What happened to a session here and not in a runtime, to all clients of its users."""
         for client in self._clients:
-            if client is not besides and client.is_of(who) and not client.gone:
-                client.tell_lifecycle(kind, session_id)
+            if client is besides or client.gone or client.principal is None:
+                continue
+            if row.role_of(client.principal) is not None:
+                client.tell_lifecycle(kind, row.key.id)
+
+    def start_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Do something that nobody waits for, whatever becomes of the client that it is about."""
+        if self._tasks.closed:
+            work.close()
+        else:
+            self._tasks.start(work, name, expected=AerodromeError)
 
     # --- what sessions get ---
 

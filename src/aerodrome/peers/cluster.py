@@ -15,7 +15,7 @@ from aerodrome._util.tasks import TaskOwner
 from aerodrome.coordination.ports import ClusterEvent, ClusterEvents, Leases, Membership, Node
 from aerodrome.errors import AerodromeError, SessionElsewhere
 from aerodrome.model import SessionKey
-from aerodrome.sessions.hints import AWAKE, DELETED
+from aerodrome.sessions.hints import AWAKE, DELETED, MEMBERS
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +41,8 @@ class Cluster:
         self.on_awake: list[Callable[[SessionKey, str], None]] = []
         #: Told of a session that was deleted elsewhere.
         self.on_deleted: list[Callable[[SessionKey], None]] = []
+        #: Told of a session whose members were changed elsewhere.
+        self.on_members: list[Callable[[SessionKey], None]] = []
         #: Told of the incarnations that have gone.
         self.on_gone: list[Callable[[frozenset[str]], None]] = []
         #: Sessions that somebody here wants to follow wherever they go.
@@ -141,14 +143,15 @@ class Cluster:
                 self._awake(key, lease.incarnation)
 
     def _on_event(self, event: ClusterEvent) -> None:
-        if event.kind not in (AWAKE, DELETED):
+        told = {DELETED: self.on_deleted, MEMBERS: self.on_members}.get(event.kind)
+        if told is None and event.kind != AWAKE:
             return
         tenant, _, session_id = event.subject.partition("/")
         key = SessionKey(tenant, session_id)
         if event.kind == AWAKE:
             self._awake(key, event.node)
         elif event.node != self.own:
-            for callback in self.on_deleted:
+            for callback in told or ():
                 callback(key)
 
     def _awake(self, key: SessionKey, incarnation: str) -> None:

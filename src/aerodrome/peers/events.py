@@ -15,7 +15,6 @@ from typing import Protocol
 import structlog
 
 from aerodrome.errors import (
-    AerodromeError,
     Capacity,
     Draining,
     RuntimeUnavailable,
@@ -96,7 +95,7 @@ class FollowingStream:
                 return
 
     async def _switch(self) -> bool:
-        """``False``: the session, or the reader, has gone."""
+        """``False``: the reader has gone. Raises what will not pass by itself, such as `NotFound`."""
         while not self._closed:
             try:
                 self._source = await self._begin(self._cursor)
@@ -106,8 +105,6 @@ class FollowingStream:
                 log.debug("peers.not_followed", reason=error.detail)
                 await asyncio.sleep(_RETRY)
                 continue
-            except AerodromeError:
-                return False
             if self._closed:
                 self._source.events.close()
             return not self._closed

@@ -16,7 +16,7 @@ import structlog
 
 from aerodrome.coordination.ports import Node, Page
 from aerodrome.errors import Draining, RuntimeUnavailable, SessionBusy, SessionElsewhere
-from aerodrome.model import Principal, SessionKey, SessionRow
+from aerodrome.model import Principal, Role, SessionKey, SessionRow
 from aerodrome.peers import shapes
 from aerodrome.peers.cluster import Cluster
 from aerodrome.peers.events import FollowingStream, Source
@@ -58,6 +58,7 @@ class _There:
         self._channel.put(shapes.event_of(event))
 
     def _on_ended(self, ended: shapes.Ended | None) -> None:
+        # An error (no member any more) is told by whoever is asked next.
         self.broken = ended is None or ended.error is not None
         if ended is not None and ended.lagging:
             self._channel.cut_off()
@@ -121,6 +122,23 @@ class ClusterSessions:
             lambda link: self._call(link, who, session_id, "retitle", title),
         )
         return value if isinstance(value, SessionRow) else shapes.session_row_of(value)
+
+    async def set_member(self, who: Principal, session_id: str, user: str, role: Role) -> SessionRow:
+        value = await self._where_it_runs(
+            who,
+            session_id,
+            lambda: self._local.set_member(who, session_id, user, role),
+            lambda link: self._call(link, who, session_id, "set_member", user, role),
+        )
+        return value if isinstance(value, SessionRow) else shapes.session_row_of(value)
+
+    async def remove_member(self, who: Principal, session_id: str, user: str) -> None:
+        await self._where_it_runs(
+            who,
+            session_id,
+            lambda: self._local.remove_member(who, session_id, user),
+            lambda link: self._call(link, who, session_id, "remove_member", user),
+        )
 
     async def delete(self, who: Principal, session_id: str) -> None:
         await self._where_it_runs(

@@ -50,7 +50,8 @@ class RemoteTurn:
         if self._row is None:
             self._row = row
 
-    async def wait(self) -> TurnRow:
+    async def wait(self, reader: str | None = None) -> TurnRow:
+        # Who waits the other node knows.
         self._want_events(False)
         row = await asyncio.shield(self._result)
         if row is not None:
@@ -68,7 +69,7 @@ class RemoteTurn:
                 return found
             await asyncio.sleep(_LOOK)
 
-    def events(self) -> Channel:
+    def events(self, reader: str | None = None) -> Channel:
         channel = Channel(self._reader_bytes, lambda _: None)
         if self._result.done() or self._asked_for_events:
             channel.finish()

@@ -83,14 +83,13 @@ class Activation:
         try:
             first = await attachments.open_first(self.runtime, resume=resume)
             if first is not None:
-                # Attaches and touches nothing: the session's tools, hooks and model stay the client's.
-                await self._request("session.resume", {"sessionId": self.key.id, "disableResume": True})
+                await self.attach_last()
             else:
                 await self._request("session.resume" if resume else "session.create", params)
             if first is None or first.forces_options:
                 await self._request("session.options.update", {"sessionId": self.key.id, **SAFE_OPTIONS})
-            if first is not None:
-                await attachments.open_others(first, self.runtime)
+            if await attachments.open_others(first, self.runtime):
+                await self.attach_last()
             if self.lost.done():
                 raise self.lost.result().error or ActivationRefused(self.lost.result().reason)
         except RuntimeUnavailable as error:
@@ -143,6 +142,14 @@ class Activation:
             pass  # there is nothing to unload it from, or nothing to unload
 
     # --- what is asked of it ---
+
+    async def attach_last(self) -> None:
+        """Attach the control link behind everybody else, so that what is asked of the last is asked of us
+        (`_ASKED_OF_ONE`), who pass it on to a client that answers.
+
+        It touches nothing: the session's tools, hooks and model stay the clients'.
+        """
+        await self._request("session.resume", {"sessionId": self.key.id, "disableResume": True})
 
     async def send(self, message: Mapping[str, Any], *, steer: bool = False) -> str:
         """Hand a prompt over, as parameters of `session.send`; returns the runtime's id of the message.

@@ -5,3 +5,5 @@ from __future__ import annotations
 #: The node that says so has loaded the session.
 AWAKE = "session.awake"
 DELETED = "session.deleted"
+#: Who takes part in it has changed.
+MEMBERS = "session.members"

@@ -40,6 +40,7 @@ class Janitor:
             self.delete_expired,
             self._service.recover,
             self._service.tidy,
+            self._service.members_here.recheck,
         ]
         for work in works:
             try:

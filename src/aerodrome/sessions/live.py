@@ -173,8 +173,20 @@ class LiveSession:
         """The client takes part no more: what the runtime asks of it and it has not answered is answered for it."""
         await self._residency.detach(attachment)
         await attachment.close()
+        await self._fail_calls(attachment.tools)
+
+    async def rejoin(self, attachment: Attachment, tools: frozenset[str]) -> None:
+        """The client may only read any more.
+
+        Args:
+            tools: Those that it has run until now.
+        """
+        await self._residency.rejoin(attachment)
+        await self._fail_calls(tools)
+
+    async def _fail_calls(self, tools: frozenset[str]) -> None:
         if (activation := self.activation) is not None:
-            for request in self._tool_calls.take(attachment.tools):
+            for request in self._tool_calls.take(tools):
                 with suppress(RuntimeUnavailable):
                     await activation.fail_tool(request, "the client that runs this tool has gone")
 

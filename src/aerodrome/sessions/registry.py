@@ -62,6 +62,15 @@ class LiveSessions:
             self._live[row.key] = live
         return live
 
+    def find_hub(self, key: SessionKey) -> EventHub | None:
+        return self._hubs.get(key)
+
+    @property
+    def shared(self) -> list[SessionKey]:
+        """Sessions here that others than their owner take part in, or read."""
+        live = [key for key, live in self._live.items() if live.row.members]
+        return [*live, *(key for key, hub in self._hubs.items() if hub.readers and key not in live)]
+
     def hub(self, key: SessionKey) -> EventHub:
         hub = self._hubs.get(key)
         if hub is None:

@@ -1,7 +1,7 @@
 """The sessions of one node: what the front doors call (`sessions.api.Sessions`).
 
 A session costs memory here only while it is *live*: resident in a runtime, or with turns waiting. The directory is
-read on every access, and ownership is its `owner` column, never something read out of an id (trap 4).
+read on every access, and who may do what is in its row, never something read out of an id (trap 4; see `members`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from aerodrome.model import (
     Isolation,
     OnBusy,
     Principal,
+    Role,
     RuntimeKey,
     SessionKey,
     SessionKind,
@@ -52,6 +53,7 @@ from aerodrome.sessions.fork import copy_files
 from aerodrome.sessions.history import history_page
 from aerodrome.sessions.hub import Channel, EventHub
 from aerodrome.sessions.live import LiveSession
+from aerodrome.sessions.members import Members, allowed, check, tag
 from aerodrome.sessions.recovery import recover
 from aerodrome.sessions.registry import LiveSessions
 from aerodrome.sessions.replay import BEGINNING, behind, last_id, missed
@@ -68,6 +70,8 @@ class SessionService:
     def __init__(self, context: SessionContext) -> None:
         self._context = context
         self._sessions = LiveSessions(context)
+        #: For front doors: `members.listen`.
+        self.members_here = Members(context, self._sessions)
         self._draining = False
 
     @property
@@ -114,12 +118,12 @@ class SessionService:
         present = await self._context.directory.insert(row)
         if present is None:
             return row, True
-        if not _may_read(who, present):
+        if present.role_of(who) is None:
             raise NotFound("no session under this id can be opened by you; choose another id, or leave it out")
         return await self._as_it_stands(present), False
 
     async def get(self, who: Principal, session_id: str) -> SessionRow:
-        return await self._as_it_stands(await self._readable(who, session_id))
+        return await self._as_it_stands(await self._allowed(who, session_id))
 
     async def list(self, who: Principal, *, cursor: str | None = None, limit: int = 50) -> Page:
         page = await self._context.directory.list(who.tenant, user=who.user, cursor=cursor, limit=limit)
@@ -127,7 +131,7 @@ class SessionService:
         return Page([row for row in rows if row.kind is not SessionKind.EPHEMERAL], page.next)
 
     async def retitle(self, who: Principal, session_id: str, title: str) -> SessionRow:
-        row = await self._readable(who, session_id)
+        row = await self._allowed(who, session_id, Role.WRITER)
         _check_title(title)
         if (live := self._sessions.find(row.key)) is not None:
             live.updates.row = replace(live.updates.row, title=title)
@@ -135,7 +139,19 @@ class SessionService:
         return await self.get(who, session_id)
 
     async def delete(self, who: Principal, session_id: str) -> None:
-        await self._sessions.delete(await self._readable(who, session_id))
+        await self._sessions.delete(await self._allowed(who, session_id, Role.OWNER))
+
+    # --- members ---
+
+    async def members(self, who: Principal, session_id: str) -> Sequence[tuple[str, Role]]:
+        """Everybody who has a role, the owner first."""
+        return (await self._allowed(who, session_id)).people
+
+    async def set_member(self, who: Principal, session_id: str, user: str, role: Role) -> SessionRow:
+        return await self._as_it_stands(await self.members_here.set(who, session_id, user, role))
+
+    async def remove_member(self, who: Principal, session_id: str, user: str) -> None:
+        await self.members_here.remove(who, session_id, user)
 
     # --- turns ---
 
@@ -161,7 +177,7 @@ class SessionService:
         self._accepting()
         if len(message.prompt.encode("utf-8", "surrogatepass")) > self._context.options.max_prompt:
             raise TooLarge(f"the prompt is over the limit of {self._context.options.max_prompt} bytes")
-        row = await self._readable(who, session_id)
+        row = await self._allowed(who, session_id, Role.WRITER)
         turn = TurnRow(
             key=row.key,
             id=f"turn_{uuid.uuid4().hex}",
@@ -268,7 +284,8 @@ class SessionService:
             return running.join()
         row = self._sessions.ends.find(present.key, present.id) or present
         if not row.status.is_final:
-            raise SessionBusy("the prompt with this idempotency key is still being worked on", retry_after=1.0)
+            said = "the prompt with this idempotency key is still being worked on"
+            raise SessionBusy(said, retry_after=1.0, turn=row.id, author=row.author)
         run.resolve(row)
         return run
 
@@ -296,12 +313,12 @@ class SessionService:
             raise
 
     async def abort(self, who: Principal, session_id: str) -> bool:
-        row = await self._readable(who, session_id)
+        row = await self._allowed(who, session_id, Role.WRITER)
         live = self._sessions.find(row.key)
         return live is not None and await live.turns.abort()
 
     async def answer(self, who: Principal, session_id: str, request_id: str, answer: dict[str, Any]) -> None:
-        row = await self._readable(who, session_id)
+        row = await self._allowed(who, session_id, Role.WRITER)
         live = self._sessions.find(row.key)
         if live is None or live.activation is None:
             raise NotFound("no such request is open")
@@ -313,20 +330,30 @@ class SessionService:
 
     # --- clients with a connection of their own ---
 
-    async def live_session(self, who: Principal, session_id: str) -> LiveSession:
+    async def live_session(self, who: Principal, session_id: str, least: Role = Role.READER) -> LiveSession:
         """The session, for a native client: to attach to it, or to ask something of its runtime.
 
         Raises:
             NotFound: There is no such session that the principal may read.
+            Forbidden: The principal's role is less than `least`.
             Draining, StoreUnavailable: This node takes no work now.
         """
         self._accepting()
-        return self._sessions.ensure(await self._readable(who, session_id))
+        return self._sessions.ensure(await self._allowed(who, session_id, least))
+
+    def still_allowed(self, who: Principal, live: LiveSession, least: Role = Role.READER) -> None:
+        """Look again, without asking the directory, after having waited. Raises as `live_session`."""
+        check(who, live.row, least)
+
+    async def role(self, who: Principal, session_id: str) -> Role | None:
+        """The principal's role as it is in the directory now; ``None``: there is no such session for it."""
+        row = await self._context.directory.get(SessionKey(who.tenant, session_id))
+        return None if row is None else row.role_of(who)
 
     def is_own(self, who: Principal, session_id: str) -> bool:
-        """Whether a session that is loaded here is the principal's."""
+        """Whether a session that is loaded here is the principal's, or shared with it."""
         live = self._sessions.find(SessionKey(who.tenant, session_id))
-        return live is not None and _may_read(who, live.row)
+        return live is not None and live.row.role_of(who) is not None
 
     async def borrow(self, who: Principal) -> ManagedRuntime:
         """Any runtime that serves the principal, for a question that concerns no session; `give_back` it.
@@ -347,13 +374,15 @@ class SessionService:
     async def fork(
         self, who: Principal, session_id: str, *, to_event_id: str | None = None, title: str | None = None
     ) -> SessionRow:
-        """A new session with the history of another one, up to before an event if one is named.
+        """A new session of the caller's with the history of another one, up to before an event if one is named.
+
+        It may be made by whoever may read the other: there is nothing in it but what can be read there.
 
         Raises:
             NotFound: There is no such session.
             Invalid: No such event, or no title.
         """
-        row = await self._readable(who, session_id)
+        row = await self._allowed(who, session_id)
         opened = OpenSession(
             model=row.model,
             title=title or row.title,
@@ -375,7 +404,7 @@ class SessionService:
     async def history(
         self, who: Principal, session_id: str, *, cursor: str | None = None, limit: int = 200
     ) -> MessagePage:
-        row = await self._readable(who, session_id)
+        row = await self._allowed(who, session_id)
         text = await read_history(self._context, row.key)
         # Which message is whose the ledger may learn only when the turn ends.
         live = self._sessions.find(row.key)
@@ -386,13 +415,13 @@ class SessionService:
     async def events(self, who: Principal, session_id: str, *, after: str | None = None) -> Channel:
         if self._draining:
             raise Draining("this node is shutting down; try again", retry_after=1.0)
-        row = await self._readable(who, session_id)
+        row = await self._allowed(who, session_id)
         hub = self._sessions.hub(row.key)
         # From here on nothing is missed; what is published while we look waits in the channel.
-        channel, kept = hub.subscribe(), hub.kept()
+        channel, kept = hub.subscribe(tag(who, row)), hub.kept()
         try:
-            # Deleted meanwhile, it would have told a reader that was not there yet.
-            await self._readable(who, session_id)
+            # Deleted meanwhile, or shared no more, it would have told a reader that was not there yet.
+            await self._allowed(who, session_id)
             if after is not None:
                 channel.preload(await self._missed(row, hub, channel, kept, after))
         except BaseException:
@@ -402,7 +431,7 @@ class SessionService:
 
     async def position(self, who: Principal, session_id: str) -> str:
         """The cursor at which the session's events stand now."""
-        row = await self._readable(who, session_id)
+        row = await self._allowed(who, session_id)
         live = self._sessions.find(row.key)
         if live is not None and live.loaded is not None and live.hub.position:
             return live.hub.position
@@ -410,12 +439,12 @@ class SessionService:
 
     async def stored_events(self, who: Principal, session_id: str) -> Sequence[SessionEvent]:
         """The events of the session's history. Raises `NotFound`."""
-        row = await self._readable(who, session_id)
+        row = await self._allowed(who, session_id)
         return await parse(stored_events, await read_history(self._context, row.key))
 
     async def is_at_work(self, who: Principal, session_id: str) -> bool:
         """Whether some living node has a turn of the session in hand."""
-        row = await self._readable(who, session_id)
+        row = await self._allowed(who, session_id)
         if (live := self._sessions.find(row.key)) is not None and live.engaged:
             return True
         living = {node.incarnation for node in await self._context.membership.nodes()}
@@ -513,14 +542,8 @@ class SessionService:
             allowed = ", ".join(sorted(self._context.options.tools.allowed(isolation))) or "none"
             raise Invalid(f"these tools are not allowed here: {', '.join(refused)}; allowed are: {allowed}")
 
-    async def _readable(self, who: Principal, session_id: str) -> SessionRow:
-        """The row, if the principal may know of it. Whether it exists is told to nobody else."""
-        row = None
-        if valid_session_id(session_id):
-            row = await self._context.directory.get(SessionKey(who.tenant, session_id))
-        if row is None or not _may_read(who, row):
-            raise NotFound("there is no such session")
-        return row
+    async def _allowed(self, who: Principal, session_id: str, least: Role = Role.READER) -> SessionRow:
+        return await allowed(self._context, who, session_id, least)
 
     async def _as_it_stands(self, row: SessionRow) -> SessionRow:
         """The row with the state of this moment: a crashed node leaves `running` behind."""
@@ -536,10 +559,6 @@ class SessionService:
         if row.state is not SessionState.HIBERNATED and await self._context.leases.holder(row.key) is None:
             return replace(row, state=SessionState.HIBERNATED)
         return row
-
-
-def _may_read(who: Principal, row: SessionRow) -> bool:
-    return row.key.tenant == who.tenant and row.owner == who.user
 
 
 def _check_title(title: str) -> None:

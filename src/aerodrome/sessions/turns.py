@@ -168,7 +168,8 @@ class Turns:
         if self._updates.row.kind is SessionKind.EPHEMERAL:
             raise Conflict("an ephemeral session takes one prompt")
         if on_busy is OnBusy.REJECT:
-            raise SessionBusy("a turn is running in this session", turn=self.all[0].id)
+            holder = self.all[0].row
+            raise SessionBusy("a turn is running in this session", turn=holder.id, author=holder.author)
         # The first of the queue does not wait for another when the worker has not come to it yet.
         waiting = len(self._queue) - (self._current is None)
         if waiting >= self._context.options.max_queued:
