@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from copilot import ToolInvocation, ToolResult
+from copilot._jsonrpc import JsonRpcError
 
 from aerodrome.demo.model import ModelServer
 from aerodrome.model import SessionKey
@@ -221,3 +222,51 @@ async def test_a_client_s_session_moves_and_its_tools_with_it(pair: Pair) -> Non
         '[[tool: look {"x": "there"}]][[then]][[say: three]]',
         '[[tool: look {"x": "there"}]][[then]][[say: four]]',
     ]
+
+
+async def test_members_at_different_nodes_see_one_order_and_lose_access_at_once(pair: Pair) -> None:
+    at_a, _ = await pair.users()
+    bob_at_b = await pair.b.user("bob")
+    await at_a.open("team-1")
+    assert await at_a.text("team-1", "[[say: one]]") == "one"
+    assert (await bob_at_b.say("team-1", "me too", expect=404))["code"] == "not_found"
+    # Said at the node that does not run it.
+    at_b = await pair.b.user("alice")
+    shared = await at_b.http.put("/sessions/team-1/members/bob", json={"role": "writer"})
+    assert shared.status_code == 200, shared.text
+    seen: list[str] = []
+    ended = asyncio.Event()
+
+    async def read() -> None:
+        async with bob_at_b.events("team-1") as events:
+            async for event in events:
+                if event["event"] in ("user.message", "error"):
+                    seen.append(event["event"])  # noqa: PERF401 - as they come
+        ended.set()
+
+    reading = asyncio.create_task(read())
+    client = await pair.client(pair.b, "bob")
+    chat = await client.resume("team-1")
+    answers = await asyncio.gather(
+        *(
+            user.text("team-1", f"[[say: {name}{number}]]")
+            for number in range(3)
+            for name, user in (("alice", at_a), ("bob", bob_at_b))
+        )
+    )
+    assert answers == [f"{name}{number}" for number in range(3) for name in ("alice", "bob")]
+    written = (await at_a.http.get("/sessions/team-1/messages")).json()["messages"]
+    authors = {message["content"]: message["author"] for message in written if message["role"] == "user"}
+    assert authors["[[say: bob1]]"] == "bob"
+    assert authors["[[say: alice1]]"] == "alice"
+    await until(lambda: seen.count("user.message") >= 6)
+    await until(lambda: len(chat.answers) >= 6)
+    assert chat.answers == [content for role, content in await at_a.history("team-1") if role == "assistant"][1:]
+    assert pair.runs_at("team-1") == "a"
+    assert (await at_a.http.delete("/sessions/team-1/members/bob")).status_code == 204
+    await asyncio.wait_for(ended.wait(), 20)
+    assert seen[-1] == "error"
+    assert (await bob_at_b.say("team-1", "still here", expect=404))["code"] == "not_found"
+    with pytest.raises(JsonRpcError, match="not found"):
+        await chat.turn("still here")
+    reading.cancel()

@@ -343,6 +343,8 @@ class GatewayClient:
     def nodes_gone(self, incarnations: frozenset[str]) -> None:
         """They were held for dead, whether they know it or not."""
         for incarnation in incarnations:
+            if (opening := self._opening.get(f"{NODE_LINK}{incarnation}")) is not None:
+                opening.cancel()
             if (link := self._links.get(f"{NODE_LINK}{incarnation}")) is not None:
                 link.connection.abort("the node was held for dead")
 
@@ -360,7 +362,7 @@ class GatewayClient:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
             if opening.cancelled():
-                raise RuntimeUnavailable("the client has gone") from None
+                raise PeerGone("the other end has gone, or the client", retry_after=1.0) from None
             raise
 
     async def _open_link(self, opening: Coroutine[Any, Any, Upstream]) -> Upstream:

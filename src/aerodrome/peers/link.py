@@ -186,7 +186,7 @@ class PeerLinks:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
             if opening.cancelled():
-                raise PeerGone("this node is shutting down") from None
+                raise PeerGone(f"the node {node.name} has gone", retry_after=1.0) from None
             raise
 
     async def _open(self, node: Node) -> PeerLink:
@@ -197,6 +197,8 @@ class PeerLinks:
     def nodes_gone(self, incarnations: frozenset[str]) -> None:
         """They were held for dead: what was asked of them will not be answered, whether they know it or not."""
         for incarnation in incarnations:
+            if (opening := self._opening.get(incarnation)) is not None:
+                opening.cancel()
             if (link := self._links.pop(incarnation, None)) is not None:
                 link.abort("the node was held for dead")
                 if not self._tasks.closed:
