@@ -29,7 +29,7 @@ app = typer.Typer(no_args_is_help=True, help="The stored sessions.")
 TenantOption = Annotated[str, typer.Option(callback=check_name, help="The organisation the session belongs to.")]
 SessionArgument = Annotated[str, typer.Argument(metavar="ID", help="The session's id.")]
 OptionalSessionArgument = Annotated[
-    str | None, typer.Argument(metavar="[ID]", help="The session's id; without it, give --all.")
+    str | None, typer.Argument(metavar="ID", help="The session's id; without it, give --all.")
 ]
 UserOption = Annotated[str | None, typer.Option(callback=check_name, help="With --all: only what is this user's.")]
 AllOption = Annotated[bool, typer.Option("--all", help="All sessions of the tenant, or of --user in it.")]
