@@ -9,6 +9,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from aerodrome.app import open_stores
+from aerodrome.config import load_settings
+from aerodrome.model import Role, SessionKey, SessionRow, TurnRow, TurnStatus
 from support.command_line import Run
 from support.postgres import fresh_schema, postgres, shared_server
 
@@ -93,8 +96,22 @@ def test_a_role_that_may_not_make_tables_is_told_so(run: Run, config: Path, sche
     run("migrate", "-c", config)
     with psycopg.connect(shared_server().url, autocommit=True) as connection:
         connection.execute(f"GRANT USAGE ON SCHEMA {schema} TO {schema}".encode())
-        connection.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {schema}".encode())
+        rights = "SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA"
+        connection.execute(f"GRANT {rights} {schema} TO {schema}".encode())
     assert run("keys", "create", "-c", other, "--tenant", "acme", "--user", "alice").code == 0
+
+    async def use_everything() -> None:
+        key = SessionKey("acme", "s1")
+        async with open_stores(load_settings(other, resolve_secrets=False)) as stores:
+            await stores.files.raise_epoch(key, 1)
+            await stores.files.append(key, 1, "/a/b", "x")
+            await stores.ledger.accept(TurnRow(key, "t-1", "alice", TurnStatus.QUEUED, "hello"))
+            await stores.directory.insert(SessionRow(key, "alice"))
+            assert await stores.directory.set_member(key, "bob", Role.READER) is not None
+            assert await stores.directory.remove(key)
+            assert await stores.files.delete_session(key)
+
+    asyncio.run(use_everything())
 
 
 def test_sqlite_needs_no_migration(run: Run, tmp_path: Path) -> None:
