@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import socket
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from types import ModuleType
+from typing import Any, Protocol, Self, cast
 
 import structlog
 
-from aerodrome._util.clock import SystemClock
+from aerodrome._util.clock import Clock, SystemClock
 from aerodrome._util.sqlite import Database, Synchronous
 from aerodrome._util.tasks import TaskOwner
 from aerodrome._util.xdg import runtime_packages
@@ -27,7 +29,7 @@ from aerodrome.coordination.backends.sqlite import SqliteCoordination
 from aerodrome.coordination.backends.sqlite_directory import SqliteDirectory
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.coordination.ports import Coordination, Directory
-from aerodrome.errors import AerodromeError
+from aerodrome.errors import AerodromeError, ConfigError
 from aerodrome.gateway.limits import GatewayLimits
 from aerodrome.gateway.server import Gateway, GatewayOptions
 from aerodrome.http.api import create_app
@@ -36,6 +38,7 @@ from aerodrome.http.server import HttpServer
 from aerodrome.identity.backends.sqlite import SqliteKeyStore
 from aerodrome.identity.ephemeral import Authenticator, EitherOf
 from aerodrome.identity.keys import KeyService
+from aerodrome.identity.ports import KeyStore
 from aerodrome.model import RuntimeKey
 from aerodrome.peers.cluster import Cluster
 from aerodrome.peers.link import PeerLinks
@@ -75,34 +78,103 @@ class Stores:
 async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
     """The stores of this configuration, with their tables up to date.
 
-    Two files, so that a write of one turn's files and the bookkeeping of another's do not wait for each other.
+    What must last lies where `state.url` says, what is about the living where `coordination.url` says. With SQLite
+    there are two files, so that a write of one turn's files and the bookkeeping of another's do not wait for each
+    other.
 
     Raises:
         StoreUnavailable: A store cannot be opened.
         ConfigError: A store was written by a newer version.
     """
-    data = settings.server.data_dir
     clock = SystemClock()
     async with AsyncExitStack() as stack:
-        synchronous: Synchronous = "FULL" if settings.state.synchronous == "full" else "NORMAL"
-        state = await stack.enter_async_context(Database(data / "state.sqlite3", synchronous=synchronous))
-        database = await stack.enter_async_context(Database(data / "coordination.sqlite3", synchronous=synchronous))
-        directory = SqliteDirectory(database)
-        coordination: Coordination
-        if settings.coordination.url == "memory":
-            coordination = MemoryCoordination(clock=clock)
-        else:
-            coordination = SqliteCoordination(database, clock=clock)
-        files = SqliteFileStore(
-            state, clock=clock, max_file_bytes=settings.state.max_file, max_session_bytes=settings.state.max_session
-        )
-        ledger = SqliteLedger(state)
-        key_store = SqliteKeyStore(state)
-        for store in (coordination, directory, files, ledger, key_store):
-            await store.open()
-            stack.push_async_callback(store.aclose)
-        keys = KeyService(key_store, clock=clock, cache_ttl=settings.auth.key_cache)
-        yield Stores(keys, coordination, directory, files, ledger)
+        files = SqliteFiles(settings, stack)
+        state = await _open_state(settings, clock, files, stack)
+        coordination = await _open_coordination(settings, clock, files, stack)
+        keys = KeyService(state.keys, clock=clock, cache_ttl=settings.auth.key_cache)
+        yield Stores(keys, coordination, state.directory, state.files, state.ledger)
+
+
+class SqliteFiles:
+    """The databases in `server.data_dir`, each opened when first asked for and closed with the stack."""
+
+    def __init__(self, settings: Settings, stack: AsyncExitStack) -> None:
+        self._directory = settings.server.data_dir
+        self._synchronous: Synchronous = "FULL" if settings.state.synchronous == "full" else "NORMAL"
+        self._stack = stack
+        self._open: dict[str, Database] = {}
+
+    async def get(self, name: str) -> Database:
+        if name not in self._open:
+            database = Database(self._directory / name, synchronous=self._synchronous)
+            self._open[name] = await self._stack.enter_async_context(database)
+        return self._open[name]
+
+
+class _State(Protocol):
+    """What must last."""
+
+    @property
+    def files(self) -> SessionFileStore: ...
+    @property
+    def ledger(self) -> Ledger: ...
+    @property
+    def keys(self) -> KeyStore: ...
+    @property
+    def directory(self) -> Directory: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _SqliteState:
+    files: SessionFileStore
+    ledger: Ledger
+    keys: KeyStore
+    directory: Directory
+
+
+async def _open_state(settings: Settings, clock: Clock, databases: SqliteFiles, stack: AsyncExitStack) -> _State:
+    state = settings.state
+    if state.url != "sqlite":
+        opening = postgresql_stores().open_state(settings, clock)
+        return cast("_State", await stack.enter_async_context(opening))
+    database = await databases.get("state.sqlite3")
+    files = SqliteFileStore(database, clock=clock, max_file_bytes=state.max_file, max_session_bytes=state.max_session)
+    opened = _SqliteState(
+        files,
+        SqliteLedger(database),
+        SqliteKeyStore(database),
+        # With the leases, because a node changes both for each turn while files are being written.
+        SqliteDirectory(await databases.get("coordination.sqlite3")),
+    )
+    for store in (opened.files, opened.ledger, opened.keys, opened.directory):
+        await store.open()
+        stack.push_async_callback(store.aclose)
+    return opened
+
+
+def postgresql_stores() -> ModuleType:
+    """The module `postgresql_stores`, whose driver is an extra.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        return importlib.import_module("aerodrome.postgresql_stores")
+    except ImportError as error:
+        raise ConfigError(f"PostgreSQL needs its driver ({error}): install 'aerodrome[postgresql]'") from None
+
+
+async def _open_coordination(
+    settings: Settings, clock: Clock, databases: SqliteFiles, stack: AsyncExitStack
+) -> Coordination:
+    coordination: Coordination
+    if settings.coordination.url == "memory":
+        coordination = MemoryCoordination(clock=clock)
+    else:
+        coordination = SqliteCoordination(await databases.get("coordination.sqlite3"), clock=clock)
+    await coordination.open()
+    stack.push_async_callback(coordination.aclose)
+    return coordination
 
 
 class Node:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -14,10 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from aerodrome.coordination.backends.memory_directory import MemoryDirectory
+from aerodrome.coordination.backends.postgresql_directory import PostgresDirectory
 from aerodrome.coordination.backends.sqlite_directory import SqliteDirectory
 from aerodrome.coordination.ports import Directory
 from aerodrome.model import Role, SessionKey, SessionRow, SessionState
 from support.databases import database
+from support.postgres import fresh_schema, postgres
 
 T = TypeVar("T")
 KEYS = [SessionKey("acme", "a"), SessionKey("acme", "b"), SessionKey("beta", "a")]
@@ -31,32 +34,30 @@ class DirectoryMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.runner = asyncio.Runner()
-        self.files = tempfile.TemporaryDirectory()
-        path = Path(self.files.name) / "c.db"
-        # Two handles on one file, used in turn: whatever one process remembers of it would show.
-        self.databases = [database(path), database(path)]
-        for db in self.databases:
-            self.runner.run(db.open())
+        self.stack = AsyncExitStack()
         self.memory: Directory = MemoryDirectory()
-        self.sqlite = [SqliteDirectory(db) for db in self.databases]
-        for store in self.sqlite:
+        # Two handles on one database, used in turn: whatever one process remembers of it would show.
+        self.stores = self.runner.run(self.make_stores())
+        for store in self.stores:
             self.runner.run(store.open())
         self.rows: dict[SessionKey, SessionRow] = {}
 
+    async def make_stores(self) -> list[Directory]:
+        path = Path(self.stack.enter_context(tempfile.TemporaryDirectory())) / "c.db"
+        return [SqliteDirectory(await self.stack.enter_async_context(database(path))) for _ in range(2)]
+
     def teardown(self) -> None:
         if hasattr(self, "runner"):
-            for db in self.databases:
-                self.runner.run(db.aclose())
+            self.runner.run(self.stack.aclose())
             self.runner.close()
-            self.files.cleanup()
 
     def ask(self, call: Callable[[Directory], Awaitable[T]]) -> T:
         """The answer of both adapters, which must be the same."""
 
         async def both() -> tuple[T, T]:
-            return await call(self.memory), await call(self.sqlite[0])
+            return await call(self.memory), await call(self.stores[0])
 
-        self.sqlite.reverse()
+        self.stores.reverse()
         memory, sqlite = self.runner.run(both())
         assert memory == sqlite
         return memory
@@ -127,10 +128,19 @@ class DirectoryMachine(RuleBasedStateMachine):
     @invariant()
     def the_stores_agree_with_the_model(self) -> None:
         for key in KEYS:
-            assert self.runner.run(self.sqlite[0].get(key)) == self.rows.get(key)
+            assert self.runner.run(self.stores[0].get(key)) == self.rows.get(key)
 
 
-TestDirectoryMachine = DirectoryMachine.TestCase
-TestDirectoryMachine.settings = settings(
+class PostgresDirectoryMachine(DirectoryMachine):
+    async def make_stores(self) -> list[Directory]:
+        schema = fresh_schema()
+        return [PostgresDirectory(await self.stack.enter_async_context(postgres(schema))) for _ in range(2)]
+
+
+_SETTINGS = settings(
     max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+TestDirectoryMachine = DirectoryMachine.TestCase
+TestDirectoryMachine.settings = _SETTINGS
+TestPostgresDirectoryMachine = PostgresDirectoryMachine.TestCase
+TestPostgresDirectoryMachine.settings = _SETTINGS

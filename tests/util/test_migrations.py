@@ -91,7 +91,7 @@ async def test_a_changed_script_is_noticed() -> None:
         (migration,) = release(FIRST).migrations
         other = PostgresSchema("things", (replace(migration, script="CREATE TABLE thing (id text)"),))
         for call in (other.ensure(db), other.migrate(db)):
-            with pytest.raises(ConfigError, match=r"made by another postgresql_things_001_pre_x\.sql"):
+            with pytest.raises(ConfigError, match="made by another postgresql_things_001_pre_x"):
                 await call
 
 

@@ -29,7 +29,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Self, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import psycopg
 import structlog
@@ -139,6 +139,7 @@ class Postgres:
             except psycopg.Error as error:
                 trouble = of_connecting(error)
                 if not trouble.what.startswith("is starting up") or monotonic() > give_up:
+                    self._pool.closed = True
                     raise self._health.translate(error, trouble) from error
             await asyncio.sleep(0.2)
 
@@ -169,9 +170,17 @@ class Postgres:
         return connection
 
     async def execute(
-        self, query: str, parameters: Parameters | None = None, *, deadline: float | None = None
+        self,
+        query: str,
+        parameters: Parameters | None = None,
+        *,
+        binary: bool = False,
+        deadline: float | None = None,
     ) -> Result:
         """Run one statement as a transaction of its own: one round trip.
+
+        Args:
+            binary: Have the rows sent in binary, which halves large values of type bytea.
 
         Raises:
             StoreUnavailable: Away for too long, locked, full, read-only, ...
@@ -179,7 +188,7 @@ class Postgres:
 
         async def attempt(connection: Connection, doubt: _Doubt) -> Result:
             doubt.begins()
-            return await _execute(connection, query, parameters, self._patience, doubt.repeated)
+            return await _execute(connection, query, parameters, self._patience, doubt.repeated, binary=binary)
 
         return await self._attempts(attempt, deadline)
 
@@ -332,11 +341,17 @@ class _Health:
 
 
 async def _execute(
-    connection: Connection, query: str, parameters: Parameters | None, patience: float, repeated: bool
+    connection: Connection,
+    query: str,
+    parameters: Parameters | None,
+    patience: float,
+    repeated: bool,
+    *,
+    binary: bool = False,
 ) -> Result:
     with _watched(connection, patience):
         # The text is ours, from a file or a constant; values are parameters.
-        cursor = await connection.execute(query.encode(), parameters)
+        cursor = await connection.execute(query.encode(), parameters, binary=binary)
         rows = await cursor.fetchall() if cursor.description is not None else []
         return Result(rows, cursor.rowcount, repeated)
 
@@ -386,4 +401,5 @@ def masked(url: str) -> str:
     user, at, hosts = parts.netloc.rpartition("@")
     name = user.partition(":")[0]
     kept = [(key, value) for key, value in parse_qsl(parts.query) if "password" not in key]
-    return urlunsplit((parts.scheme, f"{name}{at}{hosts}", parts.path, urlencode(kept), ""))
+    query = f"?{urlencode(kept)}" if kept else ""
+    return f"{parts.scheme}://{name}{at}{hosts}{parts.path}{query}"

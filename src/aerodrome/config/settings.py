@@ -11,7 +11,16 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SecretStr,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from aerodrome._util.xdg import data_home
@@ -24,12 +33,19 @@ from aerodrome.config.types import (
     LocalPath,
     Name,
     Secret,
+    StoreUrl,
     Tool,
     Url,
+    check_postgresql_url,
+    resolve_store_url,
 )
 from aerodrome.model import ISOLATED_TOOLS, Isolation, OnBusy, Profile
 
 MIB = 1 << 20
+
+
+def _written(text: object) -> str:
+    return f'"{text}"'
 
 
 class Section(BaseModel):
@@ -100,7 +116,7 @@ def _store_in_this_version(*available: str) -> BeforeValidator:
 class CoordinationSettings(Section):
     url: Annotated[Literal["sqlite", "memory"], _store_in_this_version("sqlite", "memory")] = Field(
         default="sqlite",
-        description="Store of leases, directory and membership: `sqlite` is a file in `server.data_dir` that several "
+        description="Store of leases and membership: `sqlite` is a file in `server.data_dir` that several "
         "processes of one machine may share; `memory` forgets at exit.",
     )
     heartbeat: Duration = Field(default=1.0, gt=0, description="How often a node says that it is alive.")
@@ -117,16 +133,51 @@ class CoordinationSettings(Section):
         return self
 
 
+def _database_schema(value: str) -> str:
+    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", value) or value.startswith("pg_"):
+        raise ValueError("expected up to 63 small letters, digits and _, the first no digit")
+    return value
+
+
+def _state_url(url: StoreUrl) -> StoreUrl:
+    if url == "sqlite":
+        return url
+    if url.scheme in ("postgresql", "postgres"):
+        return check_postgresql_url(url)
+    expected = 'expected "sqlite" or "postgresql://USER@HOST/DATABASE"'
+    if url.scheme in ("redis", "rediss", "valkey"):
+        raise ValueError(f"{url.scheme} stores forget; {expected}")
+    if url.scheme == "volume":
+        raise ValueError(f"volume stores are not in this version; {expected}")
+    raise ValueError(expected)
+
+
+#: Always resolved, checked, and shown without its password.
+_StateUrl = Annotated[StoreUrl, PlainValidator(resolve_store_url), AfterValidator(_state_url), Kind("store", _written)]
+
+
 class StateSettings(Section):
-    url: Annotated[Literal["sqlite"], _store_in_this_version("sqlite")] = Field(
-        default="sqlite", description="Store of the session files: `sqlite` is a file in `server.data_dir`."
+    url: _StateUrl = Field(
+        default=StoreUrl("sqlite"),
+        description="Store of all that must last: session files, message ledger, directory, API keys. `sqlite`: files "
+        "in `server.data_dir`, for one machine. `postgresql://...`: a database that nodes on many machines share; what "
+        "libpq understands in an address counts, such as `sslmode`; `env:NAME` and `file:PATH` as for secrets.",
+    )
+    database_schema: Annotated[str, AfterValidator(_database_schema), Kind("name", _written)] = Field(
+        default="aerodrome", description="PostgreSQL: the schema that holds the tables."
+    )
+    connections: int = Field(default=10, ge=1, description="PostgreSQL: most connections of this node.")
+    retry: Duration = Field(
+        default=15.0,
+        description="PostgreSQL: how long a call goes on trying while the server is away, such as during a restart, "
+        "before the error `store_unavailable`.",
     )
     max_file: ByteSize = Field(default=64 * MIB, gt=0, description="Largest file of a session.")
     max_session: ByteSize = Field(default=256 * MIB, gt=0, description="Most bytes of one session's files together.")
     synchronous: Literal["full", "normal"] = Field(
         default="full",
-        description="`full` survives a power cut with every acknowledged write; `normal` is faster and may then lose "
-        "the last ones. Neither loses anything when a process dies.",
+        description="SQLite: `full` survives a power cut with every acknowledged write; `normal` is faster and may "
+        "then lose the last ones. Neither loses anything when a process dies. PostgreSQL has its own setting for this.",
     )
 
     @model_validator(mode="after")
@@ -393,7 +444,7 @@ class Settings(Section):
     coordination: CoordinationSettings = Field(
         default_factory=CoordinationSettings, description="Who runs which session, and who is alive."
     )
-    state: StateSettings = Field(default_factory=StateSettings, description="Where session files are stored.")
+    state: StateSettings = Field(default_factory=StateSettings, description="Where what must last is stored.")
     isolation: IsolationSettings = Field(
         default_factory=IsolationSettings, description="Who shares a Copilot CLI process with whom."
     )
