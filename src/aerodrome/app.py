@@ -19,6 +19,7 @@ from typing import Any, Protocol, Self, cast
 import structlog
 
 from aerodrome._util.clock import Clock, SystemClock
+from aerodrome._util.redis_url import RedisUrl
 from aerodrome._util.sqlite import Database, Synchronous
 from aerodrome._util.tasks import TaskOwner
 from aerodrome._util.xdg import runtime_packages
@@ -167,14 +168,39 @@ def postgresql_stores() -> ModuleType:
 async def _open_coordination(
     settings: Settings, clock: Clock, databases: SqliteFiles, stack: AsyncExitStack
 ) -> Coordination:
+    url = settings.coordination.url
+    if url.scheme in ("postgresql", "postgres"):
+        opening = postgresql_stores().open_coordination(settings)
+        return cast("Coordination", await stack.enter_async_context(opening))
     coordination: Coordination
-    if settings.coordination.url == "memory":
+    if url == "memory":
         coordination = MemoryCoordination(clock=clock)
-    else:
+    elif url == "sqlite":
         coordination = SqliteCoordination(await databases.get("coordination.sqlite3"), clock=clock)
-    await coordination.open()
+    else:
+        coordination = _redis_coordination(settings)
     stack.push_async_callback(coordination.aclose)
+    await coordination.open()
     return coordination
+
+
+def _redis_coordination(settings: Settings) -> Coordination:
+    """Its driver is an extra. Raises `ConfigError` when it is not installed."""
+    try:
+        module = importlib.import_module("aerodrome.coordination.backends.redis")
+    except ImportError as error:
+        raise ConfigError(f"Redis needs its driver ({error}): pip install 'aerodrome[redis]'") from None
+    coordination = settings.coordination
+    return cast(
+        "Coordination",
+        module.RedisCoordination(
+            RedisUrl.parse(coordination.url),
+            prefix=coordination.key_prefix,
+            # A heartbeat without an answer must leave time for the next.
+            timeout=coordination.ttl / 2,
+            patience=coordination.retry,
+        ),
+    )
 
 
 class Node:
