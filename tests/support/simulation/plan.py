@@ -1,0 +1,85 @@
+"""What happens in one run, drawn from its seed: who asks for what, and what goes wrong when.
+
+A plan is a list of events that mean something each by itself, so that any of them can be left out.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+MACHINES = ("n1", "n2", "n3")
+SITES = ("coordination", "state")
+#: Seconds of a run in which things go wrong; afterwards everything is mended.
+LENGTH = 24.0
+#: Largest drift of a monotonic clock, and of the store's: at a time to live of which two thirds are used, two clocks
+#: may be a third apart.
+DRIFT = 0.08
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    at: float
+    kind: str
+    args: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.at:9.4f}  {self.kind}{self.args}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    sessions: int
+    rates: dict[str, float]
+    events: tuple[Event, ...]
+
+
+def make_plan(seed: int) -> Plan:
+    chance = random.Random(f"plan {seed}")
+    sessions = chance.randint(1, 3)
+    events = _work(chance, sessions) + _faults(chance)
+    rates = {name: 1.0 + chance.uniform(-DRIFT, DRIFT) for name in (*MACHINES, "coordination")}
+    return Plan(sessions, rates, tuple(sorted(events, key=lambda event: event.at)))
+
+
+def _work(chance: random.Random, sessions: int) -> list[Event]:
+    events = []
+    for _ in range(chance.randint(10, 40)):
+        at, machine, session = chance.uniform(0.1, LENGTH), chance.choice(MACHINES), chance.randrange(sessions)
+        kind = "turn" if chance.random() < 0.75 else "hibernate"
+        events.append(Event(at, kind, (machine, session)))
+    return events
+
+
+def _faults(chance: random.Random) -> list[Event]:
+    events: list[Event] = []
+    for _ in range(chance.randint(1, 7)):
+        at = chance.uniform(0.5, LENGTH - 4.0)
+        machine, site = chance.choice(MACHINES), chance.choice(SITES)
+        # Most are about as long as what they can outlast.
+        lasting = chance.choice((0.3, 1.0, 2.5, 4.0, 5.5, 8.0)) * chance.uniform(0.8, 1.2)
+        kind = chance.choice(_KINDS)
+        args: tuple[Any, ...]
+        match kind:
+            case "pause" | "kill":
+                args = (machine, lasting)
+            case "leave":
+                args = (machine, lasting)
+            case "down":
+                args = (site, lasting)
+            case "cut":
+                args = (machine, site, lasting)
+            case "empty":
+                args = ()
+            case "weather":
+                args = (lasting * 2, *(chance.choice((0.0, 0.05, 0.2, 0.5)) for _ in range(3)))
+            case "wall clock":
+                args = (machine, chance.choice((-3600.0, -5.0, 5.0, 3600.0)))
+            case _:
+                args = (chance.choice((-30.0, -4.0, 4.0, 30.0)),)
+        events.append(Event(at, kind, args))
+    return events
+
+
+_KINDS = ("pause", "pause", "pause", "kill", "leave", "down", "cut", "empty", "weather", "weather", "wall clock", "jump")
