@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.coordination.heartbeat import Heartbeat
@@ -108,29 +108,28 @@ class SimulatedNode:
         self._locks: dict[SessionKey, asyncio.Lock] = {}
         # What the model takes its time with is no choice of the scheduler.
         self._random = random.Random(name)
-        leases = build.remote(network, self.loop, coordination, self._caller)
-        durable = build.remote(network, self.loop, state, self._caller)
+        leases: Any = build.remote(network, self.loop, coordination, self._caller)
+        durable: Any = build.remote(network, self.loop, state, self._caller)
         self._leases = leases
-        self.heartbeat = build.heartbeat(
-            cast(Any, leases), name, interval=INTERVAL, ttl=TTL, clock=self.clock, load=lambda: {}
-        )
+        self.heartbeat = build.heartbeat(leases, name, interval=INTERVAL, ttl=TTL, clock=self.clock, load=dict)
         self.heartbeat.on_reborn = self._give_up_all
         self.tasks = _Tasks("node")
+        nothing: Any = None
         self.context = SessionContext(
             options=SessionOptions(),
-            directory=cast(Any, durable),
-            leases=cast(Any, leases),
-            membership=cast(Any, leases),
-            files=cast(Any, durable),
+            directory=durable,
+            leases=leases,
+            membership=leases,
+            files=durable,
             clock=self.clock,
             incarnation=lambda: self.heartbeat.incarnation,
             may_serve=lambda: self.heartbeat.may_serve,
             tasks=self.tasks,
             # What no session of the simulation asks for.
-            ledger=cast(Any, None),
-            pool=cast(Any, None),
-            slots=cast(Any, None),
-            credentials=cast(Any, None),
+            ledger=nothing,
+            pool=nothing,
+            slots=nothing,
+            credentials=nothing,
         )
 
     def _caller(self) -> str:
@@ -225,9 +224,7 @@ class SimulatedNode:
                 self._lose(row.key)
                 self.context.release_lease(lease)
 
-        files = self._build.session_fs(
-            self.context.files, row.key, lease.epoch, home="/home", on_failed_write=failed
-        )
+        files = self._build.session_fs(self.context.files, row.key, lease.epoch, home="/home", on_failed_write=failed)
         records = chain(text)
         resident = self.residents[row.key] = Resident(lease, files, records[-1][0] if records else None)
         self._world.say(f"{self.name} has {row.key.id} in epoch {lease.epoch}")

@@ -44,14 +44,14 @@ class Network:
         self.weather = Weather()
         #: Pairs of node and site that cannot reach each other.
         self.cut: set[tuple[str, str]] = set()
-        self.calls = 0
+        #: Called with node and operation when a store has carried out a call.
+        self.carried_out: Callable[[str, str], None] = lambda *_: None
 
     async def call(
         self, loop: NodeLoop, caller: str, site: Site, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Raises `StoreUnavailable` when no answer comes in time, whether or not the call was carried out."""
         world, weather = self.world, self.weather
-        self.calls += 1
         answer: asyncio.Future[Any] = loop.create_future()
         deadline = world.now + TIMEOUT / loop.rate
 
@@ -70,6 +70,7 @@ class Network:
                 raise
             except Exception as outcome:
                 error = outcome
+            self.carried_out(loop.name, operation)
             back = world.now + self._delay()
             if (weather.lose_answer and world.random.random() < weather.lose_answer) or back > deadline:
                 world.say(f"{loop.name}: the answer to {operation} is lost")

@@ -37,7 +37,7 @@ class Plan:
 
 def make_plan(seed: int) -> Plan:
     chance = random.Random(f"plan {seed}")
-    sessions = chance.randint(1, 3)
+    sessions = chance.choice((1, 1, 2, 3))
     events = _work(chance, sessions) + _faults(chance)
     rates = {name: 1.0 + chance.uniform(-DRIFT, DRIFT) for name in (*MACHINES, "coordination")}
     return Plan(sessions, rates, tuple(sorted(events, key=lambda event: event.at)))
@@ -56,30 +56,41 @@ def _faults(chance: random.Random) -> list[Event]:
     events: list[Event] = []
     for _ in range(chance.randint(1, 7)):
         at = chance.uniform(0.5, LENGTH - 4.0)
-        machine, site = chance.choice(MACHINES), chance.choice(SITES)
-        # Most are about as long as what they can outlast.
-        lasting = chance.choice((0.3, 1.0, 2.5, 4.0, 5.5, 8.0)) * chance.uniform(0.8, 1.2)
-        kind = chance.choice(_KINDS)
-        args: tuple[Any, ...]
-        match kind:
-            case "pause" | "kill":
-                args = (machine, lasting)
-            case "leave":
-                args = (machine, lasting)
-            case "down":
-                args = (site, lasting)
-            case "cut":
-                args = (machine, site, lasting)
-            case "empty":
-                args = ()
-            case "weather":
-                args = (lasting * 2, *(chance.choice((0.0, 0.05, 0.2, 0.5)) for _ in range(3)))
-            case "wall clock":
-                args = (machine, chance.choice((-3600.0, -5.0, 5.0, 3600.0)))
-            case _:
-                args = (chance.choice((-30.0, -4.0, 4.0, 30.0)),)
-        events.append(Event(at, kind, args))
+        if chance.random() < 0.6:
+            events.append(_fault(chance, at, chance.choice(_KINDS)))
+            continue
+        # Where it hurts most: when a store has just done this for a node, and the node does not know it yet.
+        machine, moment = chance.choice(MACHINES), chance.choice(_MOMENTS)
+        kinds = [chance.choice(_KINDS)] if chance.random() < 0.6 else ["pause", chance.choice(_KINDS)]
+        events += [Event(at, "when", (machine, moment, _fault(chance, at, kind, machine))) for kind in kinds]
     return events
 
 
-_KINDS = ("pause", "pause", "pause", "kill", "leave", "down", "cut", "empty", "weather", "weather", "wall clock", "jump")
+def _fault(chance: random.Random, at: float, kind: str, machine: str | None = None) -> Event:
+    machine, site = machine or chance.choice(MACHINES), chance.choice(SITES)
+    # Most are about as long as what they can outlast.
+    lasting = chance.choice((0.3, 1.0, 2.5, 4.0, 5.5, 8.0)) * chance.uniform(0.8, 1.2)
+    args: tuple[Any, ...]
+    match kind:
+        case "pause" | "kill" | "leave":
+            args = (machine, lasting)
+        case "down":
+            args = (site, lasting)
+        case "cut":
+            args = (machine, site, lasting)
+        case "empty":
+            args = ()
+        case "weather":
+            args = (lasting * 2, *(chance.choice((0.0, 0.05, 0.2, 0.5)) for _ in range(3)))
+        case "wall clock":
+            args = (machine, chance.choice((-3600.0, -5.0, 5.0, 3600.0)))
+        case _:
+            args = (chance.choice((-10.0, -4.0, 4.0, 30.0)),)
+    return Event(at, kind, args)
+
+
+_KINDS = (
+    *("pause", "pause", "pause", "kill", "leave", "down", "cut", "empty", "empty"),
+    *("weather", "weather", "wall clock", "jump"),
+)
+_MOMENTS = ("acquire", "acquire", "raise_epoch", "append", "epoch", "release", "heartbeat", "get", "read")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 from aerodrome.coordination import heartbeat
-from aerodrome.coordination.backends.memory import MemoryCoordination
-from aerodrome.errors import AerodromeError, SessionBusy
+from aerodrome.coordination.backends.memory import MemoryCoordination, _Held
+from aerodrome.coordination.ports import Lease
+from aerodrome.errors import AerodromeError
 from aerodrome.model import SessionKey, SessionRow
 from aerodrome.statestore.provider import EVENTS_PATH
 from support.simulation.fleet import TENANT, TTL, Build, SimulatedNode
@@ -20,9 +22,13 @@ from support.simulation.plan import LENGTH, MACHINES, Event, Plan, make_plan
 from support.simulation.sites import CoordinationSite, DurableSite, MemoryFiles, StoreClock, at_once
 from support.simulation.world import NodeLoop, Violation, World
 
+T = TypeVar("T")
+
+#: Seconds after which a client tries another node.
+PATIENCE = 4.0
 #: Seconds from the end of all faults, beside the time to live, until every session can be opened: calls under way are
 #: given up, a beat comes through, the dead have been declared dead by a slow clock.
-RECOVERY = 2 * TIMEOUT + 2.0
+RECOVERY = PATIENCE + 2 * TIMEOUT + 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +78,14 @@ class Simulation:
         self._nodes: dict[str, SimulatedNode] = {}
         self._lives = dict.fromkeys(MACHINES, 0)
         self._by_loop: dict[NodeLoop, SimulatedNode] = {}
+        self._clients = NodeLoop(self.world, "clients")
         self._weathers = 0
+        self._jumps: list[float] = []
         self._waiting: set[SessionKey] = set()
+        #: Faults that wait for a store to have done something for a node.
+        self._when: dict[tuple[str, str], list[Event]] = {}
         self.world.after_step = self._check_step
+        self.network.carried_out = self._carried_out
 
     def run(self) -> Outcome:
         try:
@@ -93,6 +104,7 @@ class Simulation:
     def _run(self) -> None:
         for row in self._rows:
             at_once(self._state.directory.insert(row))
+            self._live_before(row.key)
         for machine in MACHINES:
             self._start(machine)
         for number, event in enumerate(self._plan.events):
@@ -102,9 +114,9 @@ class Simulation:
         began = self.world.now
         self._waiting = {row.key for row in self._rows}
         for number, row in enumerate(self._rows):
-            self._ask_until_done(number, row)
+            self._clients.spawn(self._insist(row, f"end{number}"), "client")
         # A clock that went back has given the dead so much longer.
-        put_back = -sum(min(0.0, event.args[0]) for event in self._plan.events if event.kind == "jump")
+        put_back = -sum(min(0.0, seconds) for seconds in self._jumps)
         self.world.run(began + TTL * 1.1 + RECOVERY + put_back, lambda: not self._waiting)
         if self._waiting:
             waiting = sorted(key.id for key in self._waiting)
@@ -114,11 +126,14 @@ class Simulation:
             session = self._state.files.sessions.get(row.key)
             self._state.histories.check(row.key.id, session.files.get(EVENTS_PATH, "") if session else "")
 
+    def _live_before(self, key: SessionKey) -> None:
+        """The session has had many lives, which both stores remember."""
+        self._coordination.store._leases[key] = _Held(1000, None)
+        at_once(self._state.files.raise_epoch(key, 1000))
+
     # Events of the plan
 
     def _perform(self, number: int, event: Event) -> None:
-        if event.kind not in ("turn", "hibernate"):
-            self.world.say("***", event.kind, *event.args)
         match event.kind, event.args:
             case "turn", (machine, session):
                 self._turn(machine, self._rows[session], f"t{number}")
@@ -126,16 +141,30 @@ class Simulation:
                 node = self._nodes[machine]
                 if node.alive and not node.stopping:
                     node.loop.spawn(node.hibernate(self._rows[session].key), "hibernate")
-            case "pause", (machine, seconds):
-                self._pause(self._nodes[machine], seconds)
-            case "kill", (machine, seconds):
-                self._nodes[machine].kill()
-                self.world.after(seconds, partial(self._restart, machine))
-            case "leave", (machine, seconds):
-                node = self._nodes[machine]
-                if node.alive and not node.stopping:
-                    node.loop.spawn(node.stop(), "stop")
-                self.world.after(seconds, partial(self._restart, machine))
+            case "when", (machine, operation, fault):
+                self._when.setdefault((machine, operation), []).append(fault)
+            case "pause" | "kill" | "leave", (machine, seconds):
+                self._strike_node(event.kind, machine, seconds)
+            case _:
+                self._strike_stores(event)
+
+    def _strike_node(self, kind: str, machine: str, seconds: float) -> None:
+        self.world.say("***", kind, machine, f"for {seconds:.2f} s")
+        node = self._nodes[machine]
+        if kind == "pause":
+            if node.alive and not node.loop.paused:
+                node.loop.pause()
+                self.world.after(seconds, partial(self._go_on, node))
+            return
+        if kind == "kill":
+            node.kill()
+        elif node.alive and not node.stopping:
+            node.loop.spawn(node.stop(), "stop")
+        self.world.after(seconds, partial(self._restart, machine))
+
+    def _strike_stores(self, event: Event) -> None:
+        self.world.say("***", event.kind, *event.args)
+        match event.kind, event.args:
             case "down", (site, seconds):
                 self._sites[site].down = True
                 self.world.after(seconds, partial(self._up, site))
@@ -151,6 +180,7 @@ class Simulation:
             case "wall clock", (machine, seconds):
                 self._nodes[machine].clock.wall_offset += seconds
             case "jump", (seconds,):
+                self._jumps.append(seconds)
                 self._coordination.jump(seconds)
             case _:
                 raise AssertionError(event)
@@ -178,11 +208,6 @@ class Simulation:
         node.kill()
         self._start(machine)
 
-    def _pause(self, node: SimulatedNode, seconds: float) -> None:
-        if node.alive and not node.loop.paused:
-            node.loop.pause()
-            self.world.after(seconds, partial(self._go_on, node))
-
     def _go_on(self, node: SimulatedNode) -> None:
         if node.alive and node.loop.paused:
             self.world.say("***", node.name, "goes on")
@@ -195,8 +220,14 @@ class Simulation:
         if weather == self._weathers:
             self.network.weather = Weather()
 
+    def _carried_out(self, machine: str, operation: str) -> None:
+        for fault in self._when.pop((machine, operation), ()):
+            self.world.say("*** when", operation, "has been done for", machine)
+            self._perform(0, fault)
+
     def _mend(self) -> None:
         self.world.say("*** everything is mended")
+        self._when.clear()
         self.network.cut.clear()
         self.network.weather = Weather()
         for site in self._sites.values():
@@ -223,48 +254,52 @@ class Simulation:
         self.outcome.acknowledged += 1
         return True
 
-    def _ask_until_done(self, number: int, row: SessionRow) -> None:
-        node = self._nodes[self.world.random.choice(MACHINES)]
-        node.loop.spawn(self._insist(node, row, f"end{number}"), "insist")
-
-    async def _insist(self, node: SimulatedNode, row: SessionRow, turn: str) -> None:
-        """A client of this node. A node that does not hold the lease hands its request to the one that does."""
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                await node.turn(row, f"{turn}.{attempt}")
+    async def _insist(self, row: SessionRow, turn: str) -> None:
+        """A client that tries one node after the other. A node that does not hold the lease hands its request to the
+        one that does."""
+        for attempt in itertools.count(1):
+            node = self._nodes[self.world.random.choice(MACHINES)]
+            name = f"{turn}.{attempt}"
+            if await self._request(node, self._try(node, row, name)):
                 break
-            except SessionBusy:
-                await self._forward(node, row, f"{turn}.{attempt}f")
-                if row.key not in self._waiting:
+            lease = await self._request(node, self._holder(node, row.key))
+            for other in list(self._nodes.values()):
+                holds = lease is not None and other.heartbeat.incarnation == lease.incarnation
+                if holds and await self._request(other, self._try(other, row, f"{name}f")):
+                    self._waiting.discard(row.key)
                     return
-            except AerodromeError as error:
-                self.world.say(f"{node.name} fails {turn}: {error.detail}")
             await asyncio.sleep(0.3)
         self._waiting.discard(row.key)
 
-    async def _forward(self, node: SimulatedNode, row: SessionRow, turn: str) -> None:
-        try:
-            lease = await node.holder(row.key)
-        except AerodromeError:
-            return
-        for other in self._nodes.values():
-            if lease is not None and other.heartbeat.incarnation == lease.incarnation:
-                other.loop.arrive(self._serve, other, row, turn)
+    async def _request(self, node: SimulatedNode, work: Coroutine[Any, Any, T]) -> T | None:
+        """Have a node do something. ``None``: it has not answered in time."""
+        answer: asyncio.Future[T] = self._clients.create_future()
 
-    def _serve(self, node: SimulatedNode, row: SessionRow, turn: str) -> None:
+        def settle(result: T) -> None:
+            if not answer.done():
+                answer.set_result(result)
+
         async def serve() -> None:
-            if await self._try(node, row, turn):
-                self._waiting.discard(row.key)
+            self._clients.arrive(settle, await work)
 
-        node.loop.spawn(serve(), turn)
+        if not node.alive:
+            work.close()
+            return None
+        node.loop.spawn(serve(), "request")
+        done, _ = await asyncio.wait({answer}, timeout=PATIENCE)
+        return answer.result() if done else None
+
+    async def _holder(self, node: SimulatedNode, key: SessionKey) -> Lease | None:
+        try:
+            return await node.holder(key)
+        except AerodromeError:
+            return None
 
     # Checks
 
     def _check_step(self, loop: NodeLoop) -> None:
-        node = self._by_loop[loop]
-        if node.serves and not self._coordination.watch.lives(node.heartbeat.incarnation):
+        node = self._by_loop.get(loop)
+        if node is not None and node.serves and not self._coordination.watch.lives(node.heartbeat.incarnation):
             raise Violation(f"{node.name} serves, and its time to live has run out")
 
 

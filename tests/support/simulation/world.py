@@ -96,7 +96,11 @@ class _Task(asyncio.Task[Any]):
         return self is other
 
 
-class NodeLoop(asyncio.AbstractEventLoop):
+#: Most of a loop's methods nobody asks for here; the types need not know.
+_Loop: Any = asyncio.AbstractEventLoop
+
+
+class NodeLoop(_Loop):  # type: ignore[misc]
     """The loop of one node.
 
     Args:
@@ -142,11 +146,9 @@ class NodeLoop(asyncio.AbstractEventLoop):
         self.paused = False
         came, self._came = self._came, []
         self.world.random.shuffle(came)
-        if came and not self._ready:
-            self.world.make_runnable(self)
-        elif self._ready:
-            self.world.make_runnable(self)
         self._ready.extend(came)
+        if self._ready:
+            self.world.make_runnable(self)
 
     def kill(self) -> None:
         self.killed = True
