@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from aerodrome._util.clock import ManualClock
+from aerodrome._util.postgres import Postgres
 from aerodrome._util.sqlite import Database
 from aerodrome.coordination.backends.sqlite import SqliteCoordination
 from aerodrome.coordination.ports import Node
 from aerodrome.errors import Fenced, TooLarge
 from aerodrome.model import SessionKey
+from aerodrome.statestore.backends.postgresql import PostgresFileStore
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
 from aerodrome.statestore.ports import FileInfo, SessionFileStore
-from support.databases import database, fetch
+from support import databases
+from support import postgres as postgresql
 
 KEY = SessionKey("acme", "chat")
 OTHER = SessionKey("beta", "chat")
@@ -33,12 +38,46 @@ class Pair(NamedTuple):
     clock: ManualClock
 
 
-@pytest.fixture(params=["sqlite"])
+class Bench:
+    """Makes stores on one database, and looks into it."""
+
+    make: Callable[..., SessionFileStore]
+    database: Database | Postgres
+
+    async def fetch(self, query: str) -> list[tuple[Any, ...]]:
+        if isinstance(self.database, Postgres):
+            return await postgresql.fetch(self.database, query)
+        return await databases.fetch(self.database, query)
+
+    async def chunks(self) -> list[int]:
+        """The size of every chunk."""
+        return [size for (size,) in await self.fetch("SELECT length(content) FROM file_chunk")]
+
+
+@asynccontextmanager
+async def bench_on(kind: str, path: Path, schema: str) -> AsyncIterator[Bench]:
+    bench = Bench()
+    if kind == "sqlite":
+        async with databases.database(path) as db:
+            bench.database, bench.make = db, partial(SqliteFileStore, db)
+            yield bench
+    else:
+        async with postgresql.postgres(schema) as server:
+            bench.database, bench.make = server, partial(PostgresFileStore, server)
+            yield bench
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
+    async with bench_on(request.param, tmp_path / "s.db", postgresql.fresh_schema()) as bench:
+        yield bench
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
 async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
-    clock = ManualClock()
-    assert request.param == "sqlite"
-    async with database(tmp_path / "s.db") as first, database(tmp_path / "s.db") as second:
-        a, b = SqliteFileStore(first, clock=clock, **LIMITS), SqliteFileStore(second, clock=clock, **LIMITS)
+    clock, path, schema = ManualClock(), tmp_path / "s.db", postgresql.fresh_schema()
+    async with bench_on(request.param, path, schema) as first, bench_on(request.param, path, schema) as second:
+        a, b = first.make(clock=clock, **LIMITS), second.make(clock=clock, **LIMITS)
         await a.open()
         await b.open()
         await a.raise_epoch(KEY, 1)
@@ -91,7 +130,7 @@ async def test_trap_08_a_paused_holder_that_wakes_up_cannot_write_over_its_succe
     pair: Pair, tmp_path: Path
 ) -> None:
     """The whole story with real leases: a is paused past its time to live, b takes over, a wakes up."""
-    async with database(tmp_path / "c.db") as db:
+    async with databases.database(tmp_path / "c.db") as db:
         leases = SqliteCoordination(db, clock=pair.clock)
         await leases.open()
         await leases.join(Node("a", "a-1"), 5.0)
@@ -199,49 +238,40 @@ async def test_sessions_do_not_see_each_other(pair: Pair) -> None:
 # Compaction
 
 
-async def test_compaction_changes_no_content(tmp_path: Path) -> None:
-    async with database(tmp_path / "s.db") as db:
-        store = SqliteFileStore(db, clock=ManualClock(), compact_after=5)
-        await store.open()
-        await store.raise_epoch(KEY, 1)
-        parts = [f"{number} \u00e9\ud800;" * (number % 7) for number in range(203)]
-        for count, part in enumerate(parts, start=1):
-            await store.append(KEY, 1, EVENTS, part)
-            if count % 29 == 0:
-                assert await store.read(KEY, EVENTS) == "".join(parts[:count])
-        assert await store.read(KEY, EVENTS) == "".join(parts)
-        assert len(await chunks(db)) <= 6
+async def test_compaction_changes_no_content(bench: Bench) -> None:
+    store = bench.make(clock=ManualClock(), compact_after=5)
+    await store.open()
+    await store.raise_epoch(KEY, 1)
+    parts = [f"{number} \u00e9\ud800;" * (number % 7) for number in range(203)]
+    for count, part in enumerate(parts, start=1):
+        await store.append(KEY, 1, EVENTS, part)
+        if count % 29 == 0:
+            assert await store.read(KEY, EVENTS) == "".join(parts[:count])
+    assert await store.read(KEY, EVENTS) == "".join(parts)
+    assert len(await bench.chunks()) <= 6
 
 
-async def test_compaction_comes_once_in_so_many_appends(tmp_path: Path) -> None:
-    async with database(tmp_path / "s.db") as db:
-        store = SqliteFileStore(db, clock=ManualClock(), compact_after=5)
-        await store.open()
-        await store.raise_epoch(KEY, 1)
-        statements: list[str] = []
-        await db.write(lambda connection: connection.set_trace_callback(statements.append))
-        for _ in range(50):
-            await store.append(KEY, 1, EVENTS, "x")
-        await db.write(lambda connection: connection.set_trace_callback(None))
-        assert sum(statement.startswith("UPDATE file_chunk") for statement in statements) == 10
+async def test_compaction_comes_once_in_so_many_appends(bench: Bench) -> None:
+    store = bench.make(clock=ManualClock(), compact_after=5)
+    await store.open()
+    await store.raise_epoch(KEY, 1)
+    counts = []
+    for _ in range(50):
+        await store.append(KEY, 1, EVENTS, "x")
+        counts.append(len(await bench.chunks()))
+    assert counts == [1, 2, 3, 4, 1] + [2, 3, 4, 5, 1] * 9
 
 
-async def test_compaction_rewrites_a_bounded_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_compaction_rewrites_a_bounded_part(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aerodrome.statestore.backends.tree.COMPACTED_BYTES", 100)
-    async with database(tmp_path / "s.db") as db:
-        store = SqliteFileStore(db, clock=ManualClock(), compact_after=4)
-        await store.open()
-        await store.raise_epoch(KEY, 1)
-        parts = [("ab" * 5, "c" * 130, "d")[number % 3] for number in range(300)]
-        for part in parts:
-            await store.append(KEY, 1, EVENTS, part)
-        assert await store.read(KEY, EVENTS) == "".join(parts)
-        assert max(await chunks(db)) == 130  # as it was appended: nothing was merged past the limit
-
-
-async def chunks(db: Database) -> list[int]:
-    """The size of every chunk."""
-    return [size for (size,) in await fetch(db, "SELECT length(content) FROM file_chunk")]
+    store = bench.make(clock=ManualClock(), compact_after=4)
+    await store.open()
+    await store.raise_epoch(KEY, 1)
+    parts = [("ab" * 5, "c" * 130, "d")[number % 3] for number in range(300)]
+    for part in parts:
+        await store.append(KEY, 1, EVENTS, part)
+    assert await store.read(KEY, EVENTS) == "".join(parts)
+    assert max(await bench.chunks()) == 130  # as it was appended: nothing was merged past the limit
 
 
 async def test_reads_during_appends_see_whole_appends(pair: Pair) -> None:
@@ -290,17 +320,16 @@ async def test_a_session_has_a_largest_total(pair: Pair) -> None:
     assert await pair.a.total_bytes(KEY) == 10
 
 
-async def test_over_a_limit_that_was_lowered_one_may_still_shrink(tmp_path: Path) -> None:
-    async with database(tmp_path / "s.db") as db:
-        generous = SqliteFileStore(db)
-        await generous.open()
-        await generous.raise_epoch(KEY, 1)
-        await generous.write(KEY, 1, "/f", "x" * 500)
-        strict = SqliteFileStore(db, max_session_bytes=100)
-        with pytest.raises(TooLarge):
-            await strict.append(KEY, 1, "/g", "x")
-        await strict.write(KEY, 1, "/f", "x" * 400)
-        assert await strict.total_bytes(KEY) == 400
+async def test_over_a_limit_that_was_lowered_one_may_still_shrink(bench: Bench) -> None:
+    generous = bench.make()
+    await generous.open()
+    await generous.raise_epoch(KEY, 1)
+    await generous.write(KEY, 1, "/f", "x" * 500)
+    strict = bench.make(max_session_bytes=100)
+    with pytest.raises(TooLarge):
+        await strict.append(KEY, 1, "/g", "x")
+    await strict.write(KEY, 1, "/f", "x" * 400)
+    assert await strict.total_bytes(KEY) == 400
 
 
 # Directories
@@ -454,14 +483,13 @@ async def test_a_path_has_one_spelling(pair: Pair, path: str) -> None:
         assert await errno_of(call) == "EINVAL"
 
 
-async def test_delete_session_is_complete(tmp_path: Path) -> None:
-    async with database(tmp_path / "s.db") as db:
-        store = SqliteFileStore(db, clock=ManualClock())
-        await store.open()
-        await store.raise_epoch(KEY, 5)
-        for number in range(10):
-            await store.append(KEY, 5, f"/d/{number % 3}/f", "x" * 100)
-        assert await store.delete_session(KEY)
-        assert not await store.delete_session(KEY)
-        for table in ("file_session", "file", "file_chunk"):
-            assert await fetch(db, f"SELECT * FROM {table}") == []
+async def test_delete_session_is_complete(bench: Bench) -> None:
+    store = bench.make(clock=ManualClock())
+    await store.open()
+    await store.raise_epoch(KEY, 5)
+    for number in range(10):
+        await store.append(KEY, 5, f"/d/{number % 3}/f", "x" * 100)
+    assert await store.delete_session(KEY)
+    assert not await store.delete_session(KEY)
+    for table in ("file_session", "file", "file_chunk"):
+        assert await bench.fetch(f"SELECT * FROM {table}") == []

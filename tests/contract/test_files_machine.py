@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Awaitable
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -15,12 +16,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from aerodrome._util.clock import ManualClock
 from aerodrome.errors import Fenced, TooLarge
 from aerodrome.model import SessionKey
+from aerodrome.statestore.backends.postgresql import PostgresFileStore
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
+from aerodrome.statestore.ports import SessionFileStore
 from support.databases import database
+from support.postgres import postgres
 
 T = TypeVar("T")
 KEY = SessionKey("acme", "chat")
 MAX_FILE, MAX_SESSION = 60, 150
+LIMITS: dict[str, Any] = {"max_file_bytes": MAX_FILE, "max_session_bytes": MAX_SESSION, "compact_after": 3}
 
 names = st.sampled_from(["a", "a0", "a-"])
 paths = st.lists(names, min_size=1, max_size=3).map(lambda parts: "/" + "/".join(parts))
@@ -115,21 +120,21 @@ class FilesMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.runner = asyncio.Runner()
-        self.directory = tempfile.TemporaryDirectory()
-        self.db = database(Path(self.directory.name) / "s.db")
-        self.runner.run(self.db.open())
-        self.store = SqliteFileStore(
-            self.db, clock=ManualClock(), max_file_bytes=MAX_FILE, max_session_bytes=MAX_SESSION, compact_after=3
-        )
+        self.stack = AsyncExitStack()
+        self.store = self.runner.run(self.make_store())
         self.runner.run(self.store.open())
         self.model = Model()
         self.epoch = 0
 
+    async def make_store(self) -> SessionFileStore:
+        directory = self.stack.enter_context(tempfile.TemporaryDirectory())
+        db = await self.stack.enter_async_context(database(Path(directory) / "s.db"))
+        return SqliteFileStore(db, clock=ManualClock(), **LIMITS)
+
     def teardown(self) -> None:
         if hasattr(self, "runner"):
-            self.runner.run(self.db.aclose())
+            self.runner.run(self.stack.aclose())
             self.runner.close()
-            self.directory.cleanup()
 
     def run(self, call: Awaitable[T]) -> T:
         async def wait() -> T:
@@ -215,7 +220,16 @@ class FilesMachine(RuleBasedStateMachine):
         assert self.run(self.store.epoch(KEY)) == self.epoch
 
 
-TestFilesMachine = FilesMachine.TestCase
-TestFilesMachine.settings = settings(
+class PostgresFilesMachine(FilesMachine):
+    async def make_store(self) -> SessionFileStore:
+        db = await self.stack.enter_async_context(postgres(max_connections=2))
+        return PostgresFileStore(db, clock=ManualClock(), **LIMITS)
+
+
+_SETTINGS = settings(
     max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+TestFilesMachine = FilesMachine.TestCase
+TestFilesMachine.settings = _SETTINGS
+TestPostgresFilesMachine = PostgresFilesMachine.TestCase
+TestPostgresFilesMachine.settings = _SETTINGS

@@ -10,9 +10,11 @@ from typing import NamedTuple
 import pytest
 
 from aerodrome.identity.backends.memory import MemoryKeyStore
+from aerodrome.identity.backends.postgresql import PostgresKeyStore
 from aerodrome.identity.backends.sqlite import SqliteKeyStore
 from aerodrome.identity.ports import KeyInfo, KeyStore, StoredKey
 from support.databases import database
+from support.postgres import fresh_schema, postgres
 
 
 class Pair(NamedTuple):
@@ -20,13 +22,21 @@ class Pair(NamedTuple):
     b: KeyStore
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
 async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
     if request.param == "memory":
         shared = MemoryKeyStore()
         await shared.open()
         yield Pair(shared, shared)
         await shared.aclose()
+        return
+    if request.param == "postgresql":
+        schema = fresh_schema()
+        async with postgres(schema) as one, postgres(schema) as two:
+            both = Pair(PostgresKeyStore(one), PostgresKeyStore(two))
+            await both.a.open()
+            await both.b.open()
+            yield both
         return
     async with database(tmp_path / "k.db") as first, database(tmp_path / "k.db") as second:
         a, b = SqliteKeyStore(first), SqliteKeyStore(second)

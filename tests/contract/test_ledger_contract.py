@@ -13,9 +13,12 @@ import pytest
 from aerodrome.errors import Conflict
 from aerodrome.model import SessionKey, TurnRow, TurnStatus
 from aerodrome.sessions.backends.memory import MemoryLedger
+from aerodrome.sessions.backends.postgresql import PostgresLedger
 from aerodrome.sessions.backends.sqlite import SqliteLedger
 from aerodrome.sessions.ports import Ledger
 from support.databases import database, query_plan
+from support.postgres import fresh_schema, postgres
+from support.postgres import query_plan as query_plan_of
 
 KEY = SessionKey("acme", "chat")
 OTHER = SessionKey("beta", "chat")
@@ -26,13 +29,21 @@ class Pair(NamedTuple):
     b: Ledger
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
 async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
     if request.param == "memory":
         shared = MemoryLedger()
         await shared.open()
         yield Pair(shared, shared)
         await shared.aclose()
+        return
+    if request.param == "postgresql":
+        schema = fresh_schema()
+        async with postgres(schema) as one, postgres(schema) as two:
+            both = Pair(PostgresLedger(one), PostgresLedger(two))
+            await both.a.open()
+            await both.b.open()
+            yield both
         return
     async with database(tmp_path / "s.db") as first, database(tmp_path / "s.db") as second:
         a, b = SqliteLedger(first), SqliteLedger(second)
@@ -178,6 +189,26 @@ async def test_unfinished_turns_cost_no_scan_of_the_history(tmp_path: Path) -> N
         await db.read(lambda connection: connection.set_trace_callback(None))
         (select,) = [statement for statement in statements if statement.startswith("SELECT")]
         assert "turn_unfinished" in await query_plan(db, select)
+
+
+async def test_postgresql_reads_unfinished_turns_and_histories_by_index() -> None:
+    async with postgres() as db:
+        ledger = PostgresLedger(db)
+        await ledger.open()
+        await db.execute(
+            "INSERT INTO turn (tenant, session, id, author, status, prompt, incarnation, attachments, digest, retried,"
+            " tool_ran, created_at, accepted_by) SELECT 'acme', 's-' || n % 500, 't-' || n, 'alice',"
+            " CASE WHEN n % 1000 = 0 THEN 'running' ELSE 'completed' END, 'x', 'i', '[]', '', false, false, n, n"
+            " FROM generate_series(1, 20000) AS n"
+        )
+        await db.execute("ANALYZE turn")
+        parameters = {"tenant": "acme", "session": "s-7", "except_of": ["x"], "limit": 100}
+        plan = await query_plan_of(db, ledger.queries["unfinished"], parameters)
+        assert "turn_unfinished" in plan
+        assert "Sort" not in plan
+        assert "turn_by_session" in await query_plan_of(db, ledger.queries["turns"], parameters)
+        assert len(await ledger.unfinished(except_of=["x"])) == 20
+        assert len(await ledger.turns(SessionKey("acme", "s-7"))) == 40
 
 
 async def test_the_unfinished_turns_of_living_nodes_are_left_out(pair: Pair) -> None:

@@ -38,7 +38,10 @@ def decode(cursor: str) -> Place:
     except (ValueError, binascii.Error, RecursionError):
         fields = None
     match fields:
-        case [float(last_used_at), str(id_), str(tenant)] if math.isfinite(last_used_at):
+        case [float(last_used_at), str(id_), str(tenant)] if (
+            # As ids and tenants are; not every store can compare with others.
+            math.isfinite(last_used_at) and (id_ + tenant).isascii() and (id_ + tenant).isprintable()
+        ):
             return Place(last_used_at, id_, tenant)
     raise Invalid("the cursor is not one that a listing returned; start again without it")
 

@@ -1,0 +1,190 @@
+"""The message ledger in PostgreSQL. Every call is one round trip, but for a prompt that was accepted before."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from aerodrome._util.migrations import PostgresSchema
+from aerodrome._util.postgres import Postgres
+from aerodrome._util.queries import load_queries
+from aerodrome._util.sqlite import from_blob, to_blob
+from aerodrome.errors import Conflict, StoreUnavailable
+from aerodrome.model import SessionKey, TurnRow, TurnStatus
+
+_COLUMNS = (
+    "tenant, session, id, author, status, prompt, incarnation, attachments, idempotency_key, digest, message_id,"
+    " answer, usage, error, retried, tool_ran, created_at, started_at, ended_at"
+)
+
+
+class PostgresLedger:
+    """Implements `sessions.ports.Ledger` on a `Postgres` that its maker opens and closes."""
+
+    def __init__(self, database: Postgres) -> None:
+        self._database = database
+        queries = load_queries(__package__, "postgresql_ledger.sql")
+        self.queries = {name: query.replace("{columns}", _COLUMNS) for name, query in queries.items()}
+
+    @staticmethod
+    def schema() -> PostgresSchema:
+        return PostgresSchema.load("ledger", __package__)
+
+    async def open(self) -> None:
+        """See that the tables are there and suit. The database must be open. Raises `ConfigError`."""
+        await self.schema().ensure(self._database)
+
+    async def aclose(self) -> None:
+        """Nothing to do: the database belongs to whoever opened it."""
+
+    async def accept(self, row: TurnRow) -> TurnRow | None:
+        values = _values(row) | {"write": _number()}
+        # More than once only when the row in the way has gone before it could be looked at.
+        for _ in range(3):
+            if (await self._database.execute(self.queries["accept"], values)).count == 1:
+                return None
+            found = await self._database.execute(self.queries["earlier"], values)
+            if any(accepted_by == values["write"] for *_, accepted_by in found.rows):
+                return None
+            earlier = [_row(columns) for *columns, _ in found.rows]
+            known = [e for e in earlier if e.idempotency_key is not None and e.idempotency_key == row.idempotency_key]
+            if known:
+                return known[0]
+            if earlier:
+                raise Conflict(f"there is a turn {row.id} in session {row.key} already")
+        raise StoreUnavailable(f"the turns of session {row.key} change too fast", retry_after=1.0)
+
+    async def start(self, key: SessionKey, turn_id: str, at: float) -> bool:
+        return await self._change("start", key, turn_id, at=at)
+
+    async def note(
+        self,
+        key: SessionKey,
+        turn_id: str,
+        *,
+        message_id: str | None = None,
+        tool_ran: bool | None = None,
+        retried: bool | None = None,
+    ) -> None:
+        if (message_id, tool_ran, retried) != (None, None, None):
+            await self._change("note", key, turn_id, message_id=message_id, tool_ran=tool_ran, retried=retried)
+
+    async def finish(
+        self,
+        key: SessionKey,
+        turn_id: str,
+        status: TurnStatus,
+        at: float,
+        *,
+        answer: dict[str, Any] | None = None,
+        usage: dict[str, Any] | None = None,
+        error: dict[str, Any] | None = None,
+        message_id: str | None = None,
+        free_key: bool = False,
+    ) -> bool:
+        if not status.is_final:
+            raise ValueError(f"{status} does not finish a turn")
+        return await self._change(
+            "finish",
+            key,
+            turn_id,
+            status=status.value,
+            at=at,
+            answer=_to_json(answer),
+            usage=_to_json(usage),
+            error=_to_json(error),
+            message_id=message_id,
+            free_key=free_key,
+            write=_number(),
+        )
+
+    async def _change(self, query: str, key: SessionKey, turn_id: str, **parameters: Any) -> bool:
+        named = {"tenant": key.tenant, "session": key.id, "id": turn_id, **parameters}
+        return (await self._database.execute(self.queries[query], named)).count == 1
+
+    async def get(self, key: SessionKey, turn_id: str) -> TurnRow | None:
+        rows = await self._select("get", key, id=turn_id)
+        return rows[0] if rows else None
+
+    async def by_idempotency_key(self, key: SessionKey, idempotency_key: str) -> TurnRow | None:
+        rows = await self._select("by_idempotency_key", key, idempotency_key=to_blob(idempotency_key))
+        return rows[0] if rows else None
+
+    async def unfinished(
+        self, key: SessionKey | None = None, limit: int = 1000, *, except_of: Collection[str] = ()
+    ) -> list[TurnRow]:
+        query = "unfinished" if key is None else "unfinished_of"
+        return await self._select(query, key, except_of=list(except_of), limit=limit)
+
+    async def turns(self, key: SessionKey) -> list[TurnRow]:
+        return await self._select("turns", key)
+
+    async def _select(self, query: str, key: SessionKey | None, **parameters: Any) -> list[TurnRow]:
+        if key is not None:
+            parameters |= {"tenant": key.tenant, "session": key.id}
+        found = await self._database.execute(self.queries[query], parameters, binary=True)
+        return [_row(values) for values in found.rows]
+
+    async def forget(self, key: SessionKey) -> bool:
+        gone = await self._database.execute(self.queries["forget"], {"tenant": key.tenant, "session": key.id})
+        return gone.count > 0 or gone.repeated
+
+
+def _number() -> int:
+    return secrets.randbits(62) + 1
+
+
+def _to_json(value: dict[str, Any] | None) -> str | None:
+    return None if value is None else json.dumps(value)
+
+
+def _values(row: TurnRow) -> dict[str, Any]:
+    return {
+        "tenant": row.key.tenant,
+        "session": row.key.id,
+        "id": row.id,
+        "author": row.author,
+        "status": row.status.value,
+        "prompt": to_blob(row.prompt),
+        "incarnation": row.incarnation,
+        "attachments": json.dumps(row.attachments),
+        "idempotency_key": None if row.idempotency_key is None else to_blob(row.idempotency_key),
+        "digest": row.digest,
+        "message_id": row.message_id,
+        "answer": _to_json(row.answer),
+        "usage": _to_json(row.usage),
+        "error": _to_json(row.error),
+        "retried": row.retried,
+        "tool_ran": row.tool_ran,
+        "created_at": row.created_at,
+        "started_at": row.started_at,
+        "ended_at": row.ended_at,
+    }
+
+
+def _row(values: Sequence[Any]) -> TurnRow:
+    tenant, session, *values = values
+    (id_, author, status, prompt, incarnation, attachments, idempotency_key, digest, message_id, *rest) = values
+    (answer, usage, error, retried, tool_ran, created_at, started_at, ended_at) = rest
+    return TurnRow(
+        key=SessionKey(tenant, session),
+        id=id_,
+        author=author,
+        status=TurnStatus(status),
+        prompt=from_blob(prompt),
+        incarnation=incarnation,
+        attachments=json.loads(attachments),
+        idempotency_key=None if idempotency_key is None else from_blob(idempotency_key),
+        digest=digest,
+        message_id=message_id,
+        answer=None if answer is None else json.loads(answer),
+        usage=None if usage is None else json.loads(usage),
+        error=None if error is None else json.loads(error),
+        retried=retried,
+        tool_ran=tool_ran,
+        created_at=created_at,
+        started_at=started_at,
+        ended_at=ended_at,
+    )

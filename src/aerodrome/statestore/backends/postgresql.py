@@ -1,0 +1,254 @@
+"""Session files in PostgreSQL: a write is one call of a function there (`postgresql_files_001_pre_files.sql`), which
+compares the epoch, changes the files and counts their bytes in one transaction.
+
+The writes of one session go one after another, in the order of the calls: over several connections they could
+overtake each other, and an event log that is appended to out of order is another log. So the number of the last write
+is enough to find out whether one whose answer was lost had been done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+from aerodrome._util.clock import Clock, SystemClock
+from aerodrome._util.migrations import PostgresSchema
+from aerodrome._util.postgres import Postgres
+from aerodrome._util.queries import load_queries
+from aerodrome._util.sqlite import from_blob, to_blob
+from aerodrome.errors import Fenced, TooLarge
+from aerodrome.model import SessionKey
+from aerodrome.statestore.backends import tree
+from aerodrome.statestore.backends.tree import os_error, parse
+from aerodrome.statestore.ports import FileInfo
+
+_MiB = 1 << 20
+#: Longest path in bytes: parent and name together are a key of an index, and those are at most 2,704 bytes.
+MAX_PATH = 2000
+#: Text longer than this is decoded off the loop.
+_LONG = 1 << 20
+
+
+class _Path(NamedTuple):
+    path: bytes
+    #: Parent and name of every step of the way, the path itself the last; empty for the root.
+    parents: list[bytes]
+    names: list[bytes]
+
+    @property
+    def own(self) -> dict[str, Any]:
+        return {"path": self.path, "parent": self.parents[-1], "name": self.names[-1]}
+
+    @property
+    def way(self) -> dict[str, Any]:
+        return {"path": self.path, "parents": self.parents, "names": self.names}
+
+
+class PostgresFileStore:
+    """Implements `statestore.ports.SessionFileStore` on a `Postgres` that its maker opens and closes.
+
+    Content is stored as UTF-8 in which lone surrogates are allowed; sizes and limits count those bytes. Paths have at
+    most 2,000 bytes.
+
+    Args:
+        max_file_bytes: Largest size of a file.
+        max_session_bytes: Largest total of a session's files.
+        compact_after: Appends to a file after which its newest chunks are merged.
+    """
+
+    def __init__(
+        self,
+        database: Postgres,
+        *,
+        clock: Clock | None = None,
+        max_file_bytes: int = 64 * _MiB,
+        max_session_bytes: int = 256 * _MiB,
+        compact_after: int = 64,
+    ) -> None:
+        self._database = database
+        self._clock = clock or SystemClock()
+        self._max_file_bytes = max_file_bytes
+        self._max_session_bytes = max_session_bytes
+        self._compact_after = compact_after
+        self._queries = load_queries(__package__, "postgresql_files.sql")
+        self._turns = _Turns()
+
+    @staticmethod
+    def schema() -> PostgresSchema:
+        return PostgresSchema.load("files", __package__)
+
+    async def open(self) -> None:
+        """See that the tables are there and suit. The database must be open. Raises `ConfigError`."""
+        await self.schema().ensure(self._database)
+
+    async def aclose(self) -> None:
+        """Nothing to do: the database belongs to whoever opened it."""
+
+    # Fence
+
+    async def epoch(self, key: SessionKey) -> int:
+        row = await self._one("epoch", key)
+        return 0 if row is None else int(row[0])
+
+    async def raise_epoch(self, key: SessionKey, epoch: int) -> None:
+        if await self._one("raise_epoch", key, epoch=epoch) is None:
+            raise _fenced(key, epoch, await self.epoch(key))
+
+    # Writing
+
+    async def append(self, key: SessionKey, epoch: int, path: str, content: str) -> None:
+        await self._put(key, epoch, path, content, replace=False)
+
+    async def write(self, key: SessionKey, epoch: int, path: str, content: str) -> None:
+        await self._put(key, epoch, path, content, replace=True)
+
+    async def _put(self, key: SessionKey, epoch: int, path: str, content: str, *, replace: bool) -> None:
+        where = _path(path)
+        if not where.path:
+            # The fence goes first, as everywhere; nothing is written to a root.
+            await self._change("mkdir", key, epoch, [where], recursive=True, now=0.0)
+            raise os_error(errno.EISDIR, path)
+        await self._change(
+            "put",
+            key,
+            epoch,
+            [where],
+            content=to_blob(content),
+            replace=replace,
+            now=self._clock.time(),
+            max_file=self._max_file_bytes,
+            max_session=self._max_session_bytes,
+            compact_after=self._compact_after,
+            compacted_bytes=tree.COMPACTED_BYTES,
+        )
+
+    async def mkdir(self, key: SessionKey, epoch: int, path: str, *, recursive: bool) -> None:
+        await self._change("mkdir", key, epoch, [_path(path)], recursive=recursive, now=self._clock.time())
+
+    async def remove(self, key: SessionKey, epoch: int, path: str, *, recursive: bool, force: bool) -> None:
+        await self._change("remove", key, epoch, [_path(path)], recursive=recursive, force=force)
+
+    async def rename(self, key: SessionKey, epoch: int, source: str, target: str) -> None:
+        old, new = _path(source), _path(target)
+        to = {f"to_{name}": value for name, value in new.way.items()}
+        await self._change("rename", key, epoch, [old, new], **to, max_path=MAX_PATH)
+
+    async def delete_session(self, key: SessionKey) -> bool:
+        # Files and chunks go with it (ON DELETE CASCADE).
+        gone = await self._database.execute(self._queries["delete_session"], _named(key))
+        return gone.count == 1 or gone.repeated
+
+    async def _change(self, query: str, key: SessionKey, epoch: int, paths: list[_Path], **parameters: Any) -> None:
+        """Call the function behind the query, and raise what it answers. `paths`: what `OSError`s are about."""
+        number = secrets.randbits(62) + 1
+        async with self._turns.of(key):
+            row = await self._one(query, key, epoch=epoch, write=number, **paths[0].way, **parameters)
+        assert row is not None
+        code, detail = row
+        match code:
+            case "ok" | "again":
+                return
+            case "fenced":
+                raise _fenced(key, epoch, detail)
+            case "too_large_file":
+                limit = self._max_file_bytes
+                raise TooLarge(f"the file would have {detail} bytes; at most {limit} are allowed", limit=limit)
+            case "too_large_session":
+                limit = self._max_session_bytes
+                what = f"the session's files would have {detail} bytes; at most {limit} are allowed"
+                raise TooLarge(what, limit=limit)
+        name, _, which = code.partition("_")
+        path = paths[-1 if which else 0].path
+        raise os_error(getattr(errno, name), path.rpartition(b"/")[0] if which == "PARENT" else path)
+
+    # Reading
+
+    async def read(self, key: SessionKey, path: str) -> str:
+        where = _path(path)
+        if not where.path:
+            raise os_error(errno.EISDIR, path)
+        found = await self._database.execute(self._queries["read"], _named(key, **where.own), binary=True)
+        if found.row is None:
+            raise await self._absent(key, where)
+        if found.row[0]:
+            raise os_error(errno.EISDIR, path)
+        content = b"".join(chunk for _, chunk in found.rows if chunk is not None)
+        if len(content) > _LONG:
+            # A history of many megabytes must not stop the loop.
+            return await asyncio.to_thread(from_blob, content)
+        return from_blob(content)
+
+    async def stat(self, key: SessionKey, path: str) -> FileInfo:
+        where = _path(path)
+        if not where.path:
+            return FileInfo(True, 0, 0.0, 0.0)
+        row = await self._one("stat", key, **where.own)
+        if row is None:
+            raise await self._absent(key, where)
+        return FileInfo(*row)
+
+    async def listdir(self, key: SessionKey, path: str) -> list[tuple[str, FileInfo]]:
+        where = _path(path)
+        own = where.own if where.path else {"path": b"", "parent": None, "name": None}
+        found = await self._database.execute(self._queries["listdir"], _named(key, **own), binary=True)
+        if where.path:
+            itself = [row for row in found.rows if not row[0]]
+            if not itself:
+                raise await self._absent(key, where)
+            if not itself[0][2]:
+                raise os_error(errno.ENOTDIR, path)
+        return [(from_blob(name), FileInfo(*info)) for inside, name, *info in found.rows if inside]
+
+    async def total_bytes(self, key: SessionKey) -> int:
+        row = await self._one("total_bytes", key)
+        return 0 if row is None else int(row[0])
+
+    async def _absent(self, key: SessionKey, where: _Path) -> OSError:
+        row = await self._one("blocked", key, parents=where.parents, names=where.names)
+        return os_error(errno.ENOTDIR if row is not None and row[0] else errno.ENOENT, where.path)
+
+    async def _one(self, query: str, key: SessionKey, **parameters: Any) -> tuple[Any, ...] | None:
+        found = await self._database.execute(self._queries[query], _named(key, **parameters))
+        return found.row
+
+
+class _Turns:
+    """A lock for each session that is being written to, given in the order of asking."""
+
+    def __init__(self) -> None:
+        self._locks: dict[SessionKey, tuple[asyncio.Lock, int]] = {}
+
+    @asynccontextmanager
+    async def of(self, key: SessionKey) -> AsyncIterator[None]:
+        lock, users = self._locks.get(key) or (asyncio.Lock(), 0)
+        self._locks[key] = lock, users + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks.pop(key)
+            if users > 1:
+                self._locks[key] = lock, users - 1
+
+
+def _named(key: SessionKey, **parameters: Any) -> dict[str, Any]:
+    return {"tenant": key.tenant, "session": key.id, **parameters}
+
+
+def _path(path: str) -> _Path:
+    whole = parse(path)
+    if len(whole) > MAX_PATH:
+        raise os_error(errno.ENAMETOOLONG, path)
+    steps = whole.split(b"/")[1:]
+    parents = [b"".join(b"/" + step for step in steps[:number]) for number in range(len(steps))]
+    return _Path(whole, parents, steps)
+
+
+def _fenced(key: SessionKey, epoch: int, stored: int | None) -> Fenced:
+    if stored is None:
+        return Fenced(f"session {key} has no announced epoch: it was deleted, or raise_epoch was not called")
+    return Fenced(f"session {key} is at epoch {stored}; a write of epoch {epoch} is refused")
