@@ -44,7 +44,7 @@ class MemoryFiles:
         return self.epochs.get(key, 0)
 
     async def raise_epoch(self, key: SessionKey, epoch: int) -> None:
-        if epoch < self.epochs.get(key, 0):
+        if epoch <= self.epochs.get(key, 0):
             raise Fenced("an older epoch")
         self.epochs[key] = epoch
 

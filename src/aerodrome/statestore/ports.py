@@ -46,7 +46,14 @@ class SessionFileStore(Protocol):
         ...
 
     async def raise_epoch(self, key: SessionKey, epoch: int) -> None:
-        """Fence off everybody older, before the first read of a new activation. Raises `Fenced` if we are old."""
+        """Fence off everybody older, before the first read of a new activation.
+
+        An epoch is announced once. A coordination store that loses its memory between a lease and its announcement
+        gives the same epoch again: then the first to announce it has it.
+
+        Raises:
+            Fenced: This epoch, or a later one, has been announced.
+        """
         ...
 
     async def append(self, key: SessionKey, epoch: int, path: str, content: str) -> None:

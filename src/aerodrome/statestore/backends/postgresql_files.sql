@@ -5,7 +5,7 @@ SELECT epoch FROM file_session WHERE tenant = %(tenant)s AND session = %(session
 
 -- name: raise_epoch
 INSERT INTO file_session AS s (tenant, session, epoch) VALUES (%(tenant)s, %(session)s, %(epoch)s)
-ON CONFLICT (tenant, session) DO UPDATE SET epoch = excluded.epoch WHERE s.epoch <= excluded.epoch
+ON CONFLICT (tenant, session) DO UPDATE SET epoch = excluded.epoch WHERE s.epoch < excluded.epoch
 RETURNING epoch
 
 -- name: put

@@ -67,7 +67,7 @@ class SqliteFileStore:
     async def raise_epoch(self, key: SessionKey, epoch: int) -> None:
         def raise_epoch(connection: sqlite3.Connection) -> None:
             row = _session(connection, key)
-            if row is not None and row[1] > epoch:
+            if row is not None and row[1] >= epoch:
                 raise _fenced(key, epoch, row[1])
             connection.execute(
                 "INSERT INTO file_session (tenant, session, epoch) VALUES (?, ?, ?)"
