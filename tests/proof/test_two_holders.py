@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +136,29 @@ async def test_a_lock_with_a_time_to_live_and_one_directory_fork_the_history(
 # --- Aerodrome ---
 
 
+@dataclass(frozen=True)
+class SharedStores:
+    """What two nodes share."""
+
+    #: Settings, as TOML behind those of `write_config`.
+    settings: str
+    #: Make the coordination store forget whatever it may lose.
+    empty: Callable[[Path], None]
+
+
+def _empty_sqlite(directory: Path) -> None:
+    with sqlite3.connect(directory / "data" / "coordination.sqlite3") as connection:
+        connection.executescript("DELETE FROM node; DELETE FROM lease; UPDATE epoch_floor SET epoch = 0;")
+    connection.close()
+
+
 @pytest.fixture(params=["sqlite"])
-def stores(request: pytest.FixtureRequest) -> str:
-    """Settings of the stores that two nodes share, as TOML behind what `write_config` writes."""
-    return {"sqlite": ""}[request.param]
+def stores(request: pytest.FixtureRequest) -> SharedStores:
+    return {"sqlite": SharedStores("", _empty_sqlite)}[request.param]
 
 
-async def test_two_nodes_keep_it_one_line(tmp_path: Path, model: ModelServer, stores: str) -> None:
-    config = write_config(tmp_path, model.base_url, stores)
+async def test_two_nodes_keep_it_one_line(tmp_path: Path, model: ModelServer, stores: SharedStores) -> None:
+    config = write_config(tmp_path, model.base_url, stores.settings)
     key = await new_key(config)
     async with (
         serve(config) as a,
@@ -183,6 +200,39 @@ async def test_two_nodes_keep_it_one_line(tmp_path: Path, model: ModelServer, st
                 await opened.files.append(SessionKey("acme", SESSION), epoch, EVENTS_PATH, "{}\n")
         # And the session goes on from where it stands.
         assert await on_b.prompts_seen(SESSION) == [FIRST, THIRD]
+
+
+async def test_the_store_refuses_a_holder_that_nobody_has_told(
+    tmp_path: Path, model: ModelServer, stores: SharedStores
+) -> None:
+    """The coordination store has lost its memory, so that the session is free to take while A is in mid-turn, well, and
+    a long way from its next heartbeat. Nothing but the epoch stands in its way."""
+    config = write_config(tmp_path, model.base_url, stores.settings)
+    config.write_text(config.read_text().replace('"200ms"', '"20s"').replace('ttl = "1s"', 'ttl = "60s"'))
+    key = await new_key(config)
+    async with serve(config) as a, user_of(a, key) as on_a:
+        await on_a.open(SESSION)
+        assert await on_a.text(SESSION, FIRST) == "answer 1"
+        of_a = asyncio.create_task(on_a.http.post(f"/sessions/{SESSION}/messages", json={"prompt": SECOND}))
+        await model.gate_reached("held")
+        stores.empty(tmp_path)
+        async with serve(config) as b, user_of(b, key) as on_b:
+            assert await on_b.text(SESSION, THIRD) == "answer 3"
+            model.open_gate("held")
+            late = await of_a
+            export = await aerodrome("sessions", "export", SESSION, "--tenant", "acme", "--config", str(config))
+            shape = Shape(export["files"][EVENTS_PATH])
+            print(f"\nAerodrome, after its coordination store has forgotten everything:\n{shape}")
+            assert late.json()["code"] == "turn_interrupted", late.text
+            assert [event["code"] for event in logged(a) if event["event"] == "session.write_failed"] == ["fenced"]
+            assert [event for event in logged(a) if event["event"] == "heartbeat.declared_dead"] == []
+            of_both = [
+                event["epoch"] for server in (a, b) for event in logged(server) if event["event"] == "session.awake"
+            ]
+            assert of_both[0] < of_both[1]
+            assert (shape.forks, shape.breaks) == ([], [])
+            assert shape.prompts == [FIRST, THIRD]
+            assert await on_b.prompts_seen(SESSION) == [FIRST, THIRD]
 
 
 async def insist(user: User, prompt: str) -> str:
