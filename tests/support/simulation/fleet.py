@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aerodrome._util.tasks import TaskOwner
@@ -18,6 +18,7 @@ from aerodrome.coordination.ports import Lease
 from aerodrome.errors import AerodromeError, SessionBusy, StoreUnavailable
 from aerodrome.model import SessionKey, SessionRow
 from aerodrome.sessions.context import SessionContext, SessionOptions
+from aerodrome.sessions.erase import erase
 from aerodrome.sessions.wake import repair_history, take_lease
 from aerodrome.statestore.provider import EVENTS_PATH, SessionFs
 from support.simulation.history import Histories, chain, record
@@ -40,6 +41,16 @@ class NodeClock:
 
     def time(self) -> float:
         return 1_700_000_000.0 + self._loop.world.now + self.wall_offset
+
+
+class _NoLedger:
+    """Turns are not booked here."""
+
+    def __getattr__(self, _: str) -> Any:
+        async def nothing(*_: Any) -> None:
+            pass
+
+        return nothing
 
 
 class _Tasks(TaskOwner):
@@ -115,6 +126,7 @@ class SimulatedNode:
         self.heartbeat.on_reborn = self._give_up_all
         self.tasks = _Tasks("node")
         nothing: Any = None
+        ledger: Any = _NoLedger()
         self.context = SessionContext(
             options=SessionOptions(),
             directory=durable,
@@ -125,8 +137,8 @@ class SimulatedNode:
             incarnation=lambda: self.heartbeat.incarnation,
             may_serve=lambda: self.heartbeat.may_serve,
             tasks=self.tasks,
+            ledger=ledger,
             # What no session of the simulation asks for.
-            ledger=nothing,
             pool=nothing,
             slots=nothing,
             credentials=nothing,
@@ -180,7 +192,12 @@ class SimulatedNode:
         """
         self._accepting()
         async with self._locks.setdefault(row.key, asyncio.Lock()):
-            resident = self.residents.get(row.key) or await self._open(row)
+            resident = self.residents.get(row.key)
+            if resident is None:
+                # Open: created unless it is there.
+                mine = replace(row, created_at=self.clock.time())
+                present: SessionRow | None = await self.context.directory.insert(mine)
+                resident = await self._open(present or mine)
             asked = await resident.write(f"{turn}?", "user.message")
             await asyncio.sleep(self._random.random() ** 3 * 3.0)
             # A CLI that could not write goes on all the same.
@@ -194,6 +211,26 @@ class SimulatedNode:
             if (resident := self._lose(key)) is not None:
                 self._world.say(f"{self.name} hibernates {key.id}")
                 self.context.release_lease(resident.lease)
+
+    async def erase(self, row: SessionRow) -> None:
+        """Delete the session, as `sessions.registry` does. Raises as `turn` does."""
+        self._accepting()
+        async with self._locks.setdefault(row.key, asyncio.Lock()):
+            context = self.context
+            lease = await context.leases.acquire(row.key, context.incarnation())
+            if lease is None:
+                raise SessionBusy("the session is active on another node")
+            try:
+                self._lose(row.key)
+                await erase(
+                    row.key,
+                    directory=context.directory,
+                    leases=context.leases,
+                    ledger=context.ledger,
+                    files=context.files,
+                )
+            finally:
+                context.release_lease(lease)
 
     async def holder(self, key: SessionKey) -> Lease | None:
         found: Lease | None = await self._leases.holder(key)

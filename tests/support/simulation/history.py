@@ -38,6 +38,7 @@ class Histories:
     def __init__(self, world: World) -> None:
         self._world = world
         self._lines: dict[str, _Line] = {}
+        self._deleted: set[str] = set()
         #: Records of turns that a caller was told of as completed.
         self.acknowledged: dict[str, list[str]] = {}
 
@@ -68,6 +69,12 @@ class Histories:
                 raise Violation(f"{session}: {lost} was acknowledged, and is cut off")
         line.records = kept
 
+    def deleted(self, session: str) -> None:
+        """Whatever is written from here on belongs to another session of the same name."""
+        if (line := self._lines.pop(session, None)) is not None:
+            self._deleted.update(line.records)
+        self.acknowledged.pop(session, None)
+
     def _wrote(self, session: str, line: _Line, epoch: int, writer: str) -> None:
         if epoch < line.epoch:
             raise Violation(f"{session}: {writer} writes in epoch {epoch}, after {line.writer} did in {line.epoch}")
@@ -78,6 +85,8 @@ class Histories:
     def acknowledge(self, session: str, *records: str) -> None:
         self._world.say(f"{records} in {session} acknowledged")
         for record_id in records:
+            if record_id in self._deleted:
+                return  # in between, with the whole session
             if record_id not in self._line(session).records:
                 raise Violation(f"{session}: {record_id} was acknowledged, and is not there")
         self.acknowledged.setdefault(session, []).extend(records)

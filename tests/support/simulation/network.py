@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from aerodrome.errors import StoreUnavailable
-from support.simulation.world import NodeLoop, Violation, World
+from aerodrome.errors import AerodromeError, StoreUnavailable
+from support.simulation.world import NodeLoop, World
 
 
 class Site(Protocol):
@@ -66,9 +66,7 @@ class Network:
             error: Exception | None = None
             try:
                 result = site.perform(caller, operation, args, kwargs)
-            except Violation:
-                raise
-            except Exception as outcome:
+            except (AerodromeError, OSError) as outcome:  # what stores say on purpose
                 error = outcome
             self.carried_out(loop.name, operation)
             back = world.now + self._delay()

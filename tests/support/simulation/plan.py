@@ -45,9 +45,10 @@ def make_plan(seed: int) -> Plan:
 
 def _work(chance: random.Random, sessions: int) -> list[Event]:
     events = []
+    erasures = chance.choice((0, 0, 4, 15))
     for _ in range(chance.randint(10, 40)):
         at, machine, session = chance.uniform(0.1, LENGTH), chance.choice(MACHINES), chance.randrange(sessions)
-        kind = "turn" if chance.random() < 0.75 else "hibernate"
+        kind = chance.choices(("turn", "hibernate", "erase"), (75, 20, erasures))[0]
         events.append(Event(at, kind, (machine, session)))
     return events
 
@@ -93,4 +94,7 @@ _KINDS = (
     *("pause", "pause", "pause", "kill", "leave", "down", "cut", "empty", "empty"),
     *("weather", "weather", "wall clock", "jump"),
 )
-_MOMENTS = ("acquire", "acquire", "raise_epoch", "append", "epoch", "release", "heartbeat", "get", "read")
+_MOMENTS = (
+    *("acquire", "acquire", "raise_epoch", "append", "epoch", "release", "heartbeat", "get", "read"),
+    *("insert", "delete_session", "remove"),
+)

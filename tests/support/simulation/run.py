@@ -71,10 +71,10 @@ class Simulation:
         self.network = Network(self.world)
         self._plan = plan
         self._parts = parts
-        self._coordination = CoordinationSite(self.world, plan.rates["coordination"], parts.coordination)
-        self._state = DurableSite(self.world, parts.files())
-        self._sites = {site.name: site for site in (self._coordination, self._state)}
-        self._rows = [SessionRow(SessionKey(TENANT, f"s{number}"), "alice") for number in range(plan.sessions)]
+        self.coordination = CoordinationSite(self.world, plan.rates["coordination"], parts.coordination)
+        self.state = DurableSite(self.world, parts.files())
+        self._sites = {site.name: site for site in (self.coordination, self.state)}
+        self.rows = [SessionRow(SessionKey(TENANT, f"s{number}"), "alice") for number in range(plan.sessions)]
         self._nodes: dict[str, SimulatedNode] = {}
         self._lives = dict.fromkeys(MACHINES, 0)
         self._by_loop: dict[NodeLoop, SimulatedNode] = {}
@@ -89,31 +89,38 @@ class Simulation:
 
     def run(self) -> Outcome:
         try:
-            self._run()
+            self.play()
+            self._recover()
         except Violation as violation:
             self.world.say("VIOLATION:", violation)
             self.outcome.violation = str(violation)
         finally:
             self.outcome.steps = self.world.steps
             self.outcome.log = self.world.lines
-            for node in self._by_loop.values():
-                node.kill()
-            self.world.close()
+            self.close()
         return self.outcome
 
-    def _run(self) -> None:
-        for row in self._rows:
-            at_once(self._state.directory.insert(row))
+    def close(self) -> None:
+        for node in self._by_loop.values():
+            node.kill()
+        self.world.close()
+
+    def play(self) -> None:
+        """Everything that is in the plan. Raises `Violation`."""
+        for row in self.rows:
+            at_once(self.state.directory.insert(row))
             self._live_before(row.key)
         for machine in MACHINES:
             self._start(machine)
         for number, event in enumerate(self._plan.events):
             self.world.at(event.at, partial(self._perform, number, event))
         self.world.run(LENGTH)
+
+    def _recover(self) -> None:
         self._mend()
         began = self.world.now
-        self._waiting = {row.key for row in self._rows}
-        for number, row in enumerate(self._rows):
+        self._waiting = {row.key for row in self.rows}
+        for number, row in enumerate(self.rows):
             self._clients.spawn(self._insist(row, f"end{number}"), "client")
         # A clock that went back has given the dead so much longer.
         put_back = -sum(min(0.0, seconds) for seconds in self._jumps)
@@ -122,25 +129,29 @@ class Simulation:
             waiting = sorted(key.id for key in self._waiting)
             raise Violation(f"{waiting} cannot be opened {self.world.now - began:.1f} s after the last fault")
         self.outcome.recovered_after = self.world.now - began
-        for row in self._rows:
-            session = self._state.files.sessions.get(row.key)
-            self._state.histories.check(row.key.id, session.files.get(EVENTS_PATH, "") if session else "")
+        for row in self.rows:
+            session = self.state.files.sessions.get(row.key)
+            self.state.histories.check(row.key.id, session.files.get(EVENTS_PATH, "") if session else "")
 
     def _live_before(self, key: SessionKey) -> None:
         """The session has had many lives, which both stores remember."""
-        self._coordination.store._leases[key] = _Held(1000, None)
-        at_once(self._state.files.raise_epoch(key, 1000))
+        self.coordination.store._leases[key] = _Held(1000, None)
+        at_once(self.state.files.raise_epoch(key, 1000))
 
     # Events of the plan
 
     def _perform(self, number: int, event: Event) -> None:
         match event.kind, event.args:
             case "turn", (machine, session):
-                self._turn(machine, self._rows[session], f"t{number}")
+                self._turn(machine, self.rows[session], f"t{number}")
             case "hibernate", (machine, session):
                 node = self._nodes[machine]
                 if node.alive and not node.stopping:
-                    node.loop.spawn(node.hibernate(self._rows[session].key), "hibernate")
+                    node.loop.spawn(node.hibernate(self.rows[session].key), "hibernate")
+            case "erase", (machine, session):
+                node = self._nodes[machine]
+                if node.alive:
+                    node.loop.spawn(self._erase(node, self.rows[session]), "erase")
             case "when", (machine, operation, fault):
                 self._when.setdefault((machine, operation), []).append(fault)
             case "pause" | "kill" | "leave", (machine, seconds):
@@ -172,7 +183,7 @@ class Simulation:
                 self.network.cut.add((machine, site))
                 self.world.after(seconds, partial(self.network.cut.discard, (machine, site)))
             case "empty", ():
-                self._coordination.empty()
+                self.coordination.empty()
             case "weather", (seconds, slow, lose_request, lose_answer):
                 self._weathers += 1
                 self.network.weather = Weather(slow, lose_request / 2, lose_answer / 2)
@@ -181,7 +192,7 @@ class Simulation:
                 self._nodes[machine].clock.wall_offset += seconds
             case "jump", (seconds,):
                 self._jumps.append(seconds)
-                self._coordination.jump(seconds)
+                self.coordination.jump(seconds)
             case _:
                 raise AssertionError(event)
 
@@ -190,8 +201,8 @@ class Simulation:
         node = SimulatedNode(
             self.world,
             self.network,
-            self._coordination,
-            self._state,
+            self.coordination,
+            self.state,
             f"{machine}.{self._lives[machine]}",
             machine=machine,
             rate=self._plan.rates[machine],
@@ -254,6 +265,12 @@ class Simulation:
         self.outcome.acknowledged += 1
         return True
 
+    async def _erase(self, node: SimulatedNode, row: SessionRow) -> None:
+        try:
+            await node.erase(row)
+        except AerodromeError as error:
+            self.world.say(f"{node.name} fails to erase {row.key.id}: {error.code}: {error.detail}")
+
     async def _insist(self, row: SessionRow, turn: str) -> None:
         """A client that tries one node after the other. A node that does not hold the lease hands its request to the
         one that does."""
@@ -299,7 +316,7 @@ class Simulation:
 
     def _check_step(self, loop: NodeLoop) -> None:
         node = self._by_loop.get(loop)
-        if node is not None and node.serves and not self._coordination.watch.lives(node.heartbeat.incarnation):
+        if node is not None and node.serves and not self.coordination.watch.lives(node.heartbeat.incarnation):
             raise Violation(f"{node.name} serves, and its time to live has run out")
 
 

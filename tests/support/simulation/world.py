@@ -227,8 +227,14 @@ class NodeLoop(_Loop):  # type: ignore[misc]
         return task
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Start a task from outside of the loop."""
-        return self.create_task(coroutine, name=name)
+        """Start a task from outside of the loop. An error that it ends in ends the run."""
+        task = self.create_task(coroutine, name=name)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and task.exception() is not None and self.broken is None:
+            self.broken = task.exception()
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         if not self.killed and self.broken is None:
