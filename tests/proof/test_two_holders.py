@@ -95,7 +95,7 @@ async def cli_on(shared: Path, directory: Path, cli: Path, model: ModelServer) -
         await process.cleanup()
 
 
-async def test_a_lock_with_a_time_to_live_and_one_directory_fork_the_history(
+async def test_trap_13_a_lock_and_one_directory_fork_the_history(
     tmp_path: Path, cli: Path, model: ModelServer, valkey_server: ValkeyServer
 ) -> None:
     shared = tmp_path / "session-state"
@@ -157,7 +157,7 @@ def stores(request: pytest.FixtureRequest) -> SharedStores:
     return {"sqlite": SharedStores("", _empty_sqlite)}[request.param]
 
 
-async def test_two_nodes_keep_it_one_line(tmp_path: Path, model: ModelServer, stores: SharedStores) -> None:
+async def test_trap_13_two_nodes_keep_it_one_line(tmp_path: Path, model: ModelServer, stores: SharedStores) -> None:
     config = write_config(tmp_path, model.base_url, stores.settings)
     key = await new_key(config)
     async with (
@@ -202,7 +202,7 @@ async def test_two_nodes_keep_it_one_line(tmp_path: Path, model: ModelServer, st
         assert await on_b.prompts_seen(SESSION) == [FIRST, THIRD]
 
 
-async def test_the_store_refuses_a_holder_that_nobody_has_told(
+async def test_trap_08_the_store_refuses_a_holder_that_nobody_has_told(
     tmp_path: Path, model: ModelServer, stores: SharedStores
 ) -> None:
     """The coordination store has lost its memory, so that the session is free to take while A is in mid-turn, well, and

@@ -67,7 +67,7 @@ class Resident:
     files: SessionFs
     #: The last record of its history.
     last: str | None
-    #: Records that could not be written; they go out with the next one (docs/facts.md, "sessionFs").
+    #: Records that could not be written; they go out with the next one (docs/facts.md, "Session files").
     unwritten: list[str] = field(default_factory=list)
 
     async def write(self, record_id: str, kind: str) -> bool:

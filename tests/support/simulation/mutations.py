@@ -105,7 +105,7 @@ class _NeverDoubts(Heartbeat):
 
 
 class _WritesOn(SessionFs):
-    """After a write that failed, the next is tried as if nothing had been (docs/facts.md, "sessionFs")."""
+    """After a write that failed, the next is tried as if nothing had been (docs/facts.md, "Session files")."""
 
     def _fail(self, error: AerodromeError) -> None:
         pass
