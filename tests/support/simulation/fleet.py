@@ -150,7 +150,7 @@ class SimulatedNode:
     # Life
 
     def start(self) -> None:
-        self.loop.spawn(self._start(), "start")
+        self._starting = self.loop.spawn(self._start(), "start")
 
     async def _start(self) -> None:
         while True:
@@ -162,6 +162,7 @@ class SimulatedNode:
     async def stop(self) -> None:
         """Leave in good order."""
         self.stopping = True
+        self._starting.cancel()
         for key in list(self.residents):
             await self.hibernate(key)
         await self.tasks.aclose()

@@ -91,9 +91,10 @@ class Simulation:
         try:
             self.play()
             self._recover()
-        except Violation as violation:
-            self.world.say("VIOLATION:", violation)
-            self.outcome.violation = str(violation)
+        except Exception as violation:  # what nobody expected is a failure of this seed as well
+            named = violation if isinstance(violation, Violation) else repr(violation)
+            self.world.say("VIOLATION:", named)
+            self.outcome.violation = str(named)
         finally:
             self.outcome.steps = self.world.steps
             self.outcome.log = self.world.lines
