@@ -217,9 +217,12 @@ async def delete(node: ScriptedNode) -> None:
 
 
 def is_empty(stores: Stores) -> bool:
-    coordination = stores.coordination
     return not (
-        stores.files.files or stores.files.epochs or stores.ledger._rows or coordination._rows or coordination._leases
+        stores.files.files
+        or stores.files.epochs
+        or stores.ledger._rows
+        or stores.directory._rows
+        or stores.coordination._leases
     )
 
 

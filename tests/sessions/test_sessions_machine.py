@@ -294,8 +294,8 @@ class SessionsMachine(RuleBasedStateMachine):
     def nothing_is_left_of_questions(self) -> None:
         kept = {SessionKey("acme", session) for session in SESSIONS}
         stores = self.node.stores
-        assert set(stores.coordination._rows) <= kept
-        assert all(row.kind is SessionKind.PERSISTENT for row in stores.coordination._rows.values())
+        assert set(stores.directory._rows) <= kept
+        assert all(row.kind is SessionKind.PERSISTENT for row in stores.directory._rows.values())
         assert set(stores.files.files) <= kept
         assert {row.key for row in stores.ledger._rows.values()} <= kept
 

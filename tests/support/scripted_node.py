@@ -11,6 +11,7 @@ from typing import Any, cast
 from aerodrome._util.clock import ManualClock
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.coordination.backends.memory import MemoryCoordination
+from aerodrome.coordination.backends.memory_directory import MemoryDirectory
 from aerodrome.coordination.ports import Node
 from aerodrome.errors import Fenced, StoreUnavailable
 from aerodrome.model import Principal, SessionKey, SessionKind, TurnRow
@@ -112,14 +113,26 @@ class Unsteady:
         return call
 
 
+class _Both:
+    """What either of two stores does."""
+
+    def __init__(self, *stores: Any) -> None:
+        self._stores = stores
+
+    def __getattr__(self, name: str) -> Any:
+        return next(getattr(store, name) for store in self._stores if hasattr(store, name))
+
+
 class Stores:
     """What several nodes share."""
 
     def __init__(self, clock: ManualClock, pause: Pause) -> None:
         self.coordination = MemoryCoordination(clock=clock)
+        self.directory = MemoryDirectory()
         self.ledger = MemoryLedger()
         self.files = MemoryFiles()
-        self.slow_coordination = Unsteady(self.coordination, pause)
+        #: Coordination and directory together, as they come and go together in these tests.
+        self.slow_coordination = Unsteady(_Both(self.coordination, self.directory), pause)
         self.slow_ledger = Unsteady(self.ledger, pause)
         self.slow_files = Unsteady(self.files, pause)
 
@@ -220,7 +233,7 @@ class ScriptedNode:
         return not (
             key in stores.files.files
             or key in stores.files.epochs
-            or key in stores.coordination._rows
+            or key in stores.directory._rows
             or key in stores.coordination._leases
             or any(row.key == key for row in stores.ledger._rows.values())
         )
