@@ -16,6 +16,7 @@ from typing import Any, Self
 import structlog
 
 from aerodrome._util.clock import SystemClock
+from aerodrome._util.patience import Patience, patient
 from aerodrome._util.sqlite import Database, Synchronous
 from aerodrome._util.tasks import TaskOwner
 from aerodrome._util.xdg import runtime_packages
@@ -44,6 +45,7 @@ from aerodrome.runtime.supervisor import RuntimeOptions
 from aerodrome.sessions.backends.sqlite import SqliteLedger
 from aerodrome.sessions.context import SessionContext, SessionOptions
 from aerodrome.sessions.janitor import Janitor
+from aerodrome.sessions.patience import patient_directory, patient_files, patient_leases, patient_ledger
 from aerodrome.sessions.ports import Ledger
 from aerodrome.sessions.service import SessionService
 from aerodrome.sessions.slots import TurnSlots
@@ -92,7 +94,9 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         for store in (coordination, directory, files, ledger, key_store):
             await store.open()
             stack.push_async_callback(store.aclose)
-        keys = KeyService(key_store, clock=clock, cache_ttl=settings.auth.key_cache)
+        # A caller whose key is not in the cache needs the store, too.
+        patient_keys = patient(key_store, Patience(settings.state.patience, clock=clock), ("get", "list"))
+        keys = KeyService(patient_keys, clock=clock, cache_ttl=settings.auth.key_cache)
         yield Stores(keys, coordination, directory, files, ledger)
 
 
@@ -158,7 +162,8 @@ class Node:
         context = self._session_context()
         self.sessions = SessionService(context)
         self.janitor = Janitor(self.sessions, context)
-        self._heartbeat.on_reborn = self.sessions.give_up_all
+        self._heartbeat.on_reborn = self._reborn
+        self._heartbeat.on_lapse = self._lapsed
         await self._heartbeat.start()
         self._stack.push_async_callback(self._heartbeat.aclose)
         self._stack.push_async_callback(context.tasks.aclose)
@@ -187,25 +192,39 @@ class Node:
         self.http_address = await server.start()
         self._stack.push_async_callback(server.stop, 5.0)
 
+    def _lapsed(self) -> None:
+        self.sessions.give_up_all(
+            "this node could not reach its coordination store, and its sessions may soon be others'",
+            within=self._heartbeat.lapse_time,
+        )
+
+    async def _reborn(self) -> None:
+        self.sessions.give_up_all("this node was held for dead, and its sessions may have moved")
+
     def _session_context(self) -> SessionContext:
+        patience = Patience(self.settings.coordination.patience, clock=self._clock)
+        state_patience = Patience(self.settings.state.patience, clock=self._clock)
         return SessionContext(
             options=session_options(self.settings),
-            directory=self.stores.directory,
-            leases=self.stores.coordination,
+            directory=patient_directory(self.stores.directory, state_patience),
+            leases=patient_leases(self.stores.coordination, patience),
             membership=self.stores.coordination,
-            ledger=self.stores.ledger,
-            files=self.stores.files,
+            ledger=patient_ledger(self.stores.ledger, state_patience),
+            files=patient_files(self.stores.files, state_patience),
             pool=self.pool,
             clock=self._clock,
             credentials=lambda tenant: credentials_of(self.settings.provider.of(tenant)),
             incarnation=lambda: self._heartbeat.incarnation,
-            may_serve=lambda: self._heartbeat.may_serve,
+            # `check`: whoever asks first notices, were it after a pause of the whole process.
+            may_serve=lambda: self._heartbeat.check(),
             tasks=TaskOwner("sessions"),
             slots=TurnSlots(
                 total=self.settings.limits.max_turns,
                 per_tenant=self.settings.limits.max_turns_per_tenant,
                 timeout=self.settings.runtime.capacity_timeout,
             ),
+            patience=patience,
+            state_patience=state_patience,
         )
 
     def ready(self) -> tuple[bool, str]:

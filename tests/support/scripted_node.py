@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from aerodrome._util.clock import ManualClock
+from aerodrome._util.patience import Patience
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.coordination.backends.memory_directory import MemoryDirectory
@@ -20,6 +21,7 @@ from aerodrome.sessions.api import OpenSession, SendMessage
 from aerodrome.sessions.backends.memory import MemoryLedger
 from aerodrome.sessions.context import SessionContext, SessionOptions
 from aerodrome.sessions.janitor import Janitor
+from aerodrome.sessions.patience import patient_directory, patient_files, patient_leases, patient_ledger
 from aerodrome.sessions.run import TurnRun
 from aerodrome.sessions.service import SessionService
 from aerodrome.sessions.slots import TurnSlots
@@ -150,6 +152,7 @@ class ScriptedNode:
         max_sessions: int,
         max_runtimes: int,
         max_turns: int,
+        patience: Patience,
         **options: Any,
     ) -> None:
         self.stores = stores
@@ -160,11 +163,11 @@ class ScriptedNode:
         self.tasks = TaskOwner(name)
         self.context = SessionContext(
             options=SessionOptions(**options),
-            directory=cast("Any", stores.slow_coordination),
-            leases=cast("Any", stores.slow_coordination),
+            directory=patient_directory(cast("Any", stores.slow_coordination), patience),
+            leases=patient_leases(cast("Any", stores.slow_coordination), patience),
             membership=cast("Any", stores.slow_coordination),
-            ledger=cast("Any", stores.slow_ledger),
-            files=cast("Any", stores.slow_files),
+            ledger=patient_ledger(cast("Any", stores.slow_ledger), patience),
+            files=patient_files(cast("Any", stores.slow_files), patience),
             pool=cast("Any", self.pool),
             clock=clock,
             credentials=lambda _tenant: Credentials(model="m1"),
@@ -172,6 +175,8 @@ class ScriptedNode:
             may_serve=lambda: self.may_serve,
             tasks=self.tasks,
             slots=TurnSlots(total=max_turns, per_tenant=max_turns, timeout=5.0),
+            patience=patience,
+            state_patience=patience,
         )
         self.service = SessionService(self.context)
         self.janitor = Janitor(self.service, self.context)
@@ -262,9 +267,14 @@ async def scripted_node(
     max_sessions: int = 10,
     max_runtimes: int = 10,
     max_turns: int = 100,
+    patience: Patience | float = 0.0,
     **options: Any,
 ) -> AsyncIterator[ScriptedNode]:
-    """A node; afterwards it is drained, and must have given everything back."""
+    """A node; afterwards it is drained, and must have given everything back.
+
+    Args:
+        patience: With its stores; seconds.
+    """
     clock = ManualClock()
     node = ScriptedNode(
         stores or Stores(clock, pause),
@@ -274,6 +284,7 @@ async def scripted_node(
         max_sessions=max_sessions,
         max_runtimes=max_runtimes,
         max_turns=max_turns,
+        patience=patience if isinstance(patience, Patience) else Patience(patience),
         **options,
     )
     await node.join()

@@ -99,6 +99,11 @@ class CoordinationSettings(Section):
         default=5.0,
         description="Silence after which a node is dead and its sessions go to others; at least three heartbeats.",
     )
+    patience: Duration = Field(
+        default=15.0,
+        description="How long a request or a turn waits for the coordination store when it is away, before it fails "
+        "with `store_unavailable`. Longer than a restart of the store takes.",
+    )
 
     @model_validator(mode="after")
     def _ttl_outlives_lost_heartbeats(self) -> Self:
@@ -111,6 +116,11 @@ class CoordinationSettings(Section):
 class StateSettings(Section):
     url: Annotated[Literal["sqlite"], _store_in_this_version("sqlite")] = Field(
         default="sqlite", description="Store of the session files: `sqlite` is a file in `server.data_dir`."
+    )
+    patience: Duration = Field(
+        default=15.0,
+        description="How long a request, or a turn that is being stored, waits for the state store when it is away or "
+        "full, before it fails with `store_unavailable`.",
     )
     max_file: ByteSize = Field(default=64 * MIB, gt=0, description="Largest file of a session.")
     max_session: ByteSize = Field(default=256 * MIB, gt=0, description="Most bytes of one session's files together.")

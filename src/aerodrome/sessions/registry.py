@@ -12,14 +12,16 @@ from typing import Any
 
 import structlog
 
-from aerodrome.errors import AerodromeError, Draining, NotFound, SessionBusy, TurnInterrupted
+from aerodrome.errors import AerodromeError, Draining, NotFound
 from aerodrome.model import LastTurn, RuntimeKey, SessionKey, SessionRow
 from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.sessions.activation import Activation
 from aerodrome.sessions.context import SessionContext, runtime_key
 from aerodrome.sessions.ends import TurnEnds
 from aerodrome.sessions.erase import erase
 from aerodrome.sessions.hub import EventHub
 from aerodrome.sessions.live import LiveSession
+from aerodrome.sessions.wake import acquire
 
 log = structlog.get_logger(__name__)
 
@@ -108,11 +110,31 @@ class LiveSessions:
             except AerodromeError as error:
                 log.warning("session.not_deleted", session=str(row.key), reason=error.detail)
 
-    def give_up_all(self) -> None:
-        """Our leases are void: another node may run our sessions. Nothing more is written for them."""
-        error = TurnInterrupted("this node was held for dead and its sessions may have moved")
+    def give_up_all(self, reason: str, within: float = 0.0) -> None:
+        """Our leases are void, or will be `within` seconds, and other nodes may run our sessions then.
+
+        From now on nothing is written for them. Runtimes that are at work for one are killed, because a tool in it
+        would go on; the others unload theirs, and are killed if that takes more than half of the time. Turns deal with
+        the loss as with that of any runtime: under a new lease, if this node gets one.
+        """
+        given_up = [live.activation for live in self.all if live.activation is not None]
+        working = {id(live.activation.runtime) for live in self.all if live.activation is not None and live.engaged}
+        for activation in given_up:
+            activation.discard(reason)
+            if id(activation.runtime) in working:
+                activation.runtime.kill(reason)
         for live in self.all:
-            self._context.tasks.start(live.runtime_lost(error.detail, error), "give up")
+            self._context.later(live.runtime_lost(reason), "give up")
+        if within > 0:
+            self._context.later(self._kill_late(given_up, reason, within / 2), "give up in time")
+
+    async def _kill_late(self, given_up: list[Activation], reason: str, within: float) -> None:
+        """End the runtimes that still hold what was given up."""
+        await asyncio.sleep(within)
+        held = [live.activation for live in self.all]
+        for activation in given_up:
+            if activation in held and not activation.runtime.lost.is_set():
+                activation.runtime.kill(f"{reason}; and it did not unload its sessions within {within:g} s")
 
     def _runtime_lost(self, runtime: ManagedRuntime) -> None:
         for live in self.all:
@@ -150,9 +172,7 @@ class LiveSessions:
 
     async def _delete(self, row: SessionRow) -> None:
         context, key = self._context, row.key
-        lease = await context.leases.acquire(key, context.incarnation())
-        if lease is None:
-            raise SessionBusy("the session is active on another node", retry_after=1.0)
+        lease = await acquire(context, key)
         try:
             if (live := self._live.get(key)) is not None:
                 await self._end(live)

@@ -51,6 +51,7 @@ from aerodrome.sessions.fork import copy_files
 from aerodrome.sessions.history import history_page
 from aerodrome.sessions.hub import Channel, EventHub
 from aerodrome.sessions.live import LiveSession
+from aerodrome.sessions.patience import accept
 from aerodrome.sessions.recovery import recover
 from aerodrome.sessions.registry import LiveSessions
 from aerodrome.sessions.replay import behind, last_id, missed
@@ -82,7 +83,7 @@ class SessionService:
     # --- sessions ---
 
     async def open_session(self, who: Principal, request: OpenSession) -> tuple[SessionRow, bool]:
-        self._accepting()
+        await self._serving()
         self._check(who, request)
         options = self._context.options
         now = self._context.clock.time()
@@ -124,7 +125,7 @@ class SessionService:
         _check_title(title)
         if (live := self._sessions.find(row.key)) is not None:
             live.updates.row = replace(live.updates.row, title=title)
-        await self._context.directory.update(row.key, title=title)
+        await self._context.state_patience(lambda: self._context.directory.update(row.key, title=title))
         return await self.get(who, session_id)
 
     async def delete(self, who: Principal, session_id: str) -> None:
@@ -151,7 +152,7 @@ class SessionService:
     async def _send(
         self, who: Principal, session_id: str, message: SendMessage, params: Mapping[str, Any] | None = None
     ) -> TurnRun:
-        self._accepting()
+        await self._serving()
         if len(message.prompt.encode("utf-8", "surrogatepass")) > self._context.options.max_prompt:
             raise TooLarge(f"the prompt is over the limit of {self._context.options.max_prompt} bytes")
         row = await self._readable(who, session_id)
@@ -193,7 +194,7 @@ class SessionService:
 
     async def _record(self, live: LiveSession, run: TurnRun, on_busy: OnBusy) -> TurnRun:
         try:
-            present = await self._context.ledger.accept(run.row)
+            present = await accept(self._context.ledger, run.row, self._context.state_patience)
         except BaseException as error:
             live.turns.withdraw(run)
             if isinstance(error, StoreUnavailable):
@@ -290,7 +291,7 @@ class SessionService:
             NotFound: There is no such session that the principal may read.
             Draining, StoreUnavailable: This node takes no work now.
         """
-        self._accepting()
+        await self._serving()
         return self._sessions.ensure(await self._readable(who, session_id))
 
     def is_own(self, who: Principal, session_id: str) -> bool:
@@ -303,7 +304,7 @@ class SessionService:
 
         Raises as `RuntimePool.reserve`.
         """
-        self._accepting()
+        await self._serving()
         user = self._context.options.isolation_of(who.tenant) is Isolation.USER
         return await self._context.pool.reserve(RuntimeKey(who.tenant, who.user if user else None))
 
@@ -419,9 +420,9 @@ class SessionService:
         """Report turns that nobody works on any more as interrupted (see `recovery`)."""
         return await recover(self._context, self._sessions)
 
-    async def give_up_all(self) -> None:
-        """Our leases are void: another node may run our sessions. Nothing more is written for them."""
-        self._sessions.give_up_all()
+    def give_up_all(self, reason: str, within: float = 0.0) -> None:
+        """Our leases are void, or will be `within` seconds (see `LiveSessions.give_up_all`)."""
+        self._sessions.give_up_all(reason, within)
 
     async def drain(self, timeout: float) -> None:
         """Take nothing new, let running turns end for up to `timeout` seconds, put everything to sleep."""
@@ -429,6 +430,12 @@ class SessionService:
         await self._sessions.drain(timeout)
 
     # --- inside ---
+
+    async def _serving(self) -> None:
+        """Wait for the coordination store as long as may be. Raises as `_accepting`."""
+        if not self._draining:
+            await self._context.serving()
+        self._accepting()
 
     def _accepting(self) -> None:
         if self._draining:
