@@ -26,6 +26,7 @@ from aerodrome.coordination.backends.sqlite import SqliteCoordination
 from aerodrome.coordination.backends.sqlite_directory import SqliteDirectory
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.coordination.ports import Coordination, Directory
+from aerodrome.errors import Draining
 from aerodrome.gateway.limits import GatewayLimits
 from aerodrome.gateway.server import Gateway, GatewayOptions
 from aerodrome.http.api import create_app
@@ -127,6 +128,10 @@ class Node:
         self._stack = AsyncExitStack()
         self._tasks = TaskOwner("node")
         self._clock = SystemClock()
+        self._started_at = self._clock.time()
+        self._draining: asyncio.Task[None] | None = None
+        #: Set when an operator has asked this node to drain; it does, and its process may end.
+        self.asked_to_drain = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         try:
@@ -164,6 +169,7 @@ class Node:
         self.janitor = Janitor(self.sessions, context)
         self._heartbeat.on_reborn = self._reborn
         self._heartbeat.on_lapse = self._lapsed
+        self._heartbeat.on_drain = self._asked_to_drain
         await self._heartbeat.start()
         self._stack.push_async_callback(self._heartbeat.aclose)
         self._stack.push_async_callback(context.tasks.aclose)
@@ -179,7 +185,36 @@ class Node:
         if self._http:
             await self._open_http(auth)
         # Last in, first out: drain while everything still works.
-        self._stack.push_async_callback(self.sessions.drain, settings.server.drain_timeout)
+        self._stack.push_async_callback(self.drain)
+
+    async def drain(self) -> None:
+        """Take no new work, let running turns end for up to `server.drain_timeout`, hand the sessions over.
+
+        Clients and readers are told to go as soon as nothing of theirs is under way. Whoever comes second waits for the
+        first.
+        """
+        if self._draining is None:
+            self._draining = self._tasks.start(self._drain(), "drain")
+        await asyncio.shield(self._draining)
+
+    async def _drain(self) -> None:
+        log.info("node.draining", sessions=len(self.sessions.live))
+        letting_go = self._tasks.start(self.gateway.let_go(), "let clients go")
+        try:
+            await self.sessions.drain(self.settings.server.drain_timeout)
+        finally:
+            letting_go.cancel()
+        log.info("node.drained")
+
+    def _asked_to_drain(self) -> None:
+        self.asked_to_drain.set()
+        if hasattr(self, "gateway") and self._draining is None and not self._tasks.closed:
+            self._draining = self._tasks.start(self._drain(), "drain")
+
+    def abort(self) -> None:
+        """Kill every runtime, with all it has started, before the process ends without a drain."""
+        if hasattr(self, "pool"):
+            self.pool.abort()
 
     async def _open_gateway(self, auth: Authenticator, cli_version: str) -> None:
         self.gateway = Gateway(self.sessions, auth, gateway_options(self.settings, cli_version))
@@ -230,7 +265,7 @@ class Node:
     def ready(self) -> tuple[bool, str]:
         """For `/ready` (see `http.ports.Readiness`)."""
         if self.sessions.draining:
-            return False, "shutting down"
+            raise Draining("this node is shutting down")
         if not self._heartbeat.may_serve:
             return False, "the coordination store cannot be reached"
         if (reason := self.pool.unavailable_reason) is not None:
@@ -242,7 +277,12 @@ class Node:
     def _load(self) -> dict[str, Any]:
         name = self.settings.server.node_name
         runtimes = [{**runtime.describe(), "node": name} for runtime in self.pool.runtimes]
-        return {"runtimes": runtimes, "sessions": len(self.sessions.live), "draining": self.sessions.draining}
+        return {
+            "runtimes": runtimes,
+            "sessions": len(self.sessions.live),
+            "draining": self.sessions.draining,
+            "started_at": self._started_at,
+        }
 
 
 def pool_options(settings: Settings, command: Path, homes: Path) -> PoolOptions:

@@ -506,6 +506,39 @@ async def test_a_drain_lets_turns_end_and_ends_those_that_do_not() -> None:
         assert [await node.stores.coordination.holder(row.key) for row in rows] == [None] * 3
 
 
+async def test_sessions_leave_a_draining_node_as_soon_as_they_are_quiet() -> None:
+    async with scripted_node() as a, scripted_node(a.stores, name="b") as b:
+        await idle(a, "s1", "s2")
+        long = await running(a, "s1")
+        readers = {name: await a.service.events(ALICE, name) for name in ("s1", "s2")}
+        seen: dict[str, list[str]] = {name: [] for name in readers}
+
+        async def read(name: str) -> None:
+            async for event in readers[name]:
+                seen[name].append(event.cursor)
+
+        reading = {name: asyncio.create_task(read(name)) for name in readers}
+        draining = asyncio.create_task(a.service.drain(30.0))
+        await settle()
+        # The one that is idle is free for others at once, and its reader is told.
+        with pytest.raises(Draining):
+            await reading["s2"]
+        assert (await b.say("s2", "two")).status is TurnStatus.COMPLETED
+        assert not draining.done()
+        assert not reading["s1"].done()
+        await a.loaded("s1").answer()
+        await draining
+        assert await ended(long) is TurnStatus.COMPLETED
+        with pytest.raises(Draining):
+            await reading["s1"]
+        # With the last cursor the reader goes on at the other node, and has missed nothing.
+        onward = await b.service.events(ALICE, "s1", after=seen["s1"][-1])
+        assert not any(event.type == "aerodrome.gap" for event in onward.backlog)
+        onward.close()
+        assert (await b.say("s1", "three")).status is TurnStatus.COMPLETED
+        assert b.prompts("s1") == ["hello of s1", "one", "three"]
+
+
 async def test_a_drain_waits_until_nothing_is_left_of_questions() -> None:
     """The stores are closed behind it."""
 

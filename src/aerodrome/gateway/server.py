@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 _BACKLOG = 1024
 #: Seconds between two looks for links that nothing goes by any more.
 _TIDY = 5.0
+#: Seconds between two looks, while the node drains, for clients of which nothing is under way.
+_LOOK_AGAIN = 0.05
 
 
 class Authenticator(Protocol):
@@ -91,6 +93,17 @@ class Gateway:
         """Take no new clients; those that are there keep their connection until `aclose`."""
         if self._server is not None:
             self._server.close()
+
+    async def let_go(self) -> None:
+        """Close each connection once nothing of its client is under way; ends when none is left.
+
+        New ones are still taken, and answered `draining`: a port that refuses looks like a node that has died.
+        """
+        while self._clients:
+            for client in self.clients:
+                if client.idle and not client.gone:
+                    client.close(Draining("this node is shutting down; connect again"))
+            await asyncio.sleep(_LOOK_AGAIN)
 
     async def aclose(self) -> None:
         """Close every connection and wait until nothing of the clients is left."""

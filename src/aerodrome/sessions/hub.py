@@ -8,9 +8,11 @@ stored history (`sessions.replay`).
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from aerodrome.errors import AerodromeError
 from aerodrome.events import SessionEvent
 from aerodrome.sessions.api import Lagging
 
@@ -33,7 +35,10 @@ class Channel:
         self._preloaded = 0
         self._ready = asyncio.Event()
         self._finished = False
+        self._finished_with: AerodromeError | None = None
         self._lagging = False
+        #: See `sessions.api.EventStream`.
+        self.position = ""
 
     @property
     def backlog(self) -> Sequence[SessionEvent]:
@@ -60,8 +65,10 @@ class Channel:
         if self._backlog:
             self._ready.set()
 
-    def finish(self) -> None:
-        """No more events; the reader still gets what is in the backlog."""
+    def finish(self, error: AerodromeError | None = None) -> None:
+        """No more events; the reader still gets what is in the backlog, and then the error, if there is one."""
+        if not self._finished:
+            self._finished_with = error
         self._finished = True
         self._ready.set()
 
@@ -80,6 +87,8 @@ class Channel:
         while not self._backlog:
             if self._lagging:
                 raise Lagging("the reader did not keep up with the session's events")
+            if self._finished_with is not None:
+                raise copy.copy(self._finished_with)
             if self._finished:
                 raise StopAsyncIteration
             self._ready.clear()
@@ -128,16 +137,17 @@ class EventHub:
 
     def subscribe(self) -> Channel:
         channel = Channel(self._reader_bytes, self._channels.discard)
+        channel.position = self.position
         self._channels.add(channel)
         return channel
 
     def kept(self) -> list[SessionEvent]:
         return list(self._kept)
 
-    def finish(self) -> None:
-        """The session is deleted: end every reader's stream."""
+    def finish(self, error: AerodromeError | None = None) -> None:
+        """The session is deleted, or (with an error that says so) has left this node: end every reader's stream."""
         for channel in list(self._channels):
-            channel.finish()
+            channel.finish(error)
 
     def _keep(self, event: SessionEvent) -> None:
         self._kept.append(event)

@@ -213,32 +213,44 @@ class LiveSessions:
     # --- the end of the node ---
 
     async def drain(self, timeout: float) -> None:
-        """Let running turns end for up to `timeout` seconds, end the others, put everything to sleep."""
-        await self._each((live.turns.quiet() for live in self.all), timeout)
+        """Let running turns end for up to `timeout` seconds, end the others, put everything to sleep.
+
+        Each session leaves as soon as it is quiet, its lease with it, so that other nodes serve it while long turns of
+        others go on here. Its readers are told to go on elsewhere (`Draining`).
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
         at_once = asyncio.Semaphore(_AT_ONCE)
 
-        async def retire(live: LiveSession) -> None:
+        async def leave(live: LiveSession) -> None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await live.turns.quiet()
             async with at_once:
                 if not await self.hibernate(live):
                     await live.close(Draining("this node stopped before the turn had ended"))
                     await live.updates.flush()
                 self._live.pop(live.row.key, None)
+                self._finish_hub(live.row.key)
 
-        await self._each(retire(live) for live in self.all)
+        await self._each(leave(live) for live in self.all)
         while self._deletions:
             await asyncio.wait(self._deletions.values())
-        for hub in self._hubs.values():
-            hub.finish()
+        for key in list(self._hubs):
+            self._finish_hub(key)
         with suppress(AerodromeError):  # a restart will report them
             await self._record_late_ends()
 
-    async def _each(self, work: Iterable[Coroutine[Any, Any, Any]], timeout: float | None = None) -> None:
-        """Do all at the same time; what is left after `timeout` seconds is cancelled."""
+    def _finish_hub(self, key: SessionKey) -> None:
+        if (hub := self._hubs.get(key)) is not None:
+            hub.finish(Draining("this node is shutting down; go on reading at another", retry_after=1.0))
+
+    async def _each(self, work: Iterable[Coroutine[Any, Any, Any]]) -> None:
+        """Do all at the same time."""
         tasks = [self._context.tasks.start(item, "drain", expected=AerodromeError) for item in work]
         if not tasks:
             return
         try:
-            await asyncio.wait(tasks, timeout=timeout)
+            await asyncio.wait(tasks)
         finally:
             for task in tasks:
                 task.cancel()
