@@ -10,7 +10,7 @@ from aerodrome._util.patience import Patience
 from aerodrome.coordination.ports import Node
 from aerodrome.errors import SessionBusy, StoreUnavailable
 from aerodrome.model import SessionKey, TurnStatus
-from support.scripted_node import ALICE, ScriptedNode, scripted_node, settle
+from support.scripted_node import ALICE, ScriptedNode, Unsteady, scripted_node, settle
 from support.waiting import until
 
 pytestmark = pytest.mark.timeout(30)
@@ -31,13 +31,18 @@ class Watched(Patience):
         await asyncio.sleep(min(seconds, 0.01))
 
 
+def _stores(node: ScriptedNode) -> list[Unsteady]:
+    stores = node.stores
+    return [stores.slow_coordination, stores.slow_directory, stores.slow_ledger, stores.slow_files]
+
+
 def away(node: ScriptedNode, *calls: str, after: bool = False) -> None:
-    for store in (node.stores.slow_coordination, node.stores.slow_ledger, node.stores.slow_files):
+    for store in _stores(node):
         (store.fails_after if after else store.fails).update(calls)
 
 
 def back(node: ScriptedNode) -> None:
-    for store in (node.stores.slow_coordination, node.stores.slow_ledger, node.stores.slow_files):
+    for store in _stores(node):
         store.fails.clear()
         store.fails_after.clear()
 

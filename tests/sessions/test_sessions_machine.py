@@ -36,10 +36,10 @@ FAILURES = [
     ("slow_ledger", "finish"),
     ("slow_ledger", "forget"),
     ("slow_ledger", "by_idempotency_key"),
-    ("slow_coordination", "get"),
+    ("slow_directory", "get"),
     ("slow_coordination", "acquire"),
-    ("slow_coordination", "update"),
-    ("slow_coordination", "remove"),
+    ("slow_directory", "update"),
+    ("slow_directory", "remove"),
     ("slow_files", "append"),
     ("slow_files", "write"),
     ("slow_files", "read"),
@@ -209,7 +209,7 @@ class SessionsMachine(RuleBasedStateMachine):
 
     @rule()
     def stores_are_back(self) -> None:
-        for name in ("slow_ledger", "slow_coordination", "slow_files"):
+        for name in ("slow_ledger", "slow_coordination", "slow_directory", "slow_files"):
             getattr(self.node.stores, name).fails.clear()
             getattr(self.node.stores, name).fails_after.clear()
 

@@ -115,16 +115,6 @@ class Unsteady:
         return call
 
 
-class _Both:
-    """What either of two stores does."""
-
-    def __init__(self, *stores: Any) -> None:
-        self._stores = stores
-
-    def __getattr__(self, name: str) -> Any:
-        return next(getattr(store, name) for store in self._stores if hasattr(store, name))
-
-
 class Stores:
     """What several nodes share."""
 
@@ -133,8 +123,8 @@ class Stores:
         self.directory = MemoryDirectory()
         self.ledger = MemoryLedger()
         self.files = MemoryFiles()
-        #: Coordination and directory together, as they come and go together in these tests.
-        self.slow_coordination = Unsteady(_Both(self.coordination, self.directory), pause)
+        self.slow_coordination = Unsteady(self.coordination, pause)
+        self.slow_directory = Unsteady(self.directory, pause)
         self.slow_ledger = Unsteady(self.ledger, pause)
         self.slow_files = Unsteady(self.files, pause)
 
@@ -163,7 +153,7 @@ class ScriptedNode:
         self.tasks = TaskOwner(name)
         self.context = SessionContext(
             options=SessionOptions(**options),
-            directory=patient_directory(cast("Any", stores.slow_coordination), patience),
+            directory=patient_directory(cast("Any", stores.slow_directory), patience),
             leases=patient_leases(cast("Any", stores.slow_coordination), patience),
             membership=cast("Any", stores.slow_coordination),
             ledger=patient_ledger(cast("Any", stores.slow_ledger), patience),
