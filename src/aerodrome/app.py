@@ -48,6 +48,7 @@ from aerodrome.sessions.context import SessionContext, SessionOptions
 from aerodrome.sessions.janitor import Janitor
 from aerodrome.sessions.patience import patient_directory, patient_files, patient_leases, patient_ledger
 from aerodrome.sessions.ports import Ledger
+from aerodrome.sessions.recovery import EARLIER
 from aerodrome.sessions.service import SessionService
 from aerodrome.sessions.slots import TurnSlots
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
@@ -282,6 +283,7 @@ class Node:
             "sessions": len(self.sessions.live),
             "draining": self.sessions.draining,
             "started_at": self._started_at,
+            EARLIER: list(self._heartbeat.earlier),
         }
 
 

@@ -23,6 +23,7 @@ from aerodrome.errors import (
 )
 from aerodrome.model import OnBusy, RuntimeKey, SessionKey, SessionKind, SessionState, TurnStatus
 from aerodrome.sessions.api import Ask, OpenSession, SendMessage
+from aerodrome.sessions.janitor import LEASE
 from aerodrome.sessions.machine import State
 from aerodrome.sessions.run import TurnRun
 from support.scripted_node import ALICE, BOB, ScriptedNode, Stores, scripted_node, settle
@@ -218,7 +219,8 @@ async def delete(node: ScriptedNode) -> None:
 
 
 def is_empty(stores: Stores) -> bool:
-    remembered = (stores.directory._rows, stores.coordination._leases, stores.ledger._rows)
+    leases = stores.coordination._leases.keys() - {LEASE}
+    remembered = (stores.directory._rows, leases, stores.ledger._rows)
     return not (any(remembered) or stores.files.files or stores.files.epochs)
 
 

@@ -65,6 +65,9 @@ class MemoryFiles:
         except KeyError:
             raise FileNotFoundError(path) from None
 
+    async def sessions(self, after: SessionKey | None = None, limit: int = 100) -> list[SessionKey]:
+        return sorted(key for key in self.files.keys() | self.epochs.keys() if after is None or key > after)[:limit]
+
     async def delete_session(self, key: SessionKey) -> bool:
         self.epochs.pop(key, None)
         return self.files.pop(key, None) is not None

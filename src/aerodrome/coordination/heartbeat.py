@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -55,6 +56,8 @@ class Heartbeat:
         load: Callable[[], dict[str, Any]],
     ) -> None:
         self.node = Node(name=name, incarnation=_incarnation(name))
+        #: The incarnations this node had before, the latest last, as far as anybody may remember them.
+        self.earlier: deque[str] = deque(maxlen=20)
         self.on_reborn: Callable[[], Awaitable[None]] | None = None
         #: Called when the node has to give up its leases because it could not heartbeat; they may still be valid, for
         #: another `lapse_time`. May be called again after a beat that got through.
@@ -141,6 +144,7 @@ class Heartbeat:
         # Not a moment longer under leases that are void, also when the store can not be reached to join again.
         self._last_beat = -math.inf
         self._lapsed = True
+        self.earlier.append(self.incarnation)
         self.node = replace(self.node, incarnation=_incarnation(self.node.name))
         if self.on_reborn is not None:
             await self.on_reborn()

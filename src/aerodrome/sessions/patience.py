@@ -17,8 +17,8 @@ from aerodrome.statestore.ports import SessionFileStore
 
 _DIRECTORY = ("insert", "get", "set_member", "remove", "list", "unused_since", "count")
 _LEASES = ("holder", "holders", "forget")
-_LEDGER = ("start", "finish", "get", "by_idempotency_key", "unfinished", "turns", "forget")
-_FILES = ("epoch", "raise_epoch", "write", "read", "stat", "listdir", "total_bytes", "delete_session")
+_LEDGER = ("start", "finish", "get", "by_idempotency_key", "unfinished", "turns", "sessions", "forget")
+_FILES = ("epoch", "raise_epoch", "write", "read", "stat", "listdir", "total_bytes", "sessions", "delete_session")
 
 
 def patient_directory(directory: Directory, patience: Patience) -> Directory:
