@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from aerodrome.coordination.backends.sqlite import SqliteCoordination
 from aerodrome.coordination.backends.sqlite_directory import SqliteDirectory
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.coordination.ports import Coordination, Directory
-from aerodrome.errors import Draining
+from aerodrome.errors import AerodromeError, Draining
 from aerodrome.gateway.limits import GatewayLimits
 from aerodrome.gateway.server import Gateway, GatewayOptions
 from aerodrome.http.api import create_app
@@ -43,6 +43,7 @@ from aerodrome.runtime.launchers.process import ProcessLauncher
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.pool import PoolOptions, RuntimePool
 from aerodrome.runtime.supervisor import RuntimeOptions
+from aerodrome.sessions.admission import TurnAdmission, TurnLimits
 from aerodrome.sessions.backends.sqlite import SqliteLedger
 from aerodrome.sessions.context import SessionContext, SessionOptions
 from aerodrome.sessions.janitor import Janitor
@@ -238,6 +239,7 @@ class Node:
         self.sessions.give_up_all("this node was held for dead, and its sessions may have moved")
 
     def _session_context(self) -> SessionContext:
+        tasks = TaskOwner("sessions")
         patience = Patience(self.settings.coordination.patience, clock=self._clock)
         state_patience = Patience(self.settings.state.patience, clock=self._clock)
         return SessionContext(
@@ -253,14 +255,37 @@ class Node:
             incarnation=lambda: self._heartbeat.incarnation,
             # `check`: whoever asks first notices, were it after a pause of the whole process.
             may_serve=lambda: self._heartbeat.check(),
-            tasks=TaskOwner("sessions"),
-            slots=TurnSlots(
-                total=self.settings.limits.max_turns,
-                per_tenant=self.settings.limits.max_turns_per_tenant,
-                timeout=self.settings.runtime.capacity_timeout,
-            ),
+            tasks=tasks,
+            admission=self._admission(tasks),
             patience=patience,
             state_patience=state_patience,
+        )
+
+    def _admission(self, tasks: TaskOwner) -> TurnAdmission:
+        limits, timeout = self.settings.limits, self.settings.runtime.capacity_timeout
+
+        def later(work: Coroutine[Any, Any, Any], name: str) -> None:
+            if tasks.closed:
+                work.close()  # the places of a node that has left are free
+            else:
+                tasks.start(work, name, expected=AerodromeError)
+
+        return TurnAdmission(
+            TurnSlots(
+                total=limits.max_turns,
+                per_tenant=limits.max_turns_per_tenant or max(1, limits.max_turns // 5),
+                timeout=timeout,
+            ),
+            TurnLimits(
+                per_minute=limits.turns_per_minute,
+                per_minute_of_tenant=limits.turns_per_minute_per_tenant,
+                at_once=limits.max_turns_per_user,
+                at_once_of_tenant=limits.max_turns_per_tenant,
+            ),
+            self.stores.coordination,
+            incarnation=lambda: self._heartbeat.incarnation,
+            later=later,
+            timeout=timeout,
         )
 
     def ready(self) -> tuple[bool, str]:

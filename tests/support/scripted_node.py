@@ -17,6 +17,7 @@ from aerodrome.coordination.ports import Node
 from aerodrome.errors import Fenced, StoreUnavailable
 from aerodrome.model import Principal, SessionKey, SessionKind, TurnRow
 from aerodrome.policy.session_params import Credentials
+from aerodrome.sessions.admission import TurnAdmission, TurnLimits
 from aerodrome.sessions.api import OpenSession, SendMessage
 from aerodrome.sessions.backends.memory import MemoryLedger
 from aerodrome.sessions.context import SessionContext, SessionOptions
@@ -146,6 +147,7 @@ class ScriptedNode:
         max_runtimes: int,
         max_turns: int,
         patience: Patience,
+        limits: TurnLimits,
         **options: Any,
     ) -> None:
         self.stores = stores
@@ -167,7 +169,14 @@ class ScriptedNode:
             incarnation=lambda: self.incarnation,
             may_serve=lambda: self.may_serve,
             tasks=self.tasks,
-            slots=TurnSlots(total=max_turns, per_tenant=max_turns, timeout=5.0),
+            admission=TurnAdmission(
+                TurnSlots(total=max_turns, per_tenant=max_turns, timeout=5.0),
+                limits,
+                cast("Any", stores.slow_coordination),
+                incarnation=lambda: self.incarnation,
+                later=lambda work, name: self.context.later(work, name),
+                timeout=5.0,
+            ),
             patience=patience,
             state_patience=patience,
         )
@@ -261,6 +270,7 @@ async def scripted_node(
     max_runtimes: int = 10,
     max_turns: int = 100,
     patience: Patience | float = 0.0,
+    limits: TurnLimits = TurnLimits(),  # noqa: B008
     **options: Any,
 ) -> AsyncIterator[ScriptedNode]:
     """A node; afterwards it is drained, and must have given everything back.
@@ -278,6 +288,7 @@ async def scripted_node(
         max_runtimes=max_runtimes,
         max_turns=max_turns,
         patience=patience if isinstance(patience, Patience) else Patience(patience),
+        limits=limits,
         **options,
     )
     await node.join()

@@ -18,8 +18,8 @@ from aerodrome.events import SessionEvent, host_event
 from aerodrome.model import Isolation, OnBusy, RuntimeKey, SessionRow
 from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.pool import RuntimePool
+from aerodrome.sessions.admission import TurnAdmission
 from aerodrome.sessions.ports import Ledger
-from aerodrome.sessions.slots import TurnSlots
 from aerodrome.statestore.ports import SessionFileStore
 
 
@@ -67,7 +67,7 @@ class SessionContext:
     #: Whether its leases hold for certain.
     may_serve: Callable[[], bool]
     tasks: TaskOwner
-    slots: TurnSlots
+    admission: TurnAdmission
     #: With the coordination store, and with the state store; what of theirs is not patient by itself asks these.
     patience: Patience = field(default_factory=lambda: Patience(0.0))
     state_patience: Patience = field(default_factory=lambda: Patience(0.0))

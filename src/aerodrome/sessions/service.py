@@ -180,10 +180,19 @@ class SessionService:
     async def _submit(self, row: SessionRow, run: TurnRun, on_busy: OnBusy) -> TurnRun:
         if run.row.idempotency_key is not None and (earlier := await self._earlier(row, run)) is not None:
             return earlier
+        if (earlier := await self._admit(row, run)) is not None:
+            return earlier
         # No await from the last look at what is there until the run is in its queue.
-        self._accepting()
-        live = self._sessions.ensure(row)
-        live.turns.admit(run, on_busy)
+        try:
+            self._accepting()
+            live = self._sessions.ensure(row)
+            if live.busy:
+                # Somebody was faster. Its place, if it got one, may be what the one before it waits for.
+                self._context.admission.withdraw(run.row)
+            live.turns.admit(run, on_busy)
+        except BaseException:
+            self._context.admission.withdraw(run.row)
+            raise
         # A task of its own: others may have joined the turn by its key, whatever becomes of this caller.
         recording = self._context.tasks.start(self._record(live, run, on_busy), "record", expected=AerodromeError)
         try:
@@ -191,6 +200,25 @@ class SessionService:
         except asyncio.CancelledError:
             run.abandon()
             raise
+
+    async def _admit(self, row: SessionRow, run: TurnRun) -> TurnRun | None:
+        """Ask the limits. Returns the turn under the same key, if one has come in meanwhile.
+
+        Raises:
+            RateLimited: It is one too many.
+        """
+        live = self._sessions.find(row.key)
+        asked = await self._context.admission.accept(run.row, idle=live is None or not live.busy)
+        if not asked or run.row.idempotency_key is None:
+            return None
+        try:
+            earlier = await self._earlier(row, run)
+        except BaseException:
+            self._context.admission.withdraw(run.row)
+            raise
+        if earlier is not None:
+            self._context.admission.withdraw(run.row)
+        return earlier
 
     async def _record(self, live: LiveSession, run: TurnRun, on_busy: OnBusy) -> TurnRun:
         try:
