@@ -25,7 +25,7 @@ from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.coordination.backends.sqlite import SqliteCoordination
 from aerodrome.coordination.backends.sqlite_directory import SqliteDirectory
 from aerodrome.coordination.heartbeat import Heartbeat
-from aerodrome.coordination.ports import Coordination, Directory
+from aerodrome.coordination.ports import ClusterEvent, Coordination, Directory
 from aerodrome.errors import AerodromeError, Draining
 from aerodrome.gateway.limits import GatewayLimits
 from aerodrome.gateway.server import Gateway, GatewayOptions
@@ -34,7 +34,7 @@ from aerodrome.http.limits import HttpLimits
 from aerodrome.http.server import HttpServer
 from aerodrome.identity.backends.sqlite import SqliteKeyStore
 from aerodrome.identity.ephemeral import Authenticator, EitherOf
-from aerodrome.identity.keys import KeyService
+from aerodrome.identity.keys import REVOKED, KeyService
 from aerodrome.model import RuntimeKey
 from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.binary import resolve
@@ -99,7 +99,11 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             stack.push_async_callback(store.aclose)
         # A caller whose key is not in the cache needs the store, too.
         patient_keys = patient(key_store, Patience(settings.state.patience, clock=clock), ("get", "list"))
-        keys = KeyService(patient_keys, clock=clock, cache_ttl=settings.auth.key_cache)
+
+        async def announce(key_id: str) -> None:
+            await coordination.publish(ClusterEvent(REVOKED, key_id))
+
+        keys = KeyService(patient_keys, clock=clock, cache_ttl=settings.auth.key_cache, announce=announce)
         yield Stores(keys, coordination, directory, files, ledger)
 
 
@@ -186,6 +190,7 @@ class Node:
         await self._open_gateway(auth, binary.version)
         if self._http:
             await self._open_http(auth)
+        self._stack.callback(self.stores.coordination.listen(self._hear))
         # Last in, first out: drain while everything still works.
         self._stack.push_async_callback(self.drain)
 
@@ -217,6 +222,13 @@ class Node:
         """Kill every runtime, with all it has started, before the process ends without a drain."""
         if hasattr(self, "pool"):
             self.pool.abort()
+
+    def _hear(self, event: ClusterEvent) -> None:
+        if event.kind == REVOKED:
+            self.stores.keys.forget(event.subject)
+            if not self._tasks.closed:
+                # Connections that stand were checked when they were made.
+                self._tasks.start(self.gateway.recheck(event.subject), "recheck credentials")
 
     async def _open_gateway(self, auth: Authenticator, cli_version: str) -> None:
         self.gateway = Gateway(self.sessions, auth, gateway_options(self.settings, cli_version))

@@ -98,6 +98,17 @@ async def test_a_node_is_drained_from_the_command_line(tmp_path: Path, model: Mo
     assert not [process for process in runtimes if process.is_running()]
 
 
+async def test_a_key_that_is_revoked_elsewhere_stops_at_once(tmp_path: Path, model: ModelServer) -> None:
+    config = write_config(tmp_path, model.base_url, '[auth]\nkey_cache = "1h"')
+    made = await aerodrome("keys", "create", "--config", str(config), "--tenant", "acme", "--user", "alice", "--json")
+    async with serve(config) as server, user_of(server, made["key"]) as alice:
+        assert (await alice.http.get("/sessions")).status_code == 200
+        await aerodrome("keys", "revoke", made["id"], "--config", str(config), json_output=False)
+        async with asyncio.timeout(5):
+            while (await alice.http.get("/sessions")).status_code != 401:
+                await asyncio.sleep(0.02)
+
+
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path, model: ModelServer) -> None:
     config = write_config(tmp_path, model.base_url)
     key = await new_key(config)

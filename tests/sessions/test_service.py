@@ -824,7 +824,7 @@ async def test_hubs_are_kept_for_readers_and_live_sessions_only() -> None:
 
 async def test_a_reader_of_a_session_that_is_deleted_as_it_comes_is_not_left_waiting() -> None:
     async with scripted_node() as node:
-        await idle(node, "s1")
+        await node.open("s1")
         node.stores.slow_directory.held_after.add("get")
         coming = asyncio.create_task(node.service.events(ALICE, "s1"))
         await settle()

@@ -201,11 +201,11 @@ class Gateway:
             await asyncio.sleep(self.limits.recheck)
             await self.recheck()
 
-    async def recheck(self) -> None:
-        """End the connections whose key has been revoked."""
+    async def recheck(self, key_id: str | None = None) -> None:
+        """End the connections whose key has been revoked: of all keys, or of the one with this id."""
         by_credential: dict[str, list[GatewayClient]] = {}
         for client in self._clients:
-            if client.principal is not None:
+            if client.principal is not None and key_id in (None, client.principal.key_id):
                 by_credential.setdefault(client.credential, []).append(client)
         for credential, clients in by_credential.items():
             try:

@@ -48,6 +48,19 @@ class LiveSessions:
     def find(self, key: SessionKey) -> LiveSession | None:
         return self._live.get(key)
 
+    def row_here(self, key: SessionKey) -> SessionRow | None:
+        """The row of a session that is loaded here, which need not be read for every access.
+
+        While this node holds the lease, whoever changes or deletes the session does so through this node, and the live
+        object knows it before the directory does. A lease that was lost without our knowing shows at the latest with
+        the next heartbeat (`may_serve`); for so long a session that was deleted elsewhere may be seen here, and nothing
+        of it can be stored any more. ``None``: ask the directory.
+        """
+        live = self._live.get(key)
+        if live is None or key in self._deletions or not self._context.may_serve():
+            return None
+        return live.row if live.activation is not None and not live.activation.lost.done() else None
+
     def works_on(self, key: SessionKey, turn_id: str) -> bool:
         """Whether a turn is in hand here, were it only that its end is not recorded yet."""
         live = self._live.get(key)

@@ -1,7 +1,8 @@
 """The sessions of one node: what the front doors call (`sessions.api.Sessions`).
 
 A session costs memory here only while it is *live*: resident in a runtime, or with turns waiting. The directory is
-read on every access, and ownership is its `owner` column, never something read out of an id (trap 4).
+read on every access, unless the session is loaded here (`LiveSessions.row_here`), and ownership is its `owner` column,
+never something read out of an id (trap 4).
 """
 
 from __future__ import annotations
@@ -488,7 +489,8 @@ class SessionService:
         """The row, if the principal may know of it. Whether it exists is told to nobody else."""
         row = None
         if valid_session_id(session_id):
-            row = await self._context.directory.get(SessionKey(who.tenant, session_id))
+            key = SessionKey(who.tenant, session_id)
+            row = self._sessions.row_here(key) or await self._context.directory.get(key)
         if row is None or not _may_read(who, row):
             raise NotFound("there is no such session")
         return row
