@@ -63,7 +63,9 @@ class ScriptedStream:
         self._events: deque[SessionEvent] = deque()
         self._changed = asyncio.Event()
         self._failure: Exception | None = None
+        self._last_words: Exception | None = None
         self._ended = False
+        self.position = ""
         self.taken = 0
         self.closes = 0
         self.closed = asyncio.Event()
@@ -84,6 +86,11 @@ class ScriptedStream:
         self._failure = error
         self._changed.set()
 
+    def fail_at_end(self, error: Exception) -> None:
+        """Raise the error behind what is there."""
+        self._last_words = error
+        self.end()
+
     def close(self) -> None:
         self.closes += 1
         self.closed.set()
@@ -97,6 +104,8 @@ class ScriptedStream:
                 self.taken += 1
                 yield self._events.popleft()
             elif self._ended:
+                if self._last_words is not None:
+                    raise self._last_words
                 return
             else:
                 self._changed.clear()
@@ -140,6 +149,7 @@ class ScriptedSessions:
         self.turns: list[ScriptedTurn] = []
         self.streams: list[ScriptedStream] = []
         self.stream_capacity = 1000
+        self.stream_position = ""
         self.called = asyncio.Event()
 
     def _call(self, *call: Any) -> None:
@@ -232,6 +242,7 @@ class ScriptedSessions:
         self._call("events", who, session_id, after)
         self._find(who, session_id)
         stream = ScriptedStream(self.stream_capacity)
+        stream.position = self.stream_position
         self.streams.append(stream)
         return stream
 

@@ -158,6 +158,11 @@ class CoordinationSettings(Section):
         default=5.0,
         description="Silence after which a node is dead and its sessions go to others; at least three heartbeats.",
     )
+    patience: Duration = Field(
+        default=15.0,
+        description="How long a request or a turn waits for the coordination store when it is away, before it fails "
+        "with `store_unavailable`. Longer than a restart of the store takes.",
+    )
 
     @model_validator(mode="after")
     def _ttl_outlives_lost_heartbeats(self) -> Self:
@@ -199,6 +204,11 @@ class StateSettings(Section):
         default=15.0,
         description="PostgreSQL: how long a call goes on trying while the server is away, such as during a restart, "
         "before the error `store_unavailable`.",
+    )
+    patience: Duration = Field(
+        default=15.0,
+        description="How long a request, or a turn that is being stored, waits for the state store when it is away or "
+        "full, before it fails with `store_unavailable`.",
     )
     max_file: ByteSize = Field(default=64 * MIB, gt=0, description="Largest file of a session.")
     max_session: ByteSize = Field(default=256 * MIB, gt=0, description="Most bytes of one session's files together.")
@@ -443,7 +453,32 @@ class LimitSettings(Section):
         description="How long a client of the native gateway may take to authenticate, and to read what waits for it.",
     )
     max_turns: int = Field(default=500, ge=1, description="Most turns that run at the same time in this node.")
-    max_turns_per_tenant: int = Field(default=100, ge=1, description="The same, for one tenant.")
+    max_turns_per_tenant: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most turns of one tenant that run at the same time, over all nodes. Without it each node gives a "
+        "tenant a fifth of `max_turns`.",
+        json_schema_extra={"example": "100"},
+    )
+    max_turns_per_user: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most turns of one user that run at the same time, over all nodes; more of them wait.",
+        json_schema_extra={"example": "4"},
+    )
+    turns_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most prompts that are accepted from one user in a minute, over all nodes; the next is refused "
+        "with `rate_limited`.",
+        json_schema_extra={"example": "60"},
+    )
+    turns_per_minute_per_tenant: int | None = Field(
+        default=None,
+        ge=1,
+        description="The same, for all users of one tenant together.",
+        json_schema_extra={"example": "600"},
+    )
 
     @model_validator(mode="after")
     def _a_prompt_fits(self) -> Self:

@@ -99,6 +99,13 @@ class GatewayClient:
         return self.connection.closed
 
     @property
+    def idle(self) -> bool:
+        """Nothing of it is under way: no request, no turn, and nothing else in a session it takes part in."""
+        if self.router.unanswered or self._opening or not all(run.ended for run in self._runs):
+            return False
+        return not any(attachment.live.engaged for attachment in self.attachments.values())
+
+    @property
     def who(self) -> Principal:
         assert self.principal is not None
         return self.principal

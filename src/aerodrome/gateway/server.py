@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 _BACKLOG = 1024
 #: Seconds between two looks for links that nothing goes by any more.
 _TIDY = 5.0
+#: Seconds between two looks, while the node drains, for clients of which nothing is under way.
+_LOOK_AGAIN = 0.05
 
 
 class Authenticator(Protocol):
@@ -118,6 +120,17 @@ class Gateway:
         """Take no new clients; those that are there keep their connection until `aclose`."""
         if self._server is not None:
             self._server.close()
+
+    async def let_go(self) -> None:
+        """Close each connection once nothing of its client is under way; ends when none is left.
+
+        New ones are still taken, and answered `draining`: a port that refuses looks like a node that has died.
+        """
+        while self._clients:
+            for client in self.clients:
+                if client.idle and not client.gone:
+                    client.close(Draining("this node is shutting down; connect again"))
+            await asyncio.sleep(_LOOK_AGAIN)
 
     async def aclose(self) -> None:
         """Close every connection and wait until nothing of the clients is left."""
@@ -262,11 +275,13 @@ class Gateway:
             await asyncio.sleep(self.limits.recheck)
             await self.recheck()
 
-    async def recheck(self) -> None:
-        """End the connections whose key has been revoked."""
+    async def recheck(self, key_id: str | None = None) -> None:
+        """End the connections whose key has been revoked: of all keys, or of the one with this id."""
         by_credential: dict[str, list[GatewayClient]] = {}
         for client in self._clients:
-            if client.principal is not None and not client.relayed:
+            if client.principal is None or client.relayed:
+                continue  # who is relayed is looked after where it is connected
+            if key_id in (None, client.principal.key_id):
                 by_credential.setdefault(client.credential, []).append(client)
         for credential, clients in by_credential.items():
             try:

@@ -69,6 +69,15 @@ class FollowingStream:
         self._moved = False
         self._closed = False
 
+    @property
+    def position(self) -> str:
+        """See `sessions.api.EventStream`."""
+        return self._cursor or self._source.events.position
+
+    @position.setter
+    def position(self, cursor: str) -> None:
+        self._cursor = cursor
+
     def runs_at(self, incarnation: str) -> None:
         """The session was loaded by this node."""
         if incarnation != self._source.where and not self._moved:

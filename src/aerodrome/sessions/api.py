@@ -73,7 +73,11 @@ class MessagePage:
 
 class EventStream(Protocol):
     """A subscription. Bounded: a reader that falls too far behind is cut off with `Lagging`, so that it costs
-    nobody else anything; it comes back with the last id it has seen."""
+    nobody else anything; it comes back with the last id it has seen. `Draining` ends it when the session leaves this
+    node: what follows is to be had from another one."""
+
+    #: The cursor behind which it begins, for a reader that has named none; empty when none is known.
+    position: str
 
     def __aiter__(self) -> AsyncIterator[SessionEvent]: ...
 

@@ -12,6 +12,7 @@ import copy
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from aerodrome.errors import AerodromeError
 from aerodrome.events import SessionEvent
 from aerodrome.sessions.api import Lagging
 
@@ -41,8 +42,11 @@ class Channel:
         self._preloaded = 0
         self._ready = asyncio.Event()
         self._finished = False
+        self._finished_with: AerodromeError | None = None
         self._lagging = False
         self._error: Exception | None = None
+        #: See `sessions.api.EventStream`.
+        self.position = ""
 
     @property
     def backlog(self) -> Sequence[SessionEvent]:
@@ -75,8 +79,10 @@ class Channel:
         self._backlog.clear()
         self._ready.set()
 
-    def finish(self) -> None:
-        """No more events; the reader still gets what is in the backlog."""
+    def finish(self, error: AerodromeError | None = None) -> None:
+        """No more events; the reader still gets what is in the backlog, and then the error, if there is one."""
+        if not self._finished:
+            self._finished_with = error
         self._finished = True
         self._ready.set()
 
@@ -104,6 +110,8 @@ class Channel:
                 raise copy.copy(self._error)
             if self._lagging:
                 raise Lagging("the reader did not keep up with the session's events")
+            if self._finished_with is not None:
+                raise copy.copy(self._finished_with)
             if self._finished:
                 raise StopAsyncIteration
             self._ready.clear()
@@ -160,6 +168,7 @@ class EventHub:
         reader: Whose subscription it is, so that `expel` ends it.
         """
         channel = Channel(self._reader_bytes, self._channels.discard, reader=reader)
+        channel.position = self.position
         self._channels.add(channel)
         return channel
 
@@ -173,10 +182,10 @@ class EventHub:
     def kept(self) -> list[SessionEvent]:
         return list(self._kept)
 
-    def finish(self) -> None:
-        """The session is deleted: end every reader's stream."""
+    def finish(self, error: AerodromeError | None = None) -> None:
+        """The session is deleted, or (with an error that says so) has left this node: end every reader's stream."""
         for channel in list(self._channels):
-            channel.finish()
+            channel.finish(error)
 
     def _keep(self, event: SessionEvent) -> None:
         self._kept.append(event)

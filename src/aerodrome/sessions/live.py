@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import structlog
 
-from aerodrome.errors import AerodromeError, RuntimeUnavailable
+from aerodrome.errors import AerodromeError, Draining, RuntimeUnavailable
 from aerodrome.events import SessionEvent
 from aerodrome.model import MAX_TITLE, SessionRow, SessionState
 from aerodrome.sessions.activation import Activation
@@ -157,7 +157,7 @@ class LiveSession:
         self._residency.shut(error)
         await self.turns.join()
         await self._residency.aclose()
-        self.hub.finish()
+        self.hub.finish(error if isinstance(error, Draining) else None)
 
     # --- clients with a connection of their own ---
 

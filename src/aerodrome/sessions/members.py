@@ -52,11 +52,14 @@ def check(who: Principal, row: SessionRow | None, least: Role) -> SessionRow:
     return row
 
 
-async def allowed(context: SessionContext, who: Principal, session_id: str, least: Role = Role.READER) -> SessionRow:
-    """The session's row as it is in the directory. Raises as `check`."""
+async def allowed(
+    context: SessionContext, sessions: LiveSessions, who: Principal, session_id: str, least: Role = Role.READER
+) -> SessionRow:
+    """The session's row, as it is here if the session is loaded here, else in the directory. Raises as `check`."""
     row = None
     if valid_session_id(session_id):
-        row = await context.directory.get(SessionKey(who.tenant, session_id))
+        key = SessionKey(who.tenant, session_id)
+        row = sessions.row_here(key) or await context.directory.get(key)
     return check(who, row, least)
 
 
@@ -79,7 +82,7 @@ class Members:
 
     async def set(self, who: Principal, session_id: str, user: str, role: Role) -> SessionRow:
         """Raises as `SessionService.set_member`."""
-        row = await allowed(self._context, who, session_id, Role.OWNER)
+        row = await allowed(self._context, self._sessions, who, session_id, Role.OWNER)
         if not valid_name(user):
             raise Invalid("a user's name has 1 to 100 characters out of A-Z, a-z, 0-9, '.', '_', '@' and '-'")
         if user == row.owner:
@@ -95,7 +98,7 @@ class Members:
     async def remove(self, who: Principal, session_id: str, user: str) -> SessionRow:
         """Raises as `SessionService.remove_member`."""
         least = Role.READER if user == who.user else Role.OWNER
-        row = await allowed(self._context, who, session_id, least)
+        row = await allowed(self._context, self._sessions, who, session_id, least)
         if user == row.owner:
             raise Invalid("the owner stays the owner; delete the session instead")
         if user not in row.members:

@@ -1,7 +1,8 @@
 """The sessions of one node: what the front doors call (`sessions.api.Sessions`).
 
 A session costs memory here only while it is *live*: resident in a runtime, or with turns waiting. The directory is
-read on every access, and who may do what is in its row, never something read out of an id (trap 4; see `members`).
+read on every access, unless the session is loaded here (`LiveSessions.row_here`), and who may do what is in its row,
+never something read out of an id (trap 4; see `members`).
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ from aerodrome.sessions.history import history_page
 from aerodrome.sessions.hub import Channel, EventHub
 from aerodrome.sessions.live import LiveSession
 from aerodrome.sessions.members import Members, allowed, check, tag
+from aerodrome.sessions.patience import accept
 from aerodrome.sessions.recovery import recover
 from aerodrome.sessions.registry import LiveSessions
 from aerodrome.sessions.replay import BEGINNING, behind, last_id, missed
@@ -93,7 +95,7 @@ class SessionService:
     # --- sessions ---
 
     async def open_session(self, who: Principal, request: OpenSession) -> tuple[SessionRow, bool]:
-        self._accepting()
+        await self._serving()
         self._check(who, request)
         options = self._context.options
         now = self._context.clock.time()
@@ -135,7 +137,7 @@ class SessionService:
         _check_title(title)
         if (live := self._sessions.find(row.key)) is not None:
             live.updates.row = replace(live.updates.row, title=title)
-        await self._context.directory.update(row.key, title=title)
+        await self._context.state_patience(lambda: self._context.directory.update(row.key, title=title))
         return await self.get(who, session_id)
 
     async def delete(self, who: Principal, session_id: str) -> None:
@@ -174,7 +176,7 @@ class SessionService:
     async def _send(
         self, who: Principal, session_id: str, message: SendMessage, params: Mapping[str, Any] | None = None
     ) -> TurnRun:
-        self._accepting()
+        await self._serving()
         if len(message.prompt.encode("utf-8", "surrogatepass")) > self._context.options.max_prompt:
             raise TooLarge(f"the prompt is over the limit of {self._context.options.max_prompt} bytes")
         row = await self._allowed(who, session_id, Role.WRITER)
@@ -225,10 +227,19 @@ class SessionService:
         await self._claim(row)
         if run.row.idempotency_key is not None and (earlier := await self._earlier(row, run)) is not None:
             return earlier
+        if (earlier := await self._admit(row, run)) is not None:
+            return earlier
         # No await from the last look at what is there until the run is in its queue.
-        self._accepting()
-        live = self._sessions.ensure(row)
-        live.turns.admit(run, on_busy)
+        try:
+            self._accepting()
+            live = self._sessions.ensure(row)
+            if live.busy:
+                # Somebody was faster. Its place, if it got one, may be what the one before it waits for.
+                self._context.admission.withdraw(run.row)
+            live.turns.admit(run, on_busy)
+        except BaseException:
+            self._context.admission.withdraw(run.row)
+            raise
         # A task of its own: others may have joined the turn by its key, whatever becomes of this caller.
         recording = self._context.tasks.start(self._record(live, run, on_busy), "record", expected=AerodromeError)
         try:
@@ -237,9 +248,28 @@ class SessionService:
             run.abandon()
             raise
 
+    async def _admit(self, row: SessionRow, run: TurnRun) -> TurnRun | None:
+        """Ask the limits. Returns the turn under the same key, if one has come in meanwhile.
+
+        Raises:
+            RateLimited: It is one too many.
+        """
+        live = self._sessions.find(row.key)
+        asked = await self._context.admission.accept(run.row, idle=live is None or not live.busy)
+        if not asked or run.row.idempotency_key is None:
+            return None
+        try:
+            earlier = await self._earlier(row, run)
+        except BaseException:
+            self._context.admission.withdraw(run.row)
+            raise
+        if earlier is not None:
+            self._context.admission.withdraw(run.row)
+        return earlier
+
     async def _record(self, live: LiveSession, run: TurnRun, on_busy: OnBusy) -> TurnRun:
         try:
-            present = await self._context.ledger.accept(run.row)
+            present = await accept(self._context.ledger, run.row, self._context.state_patience)
         except BaseException as error:
             live.turns.withdraw(run)
             if isinstance(error, StoreUnavailable):
@@ -338,7 +368,7 @@ class SessionService:
             Forbidden: The principal's role is less than `least`.
             Draining, StoreUnavailable: This node takes no work now.
         """
-        self._accepting()
+        await self._serving()
         return self._sessions.ensure(await self._allowed(who, session_id, least))
 
     def still_allowed(self, who: Principal, live: LiveSession, least: Role = Role.READER) -> None:
@@ -360,7 +390,7 @@ class SessionService:
 
         Raises as `RuntimePool.reserve`.
         """
-        self._accepting()
+        await self._serving()
         user = self._context.options.isolation_of(who.tenant) is Isolation.USER
         return await self._context.pool.reserve(RuntimeKey(who.tenant, who.user if user else None))
 
@@ -512,9 +542,9 @@ class SessionService:
         elif live.loaded is None:  # what is loaded under our lease nobody else deletes
             self._context.tasks.start(self._sessions.drop_deleted(live), "drop deleted")
 
-    async def give_up_all(self) -> None:
-        """Our leases are void: another node may run our sessions. Nothing more is written for them."""
-        self._sessions.give_up_all()
+    def give_up_all(self, reason: str, within: float = 0.0) -> None:
+        """Our leases are void, or will be `within` seconds (see `LiveSessions.give_up_all`)."""
+        self._sessions.give_up_all(reason, within)
 
     async def drain(self, timeout: float) -> None:
         """Take nothing new, let running turns end for up to `timeout` seconds, put everything to sleep."""
@@ -522,6 +552,12 @@ class SessionService:
         await self._sessions.drain(timeout)
 
     # --- inside ---
+
+    async def _serving(self) -> None:
+        """Wait for the coordination store as long as may be. Raises as `_accepting`."""
+        if not self._draining:
+            await self._context.serving()
+        self._accepting()
 
     def _accepting(self) -> None:
         if self._draining:
@@ -543,7 +579,7 @@ class SessionService:
             raise Invalid(f"these tools are not allowed here: {', '.join(refused)}; allowed are: {allowed}")
 
     async def _allowed(self, who: Principal, session_id: str, least: Role = Role.READER) -> SessionRow:
-        return await allowed(self._context, who, session_id, least)
+        return await allowed(self._context, self._sessions, who, session_id, least)
 
     async def _as_it_stands(self, row: SessionRow) -> SessionRow:
         """The row with the state of this moment: a crashed node leaves `running` behind."""
