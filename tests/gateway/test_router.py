@@ -14,8 +14,8 @@ from aerodrome.events import SessionEvent
 from aerodrome.gateway.commands import Command, Place, Request, Serve, ToClient, ToOwn, ToRuntime
 from aerodrome.gateway.router import Router
 from aerodrome.policy.profiles import Profile
-from aerodrome.wire.envelope import MAX_DEPTH
 from aerodrome.wire.framing import FrameDecoder
+from aerodrome.wire.readable import MAX_DEPTH
 
 OWN = {"mine", "also-mine"}
 
@@ -253,6 +253,55 @@ def test_what_the_runtime_would_leave_unanswered_is_refused() -> None:
     router.from_runtime("rt-1", body(id=7, method="hooks.invoke", params={"sessionId": "s1"}))
     ((_, answer),) = to_runtime(router.from_client(body(id=1, result=deep)))
     assert [answer["id"], "error" in answer] == [7, True]
+
+
+@pytest.mark.parametrize("value", [b"1e999", b"9" * 400, b"-9223372036854775809", b"[%b1]" % (b"1," * 250_000)])
+def test_a_value_that_the_runtime_would_leave_unanswered_is_refused(value: bytes) -> None:
+    router = bound("s1")
+    written = b'{"jsonrpc":"2.0","id":5,"method":"%b","params":{"sessionId":"s1","message":"1e999","x":%b}}'
+    for method in (b"session.log", b"session.send", b"session.abort"):
+        assert error_of(router.from_client(written % (method, value)))["code"] == -32602
+    router.from_runtime("rt-1", body(id=7, method="hooks.invoke", params={"sessionId": "s1"}))
+    ((_, answer),) = to_runtime(router.from_client(b'{"jsonrpc":"2.0","id":1,"result":%b}' % value))
+    assert [answer["id"], "error" in answer] == [7, True]
+
+
+def test_numbers_in_texts_and_long_fractions_are_no_flaw() -> None:
+    router = bound("s1")
+    for value in (b'"1e999"', b'"\\"' + b"9" * 30 + b'"', b"0." + b"1" * 40, b"18446744073709551615", b"1e300"):
+        written = b'{"jsonrpc":"2.0","id":5,"method":"session.log","params":{"sessionId":"s1","x":%b}}' % value
+        assert to_runtime(router.from_client(written)), value
+        router.from_runtime("rt-1", body(id=5, result={}))
+
+
+def test_half_a_character_is_replaced_before_it_is_passed_on() -> None:
+    written = rb'{"jsonrpc":"2.0","id":5,"method":"session.log","params":{"sessionId":"s1","x":"\ud800 \\ud800"}}'
+    ((_, sent),) = to_runtime(bound("s1").from_client(written))
+    assert sent["params"]["x"] == "\ufffd \\ud800"
+
+
+def test_a_request_without_its_version_gets_one() -> None:
+    ((_, sent),) = to_runtime(
+        bound("s1").from_client(b'{"id":5,"method":"session.log","params":{"sessionId":"s1","message":"m"}}')
+    )
+    assert sent["jsonrpc"] == "2.0"
+
+
+def test_an_id_of_more_than_64_bits_is_refused() -> None:
+    (message,) = to_client(bound("s1").from_client(request(2**64, "session.getMessages", sessionId="s1")))
+    assert [message["id"], message["error"]["code"]] == [None, -32600]
+
+
+def test_a_body_that_could_be_read_in_two_ways_and_has_a_flaw_is_refused() -> None:
+    written = b'{"jsonrpc":"2.0","id":5,"method":"session.log","params":{"sessionId":"s1","sessionId":"s1","x":1e999}}'
+    assert error_of(bound("s1").from_client(written))["code"] == -32602
+
+
+def test_an_error_of_another_shape_reaches_the_runtime_as_an_error() -> None:
+    router = bound("s1")
+    router.from_runtime("rt-1", body(id=7, method="hooks.invoke", params={"sessionId": "s1"}))
+    ((_, answer),) = to_runtime(router.from_client(body(id=1, error="no")))
+    assert isinstance(answer["error"]["code"], int)
 
 
 @pytest.mark.parametrize("garbage", [b"", b"null", b"[]", b"{", b"\xff\xfe", b'{"id":1}', b'{"jsonrpc":"2.0"}', b"1"])

@@ -21,6 +21,8 @@ class Request(msgspec.Struct):
     body: bytes
     params: Raw | UnsetType = UNSET
     session_id: str | None = None
+    #: Bytes, as it came.
+    size: int = 0
     #: The link it was sent on.
     link: str | None = None
     #: Called when it has been answered, or never will be.

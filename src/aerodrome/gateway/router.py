@@ -27,7 +27,7 @@ from msgspec import UNSET, Raw, UnsetType
 from aerodrome.errors import AerodromeError, Capacity, TurnInterrupted
 from aerodrome.events import SessionEvent
 from aerodrome.gateway import problems
-from aerodrome.gateway.bodies import answer_body, unambiguous
+from aerodrome.gateway.bodies import Incoming, answer_body, read
 from aerodrome.gateway.commands import Changed, Command, Place, Request, Serve, ToClient, Told, ToOwn, ToRuntime
 from aerodrome.gateway.replay import REMEMBERED
 from aerodrome.policy.methods import Handling, checked_params, needs_check, refusal, rule_for
@@ -111,7 +111,8 @@ class Router:
     """Args:
     is_own: Whether a session that the client is not attached to is its user's own.
     hold: Keeps the session of a request that goes straight to its runtime loaded there until what it returns is called.
-    max_requests: Requests that may be unanswered at the same time.
+    max_requests, max_bytes: Requests that may be unanswered at the same time, and bytes of them.
+    stranger_bytes: The same, as long as there is no profile.
     """
 
     def __init__(
@@ -120,12 +121,18 @@ class Router:
         hold: Callable[[Request], Callable[[], None] | None] = lambda _: None,
         *,
         max_requests: int,
+        max_bytes: int = 1 << 30,
+        stranger_bytes: int = 1 << 16,
     ) -> None:
         #: What the client may do; ``None`` until it has authenticated.
         self.profile: Profile | None = None
         self._is_own = is_own
         self._hold = hold
         self._max_requests = max_requests
+        self._max_bytes = max_bytes
+        self._stranger_bytes = stranger_bytes
+        #: Of the unanswered requests.
+        self._bytes = 0
         self._requests: dict[RequestId, Request] = {}
         self._sessions: dict[str, _Binding] = {}
         #: Requests that the client has not answered: link and id there, by our number; of our own, ``None``.
@@ -140,14 +147,27 @@ class Router:
 
     def from_client(self, body: bytes) -> Sequence[Command]:
         try:
-            message = envelope.decode(body)
+            return self.take(read(body))
         except envelope.EnvelopeError as error:
-            return [ToClient(_anonymous_error(problems.PARSE_ERROR, str(error)))]
+            return self.unreadable(error)
+
+    def unreadable(self, error: envelope.EnvelopeError) -> Sequence[Command]:
+        """A body of the client's is no message."""
+        return [ToClient(_anonymous_error(problems.PARSE_ERROR, str(error)))]
+
+    def take(self, incoming: Incoming) -> Sequence[Command]:
+        """As `from_client`, of a body that has been read already."""
+        message = incoming.message
         if message.method is UNSET:
-            return self._answer_of_client(message)
+            return self._answer_of_client(message, incoming.flaw)
         if message.id is UNSET or message.id is None:
             return ()  # no notification of a client means anything to a runtime
-        return self._request(message.id, message.method, message.params, body)
+        if not incoming.has_good_id:
+            return [ToClient(_anonymous_error(problems.INVALID_REQUEST, "the id has more than 64 bits"))]
+        if incoming.flaw is not None:
+            text = f"the parameters of {message.method} cannot be passed on: {incoming.flaw}"
+            return [ToClient(_error(message.id, problems.INVALID_PARAMS, text))]
+        return self._request(message.id, message.method, message.params, incoming.body)
 
     def _request(self, request_id: RequestId, method: str, params: Raw | UnsetType, body: bytes) -> Sequence[Command]:
         if request_id in self._requests or (isinstance(request_id, str) and request_id.startswith(OWN_IDS)):
@@ -162,22 +182,25 @@ class Router:
             refused = refusal(method, self.profile)
             assert refused is not None
             return [ToClient(problems.refusal_frame(request_id, method, refused.reason, refused.code))]
-        request = Request(request_id, method, rule, body, params)
+        request = Request(request_id, method, rule, body, params, size=len(body))
+        if self._bytes + request.size > (self._stranger_bytes if self.profile is None else self._max_bytes):
+            busy = Capacity(f"{self._bytes} bytes of requests of this connection are not answered yet", retry_after=1.0)
+            return [ToClient(problems.problem_frame(request_id, method, busy))]
         if rule.handling is Handling.GATEWAY:
-            self._requests[request_id] = request
+            self._note(request)
             return [Serve(request)]
         if rule.handling is Handling.FORWARD:
             request.session_id = envelope.session_of(params)
             if request.session_id is None:
                 return [ToClient(_error(request_id, problems.INVALID_PARAMS, f"{method} needs a `sessionId`"))]
-        if envelope.too_deep(params):
-            text = f"the parameters of {method} are nested deeper than {envelope.MAX_DEPTH} levels"
-            return [ToClient(_error(request_id, problems.INVALID_PARAMS, text))]
-        request.body = unambiguous(body, request_id, method, params)
         if needs_check(method) and (wrong := self._check(request)) is not None:
             return [ToClient(wrong)]
-        self._requests[request_id] = request
+        self._note(request)
         return self._forward(request)
+
+    def _note(self, request: Request) -> None:
+        self._requests[request.id] = request
+        self._bytes += request.size
 
     def _check(self, request: Request) -> bytes | None:
         """Put allowed parameters in the place of the client's. An error frame when they are refused."""
@@ -191,7 +214,10 @@ class Router:
         checked = checked_params(request.method, self.profile, params)
         if isinstance(checked, Refusal):
             return problems.refusal_frame(request.id, request.method, checked.reason, checked.code)
-        request.body = envelope.request_body(request.id, request.method, checked)
+        try:
+            request.body = envelope.request_body(request.id, request.method, checked)
+        except envelope.EnvelopeError as error:
+            return _error(request.id, problems.INVALID_PARAMS, str(error))
         return None
 
     def _forward(self, request: Request) -> Sequence[Command]:
@@ -202,16 +228,16 @@ class Router:
         request.on_done = self._hold(request)
         return [ToRuntime(binding.link, encode_frame(request.body))]
 
-    def _answer_of_client(self, message: envelope.Message) -> Sequence[Command]:
+    def _answer_of_client(self, message: envelope.Message, flaw: str | None) -> Sequence[Command]:
         if not isinstance(message.id, int) or message.id not in self._asked:
             return ()
         asked = self._asked.pop(message.id)
+        # What has a flaw the runtime would not read, and wait for ever.
+        text = f"the client's answer cannot be passed on: {flaw}"
         if asked is None:
-            return [Told(message.id, message)]
+            return [Told(message.id, _refusing(message.id, text) if flaw is not None else message)]
         link, request_id = asked
-        if envelope.too_deep(message.result):
-            # The runtime would not read it, and wait for ever.
-            text = f"the client's answer is nested deeper than {envelope.MAX_DEPTH} levels"
+        if flaw is not None:
             return [ToRuntime(link, _error(request_id, problems.INTERNAL_ERROR, text))]
         return [ToRuntime(link, encode_frame(answer_body(request_id, message)))]
 
@@ -420,7 +446,8 @@ class Router:
         return [ToClient(encode_frame(binding.translate(body))) for body in held]
 
     def _done(self, request: Request) -> None:
-        self._requests.pop(request.id, None)
+        if self._requests.pop(request.id, None) is not None:
+            self._bytes -= request.size
         _release(request)
 
 
@@ -445,6 +472,12 @@ def _release(request: Request) -> None:
 
 def _error(request_id: RequestId, number: int, text: str) -> bytes:
     return envelope.error_frame(request_id, number, text)
+
+
+def _refusing(number: int, text: str) -> envelope.Message:
+    """As if the client had refused."""
+    error = msgspec.json.encode({"code": problems.INTERNAL_ERROR, "message": text})
+    return envelope.Message(id=number, error=Raw(error))
 
 
 def _anonymous_error(number: int, text: str) -> bytes:
