@@ -9,6 +9,7 @@ sends, the client is not read. Nobody else waits for either.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import structlog
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.errors import AerodromeError, Capacity, Draining, NotFound, RuntimeUnavailable
 from aerodrome.gateway.attachment import NativeAttachment
+from aerodrome.gateway.bodies import read
 from aerodrome.gateway.commands import Changed, Command, Place, Request, Serve, ToClient, Told, ToOwn, ToRuntime
 from aerodrome.gateway.problems import INTERNAL_ERROR
 from aerodrome.gateway.router import Router, params_of, problem_of
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+#: Bytes of a frame from which on it is read in a thread.
+_LARGE = 256 * 1024
 #: How often a request is taken to another runtime when the one it was meant for goes away under it.
 _ATTEMPTS = 3
 
@@ -43,8 +47,14 @@ class GatewayClient:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         limits = gateway.limits
-        self.connection = FrameConnection(self, max_frame=limits.max_frame)
-        self.router = Router(self._is_own, self._hold, max_requests=limits.max_requests)
+        self.connection = FrameConnection(self, max_frame=limits.stranger_frame)
+        self.router = Router(
+            self._is_own,
+            self._hold,
+            max_requests=limits.max_requests,
+            max_bytes=limits.request_bytes,
+            stranger_bytes=limits.stranger_frame,
+        )
         #: Set by `connect`.
         self.principal: Principal | None = None
         self.credential = ""
@@ -58,6 +68,9 @@ class GatewayClient:
         self._opening: dict[str, asyncio.Task[Upstream]] = {}
         self._tasks = TaskOwner("gateway client")
         self._slow: asyncio.TimerHandle | None = None
+        #: Bodies that wait for a large one before them to be read.
+        self._unread: deque[bytes] = deque()
+        self._reading: asyncio.Task[None] | None = None
         self._left = False
         #: Done when nothing of the client is left.
         self.left: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -92,8 +105,33 @@ class GatewayClient:
         for body in bodies:
             if self.connection.closed:
                 break
-            self.run(self.router.from_client(body), flush=False)
+            if self._reading is None and len(body) <= _LARGE:
+                self.run(self.router.from_client(body), flush=False)
+            else:
+                self._read_later(body)
         self._flush()
+
+    def _read_later(self, body: bytes) -> None:
+        """Large ones in a thread, and what comes behind them behind them."""
+        if self._tasks.closed:
+            return
+        self._unread.append(body)
+        if self._reading is None:
+            self._reading = self._tasks.start(self._read_all(), "read")
+            self._regulate()
+
+    async def _read_all(self) -> None:
+        while self._unread and not self.connection.closed:
+            body = self._unread.popleft()
+            try:
+                incoming = await asyncio.to_thread(read, body) if len(body) > _LARGE else read(body)
+            except envelope.EnvelopeError as error:
+                self.run(self.router.unreadable(error))
+            else:
+                self.run(self.router.take(incoming))
+        self._unread.clear()
+        self._reading = None
+        self._regulate()
 
     def on_closed(self, reason: str) -> None:
         self.gateway.client_closed(self, reason)
@@ -301,7 +339,7 @@ class GatewayClient:
         for link in self._links.values():
             link.connection.read_more(client_takes)
         runtimes_take = not any(link.connection.paused for link in self._links.values())
-        self.connection.read_more(client_takes and runtimes_take)
+        self.connection.read_more(client_takes and runtimes_take and self._reading is None)
 
     def _watch_slow(self, waiting: int) -> None:
         """Look again in a while whether the client has taken anything of what waits for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -63,6 +64,10 @@ class Gateway:
         self._options = options
         self._auth = auth
         self._clients: set[GatewayClient] = set()
+        #: Those who have not said who they are, the one that has been there longest first.
+        self._strangers: dict[GatewayClient, None] = {}
+        #: How many connections each user has, by tenant and name.
+        self._admitted: Counter[tuple[str, str]] = Counter()
         self._tasks = TaskOwner("gateway")
         self._server: asyncio.Server | None = None
 
@@ -106,12 +111,13 @@ class Gateway:
     def _accept(self) -> asyncio.Protocol:
         client = GatewayClient(self)
         self._clients.add(client)
-        if len(self._clients) > self.limits.max_clients:
-            asyncio.get_running_loop().call_soon(
-                client.close, Capacity(f"{self.limits.max_clients} clients are connected already")
-            )
-        else:
-            asyncio.get_running_loop().call_later(self.limits.connect_timeout, self._expect_connected, client)
+        if len(self._strangers) >= self.limits.max_strangers:
+            # Whoever has a key shows it at once; those who only hold connections shall not keep others out.
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.connection.abort(f"{self.limits.max_strangers} connections without a key are open already")
+        self._strangers[client] = None
+        asyncio.get_running_loop().call_later(self.limits.connect_timeout, self._expect_connected, client)
         return client.connection
 
     def _expect_connected(self, client: GatewayClient) -> None:
@@ -124,15 +130,40 @@ class Gateway:
         return await self._auth.authenticate(credential)
 
     def admit(self, client: GatewayClient, principal: Principal, credential: str) -> None:
-        """The client is who it says. Raises `Unauthenticated` when it was somebody else before."""
+        """The client is who it says.
+
+        Raises:
+            Unauthenticated: It was somebody else before.
+            Capacity: There are too many already. The connection ends with the answer.
+        """
         if client.principal is not None and client.principal != principal:
             raise Unauthenticated("this connection belongs to another principal; open a new one")
+        if client.gone:
+            raise Unauthenticated("the connection has ended")
+        if client.principal is None:
+            try:
+                self._refuse_when_full(principal)
+            except Capacity as error:
+                asyncio.get_running_loop().call_soon(client.close, error)
+                raise
+            self._strangers.pop(client, None)
+            self._admitted[principal.tenant, principal.user] += 1
+            client.connection.take_frames_of(self.limits.max_frame)
         client.principal = principal
         client.credential = credential
         client.router.profile = self._options.profile_of(principal.tenant)
         log.info("gateway.client_connected", tenant=principal.tenant, user=principal.user, peer=client.connection.peer)
 
+    def _refuse_when_full(self, principal: Principal) -> None:
+        if self._admitted.total() >= self.limits.max_clients:
+            raise Capacity(f"{self.limits.max_clients} clients are connected already", retry_after=1.0)
+        if self._admitted[principal.tenant, principal.user] >= self.limits.max_clients_per_user:
+            raise Capacity(f"this user has {self.limits.max_clients_per_user} connections already", retry_after=1.0)
+
     def client_closed(self, client: GatewayClient, reason: str) -> None:
+        self._strangers.pop(client, None)
+        if client.principal is not None:
+            self._admitted -= Counter({(client.principal.tenant, client.principal.user): 1})
         log.info("gateway.client_gone", peer=client.connection.peer, reason=reason)
         if self._tasks.closed:
             self._clients.discard(client)

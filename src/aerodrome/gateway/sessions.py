@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
 
-from aerodrome.errors import AerodromeError, Invalid
+from aerodrome.errors import AerodromeError, Invalid, TooLarge
 from aerodrome.gateway.attachment import NativeAttachment
 from aerodrome.gateway.problems import RuntimeRefused
 from aerodrome.policy.open_params import client_open_params
 from aerodrome.policy.shapes import Refusal
 from aerodrome.sessions.api import OpenSession
+from aerodrome.sessions.service import MAX_SYSTEM_MESSAGE
 
 if TYPE_CHECKING:
     from aerodrome.gateway.client import GatewayClient
@@ -44,6 +45,8 @@ async def open_session(
     )
     if isinstance(kept, Refusal):
         return kept
+    if _characters([kept.get(name) for name in _LASTING]) > MAX_SYSTEM_MESSAGE:
+        raise TooLarge(f"`systemMessage` is over the limit of {MAX_SYSTEM_MESSAGE} characters")
     session_id = params.get("sessionId")
     if session_id is not None and not isinstance(session_id, str):
         raise Invalid("`sessionId` is not text")
@@ -76,6 +79,14 @@ async def open_session(
         raise
     result = attachment.result
     return b"{}" if result is None or result is UNSET else bytes(result)
+
+
+def _characters(value: Any) -> int:
+    """Of all texts in it: these are stored, and sent to the model with each prompt."""
+    if isinstance(value, str):
+        return len(value)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_characters, items))
 
 
 def _opening(session_id: str | None, kept: Mapping[str, Any]) -> OpenSession:

@@ -93,6 +93,10 @@ class FrameConnection(asyncio.Protocol):
             # this one turn in twenty waited 40 ms (measured).
             self._quick_ack()
 
+    def take_frames_of(self, max_frame: int) -> None:
+        """From now on the other end may send frames of so many bytes."""
+        self._decoder.max_frame = max_frame
+
     def read_more(self, wanted: bool) -> None:
         """Read from the other end, or leave it waiting."""
         if self._transport is None or self.closed or self._transport.is_closing() or wanted == self._reading:

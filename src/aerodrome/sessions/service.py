@@ -56,6 +56,7 @@ from aerodrome.sessions.registry import LiveSessions
 from aerodrome.sessions.replay import behind, last_id, missed
 from aerodrome.sessions.run import TurnRun, error_of
 from aerodrome.sessions.wake import parse, read_history
+from aerodrome.wire.envelope import size_of
 
 log = structlog.get_logger(__name__)
 
@@ -152,8 +153,10 @@ class SessionService:
         self, who: Principal, session_id: str, message: SendMessage, params: Mapping[str, Any] | None = None
     ) -> TurnRun:
         self._accepting()
-        if len(message.prompt.encode("utf-8", "surrogatepass")) > self._context.options.max_prompt:
-            raise TooLarge(f"the prompt is over the limit of {self._context.options.max_prompt} bytes")
+        if size_of(params if params is not None else [message.prompt, message.attachments]) > (
+            most := self._context.options.max_prompt
+        ):
+            raise TooLarge(f"the prompt and its attachments are over the limit of {most} bytes, written as JSON")
         row = await self._readable(who, session_id)
         turn = TurnRow(
             key=row.key,

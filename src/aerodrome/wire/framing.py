@@ -45,7 +45,8 @@ class FrameDecoder:
     """
 
     def __init__(self, max_frame: int = DEFAULT_MAX_FRAME) -> None:
-        self._max_frame = max_frame
+        #: Bytes of a body; may be changed, and holds for those whose header has not been read yet.
+        self.max_frame = max_frame
         self._buffer = bytearray()
         #: Length of the body we are waiting for; None while the header is incomplete.
         self._body_length: int | None = None
@@ -116,7 +117,7 @@ class FrameDecoder:
         while at < all_of_it and (header := _PLAIN_HEADER.match(data, at)) is not None:
             begin = header.end()
             end = begin + int(header[1])
-            if end > all_of_it or end - begin > self._max_frame:
+            if end > all_of_it or end - begin > self.max_frame:
                 break
             bodies.append(data[begin:end])
             at = end
@@ -165,6 +166,6 @@ class FrameDecoder:
             length = int(digits)
         if length is None:
             raise FramingError(f"a header without Content-Length: {header[:60]!r}")
-        if length > self._max_frame:
-            raise FrameTooLarge(f"a frame of {length} bytes is over the limit of {self._max_frame}")
+        if length > self.max_frame:
+            raise FrameTooLarge(f"a frame of {length} bytes is over the limit of {self.max_frame}")
         return length
