@@ -352,8 +352,8 @@ class LimitSettings(Section):
     client_buffer: ByteSize = Field(
         default=96 * MIB,
         gt=0,
-        description="What may wait for one client of the native gateway before it is cut off, and what its "
-        "unanswered requests may have together.",
+        description="What may wait for one client of the native gateway before it is cut off, and what its unanswered "
+        "requests may have together.",
     )
     client_timeout: Duration = Field(
         default=30.0,

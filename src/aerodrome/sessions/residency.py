@@ -40,7 +40,7 @@ class Residency:
         context: SessionContext,
         updates: RowUpdates,
         *,
-        on_history: Callable[[str], None],
+        on_history: Callable[[str], Awaitable[None]],
         on_event: Callable[[SessionEvent], None],
         on_request_expired: Callable[[OpenRequest], None],
         on_awake: Callable[[Activation], Awaitable[None]],

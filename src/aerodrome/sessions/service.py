@@ -47,7 +47,7 @@ from aerodrome.policy.attachments import refusal
 from aerodrome.runtime.supervisor import ManagedRuntime
 from aerodrome.sessions.api import Ask, MessagePage, OpenSession, SendMessage
 from aerodrome.sessions.context import SessionContext
-from aerodrome.sessions.fork import copy_files
+from aerodrome.sessions.fork import ForkPlaces, copy_files
 from aerodrome.sessions.history import history_page
 from aerodrome.sessions.hub import Channel, EventHub
 from aerodrome.sessions.live import LiveSession
@@ -68,6 +68,7 @@ class SessionService:
         self._context = context
         self._sessions = LiveSessions(context)
         self._draining = False
+        self._forks = ForkPlaces()
 
     @property
     def live(self) -> list[LiveSession]:
@@ -325,6 +326,7 @@ class SessionService:
         Raises:
             NotFound: There is no such session.
             Invalid: No such event, or no title.
+            Capacity: Too many copies are being made.
         """
         row = await self._readable(who, session_id)
         opened = OpenSession(
@@ -335,12 +337,13 @@ class SessionService:
             streaming=bool(row.options.get("streaming", True)),
             native=row.options.get("native"),
         )
-        target, _ = await self.open_session(who, opened)
-        try:
-            await copy_files(self._context, row.key, target, to_event_id)
-        except BaseException:
-            await self._sessions.delete(target)
-            raise
+        async with self._forks.hold(who):
+            target, _ = await self.open_session(who, opened)
+            try:
+                await copy_files(self._context, row.key, target, to_event_id)
+            except BaseException:
+                await self._sessions.delete(target)
+                raise
         return target
 
     # --- history and events ---
