@@ -1,11 +1,10 @@
-"""Any sequence of calls: both coordination adapters answer as a simple model of leases and directory does."""
+"""Any sequence of calls: both coordination adapters answer as a simple model of leases and limits does."""
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from aerodrome._util.clock import ManualClock
 from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.coordination.backends.sqlite import SqliteCoordination
-from aerodrome.coordination.ports import Coordination, Lease, Node
-from aerodrome.model import SessionKey, SessionRow, SessionState
+from aerodrome.coordination.ports import Beat, Cap, Coordination, Lease, Node, Rate
+from aerodrome.model import SessionKey
 from support.databases import database
 
 T = TypeVar("T")
@@ -25,7 +24,8 @@ TTL = 5.0
 KEYS = [SessionKey("acme", "a"), SessionKey("acme", "b"), SessionKey("beta", "a")]
 keys = st.sampled_from(KEYS)
 incarnations = st.sampled_from(["n-1", "n-2", "n-3"])
-times = st.sampled_from([0.0, 1.0, 2.5, 2.5000000000000004, 100.0])
+RATES = [Rate("user", 2, 4.0), Rate("tenant", 5, 8.0)]
+CAPS = [Cap("user", 1), Cap("tenant", 2)]
 
 
 class CoordinationMachine(RuleBasedStateMachine):
@@ -47,7 +47,9 @@ class CoordinationMachine(RuleBasedStateMachine):
         self.holders: dict[SessionKey, Lease] = {}
         self.epochs: dict[SessionKey, int] = {}
         self.leases: list[Lease] = []
-        self.rows: dict[SessionKey, SessionRow] = {}
+        self.draining: set[str] = set()
+        self.admitted: list[tuple[Rate, float]] = []
+        self.places: dict[tuple[Cap, str], str] = {}
 
     def teardown(self) -> None:
         if hasattr(self, "runner"):
@@ -74,10 +76,14 @@ class CoordinationMachine(RuleBasedStateMachine):
     def join(self, incarnation: str) -> None:
         self.ask(lambda store: store.join(Node(incarnation, incarnation), TTL))
         self.beats[incarnation] = self.clock.now
+        self.draining.discard(incarnation)
 
     @rule(incarnation=incarnations)
     def heartbeat(self, incarnation: str) -> None:
-        assert self.ask(lambda store: store.heartbeat(incarnation)) is self.alive(incarnation)
+        expected = Beat.DRAIN if incarnation in self.draining else Beat.ALIVE
+        assert self.ask(lambda store: store.heartbeat(incarnation)) is (
+            expected if self.alive(incarnation) else Beat.DEAD
+        )
         if self.alive(incarnation):
             self.beats[incarnation] = self.clock.now
 
@@ -85,6 +91,7 @@ class CoordinationMachine(RuleBasedStateMachine):
     def leave(self, incarnation: str) -> None:
         self.ask(lambda store: store.leave(incarnation))
         self.beats.pop(incarnation, None)
+        self.draining.discard(incarnation)
 
     @rule(seconds=st.sampled_from([0.5, 3.0, 5.0]))
     def wait(self, seconds: float) -> None:
@@ -116,59 +123,39 @@ class CoordinationMachine(RuleBasedStateMachine):
         self.ask(lambda store: store.forget(key))
         self.holders.pop(key, None)
 
-    @rule(key=keys, owner=st.sampled_from(["alice", "bob"]), at=times)
-    def insert(self, key: SessionKey, owner: str, at: float) -> None:
-        row = SessionRow(key, owner, created_at=at, last_used_at=at)
-        assert self.ask(lambda store: store.insert(row)) == self.rows.get(key)
-        self.rows.setdefault(key, row)
+    @rule(incarnation=incarnations)
+    def ask_to_drain(self, incarnation: str) -> None:
+        assert self.ask(lambda store: store.ask_to_drain(incarnation)) is self.alive(incarnation)
+        if self.alive(incarnation):
+            self.draining.add(incarnation)
 
     @rule(
-        key=keys,
-        state=st.none() | st.sampled_from(SessionState),
-        title=st.none() | st.text(st.characters(exclude_categories=()), max_size=4),
-        at=st.none() | times,
+        place=st.sampled_from(["t-1", "t-2", "t-3"]),
+        incarnation=incarnations,
+        rates=st.lists(st.sampled_from(RATES), unique=True),
+        caps=st.lists(st.sampled_from(CAPS), unique=True),
     )
-    def update(self, key: SessionKey, state: SessionState | None, title: str | None, at: float | None) -> None:
-        found = self.ask(lambda store: store.update(key, state=state, title=title, last_used_at=at))
-        assert found is (key in self.rows)
-        if found:
-            row = self.rows[key]
-            self.rows[key] = replace(
-                row,
-                state=row.state if state is None else state,
-                title=row.title if title is None else title,
-                last_used_at=max(row.last_used_at, at or 0.0),
-            )
+    def admit(self, place: str, incarnation: str, rates: list[Rate], caps: list[Cap]) -> None:
+        admission = self.ask(lambda store: store.admit(place, incarnation, rates=rates, caps=caps))
+        if admission.exceeded is not None:
+            assert admission.exceeded in rates
+            assert 0 < admission.retry_after <= admission.exceeded.period
+            return
+        self.admitted += [(rate, self.clock.now) for rate in rates]
+        for rate in RATES:
+            # Twice its limit is the most that may come in any period: a burst, and what was earned meanwhile.
+            recent = [at for known, at in self.admitted if known == rate and at > self.clock.now - rate.period]
+            assert len(recent) < 2 * rate.limit
+        living = {(cap, name) for cap, name in self.places if self.alive(self.places[cap, name])}
+        full = [cap for cap in caps if (cap, place) not in living and sum(c == cap for c, _ in living) >= cap.limit]
+        assert admission.full == (full[0] if full else None)
+        if not full:
+            self.places |= {(cap, place): incarnation for cap in caps}
 
-    @rule(key=keys)
-    def remove(self, key: SessionKey) -> None:
-        assert self.ask(lambda store: store.remove(key)) is (self.rows.pop(key, None) is not None)
-
-    @rule(tenant=st.sampled_from([None, "acme"]), owner=st.sampled_from([None, "bob"]), limit=st.integers(1, 3))
-    def walk(self, tenant: str | None, owner: str | None, limit: int) -> None:
-        expected = [
-            row for row in self.rows.values() if tenant in (None, row.key.tenant) and owner in (None, row.owner)
-        ]
-        expected.sort(key=lambda row: (-row.last_used_at, row.key.id, row.key.tenant))
-        found: list[SessionRow] = []
-        cursor: str | None = None
-        while True:
-            page = self.ask(lambda store, at=cursor: store.list(tenant, owner=owner, cursor=at, limit=limit))  # type: ignore[misc]
-            found += page.rows
-            if (cursor := page.next) is None:
-                break
-        assert found == expected
-
-    def in_turn(self, row: SessionRow) -> bool:
-        holder = self.holders.get(row.key)
-        return row.state is SessionState.RUNNING and holder is not None and self.alive(holder.incarnation)
-
-    @rule(before=times)
-    def expire(self, before: float) -> None:
-        found = self.ask(lambda store: store.unused_since(before))
-        expected = [row for row in self.rows.values() if row.last_used_at < before and not self.in_turn(row)]
-        assert [row.last_used_at for row in found] == sorted(row.last_used_at for row in expected)
-        assert {row.key for row in found} == {row.key for row in expected}
+    @rule(place=st.sampled_from(["t-1", "t-2", "t-3"]))
+    def vacate(self, place: str) -> None:
+        self.ask(lambda store: store.vacate(place))
+        self.places = {at: whose for at, whose in self.places.items() if at[1] != place}
 
     @invariant()
     def the_stores_agree_with_the_model(self) -> None:
@@ -178,7 +165,8 @@ class CoordinationMachine(RuleBasedStateMachine):
             holder = self.holders.get(key)
             valid = holder if holder is not None and self.alive(holder.incarnation) else None
             assert self.runner.run(self.sqlite[0].holder(key)) == valid
-            assert self.runner.run(self.sqlite[0].get(key)) == self.rows.get(key)
+        valid_leases = {key: lease for key, lease in self.holders.items() if self.alive(lease.incarnation)}
+        assert self.ask(lambda store: store.holders(KEYS)) == valid_leases
 
 
 TestCoordinationMachine = CoordinationMachine.TestCase

@@ -14,7 +14,8 @@ import pytest
 
 from aerodrome._util.sqlite import Database
 from aerodrome.coordination.backends.sqlite import SqliteCoordination
-from aerodrome.coordination.ports import Node
+from aerodrome.coordination.backends.sqlite_directory import SqliteDirectory
+from aerodrome.coordination.ports import Cap, ClusterEvent, Node
 from aerodrome.errors import StoreUnavailable
 from aerodrome.model import SessionKey, SessionRow, TurnRow, TurnStatus
 from aerodrome.sessions.backends.sqlite import SqliteLedger
@@ -86,7 +87,8 @@ async def test_kill_9_in_the_middle_of_appends_loses_nothing_acknowledged(tmp_pa
 async def test_locked_out_every_store_says_so_and_goes_on_afterwards(tmp_path: Path) -> None:
     async with database(tmp_path / "s.db", busy_timeout=0.3) as db:
         files, ledger, coordination = SqliteFileStore(db), SqliteLedger(db), SqliteCoordination(db)
-        for adapter in (files, ledger, coordination):
+        directory = SqliteDirectory(db)
+        for adapter in (files, ledger, coordination, directory):
             await adapter.open()
         await files.raise_epoch(KEY, 1)
         await files.append(KEY, 1, EVENTS, "one\n")
@@ -96,14 +98,16 @@ async def test_locked_out_every_store_says_so_and_goes_on_afterwards(tmp_path: P
             results = await asyncio.gather(
                 files.append(KEY, 1, EVENTS, "lost\n"),
                 ledger.accept(turn),
-                coordination.insert(SessionRow(KEY, "alice")),
+                directory.insert(SessionRow(KEY, "alice")),
                 coordination.acquire(KEY, "a-1"),
                 coordination.heartbeat("a-1"),
+                coordination.publish(ClusterEvent("test", "x")),
+                coordination.admit("t-1", "a-1", caps=[Cap("turns", 1)]),
                 return_exceptions=True,
             )
-            assert [type(result) for result in results] == [StoreUnavailable] * 5
+            assert [type(result) for result in results] == [StoreUnavailable] * 7
             assert await files.read(KEY, EVENTS) == "one\n"
-            assert await coordination.get(KEY) is None
+            assert await directory.get(KEY) is None
             waiting = asyncio.create_task(files.append(KEY, 1, EVENTS, "two\n"))
             await asyncio.sleep(0)
             await asyncio.to_thread(holder.release)
@@ -177,7 +181,7 @@ async def test_adapters_share_a_file_that_is_opened_again(tmp_path: Path) -> Non
     for attempt in range(3):
         async with Database(tmp_path / "s.db") as db:
             files, ledger, coordination = SqliteFileStore(db), SqliteLedger(db), SqliteCoordination(db)
-            await asyncio.gather(files.open(), ledger.open(), coordination.open())
+            await asyncio.gather(files.open(), ledger.open(), coordination.open(), SqliteDirectory(db).open())
             await files.raise_epoch(KEY, attempt + 1)
             await files.append(KEY, attempt + 1, EVENTS, "x")
             assert await files.read(KEY, EVENTS) == "x" * (attempt + 1)

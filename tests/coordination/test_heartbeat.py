@@ -9,7 +9,7 @@ import pytest
 from aerodrome._util.clock import ManualClock
 from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.coordination.heartbeat import Heartbeat
-from aerodrome.coordination.ports import Node
+from aerodrome.coordination.ports import Beat, Node
 from aerodrome.errors import StoreUnavailable
 from aerodrome.model import SessionKey
 from support.waiting import until
@@ -40,7 +40,7 @@ class Store(MemoryCoordination):
         await self._called("join")
         await super().join(node, ttl)
 
-    async def heartbeat(self, incarnation: str, load: dict[str, Any] | None = None) -> bool:
+    async def heartbeat(self, incarnation: str, load: dict[str, Any] | None = None) -> Beat:
         await self._called("heartbeat")
         return await super().heartbeat(incarnation, load)
 

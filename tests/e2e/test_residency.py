@@ -81,7 +81,7 @@ async def test_trap_14_expiry_counts_from_the_last_use_and_spares_a_session_in_a
         for name in ("old", "used", "busy"):
             await alice.open(name)
             await alice.say(name, "hello")
-        directory = running.node.stores.coordination
+        directory = running.node.stores.directory
         janitor, service = running.node.janitor, running.node.sessions
         month = 31 * 86400
         for live in service.live:

@@ -9,7 +9,7 @@ import asyncio
 import pytest
 
 from aerodrome.errors import AerodromeError, Capacity, Conflict, SessionBusy, StoreUnavailable
-from aerodrome.model import OnBusy, SessionState, TurnStatus
+from aerodrome.model import OnBusy, SessionKey, SessionState, TurnStatus
 from aerodrome.runtime.pool import RuntimePool
 from aerodrome.sessions import books
 from aerodrome.sessions.machine import State
@@ -885,12 +885,12 @@ async def test_notes_that_the_store_refuses_cost_nothing_else(monkeypatch: pytes
     async with scripted_node() as node:
         await node.open("s1")
         node.stores.slow_ledger.fails.add("note")
-        node.stores.slow_coordination.fails.add("update")
+        node.stores.slow_directory.fails.add("update")
         assert (await node.say("s1", "one")).status is TurnStatus.COMPLETED
-        node.stores.slow_coordination.fails.clear()
+        node.stores.slow_directory.fails.clear()
         await node.janitor.sweep()
         await settle()
-        row = await node.stores.directory.get(("acme", "s1"))  # type: ignore[arg-type]
+        row = await node.stores.directory.get(SessionKey("acme", "s1"))
         assert row is not None
         assert row.state is SessionState.RESIDENT
         assert row.last_turn is not None
@@ -942,11 +942,14 @@ async def test_a_session_that_cannot_be_woken_gives_its_place_back(call: str) ->
         node.pool.held = True
         run = await node.send("s1", "one")
         await settle()
-        node.stores.slow_coordination.fails.add(call)
+        stores = [node.stores.slow_coordination, node.stores.slow_directory]
+        for store in stores:
+            store.fails.add(call)
         node.pool.let_go()
         assert await status(run) is TurnStatus.FAILED
         assert node.places == 0
-        node.stores.slow_coordination.fails.clear()
+        for store in stores:
+            store.fails.clear()
         await settle()
         assert await node.stores.coordination.holder(run.row.key) is None
         assert (await node.say("s1", "two")).status is TurnStatus.COMPLETED

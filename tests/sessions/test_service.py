@@ -77,7 +77,7 @@ async def test_a_session_is_deleted_whatever_its_turn_waits_for(moment: str) -> 
         node.pool.held = moment == "place"
         if moment == "session.create":
             node.runtime.held.add(moment)
-        stores = [node.stores.slow_ledger, node.stores.slow_coordination]
+        stores = [node.stores.slow_ledger, node.stores.slow_coordination, node.stores.slow_directory]
         for store in stores:
             store.held.add(moment)
         sending = asyncio.create_task(node.send("s1", "one"))
@@ -138,7 +138,8 @@ async def test_a_deletion_goes_on_when_its_caller_has_gone() -> None:
 async def test_a_deletion_that_the_store_refuses_can_be_repeated(call: str) -> None:
     async with scripted_node() as node:
         await idle(node, "s1")
-        stores = [node.stores.slow_files, node.stores.slow_ledger, node.stores.slow_coordination]
+        slow = node.stores
+        stores = [slow.slow_files, slow.slow_ledger, slow.slow_coordination, slow.slow_directory]
         for store in stores:
             store.fails.add(call)
         with pytest.raises(StoreUnavailable):
@@ -217,10 +218,8 @@ async def delete(node: ScriptedNode) -> None:
 
 
 def is_empty(stores: Stores) -> bool:
-    coordination = stores.coordination
-    return not (
-        stores.files.files or stores.files.epochs or stores.ledger._rows or coordination._rows or coordination._leases
-    )
+    remembered = (stores.directory._rows, stores.coordination._leases, stores.ledger._rows)
+    return not (any(remembered) or stores.files.files or stores.files.epochs)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +267,7 @@ async def test_nothing_remains_of_a_question_that_cannot_be_recorded() -> None:
 @pytest.mark.parametrize("call", ["insert", "accept"])
 async def test_nothing_remains_of_a_question_whose_caller_goes_away(call: str) -> None:
     async with scripted_node(cancel_on_disconnect=True) as node:
-        stores = [node.stores.slow_ledger, node.stores.slow_coordination]
+        stores = [node.stores.slow_ledger, node.stores.slow_coordination, node.stores.slow_directory]
         for store in stores:
             store.held.add(call)
         asking = asyncio.create_task(node.service.ask(ALICE, Ask("what?")))
@@ -463,7 +462,7 @@ async def test_more_sessions_than_a_page_expire_in_one_sweep() -> None:
 async def test_a_sweep_does_the_rest_when_one_thing_fails() -> None:
     async with scripted_node(idle_timeout=60.0, ttl=100.0) as node:
         await idle(node, "a")
-        node.stores.slow_coordination.fails.add("unused_since")
+        node.stores.slow_directory.fails.add("unused_since")
         node.stores.slow_ledger.fails.add("unfinished")
         node.clock.advance(61.0)
         await node.janitor.sweep()
@@ -521,10 +520,12 @@ async def test_a_drain_while_the_store_is_away_ends_all_the_same() -> None:
         await idle(node, "a")
         run = await running(node, "a")
         node.stores.slow_ledger.fails |= {"finish", "note"}
-        node.stores.slow_coordination.fails |= {"update", "release"}
+        node.stores.slow_directory.fails.add("update")
+        node.stores.slow_coordination.fails.add("release")
         await node.service.drain(0.0)
         with pytest.raises(Draining):
             await run.wait()
+        node.stores.slow_directory.fails.clear()
         node.stores.slow_coordination.fails.clear()
         async with scripted_node(node.stores, name="b") as after:
             node.stores.slow_ledger.fails.clear()
@@ -779,13 +780,13 @@ async def test_hubs_are_kept_for_readers_and_live_sessions_only() -> None:
 async def test_a_reader_of_a_session_that_is_deleted_as_it_comes_is_not_left_waiting() -> None:
     async with scripted_node() as node:
         await idle(node, "s1")
-        node.stores.slow_coordination.held_after.add("get")
+        node.stores.slow_directory.held_after.add("get")
         coming = asyncio.create_task(node.service.events(ALICE, "s1"))
         await settle()
         row = await node.stores.directory.get(SessionKey("acme", "s1"))
         assert row is not None
         await node.service._sessions.delete(row)
-        node.stores.slow_coordination.let_go("get")
+        node.stores.slow_directory.let_go("get")
         with pytest.raises(NotFound):
             await coming
         await node.service.tidy()

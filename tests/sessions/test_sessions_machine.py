@@ -36,10 +36,10 @@ FAILURES = [
     ("slow_ledger", "finish"),
     ("slow_ledger", "forget"),
     ("slow_ledger", "by_idempotency_key"),
-    ("slow_coordination", "get"),
+    ("slow_directory", "get"),
     ("slow_coordination", "acquire"),
-    ("slow_coordination", "update"),
-    ("slow_coordination", "remove"),
+    ("slow_directory", "update"),
+    ("slow_directory", "remove"),
     ("slow_files", "append"),
     ("slow_files", "write"),
     ("slow_files", "read"),
@@ -205,7 +205,7 @@ class SessionsMachine(RuleBasedStateMachine):
 
     @rule()
     def stores_are_back(self) -> None:
-        for name in ("slow_ledger", "slow_coordination", "slow_files"):
+        for name in ("slow_ledger", "slow_coordination", "slow_directory", "slow_files"):
             getattr(self.node.stores, name).fails.clear()
             getattr(self.node.stores, name).fails_after.clear()
 
@@ -294,8 +294,8 @@ class SessionsMachine(RuleBasedStateMachine):
     def nothing_is_left_of_questions(self) -> None:
         kept = {SessionKey("acme", session) for session in SESSIONS}
         stores = self.node.stores
-        assert set(stores.coordination._rows) <= kept
-        assert all(row.kind is SessionKind.PERSISTENT for row in stores.coordination._rows.values())
+        assert set(stores.directory._rows) <= kept
+        assert all(row.kind is SessionKind.PERSISTENT for row in stores.directory._rows.values())
         assert set(stores.files.files) <= kept
         assert {row.key for row in stores.ledger._rows.values()} <= kept
 

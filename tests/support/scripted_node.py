@@ -11,6 +11,7 @@ from typing import Any, cast
 from aerodrome._util.clock import ManualClock
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.coordination.backends.memory import MemoryCoordination
+from aerodrome.coordination.backends.memory_directory import MemoryDirectory
 from aerodrome.coordination.ports import Node
 from aerodrome.errors import Fenced, StoreUnavailable
 from aerodrome.model import Principal, SessionKey, SessionKind, TurnRow
@@ -117,9 +118,11 @@ class Stores:
 
     def __init__(self, clock: ManualClock, pause: Pause) -> None:
         self.coordination = MemoryCoordination(clock=clock)
+        self.directory = MemoryDirectory()
         self.ledger = MemoryLedger()
         self.files = MemoryFiles()
         self.slow_coordination = Unsteady(self.coordination, pause)
+        self.slow_directory = Unsteady(self.directory, pause)
         self.slow_ledger = Unsteady(self.ledger, pause)
         self.slow_files = Unsteady(self.files, pause)
 
@@ -147,7 +150,7 @@ class ScriptedNode:
         self.tasks = TaskOwner(name)
         self.context = SessionContext(
             options=SessionOptions(**options),
-            directory=cast("Any", stores.slow_coordination),
+            directory=cast("Any", stores.slow_directory),
             leases=cast("Any", stores.slow_coordination),
             membership=cast("Any", stores.slow_coordination),
             ledger=cast("Any", stores.slow_ledger),
@@ -220,7 +223,7 @@ class ScriptedNode:
         return not (
             key in stores.files.files
             or key in stores.files.epochs
-            or key in stores.coordination._rows
+            or key in stores.directory._rows
             or key in stores.coordination._leases
             or any(row.key == key for row in stores.ledger._rows.values())
         )

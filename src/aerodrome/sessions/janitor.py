@@ -61,9 +61,10 @@ class Janitor:
     async def delete_expired(self) -> int:
         """Delete what has not been used for `sessions.ttl`. Returns how many."""
         before = self._context.clock.time() - self._context.options.ttl
-        deleted = 0
+        deleted = stayed = 0
         while True:
-            rows = await self._context.directory.unused_since(before, _PAGE)
+            # Those that stay, because they are in a turn or another node has them, are the oldest next time, too.
+            rows = await self._context.directory.unused_since(before, _PAGE, skip=stayed)
             gone = 0
             for row in rows:
                 try:
@@ -73,5 +74,6 @@ class Janitor:
             if gone:
                 log.info("sessions.expired", sessions=gone)
             deleted += gone
-            if not gone or len(rows) < _PAGE:
+            stayed += len(rows) - gone
+            if len(rows) < _PAGE:
                 return deleted

@@ -55,6 +55,7 @@ class MemoryCoordination:
     async def join(self, node: Node, ttl: float) -> None:
         self._lives = {key: life for key, life in self._lives.items() if self._alive(key)}
         self._lives[node.incarnation] = _Life(copy.deepcopy(node), ttl, self._clock.monotonic())
+        self._draining = {key for key in self._draining if key in self._lives and key != node.incarnation}
 
     async def heartbeat(self, incarnation: str, load: dict[str, Any] | None = None) -> Beat:
         if not self._alive(incarnation):

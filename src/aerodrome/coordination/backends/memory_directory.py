@@ -87,7 +87,8 @@ class MemoryDirectory:
     async def unused_since(self, before: float, limit: int = 100, *, skip: int = 0) -> Sequence[SessionRow]:
         cursors.check_limit(limit)
         rows = (row for row in self._rows.values() if row.last_used_at < before)
-        return copy.deepcopy(sorted(rows, key=lambda row: _rank(cursors.place_of(row)), reverse=True)[:limit])
+        found = sorted(rows, key=lambda row: _rank(cursors.place_of(row)), reverse=True)
+        return copy.deepcopy(found[skip : skip + limit])
 
     async def count(self, tenant: str | None = None) -> int:
         return sum(1 for _ in self._of(tenant))

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from aerodrome._util.clock import Clock, SystemClock
 from aerodrome._util.schema import Schema
 from aerodrome._util.sqlite import Database
-from aerodrome.coordination.ports import Beat, Lease, Node
+from aerodrome.coordination.backends import sqlite_limits
+from aerodrome.coordination.backends.sqlite_events import SqliteEvents
+from aerodrome.coordination.backends.sqlite_lives import ALIVE
+from aerodrome.coordination.ports import Admission, Beat, Cap, ClusterEvent, Lease, Node, Rate
 from aerodrome.model import SessionKey
-
-#: Whether node `n` lives, from the parameters `:now` and `:boot_id`. A heartbeat from the future is one of
-#: another boot on a machine that does not tell its boots apart.
-_ALIVE = "n.boot_id = :boot_id AND :now - n.beat_at < n.ttl AND n.beat_at - :now < n.ttl"
 
 
 class SqliteCoordination:
@@ -37,13 +36,15 @@ class SqliteCoordination:
         self._database = database
         self._clock = clock or SystemClock()
         self._boot_id = boot_id if boot_id is not None else read_boot_id()
+        self._events = SqliteEvents(database)
 
     async def open(self) -> None:
         """Bring the tables up to date. The database must be open."""
         await self._database.write(Schema.load("coordination", __package__).migrate)
 
     async def aclose(self) -> None:
-        """Nothing to do: the database belongs to whoever opened it."""
+        """Listen no more. The database belongs to whoever opened it."""
+        await self._events.aclose()
 
     # Membership
 
@@ -51,7 +52,7 @@ class SqliteCoordination:
         def join(connection: sqlite3.Connection) -> None:
             now = self._now()
             # The dead of the past go, or a crash loop would leave a row for each of its lives.
-            connection.execute(f"DELETE FROM node AS n WHERE NOT ({_ALIVE})", now)
+            connection.execute(f"DELETE FROM node AS n WHERE NOT ({ALIVE})", now)
             connection.execute(
                 "INSERT OR REPLACE INTO node (incarnation, name, address, load, ttl, boot_id, beat_at, peer_token)"
                 " VALUES (:incarnation, :name, :address, :load, :ttl, :boot_id, :now, :peer_token)",
@@ -75,7 +76,7 @@ class SqliteCoordination:
             # The dead stay dead: a beat that comes too late must not bring back leases others may count on.
             drains = connection.execute(
                 "UPDATE node AS n SET beat_at = :now, load = coalesce(:load, load)"
-                f" WHERE incarnation = :incarnation AND {_ALIVE} RETURNING drain",
+                f" WHERE incarnation = :incarnation AND {ALIVE} RETURNING drain",
                 self._now() | {"incarnation": incarnation, "load": text},
             ).fetchone()
             if drains is None:
@@ -94,7 +95,7 @@ class SqliteCoordination:
         def living(connection: sqlite3.Connection) -> Sequence[tuple[str, str, str, str, str]]:
             columns = "name, incarnation, address, load, peer_token"
             return connection.execute(
-                f"SELECT {columns} FROM node AS n WHERE {_ALIVE} ORDER BY 1, 2", self._now()
+                f"SELECT {columns} FROM node AS n WHERE {ALIVE} ORDER BY 1, 2", self._now()
             ).fetchall()
 
         rows = await self._database.read(living)
@@ -106,7 +107,7 @@ class SqliteCoordination:
     async def ask_to_drain(self, incarnation: str) -> bool:
         def ask(connection: sqlite3.Connection) -> bool:
             asked = connection.execute(
-                f"UPDATE node AS n SET drain = 1 WHERE incarnation = :incarnation AND {_ALIVE}",
+                f"UPDATE node AS n SET drain = 1 WHERE incarnation = :incarnation AND {ALIVE}",
                 self._now() | {"incarnation": incarnation},
             )
             return asked.rowcount == 1
@@ -121,12 +122,12 @@ class SqliteCoordination:
     async def acquire(self, key: SessionKey, incarnation: str, *, floor: int = 0) -> Lease | None:
         def acquire(connection: sqlite3.Connection) -> int | None:
             parameters = self._now() | {"tenant": key.tenant, "session": key.id, "incarnation": incarnation}
-            lives = f"SELECT 1 FROM node AS n WHERE n.incarnation = :incarnation AND {_ALIVE}"
+            lives = f"SELECT 1 FROM node AS n WHERE n.incarnation = :incarnation AND {ALIVE}"
             if connection.execute(lives, parameters).fetchone() is None:
                 return None
             held = connection.execute(
                 "SELECT l.epoch, l.incarnation != :incarnation AND n.incarnation IS NOT NULL FROM lease AS l"
-                f" LEFT JOIN node AS n ON n.incarnation = l.incarnation AND {_ALIVE}"
+                f" LEFT JOIN node AS n ON n.incarnation = l.incarnation AND {ALIVE}"
                 " WHERE l.tenant = :tenant AND l.session = :session",
                 parameters,
             ).fetchone()
@@ -161,7 +162,7 @@ class SqliteCoordination:
         def holder(connection: sqlite3.Connection) -> tuple[str, int] | None:
             row: tuple[str, int] | None = connection.execute(
                 "SELECT l.incarnation, l.epoch FROM lease AS l JOIN node AS n ON n.incarnation = l.incarnation"
-                f" WHERE l.tenant = :tenant AND l.session = :session AND {_ALIVE}",
+                f" WHERE l.tenant = :tenant AND l.session = :session AND {ALIVE}",
                 self._now() | {"tenant": key.tenant, "session": key.id},
             ).fetchone()
             return row
@@ -174,12 +175,13 @@ class SqliteCoordination:
             return connection.execute(
                 "SELECT l.tenant, l.session, l.incarnation, l.epoch FROM json_each(:keys) AS k"
                 " JOIN lease AS l ON l.tenant = k.value ->> 0 AND l.session = k.value ->> 1"
-                f" JOIN node AS n ON n.incarnation = l.incarnation WHERE {_ALIVE}",
+                f" JOIN node AS n ON n.incarnation = l.incarnation WHERE {ALIVE}",
                 self._now() | {"keys": json.dumps(keys)},
             ).fetchall()
 
         found = await self._database.read(holders)
-        return {SessionKey(tenant, id_): Lease(SessionKey(tenant, id_), *rest) for tenant, id_, *rest in found}
+        leases = [Lease(SessionKey(tenant, id_), incarnation, epoch) for tenant, id_, incarnation, epoch in found]
+        return {lease.key: lease for lease in leases}
 
     async def forget(self, key: SessionKey) -> None:
         def forget(connection: sqlite3.Connection) -> None:
@@ -191,6 +193,26 @@ class SqliteCoordination:
             connection.execute("DELETE FROM lease WHERE tenant = ? AND session = ?", key)
 
         await self._database.write(forget)
+
+    # Events
+
+    async def publish(self, event: ClusterEvent) -> None:
+        await self._events.publish(event)
+
+    def listen(self, callback: Callable[[ClusterEvent], None]) -> Callable[[], None]:
+        return self._events.listen(callback)
+
+    # Limits
+
+    async def admit(
+        self, place: str, incarnation: str, *, rates: Sequence[Rate] = (), caps: Sequence[Cap] = ()
+    ) -> Admission:
+        return await self._database.write(
+            lambda connection: sqlite_limits.admit(connection, self._now(), place, incarnation, rates, caps)
+        )
+
+    async def vacate(self, place: str) -> None:
+        await self._database.write(lambda connection: sqlite_limits.vacate(connection, place))
 
 
 def read_boot_id(path: str = "/proc/sys/kernel/random/boot_id") -> str:

@@ -28,7 +28,9 @@ _COLUMNS = (
     "tenant, id, owner, kind, isolation, state, model, title, options, created_at, last_used_at,"
     " last_turn_id, last_turn_status"
 )
-_SELECT = f"SELECT {', '.join('s.' + name.strip() for name in _COLUMNS.split(','))}, {_MEMBERS} FROM session AS s"
+_SELECTED = f"SELECT {', '.join('s.' + name.strip() for name in _COLUMNS.split(','))}, {_MEMBERS}"
+_SELECT = f"{_SELECTED} FROM session AS s"
+_SELECT_SHARED = f"{_SELECTED} FROM member AS mine CROSS JOIN session AS s"
 
 
 class SqliteDirectory:
@@ -136,8 +138,9 @@ class SqliteDirectory:
             conditions[after] = (place.last_used_at, *place)
         queries = [_listing(_SELECT, conditions, limit + 1)]
         if user is not None:
-            # Two listings, each in an index's order, rather than one that looks at everybody's sessions.
-            shared = f"{_SELECT} JOIN member AS mine ON mine.tenant = s.tenant AND mine.session = s.id"
+            # Two listings rather than one that looks at everybody's sessions. What is shared with a user is not many:
+            # it is looked up from the members (`CROSS JOIN` keeps that order), and sorted.
+            shared = f"{_SELECT_SHARED} ON mine.tenant = s.tenant AND mine.session = s.id"
             queries = [
                 _listing(_SELECT, {**conditions, "s.owner = ?": (user,)}, limit + 1),
                 _listing(shared, {**conditions, "mine.user = ?": (user,)}, limit + 1),
