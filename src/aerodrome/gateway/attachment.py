@@ -47,6 +47,14 @@ class AttachmentOwner(Protocol):
         """Have the client answer. Raises `RequestRefused`."""
         ...
 
+    def keeps_waiting(self, session_id: str) -> bool:
+        """Whether the session's runtime waits for the client."""
+        ...
+
+    def drop(self, reason: str) -> None:
+        """Cut the client off."""
+        ...
+
     def attachment_finished(self, attachment: NativeAttachment, error: AerodromeError) -> None: ...
 
     @property
@@ -125,8 +133,7 @@ class NativeAttachment:
         except LinkClosed as error:
             raise RuntimeUnavailable(f"the runtime has gone: {error}") from error
         except TimeoutError as error:
-            # It answered pings a moment ago but not this: it will not get better by itself.
-            runtime.kill(f"no answer to {method}")
+            await self._unanswered(link, method)
             raise RuntimeUnavailable(f"the runtime did not answer {method} in time") from error
         self.refused = None
         if self._opened:
@@ -167,7 +174,16 @@ class NativeAttachment:
         except (LinkClosed, RemoteError):
             pass  # there is nothing to let go of
         except TimeoutError:
-            link.runtime.kill("no answer to session.detach")
+            await self._unanswered(link, "session.detach")
+
+    async def _unanswered(self, link: Upstream, method: str) -> None:
+        """The runtime did not answer on this link. It is well all the same: then it waits for a client, or the link
+        does, and what is left of the session there goes with the link."""
+        if await link.runtime.answers(method):
+            reason = f"the runtime did not answer {method} in time, and waits for this client"
+            self.suspect(reason)
+            self.live.attachments.suspect(reason)
+            link.connection.abort(f"no answer to {method}")
 
     def lost(self) -> None:
         self._link = None
@@ -182,6 +198,13 @@ class NativeAttachment:
 
     async def ask(self, method: str, params: Mapping[str, Any]) -> Any:
         return await self._owner.ask(self.session_id, method, params)
+
+    def answer_hooks(self, reason: str) -> None:
+        self._run(self._owner.router.answer_hooks(self.session_id, reason))
+
+    def suspect(self, reason: str) -> None:
+        if self._owner.keeps_waiting(self.session_id):
+            self._owner.drop(reason)
 
     def finish(self, error: AerodromeError) -> None:
         self._link = None

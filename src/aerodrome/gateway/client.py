@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+#: Bytes a second. A client that takes less of what waits for it is cut off: as long as it has not taken that, its
+#: runtimes are not read for it.
+_LEAST_RATE = 64 * 1024
 #: Bytes of a frame from which on it is read in a thread.
 _LARGE = 256 * 1024
 #: How often a request is taken to another runtime when the one it was meant for goes away under it.
@@ -166,6 +169,9 @@ class GatewayClient:
     def on_runtime_paused(self, paused: bool) -> None:
         self._regulate()
 
+    def on_asking(self) -> None:
+        self._regulate()
+
     # --- what the router says ---
 
     def run(self, commands: Sequence[Command], *, flush: bool = True) -> None:
@@ -212,6 +218,7 @@ class GatewayClient:
             raise RequestRefused(INTERNAL_ERROR, str(error)) from error
         finally:
             del self._asked[number]
+            self.router.forget(number)
 
     def _hear(self, told: Told) -> None:
         future = self._asked.get(told.number)
@@ -331,13 +338,24 @@ class GatewayClient:
             if not self.router.bound(link.id) and link.id not in self._opening:
                 link.connection.close("nothing goes by it any more")
 
+    # --- what the runtimes wait for ---
+
+    def keeps_waiting(self, session_id: str) -> bool:
+        return self.connection.paused or self.router.owes(session_id)
+
+    def drop(self, reason: str) -> None:
+        if not self.connection.closed:
+            log.warning("gateway.client_dropped", peer=self.connection.peer, reason=reason)
+            self.connection.close(reason)
+
     # --- flow control ---
 
     def _regulate(self) -> None:
         """Read from whom we can pass on what they say."""
         client_takes = not self.connection.paused
         for link in self._links.values():
-            link.connection.read_more(client_takes)
+            # Answers to our own requests are not the client's to wait for: sessions are loaded and unloaded by them.
+            link.connection.read_more(client_takes or link.asking)
         runtimes_take = not any(link.connection.paused for link in self._links.values())
         self.connection.read_more(client_takes and runtimes_take and self._reading is None)
 
@@ -348,7 +366,7 @@ class GatewayClient:
 
     def _still_slow(self, waited: int) -> None:
         waiting = self.connection.buffered
-        if waiting < waited:
+        if waited - waiting >= _LEAST_RATE * self.gateway.limits.write_timeout:
             self._watch_slow(waiting)  # slow, but it reads
         else:
             self._too_slow()
@@ -389,18 +407,23 @@ class GatewayClient:
         log.info("gateway.client_closed", peer=self.connection.peer, reason=error.detail)
         self.connection.close(error.detail)
 
+    def _cut_links(self) -> None:
+        for link in list(self._links.values()):
+            link.connection.abort("the client has gone")
+
     async def leave(self) -> None:
         """The client has gone: give back what it held. Its turns go on, unless configured otherwise."""
         self._left = True
         if self._slow is not None:
             self._slow.cancel()
+        # First: what the runtimes wait for will never come, and our own tasks may wait for them.
+        self._cut_links()
         await self._tasks.aclose()
+        self._cut_links()
         self.router.close()
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(RequestRefused(INTERNAL_ERROR, "the client has gone"))
-        for link in list(self._links.values()):
-            link.connection.abort("the client has gone")
         for run in self._runs:
             if not run.ended:
                 run.abandon()

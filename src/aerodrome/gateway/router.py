@@ -42,6 +42,9 @@ OWN_IDS = "aerodrome:"
 #: How many of the latest events of a session are remembered as told. The sessions room keeps fewer for those who
 #: missed some.
 _REMEMBERED = 2048
+_HOOKS = "hooks.invoke"
+#: Before these are answered a runtime does nothing else for their session.
+_HELD_UP_BY = frozenset({_HOOKS, "systemMessage.transform"})
 #: Notifications of a runtime that concern one session; others are about the host, or about everybody.
 _TASK_TRANSITION = "task_transition"
 #: Events of a session's leaving one runtime and coming to another, of which the client knows nothing.
@@ -71,6 +74,16 @@ class _Notification(msgspec.Struct):
 _decode_notification = msgspec.json.Decoder(_Notification).decode
 #: How the CLI begins a notification. Only a hint that saves decoding a frame twice.
 _EVENT_PREFIX = b'{"jsonrpc":"2.0","method":"'
+
+
+class _Asked(msgspec.Struct):
+    """What the client was asked."""
+
+    session_id: str | None
+    method: str
+    #: The runtime that asks, and its id; ``None``: we do.
+    link: str | None = None
+    id: RequestId | None = None
 
 
 class _Binding:
@@ -135,8 +148,8 @@ class Router:
         self._bytes = 0
         self._requests: dict[RequestId, Request] = {}
         self._sessions: dict[str, _Binding] = {}
-        #: Requests that the client has not answered: link and id there, by our number; of our own, ``None``.
-        self._asked: dict[int, tuple[str, RequestId] | None] = {}
+        #: Requests that the client has not answered, by our number.
+        self._asked: dict[int, _Asked] = {}
         self._numbers = 0
 
     @property
@@ -234,12 +247,11 @@ class Router:
         asked = self._asked.pop(message.id)
         # What has a flaw the runtime would not read, and wait for ever.
         text = f"the client's answer cannot be passed on: {flaw}"
-        if asked is None:
+        if asked.link is None or asked.id is None:
             return [Told(message.id, _refusing(message.id, text) if flaw is not None else message)]
-        link, request_id = asked
         if flaw is not None:
-            return [ToRuntime(link, _error(request_id, problems.INTERNAL_ERROR, text))]
-        return [ToRuntime(link, encode_frame(answer_body(request_id, message)))]
+            return [ToRuntime(asked.link, _error(asked.id, problems.INTERNAL_ERROR, text))]
+        return [ToRuntime(asked.link, encode_frame(answer_body(asked.id, message)))]
 
     # --- from a runtime ---
 
@@ -286,7 +298,7 @@ class Router:
             text = f"{message.method}: nobody here takes part in that session"
             return [ToRuntime(link, _error(message.id, problems.METHOD_NOT_FOUND, text))]
         self._numbers += 1
-        self._asked[self._numbers] = (link, message.id)
+        self._asked[self._numbers] = _Asked(session_id, message.method, link, message.id)
         params = bytes(message.params) if message.params is not UNSET else b"{}"
         method = msgspec.json.encode(message.method)
         body = b'{"jsonrpc":"2.0","id":%d,"method":%b,"params":%b}' % (self._numbers, method, params)
@@ -335,7 +347,7 @@ class Router:
     def ask(self, session_id: str, method: str, params: bytes) -> tuple[int, Sequence[Command]]:
         """Ask the client something that a runtime has not asked on the client's own link; `Told` has its answer."""
         self._numbers += 1
-        self._asked[self._numbers] = None
+        self._asked[self._numbers] = _Asked(session_id, method)
         body = b'{"jsonrpc":"2.0","id":%d,"method":%b,"params":%b}' % (
             self._numbers,
             msgspec.json.encode(method),
@@ -343,6 +355,24 @@ class Router:
         )
         binding = self._sessions.get(session_id)
         return self._numbers, [ToClient(encode_frame(body))] if binding is None else self._to_client(binding, body)
+
+    def forget(self, number: int) -> None:
+        """Nobody waits any more for what we have asked ourselves."""
+        self._asked.pop(number, None)
+
+    def owes(self, session_id: str) -> bool:
+        """Whether the client has not answered something before which a runtime does nothing else for the session."""
+        return any(asked.session_id == session_id and asked.method in _HELD_UP_BY for asked in self._asked.values())
+
+    def answer_hooks(self, session_id: str, reason: str) -> Sequence[Command]:
+        """Answer with an error what was asked of the client's hooks; its own answers come too late then."""
+        commands: list[Command] = []
+        for number, asked in list(self._asked.items()):
+            if asked.session_id == session_id and asked.method == _HOOKS and asked.link is not None:
+                assert asked.id is not None
+                del self._asked[number]
+                commands.append(ToRuntime(asked.link, _error(asked.id, problems.INTERNAL_ERROR, reason)))
+        return commands
 
     def take_part(self, session_id: str) -> None:
         """The client is about to be attached to the session: its events concern it from now on."""
@@ -383,7 +413,7 @@ class Router:
         for binding in self._sessions.values():
             if binding.link == link:
                 binding.link = None
-        for number in [number for number, asked in self._asked.items() if asked is not None and asked[0] == link]:
+        for number in [number for number, asked in self._asked.items() if asked.link == link]:
             del self._asked[number]
         for request in [request for request in self._requests.values() if request.link == link]:
             request.link = None

@@ -28,6 +28,10 @@ class UpstreamOwner(Protocol):
 
     def on_runtime_paused(self, paused: bool) -> None: ...
 
+    def on_asking(self) -> None:
+        """We wait for an answer on one of the links, or do no longer."""
+        ...
+
 
 class Upstream:
     """Made by `open`. Named by its runtime's id: a client has one to each."""
@@ -40,6 +44,11 @@ class Upstream:
         self._timeout = timeout
         self._numbers = 0
         self._pending: dict[str, asyncio.Future[envelope.Message]] = {}
+
+    @property
+    def asking(self) -> bool:
+        """Requests of our own are not answered yet."""
+        return bool(self._pending)
 
     @classmethod
     async def open(
@@ -93,11 +102,13 @@ class Upstream:
         future: asyncio.Future[envelope.Message] = asyncio.get_running_loop().create_future()
         self._pending[request_id] = future
         self.connection.write(frame)
+        self._owner.on_asking()
         try:
             async with asyncio.timeout(self._timeout):
                 message = await future
         finally:
             self._pending.pop(request_id, None)
+            self._owner.on_asking()
         if message.is_error:
             raise RemoteError(method, *envelope.error_of(message))
         return message.result

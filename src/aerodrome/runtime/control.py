@@ -85,6 +85,11 @@ class ControlLink:
             )
         self.version = str(hello.get("version", ""))
 
+    @property
+    def request_timeout(self) -> float:
+        """Seconds for each request that names none."""
+        return self._timeout
+
     async def request(self, method: str, params: dict[str, Any], *, timeout: float | None = None) -> Any:
         """Raises `LinkClosed`, `RemoteError` or `TimeoutError` (see `Link.request`)."""
         if self._link is None:

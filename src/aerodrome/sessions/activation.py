@@ -109,12 +109,7 @@ class Activation:
 
     async def close(self) -> bool:
         """Unload it, everything stored. ``False``: it went wrong; the activation is lost instead."""
-        try:
-            answer = await self.runtime.control.request("session.detach", {"sessionId": self.key.id})
-        except (LinkClosed, RemoteError, TimeoutError) as error:
-            self.discard(f"it could not be unloaded: {error}")
-            return False
-        if not answer.get("success") or self.lost.done():
+        if not await self.runtime.let_go(self.key.id) or self.lost.done():
             self.discard("it could not be unloaded")
             return False
         self.discard("unloaded")
@@ -133,14 +128,8 @@ class Activation:
 
         A resume would attach to it while it is there, and bring back what was refused.
         """
-        if self.runtime.lost.is_set():
-            return
-        try:
-            await self.runtime.control.request("session.detach", {"sessionId": self.key.id})
-        except TimeoutError:
-            self.runtime.kill("no answer to session.detach")
-        except (LinkClosed, RemoteError):
-            pass  # there is nothing to unload it from, or nothing to unload
+        if self.key.id not in self.runtime.letting_go:  # else it has been asked, and others shall not wait for it
+            await self.runtime.let_go(self.key.id)
 
     # --- what is asked of it ---
 
@@ -158,6 +147,8 @@ class Activation:
         return str(answer["messageId"])
 
     async def abort(self) -> None:
+        # It would wait for the client's hooks before it does anything else.
+        self._attachments.answer_hooks("the turn is aborted")
         await self._request("session.abort", {"sessionId": self.key.id})
 
     async def set_mode(self, mode: str) -> None:
@@ -189,9 +180,11 @@ class Activation:
         except LinkClosed as error:
             raise RuntimeUnavailable(f"the runtime has gone: {error}") from error
         except TimeoutError as error:
-            # It answered pings a moment ago but not this: it will not get better by itself.
-            self.runtime.kill(f"no answer to {method}")
-            raise RuntimeUnavailable(f"the runtime did not answer {method} in time") from error
+            reason = f"the runtime did not answer {method} in time"
+            if await self.runtime.answers(method):
+                self._attachments.suspect(reason)
+                self.discard(reason)
+            raise RuntimeUnavailable(reason) from error
 
     # --- SessionBinding ---
 

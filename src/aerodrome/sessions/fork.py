@@ -23,7 +23,7 @@ from aerodrome.statestore.provider import EVENTS_PATH, STATE_PATH
 
 
 class ForkPlaces:
-    """Copies that are made at the same time: each holds a whole history in memory, and a core for as long as it is read.
+    """Copies that are made at the same time: each holds a whole history in memory, and a core while it reads it.
 
     Args:
         timeout: Seconds to wait before `Capacity`.

@@ -109,7 +109,7 @@ async def wake(
         StoreUnavailable: Lease or files could not be read or written.
     """
     with ExitStack() as undo:
-        runtime = await context.pool.reserve(runtime_key(row))
+        runtime = await context.pool.reserve(runtime_key(row), row.key.id)
         undo.callback(context.pool.release, runtime)
         lease, row = await take_lease(context, row)
         undo.callback(context.release_lease, lease)
