@@ -13,6 +13,7 @@ import pytest_asyncio
 from aerodrome.demo.model import ModelServer
 from aerodrome.model import SessionKey
 from aerodrome.sessions import attachments
+from aerodrome.sessions.requests import MAX_HELD
 from support.host import Host, User, host, until
 from support.misbehaving import RawClient, raw
 
@@ -121,6 +122,28 @@ async def test_hooks_that_are_not_answered_are_when_the_turn_is_aborted(node: Ho
         await until(lambda: not live.busy)
         assert live.activation is not None
         assert not live.activation.lost.done()
+
+
+async def test_questions_of_one_session_do_not_fill_the_control_link(node: Host, victim: User) -> None:
+    alice = await node.user("alice")
+    await alice.open("asker", tools=["ask_user"])
+    calls = "".join('[[tool: ask_user {"question": "q%d"}]]' % number for number in range(300))
+    asking = asyncio.ensure_future(alice.http.post("/sessions/asker/messages", json={"prompt": calls}))
+    try:
+        async with alice.events("asker") as events:
+            asked = 0
+            async for event in events:
+                asked += event["event"] == "user_input.requested"
+                if asked == 300:
+                    break
+        live = node.node.sessions.find_live(SessionKey("acme", "asker"))
+        assert live is not None
+        assert live.activation is not None
+        await until(lambda: len(live.activation._requests._held) == MAX_HELD)  # type: ignore[union-attr]
+        assert await victim.text("victim", "and I?") == "echo: and I?"
+    finally:
+        asking.cancel()
+        await alice.http.post("/sessions/asker/abort")
 
 
 async def test_a_client_that_reads_slowly(node: Host, victim: User, monkeypatch: pytest.MonkeyPatch) -> None:

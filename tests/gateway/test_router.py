@@ -14,7 +14,7 @@ from aerodrome.events import SessionEvent
 from aerodrome.gateway.commands import Command, Place, Request, Serve, ToClient, ToOwn, ToRuntime
 from aerodrome.gateway.router import Router
 from aerodrome.policy.profiles import Profile
-from aerodrome.wire.framing import FrameDecoder
+from aerodrome.wire.framing import FrameDecoder, Oversized
 from aerodrome.wire.readable import MAX_DEPTH
 
 OWN = {"mine", "also-mine"}
@@ -313,6 +313,26 @@ def test_garbage_gets_an_error_without_an_id(garbage: bytes) -> None:
 def test_a_session_method_without_a_session_is_an_error() -> None:
     assert error_of(bound("s1").from_client(request(1, "session.getMessages")))["code"] == -32602
     assert error_of(bound("s1").from_client(request(1, "session.getMessages", sessionId=7)))["code"] == -32602
+
+
+def test_an_answer_over_the_limit_is_an_error() -> None:
+    router = bound("s1")
+    router.from_client(request(5, "session.getMessages", sessionId="s1"))
+    error = error_of(router.from_runtime("rt-1", Oversized(b'{"jsonrpc":"2.0","id":5,"result":{"id":7,', 1 << 30)))
+    assert error["data"]["code"] == "too_large"
+    assert router.unanswered == 0
+    (own,) = router.from_runtime("rt-1", Oversized(b'{"jsonrpc":"2.0","id":"aerodrome:1","result":{"id":7,', 1 << 30))
+    assert isinstance(own, ToOwn)
+    assert own.message.is_error
+
+
+def test_a_request_or_an_event_over_the_limit_does_not_reach_the_client() -> None:
+    router = bound("s1")
+    large = Oversized(b'{"jsonrpc":"2.0","id":5,"method":"hooks.invoke","params":{"sessionId":"s1"', 1 << 30)
+    ((_, answer),) = to_runtime(router.from_runtime("rt-1", large))
+    assert [answer["id"], "error" in answer] == [5, True]
+    large = Oversized(b'{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"s1","event":{"id":"', 1 << 30)
+    assert not router.from_runtime("rt-1", large)
 
 
 # --- requests of a runtime ---

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from aerodrome.errors import AerodromeError, Capacity, TurnInterrupted
+from aerodrome.errors import AerodromeError, Capacity, TooLarge, TurnInterrupted
 from aerodrome.events import SessionEvent
 from aerodrome.gateway import problems
 from aerodrome.gateway.bodies import Incoming, answer_body, read
@@ -35,7 +35,8 @@ from aerodrome.policy.profiles import Profile
 from aerodrome.policy.shapes import Refusal
 from aerodrome.wire import envelope
 from aerodrome.wire.envelope import RequestId
-from aerodrome.wire.framing import encode_frame
+from aerodrome.wire.framing import Oversized, encode_frame
+from aerodrome.wire.oversized import complaint, head_of
 
 #: Ids of requests that we make ourselves on a client's link begin so.
 OWN_IDS = "aerodrome:"
@@ -256,6 +257,8 @@ class Router:
     # --- from a runtime ---
 
     def from_runtime(self, link: str, body: bytes) -> Sequence[Command]:
+        if isinstance(body, Oversized):
+            return self._pass_over(link, body)
         if body.startswith(_EVENT_PREFIX):
             try:
                 notification = _decode_notification(body)
@@ -275,6 +278,23 @@ class Router:
             return self._notification(link, _decode_notification(body), body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return ()
+
+    def _pass_over(self, link: str, body: Oversized) -> Sequence[Command]:
+        """What is too large to be read is answered in the name of whoever it was for. Events are just missing: the
+        control link has missed them, too, and ends the turn."""
+        head, error = head_of(body), TooLarge(complaint(body))
+        if head.method is not None:
+            answer = (
+                [] if head.id is None else [ToRuntime(link, _error(head.id, problems.INTERNAL_ERROR, error.detail))]
+            )
+            return answer
+        request = self._requests.get(head.id) if head.id is not None else None
+        if head.id is not None and request is None:
+            return [ToOwn(link, _refusing(head.id, error.detail))]
+        if request is None or request.link != link:
+            return ()
+        self._done(request)
+        return [ToClient(problem_of(request, error))]
 
     def _answer_of_runtime(self, link: str, message: envelope.Message, body: bytes) -> Sequence[Command]:
         request = self._requests.get(message.id) if isinstance(message.id, (int, str)) else None
@@ -504,8 +524,8 @@ def _error(request_id: RequestId, number: int, text: str) -> bytes:
     return envelope.error_frame(request_id, number, text)
 
 
-def _refusing(number: int, text: str) -> envelope.Message:
-    """As if the client had refused."""
+def _refusing(number: RequestId, text: str) -> envelope.Message:
+    """As if whoever was asked had refused."""
     error = msgspec.json.encode({"code": problems.INTERNAL_ERROR, "message": text})
     return envelope.Message(id=number, error=Raw(error))
 

@@ -39,7 +39,7 @@ class Upstream:
     def __init__(self, owner: UpstreamOwner, runtime: ManagedRuntime, timeout: float, max_frame: int) -> None:
         self.id = runtime.id
         self.runtime = runtime
-        self.connection = FrameConnection(self, max_frame=max_frame)
+        self.connection = FrameConnection(self, max_frame=max_frame, other="the runtime", skip=True)
         self._owner = owner
         self._timeout = timeout
         self._numbers = 0

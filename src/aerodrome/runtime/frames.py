@@ -38,12 +38,20 @@ class FrameOwner(Protocol):
 class FrameConnection(asyncio.Protocol):
     """Args:
     other: What to call the other end in reasons, such as "the runtime".
+    skip: Pass over frames over the limit; the owner gets an `Oversized` for each. Otherwise they end the connection.
     """
 
-    def __init__(self, owner: FrameOwner, *, max_frame: int = DEFAULT_MAX_FRAME, other: str = "the other end") -> None:
+    def __init__(
+        self,
+        owner: FrameOwner,
+        *,
+        max_frame: int = DEFAULT_MAX_FRAME,
+        other: str = "the other end",
+        skip: bool = False,
+    ) -> None:
         self._owner = owner
         self._other = other
-        self._decoder = FrameDecoder(max_frame)
+        self._decoder = FrameDecoder(max_frame, skip=skip)
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
         self._reading = True

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from aerodrome.coordination.ports import Lease
-from aerodrome.errors import AerodromeError, Fenced, NotFound, Refused, RuntimeUnavailable, TurnInterrupted
+from aerodrome.errors import AerodromeError, Fenced, NotFound, Refused, RuntimeUnavailable, TooLarge, TurnInterrupted
 from aerodrome.events import SessionEvent
 from aerodrome.policy.session_params import SAFE_OPTIONS
 from aerodrome.runtime.link import LinkClosed, RemoteError, RequestRefused
@@ -192,13 +192,18 @@ class Activation:
         self._requests.see(event)
         self._on_event(event)
 
+    def on_oversized(self, complaint: str) -> None:
+        log.warning("session.oversized", session=str(self.key), reason=complaint)
+        # Tried again it would be no smaller.
+        self.discard(complaint, TooLarge(f"what the turn has made is too large: {complaint}"))
+
     async def on_file_operation(self, operation: str, params: dict[str, Any]) -> Any:
         return await self._files.handle(operation, params)
 
     async def on_request(self, method: str, params: dict[str, Any]) -> Any:
         if method == "userInput.request":
-            await self._requests.hold()
-            return {"answer": "", "wasFreeform": True}
+            said = "" if await self._requests.hold() else "Too many questions are open; this one was not asked."
+            return {"answer": said, "wasFreeform": True}
         if method in _ASKED_OF_ONE:
             return await self._attachments.ask(method, params)
         raise RequestRefused(METHOD_NOT_FOUND, method)
