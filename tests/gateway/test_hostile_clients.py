@@ -127,7 +127,7 @@ async def test_hooks_that_are_not_answered_are_when_the_turn_is_aborted(node: Ho
 async def test_questions_of_one_session_do_not_fill_the_control_link(node: Host, victim: User) -> None:
     alice = await node.user("alice")
     await alice.open("asker", tools=["ask_user"])
-    calls = "".join('[[tool: ask_user {"question": "q%d"}]]' % number for number in range(300))
+    calls = "".join(f'[[tool: ask_user {{"question": "q{number}"}}]]' for number in range(300))
     asking = asyncio.ensure_future(alice.http.post("/sessions/asker/messages", json={"prompt": calls}))
     try:
         async with alice.events("asker") as events:

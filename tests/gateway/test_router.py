@@ -130,8 +130,8 @@ def test_a_session_stays_where_it_is_until_its_requests_are_answered() -> None:
     router.bind("s1", "rt-1")
     router.ready("s1")
     router.from_client(request(1, "session.getMessages", sessionId="s1"))
-    router.from_client(request(2, "session.history.compact", sessionId="s1"))
-    assert held == ["session.getMessages", "session.history.compact"]
+    router.from_client(request(2, "session.history.truncate", sessionId="s1"))
+    assert held == ["session.getMessages", "session.history.truncate"]
     router.from_runtime("rt-1", body(id=2, result={}))
     assert held == ["session.getMessages"]
     router.lost("rt-1")
@@ -335,6 +335,36 @@ def test_a_request_or_an_event_over_the_limit_does_not_reach_the_client() -> Non
     assert not router.from_runtime("rt-1", large)
 
 
+def test_a_request_that_is_not_answered_is_given_up_at_last() -> None:
+    router = bound("s1")
+    router.from_client(request(1, "session.getMessages", sessionId="s1"))
+    router.from_client(request(2, "session.history.truncate", sessionId="s1"))
+    router.from_client(request(3, "session.getMessages", sessionId="s2"))  # waits for its session
+    assert router.overdue(100.0) == []
+    (message,) = to_client(router.overdue(100.0))
+    assert [message["id"], message["error"]["data"]["code"]] == [1, "runtime_unavailable"]
+    (message,) = to_client(router.overdue(3500.0))
+    assert message["id"] == 2
+    assert router.unanswered == 1
+
+
+def test_what_asks_the_model_waits_for_a_place_wherever_its_session_is() -> None:
+    router = bound("s1")
+    for method in ("session.ui.ephemeralQuery", "session.history.compact", "session.history.summarizeForHandoff"):
+        assert placed(router.from_client(request(method, method, sessionId="s1"))).method == method
+
+
+def test_a_session_s_runtime_is_heard_and_no_other_that_has_one_of_the_same_name() -> None:
+    router = make()
+    router.take_part("s1")
+    assert not router.from_runtime("rt-2", event("s1", "e1"))
+    router.bind("s1", "rt-1")
+    assert not router.from_runtime("rt-2", event("s1", "e2"))
+    router.unbind("s1")
+    assert ids(router.from_runtime("rt-1", event("s1", "e3"))) == ["e3"]
+    assert not router.from_runtime("rt-2", event("s1", "e4"))
+
+
 # --- requests of a runtime ---
 
 
@@ -424,7 +454,7 @@ def test_after_a_loss_reads_are_placed_anew_and_the_rest_is_answered_as_interrup
     router.bind("s2", "rt-2")
     router.ready("s2")
     router.from_client(request(1, "session.getMessages", sessionId="s1"))
-    router.from_client(request(2, "session.history.compact", sessionId="s1"))
+    router.from_client(request(2, "session.history.truncate", sessionId="s1"))
     router.from_client(request(3, "session.getMessages", sessionId="s2"))
     done: list[int] = []
     commands = router.lost("rt-1")

@@ -85,7 +85,10 @@ class NativeAttachment:
         self._profile = profile
         self._kept = dict(kept)
         self._opened = False
+        #: What the client had before it asked anew, as long as that is not accepted.
+        self._earlier: tuple[dict[str, Any], Changes] | None = None
         self._link: Upstream | None = None
+        self._finished: AerodromeError | None = None
         #: What the client has changed since it opened the session.
         self.changes = Changes()
 
@@ -108,10 +111,17 @@ class NativeAttachment:
         return self._profile is not Profile.TRUSTED
 
     def ask_anew(self, kept: Mapping[str, Any]) -> None:
-        """The client opens the session again, with other parameters."""
+        """The client opens the session again, with other parameters. Refused, it has the earlier ones again."""
+        self._earlier = (self._kept, self.changes)
         self._kept = dict(kept)
         self._opened = False
         self.changes = Changes()
+
+    def take_back(self) -> None:
+        """What the client has asked for anew could not be had: what it had before holds again."""
+        if self._earlier is not None:
+            (self._kept, self.changes), self._earlier = self._earlier, None
+            self._opened = True
 
     # --- Attachment ---
 
@@ -121,14 +131,21 @@ class NativeAttachment:
             raise Refused("the client has gone")
         method = "session.resume" if resume else "session.create"
         link = await self._owner.link_to(runtime)
+        if self._finished is not None:
+            raise Refused(f"the session has gone: {self._finished.detail}")
         router = self._owner.router
+        joined = self._link is link and router.is_ready(self.session_id)
         router.bind(self.session_id, link.id)
         self._link = link
         try:
             self.result = await link.request(method, self._params(runtime, resume=resume))
         except RemoteError as error:
             self.refused = error
-            router.unbind(self.session_id)
+            if joined and self._link is link:
+                router.ready(self.session_id)  # the runtime has changed nothing
+            else:
+                router.unbind(self.session_id)
+            self.take_back()
             raise Refused(f"the runtime refused: {error}") from error
         except LinkClosed as error:
             raise RuntimeUnavailable(f"the runtime has gone: {error}") from error
@@ -136,6 +153,7 @@ class NativeAttachment:
             await self._unanswered(link, method)
             raise RuntimeUnavailable(f"the runtime did not answer {method} in time") from error
         self.refused = None
+        self._earlier = None
         if self._opened:
             await self._change_again(link)
         self._opened = True
@@ -207,7 +225,7 @@ class NativeAttachment:
             self._owner.drop(reason)
 
     def finish(self, error: AerodromeError) -> None:
-        self._link = None
+        self._finished = error
         self._owner.attachment_finished(self, error)
 
     def _run(self, commands: Sequence[Command]) -> None:

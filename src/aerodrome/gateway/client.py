@@ -22,7 +22,7 @@ from aerodrome.gateway.attachment import NativeAttachment
 from aerodrome.gateway.bodies import read
 from aerodrome.gateway.commands import Changed, Command, Place, Request, Serve, ToClient, Told, ToOwn, ToRuntime
 from aerodrome.gateway.problems import INTERNAL_ERROR
-from aerodrome.gateway.router import Router, params_of, problem_of
+from aerodrome.gateway.router import ASK_THE_MODEL, Router, params_of, problem_of
 from aerodrome.gateway.upstream import Upstream
 from aerodrome.model import Principal
 from aerodrome.runtime.frames import FrameConnection
@@ -200,8 +200,15 @@ class GatewayClient:
 
     def _to_runtime(self, command: ToRuntime) -> None:
         link = self._links.get(command.link)
-        if link is not None:
+        if link is not None and not link.connection.closed:
             link.connection.queue(command.frame)
+        elif not self._left:
+            # It has gone, and nobody would answer. Behind what is being done.
+            asyncio.get_running_loop().call_soon(self._has_gone, command.link)
+
+    def _has_gone(self, link_id: str) -> None:
+        if link_id not in self._links and not self._left:
+            self.run(self.router.lost(link_id))
 
     async def ask(self, session_id: str, method: str, params: Mapping[str, Any]) -> Any:
         """Have the client answer a request. Raises `RequestRefused`: it did not, or has gone."""
@@ -278,10 +285,15 @@ class GatewayClient:
         live = await self.gateway.sessions.live_session(self.who, request.session_id)
         live.hold()
         request.on_done = lambda: self._release(live, request)
+        if request.method in ASK_THE_MODEL:
+            give_back = await self.gateway.sessions.turn_slot(self.who)
+            request.on_done = lambda: self._release(live, request, give_back)
         for attempt in range(_ATTEMPTS):
             try:
                 activation = await live.awake()
                 link = await self.link_to(activation.runtime)
+                if link.connection.closed:
+                    raise RuntimeUnavailable("the connection to the runtime has gone again")
             except RuntimeUnavailable:
                 if attempt + 1 == _ATTEMPTS:
                     raise
@@ -293,9 +305,12 @@ class GatewayClient:
         runtime = await self.gateway.sessions.borrow(self.who)
         request.on_done = lambda: self.gateway.sessions.give_back(runtime)
         link = await self.link_to(runtime)
+        if link.connection.closed:
+            raise RuntimeUnavailable("the connection to the runtime has gone again")
         self.run(self.router.send(request, link.id))
 
-    def _release(self, live: LiveSession, request: Request) -> None:
+    def _release(self, live: LiveSession, request: Request, also: Callable[[], None] = lambda: None) -> None:
+        also()
         live.release(used=request.rule.uses)
         self.gateway.sessions.let_go(live)
 
@@ -328,9 +343,15 @@ class GatewayClient:
         link = await Upstream.open(
             self, runtime, self.hello, timeout=self.gateway.request_timeout, max_frame=limits.max_frame
         )
+        if link.connection.closed:
+            raise RuntimeUnavailable("the connection to the runtime went as it was opened")
         self._links[link.id] = link
         self._regulate()
         return link
+
+    def refuse_overdue(self, seconds: float) -> None:
+        """So many seconds have passed since the last call: answer what a runtime has left unanswered for too long."""
+        self.run(self.router.overdue(seconds))
 
     def close_unused_links(self) -> None:
         """A runtime whose sessions have all gone elsewhere need not be connected to."""

@@ -23,6 +23,8 @@ class Request(msgspec.Struct):
     session_id: str | None = None
     #: Bytes, as it came.
     size: int = 0
+    #: Seconds, about, that it has been with a runtime.
+    age: float = 0.0
     #: The link it was sent on.
     link: str | None = None
     #: Called when it has been answered, or never will be.

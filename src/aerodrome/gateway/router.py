@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from aerodrome.errors import AerodromeError, Capacity, TooLarge, TurnInterrupted
+from aerodrome.errors import AerodromeError, Capacity, RuntimeUnavailable, TooLarge, TurnInterrupted
 from aerodrome.events import SessionEvent
 from aerodrome.gateway import problems
 from aerodrome.gateway.bodies import Incoming, answer_body, read
@@ -46,6 +46,13 @@ _REMEMBERED = 2048
 _HOOKS = "hooks.invoke"
 #: Before these are answered a runtime does nothing else for their session.
 _HELD_UP_BY = frozenset({_HOOKS, "systemMessage.transform"})
+#: Requests that are turns in all but name, and need a place among those that run at the same time.
+ASK_THE_MODEL = frozenset(
+    {"session.ui.ephemeralQuery", "session.history.compact", "session.history.summarizeForHandoff"}
+)
+#: Seconds that a runtime may take for a request, of those that only read and of others. It holds the session where it
+#: is, and without an end would for ever.
+_READS, _ACTS = 120.0, 3600.0
 #: Notifications of a runtime that concern one session; others are about the host, or about everybody.
 _TASK_TRANSITION = "task_transition"
 #: Events of a session's leaving one runtime and coming to another, of which the client knows nothing.
@@ -93,6 +100,8 @@ class _Binding:
     def __init__(self) -> None:
         #: Where its runtime is, if it has one.
         self.link: str | None = None
+        #: Where it was last: what its runtime says in the moment in which it is unloaded still comes from there.
+        self.latest: str | None = None
         #: The runtime has loaded it: before that it would answer that there is no such session.
         self.ready = False
         self._told: set[str] = set()
@@ -236,7 +245,7 @@ class Router:
 
     def _forward(self, request: Request) -> Sequence[Command]:
         binding = self._sessions.get(request.session_id) if request.session_id is not None else None
-        if binding is None or binding.link is None or not binding.ready:
+        if binding is None or binding.link is None or not binding.ready or request.method in ASK_THE_MODEL:
             return [Place(request)]
         request.link = binding.link
         request.on_done = self._hold(request)
@@ -284,10 +293,9 @@ class Router:
         control link has missed them, too, and ends the turn."""
         head, error = head_of(body), TooLarge(complaint(body))
         if head.method is not None:
-            answer = (
-                [] if head.id is None else [ToRuntime(link, _error(head.id, problems.INTERNAL_ERROR, error.detail))]
+            return (
+                [ToRuntime(link, _error(head.id, problems.INTERNAL_ERROR, error.detail))] if head.id is not None else []
             )
-            return answer
         request = self._requests.get(head.id) if head.id is not None else None
         if head.id is not None and request is None:
             return [ToOwn(link, _refusing(head.id, error.detail))]
@@ -314,7 +322,7 @@ class Router:
         assert isinstance(message.method, str)
         session_id = envelope.session_of(message.params)
         binding = self._sessions.get(session_id) if session_id is not None else None
-        if binding is None or binding.link not in (link, None):
+        if binding is None or (binding.link or binding.latest) != link:
             text = f"{message.method}: nobody here takes part in that session"
             return [ToRuntime(link, _error(message.id, problems.METHOD_NOT_FOUND, text))]
         self._numbers += 1
@@ -328,7 +336,7 @@ class Router:
         params = notification.params
         if notification.method == "session.event":
             binding = self._sessions.get(params.sessionId or "")
-            if binding is None or binding.link not in (link, None) or params.event is None:
+            if binding is None or (binding.link or binding.latest) != link or params.event is None:
                 return ()
             if not binding.note(params.event.id):
                 return ()
@@ -401,7 +409,8 @@ class Router:
     def bind(self, session_id: str, link: str) -> None:
         """The session is about to be loaded in the runtime behind the link, which tells its events from now on."""
         binding = self._sessions.setdefault(session_id, _Binding())
-        binding.link, binding.ready = link, False
+        binding.link = binding.latest = link
+        binding.ready = False
 
     def ready(self, session_id: str) -> None:
         """It is loaded: requests may go there."""
@@ -422,6 +431,11 @@ class Router:
         return any(binding.link == link for binding in self._sessions.values()) or any(
             request.link == link for request in self._requests.values()
         )
+
+    def is_ready(self, session_id: str) -> bool:
+        """It is loaded where it is bound to."""
+        binding = self._sessions.get(session_id)
+        return binding is not None and binding.link is not None and binding.ready
 
     def is_bound(self, session_id: str) -> bool:
         binding = self._sessions.get(session_id)
@@ -444,6 +458,19 @@ class Router:
             self._done(request)
             error = TurnInterrupted(f"the runtime was lost before it answered {request.method}")
             commands.append(ToClient(problem_of(request, error)))
+        return commands
+
+    def overdue(self, seconds: float) -> Sequence[Command]:
+        """So many seconds have passed since the last call."""
+        commands: list[Command] = []
+        for request in list(self._requests.values()):
+            if request.link is None:
+                continue
+            request.age += seconds
+            if request.age >= (_READS if request.rule.repeatable else _ACTS):
+                self._done(request)
+                error = RuntimeUnavailable(f"the runtime has not answered {request.method} for {request.age:g} s")
+                commands.append(ToClient(problem_of(request, error)))
         return commands
 
     def close(self) -> None:

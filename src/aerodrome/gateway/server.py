@@ -27,7 +27,7 @@ from aerodrome.sessions.service import SessionService
 log = structlog.get_logger(__name__)
 
 _BACKLOG = 1024
-#: Seconds between two looks for links that nothing goes by any more.
+#: Seconds between two looks for links that nothing goes by any more, and for requests that nobody answers.
 _TIDY = 5.0
 
 
@@ -239,3 +239,4 @@ class Gateway:
             await asyncio.sleep(_TIDY)
             for client in self.clients:
                 client.close_unused_links()
+                client.refuse_overdue(_TIDY)

@@ -60,6 +60,7 @@ async def open_session(
             gateway.tell_lifecycle(who, "session.created", row.key.id, besides=client)
     session_id = row.key.id
     live = await gateway.sessions.live_session(who, session_id)
+    anew = False
     attachment = client.attachments.get(session_id)
     if attachment is None or attachment.live is not live:
         attachment = NativeAttachment(client, live, kept, gateway.open_context(who.tenant, profile), profile)
@@ -67,9 +68,12 @@ async def open_session(
         client.router.take_part(session_id)
     else:
         attachment.ask_anew(kept)
+        anew = True
     try:
         await live.attach(attachment)
     except BaseException as error:
+        if anew:
+            attachment.take_back()
         if client.attachments.get(session_id) is attachment and attachment not in live.attachments:
             del client.attachments[session_id]
             client.router.leave(session_id)

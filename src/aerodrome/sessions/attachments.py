@@ -50,7 +50,8 @@ class Attachment(Protocol):
         ...
 
     async def open(self, runtime: ManagedRuntime, *, resume: bool) -> None:
-        """Create or resume the session in the runtime, on the client's own connection.
+        """Create or resume the session in the runtime, on the client's own connection. One that is open there already
+        and is refused stays as it was.
 
         Raises:
             Refused: The runtime answered with an error.
@@ -138,10 +139,11 @@ class Attachments:
                 await self._open(attachment, runtime, resume=True)
 
     async def _open(self, attachment: Attachment, runtime: ManagedRuntime, *, resume: bool) -> bool:
+        replay = attachment.is_replay
         try:
             await attachment.open(runtime, resume=resume)
         except Refused as error:
-            if not attachment.is_replay:
+            if not replay:
                 raise
             # What it was attached with is not accepted any more. Others shall not be without their session for it.
             log.warning("attachment.refused", reason=error.detail)

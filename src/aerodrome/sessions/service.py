@@ -10,7 +10,8 @@ import asyncio
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -313,6 +314,17 @@ class SessionService:
 
     def give_back(self, runtime: ManagedRuntime) -> None:
         self._context.pool.release(runtime)
+
+    async def turn_slot(self, who: Principal) -> Callable[[], None]:
+        """A place among the turns that run at the same time, for work of a runtime that is a turn in all but name. Call
+        what is returned to give it back. Raises `Capacity`."""
+        stack = AsyncExitStack()
+        await stack.enter_async_context(self._context.slots.hold(who.tenant))
+
+        def give_back() -> None:
+            self._context.later(stack.aclose(), "give back a turn's place")
+
+        return give_back
 
     def let_go(self, live: LiveSession) -> None:
         """A native client needs the session no more: forget what is of no use now."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Self
 
 #: Bytes of a header block, without the blank line that ends it.
 MAX_HEADER = 4096
@@ -44,7 +45,7 @@ class Oversized(bytes):
     #: Bytes of the whole body.
     length: int
 
-    def __new__(cls, head: bytes, length: int) -> Oversized:
+    def __new__(cls, head: bytes, length: int) -> Self:
         made = super().__new__(cls, head)
         made.length = length
         return made
