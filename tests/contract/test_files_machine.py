@@ -165,8 +165,9 @@ class FilesMachine(RuleBasedStateMachine):
 
     @rule(higher=st.booleans())
     def raise_epoch(self, higher: bool) -> None:
-        self.epoch += higher or self.epoch == 0
-        self.run(self.store.raise_epoch(KEY, self.epoch))
+        announced = self.epoch != 0 and not higher
+        self.epoch += not announced
+        self.check(self.store.raise_epoch(KEY, self.epoch), Fenced if announced else None)
 
     @rule(path=paths, text=contents, append=st.booleans(), stale=st.sampled_from([False] * 9 + [True]))
     def put(self, path: str, text: str, append: bool, stale: bool) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from aerodrome._util.postgres import Postgres
 from aerodrome.coordination.backends.postgresql_directory import PostgresDirectory
-from aerodrome.errors import StoreUnavailable
+from aerodrome.errors import Fenced, StoreUnavailable
 from aerodrome.identity.backends.postgresql import PostgresKeyStore
 from aerodrome.identity.ports import KeyInfo, StoredKey
 from aerodrome.model import Role, SessionKey, SessionRow, TurnRow, TurnStatus
@@ -130,6 +130,8 @@ async def test_a_file_operation_whose_answer_is_lost_is_done_once() -> None:
         files = stores.files
         arm()
         await files.raise_epoch(KEY, 1)
+        with pytest.raises(Fenced):
+            await files.raise_epoch(KEY, 1)
 
         async def lose(call: Awaitable[None]) -> None:
             arm()

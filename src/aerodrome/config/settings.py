@@ -77,6 +77,15 @@ class ServerSettings(Section):
         default=Address("127.0.0.1", 4321),
         description="Address of the native gateway, to which Copilot SDKs connect. Port 0 takes a free one.",
     )
+    advertise: ListenAddress | None = Field(
+        default=None,
+        description="Address at which other nodes reach this one's gateway. Needed where the one it listens on is not "
+        "reached from other machines.",
+        json_schema_extra={
+            "default_text": "`server.gateway`, with this machine's name when that listens everywhere",
+            "example": '"node-1.internal:4321"',
+        },
+    )
     data_dir: LocalPath = Field(
         default_factory=_default_data_dir,
         description="Directory of the databases, the runtimes' homes and their logs.",
@@ -149,6 +158,11 @@ class CoordinationSettings(Section):
         default=5.0,
         description="Silence after which a node is dead and its sessions go to others; at least three heartbeats.",
     )
+    patience: Duration = Field(
+        default=15.0,
+        description="How long a request or a turn waits for the coordination store when it is away, before it fails "
+        "with `store_unavailable`. Longer than a restart of the store takes.",
+    )
 
     @model_validator(mode="after")
     def _ttl_outlives_lost_heartbeats(self) -> Self:
@@ -190,6 +204,11 @@ class StateSettings(Section):
         default=15.0,
         description="PostgreSQL: how long a call goes on trying while the server is away, such as during a restart, "
         "before the error `store_unavailable`.",
+    )
+    patience: Duration = Field(
+        default=15.0,
+        description="How long a request, or a turn that is being stored, waits for the state store when it is away or "
+        "full, before it fails with `store_unavailable`.",
     )
     max_file: ByteSize = Field(default=64 * MIB, gt=0, description="Largest file of a session.")
     max_session: ByteSize = Field(default=256 * MIB, gt=0, description="Most bytes of one session's files together.")
@@ -416,17 +435,23 @@ class PolicySettings(Section):
 
 class LimitSettings(Section):
     max_body: ByteSize = Field(default=8 * MIB, gt=0, description="Largest body of an HTTP request.")
-    max_prompt: ByteSize = Field(default=6 * MIB, gt=0, description="Largest prompt, attachments not counted.")
+    max_prompt: ByteSize = Field(default=6 * MIB, gt=0, description="Largest prompt with its attachments, as JSON.")
     max_frame: ByteSize = Field(default=64 * MIB, gt=0, description="Largest message from or to a runtime.")
     sse_buffer: ByteSize = Field(
         default=4 * MIB, gt=0, description="What may wait for one slow reader of an event stream before it is cut off."
     )
     max_clients: int = Field(default=10_000, ge=1, description="Most clients of the native gateway at the same time.")
+    max_clients_per_user: int = Field(
+        default=1_000, ge=1, description="Most clients of the native gateway at the same time, of one user."
+    )
     max_requests: int = Field(
         default=1_000, ge=1, description="Most requests of one client of the native gateway that wait for an answer."
     )
     client_buffer: ByteSize = Field(
-        default=96 * MIB, gt=0, description="What may wait for one client of the native gateway before it is cut off."
+        default=96 * MIB,
+        gt=0,
+        description="What may wait for one client of the native gateway before it is cut off, and what its unanswered "
+        "requests may have together.",
     )
     client_timeout: Duration = Field(
         default=30.0,
@@ -434,12 +459,40 @@ class LimitSettings(Section):
         description="How long a client of the native gateway may take to authenticate, and to read what waits for it.",
     )
     max_turns: int = Field(default=500, ge=1, description="Most turns that run at the same time in this node.")
-    max_turns_per_tenant: int = Field(default=100, ge=1, description="The same, for one tenant.")
+    max_turns_per_tenant: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most turns of one tenant that run at the same time, over all nodes. Without it each node gives a "
+        "tenant a fifth of `max_turns`.",
+        json_schema_extra={"example": "100"},
+    )
+    max_turns_per_user: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most turns of one user that run at the same time, over all nodes; more of them wait.",
+        json_schema_extra={"example": "4"},
+    )
+    turns_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most prompts that are accepted from one user in a minute, over all nodes; the next is refused "
+        "with `rate_limited`.",
+        json_schema_extra={"example": "60"},
+    )
+    turns_per_minute_per_tenant: int | None = Field(
+        default=None,
+        ge=1,
+        description="The same, for all users of one tenant together.",
+        json_schema_extra={"example": "600"},
+    )
 
     @model_validator(mode="after")
     def _a_prompt_fits(self) -> Self:
         if self.max_prompt > self.max_body:
             raise broken_rule("max_prompt", message="expected at most limits.max_body")
+        # The runtime tells it in an event, and writes that down as a text: each time its escapes are escaped again.
+        if 4 * self.max_prompt > self.max_frame:
+            raise broken_rule("max_prompt", message="expected at most a quarter of limits.max_frame")
         if self.max_body > self.max_frame:
             raise broken_rule("max_body", message="expected at most limits.max_frame")
         if self.max_frame > self.client_buffer:

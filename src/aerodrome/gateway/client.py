@@ -9,20 +9,47 @@ sends, the client is not read. Nobody else waits for either.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
 
 from aerodrome._util.tasks import TaskOwner
-from aerodrome.errors import AerodromeError, Capacity, Draining, NotFound, RuntimeUnavailable
+from aerodrome.coordination.ports import Node
+from aerodrome.errors import (
+    AerodromeError,
+    Capacity,
+    Draining,
+    NotFound,
+    RuntimeUnavailable,
+    SessionBusy,
+    SessionElsewhere,
+)
 from aerodrome.gateway.attachment import NativeAttachment
-from aerodrome.gateway.commands import Changed, Command, Place, Request, Serve, ToClient, Told, ToOwn, ToRuntime
+from aerodrome.gateway.away import AwaySessions
+from aerodrome.gateway.bodies import read
+from aerodrome.gateway.commands import (
+    Changed,
+    Command,
+    Moved,
+    Place,
+    Relayed,
+    Request,
+    Serve,
+    ToClient,
+    Told,
+    ToOwn,
+    ToRuntime,
+)
 from aerodrome.gateway.problems import INTERNAL_ERROR
-from aerodrome.gateway.router import Router, params_of, problem_of
+from aerodrome.gateway.router import ASK_THE_MODEL, NODE_LINK, Router, params_of, problem_of
 from aerodrome.gateway.upstream import Upstream
-from aerodrome.model import Principal
+from aerodrome.model import Principal, Role
+from aerodrome.peers.link import PeerGone
+from aerodrome.peers.shapes import SessionMoved
+from aerodrome.policy.methods import Handling
 from aerodrome.runtime.frames import FrameConnection
 from aerodrome.runtime.link import RequestRefused
 from aerodrome.runtime.supervisor import ManagedRuntime
@@ -35,22 +62,40 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+#: Bytes a second. A client that takes less of what waits for it is cut off: as long as it has not taken that, its
+#: runtimes are not read for it.
+_LEAST_RATE = 64 * 1024
+#: Bytes of a frame from which on it is read in a thread.
+_LARGE = 256 * 1024
 #: How often a request is taken to another runtime when the one it was meant for goes away under it.
 _ATTEMPTS = 3
+#: How often other nodes may give a request back.
+_RETURNS = 20
 
 
 class GatewayClient:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         limits = gateway.limits
-        self.connection = FrameConnection(self, max_frame=limits.max_frame)
-        self.router = Router(self._is_own, self._hold, max_requests=limits.max_requests)
+        self.connection = FrameConnection(self, max_frame=limits.stranger_frame)
+        self.router = Router(
+            self._is_own,
+            self._hold,
+            max_requests=limits.max_requests,
+            max_bytes=limits.request_bytes,
+            stranger_bytes=limits.stranger_frame,
+        )
         #: Set by `connect`.
         self.principal: Principal | None = None
         self.credential = ""
         #: What the client said of itself with `connect`, without its credential.
         self.hello: dict[str, Any] = {}
+        #: Another node relays the connection: what it asks for is done here, or given back.
+        self.relayed = False
+        #: Set by `connect`: the connection is another node's own, and goes to whom this is called for.
+        self.is_node = ""
         self.attachments: dict[str, NativeAttachment] = {}
+        self.away = AwaySessions(self)
         #: What we have asked the client ourselves.
         self._asked: dict[int, asyncio.Future[envelope.Message]] = {}
         self._runs: set[TurnRun] = set()
@@ -58,6 +103,9 @@ class GatewayClient:
         self._opening: dict[str, asyncio.Task[Upstream]] = {}
         self._tasks = TaskOwner("gateway client")
         self._slow: asyncio.TimerHandle | None = None
+        #: Bodies that wait for a large one before them to be read.
+        self._unread: deque[bytes] = deque()
+        self._reading: asyncio.Task[None] | None = None
         self._left = False
         #: Done when nothing of the client is left.
         self.left: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -65,6 +113,13 @@ class GatewayClient:
     @property
     def gone(self) -> bool:
         return self.connection.closed
+
+    @property
+    def idle(self) -> bool:
+        """Nothing of it is under way: no request, no turn, and nothing else in a session it takes part in."""
+        if self.router.unanswered or self._opening or not all(run.ended for run in self._runs):
+            return False
+        return not any(attachment.live.engaged for attachment in self.attachments.values())
 
     @property
     def who(self) -> Principal:
@@ -92,8 +147,33 @@ class GatewayClient:
         for body in bodies:
             if self.connection.closed:
                 break
-            self.run(self.router.from_client(body), flush=False)
+            if self._reading is None and len(body) <= _LARGE:
+                self.run(self.router.from_client(body), flush=False)
+            else:
+                self._read_later(body)
         self._flush()
+
+    def _read_later(self, body: bytes) -> None:
+        """Large ones in a thread, and what comes behind them behind them."""
+        if self._tasks.closed:
+            return
+        self._unread.append(body)
+        if self._reading is None:
+            self._reading = self._tasks.start(self._read_all(), "read")
+            self._regulate()
+
+    async def _read_all(self) -> None:
+        while self._unread and not self.connection.closed:
+            body = self._unread.popleft()
+            try:
+                incoming = await asyncio.to_thread(read, body) if len(body) > _LARGE else read(body)
+            except envelope.EnvelopeError as error:
+                self.run(self.router.unreadable(error))
+            else:
+                self.run(self.router.take(incoming))
+        self._unread.clear()
+        self._reading = None
+        self._regulate()
 
     def on_closed(self, reason: str) -> None:
         self.gateway.client_closed(self, reason)
@@ -123,9 +203,13 @@ class GatewayClient:
             del self._links[link.id]
         if not self._left:
             self.run(self.router.lost(link.id))
+            self.away.link_lost(link.id)
         self._regulate()
 
     def on_runtime_paused(self, paused: bool) -> None:
+        self._regulate()
+
+    def on_asking(self) -> None:
         self._regulate()
 
     # --- what the router says ---
@@ -143,7 +227,11 @@ class GatewayClient:
             elif isinstance(command, Changed):
                 self._remember(command.request)
             elif isinstance(command, Place):
-                self._start(self._place(command.request), command.request.method)
+                self.start(self._handle(command.request), command.request.method)
+            elif isinstance(command, Relayed):
+                self.away.answered(command.request, done=command.done)
+            elif isinstance(command, Moved):
+                self.away.move(command.session_id)
         if flush:
             self._flush()
 
@@ -156,8 +244,15 @@ class GatewayClient:
 
     def _to_runtime(self, command: ToRuntime) -> None:
         link = self._links.get(command.link)
-        if link is not None:
+        if link is not None and not link.connection.closed:
             link.connection.queue(command.frame)
+        elif not self._left:
+            # It has gone, and nobody would answer. Behind what is being done.
+            asyncio.get_running_loop().call_soon(self._has_gone, command.link)
+
+    def _has_gone(self, link_id: str) -> None:
+        if link_id not in self._links and not self._left:
+            self.run(self.router.lost(link_id))
 
     async def ask(self, session_id: str, method: str, params: Mapping[str, Any]) -> Any:
         """Have the client answer a request. Raises `RequestRefused`: it did not, or has gone."""
@@ -174,6 +269,7 @@ class GatewayClient:
             raise RequestRefused(INTERNAL_ERROR, str(error)) from error
         finally:
             del self._asked[number]
+            self.router.forget(number)
 
     def _hear(self, told: Told) -> None:
         future = self._asked.get(told.number)
@@ -182,24 +278,26 @@ class GatewayClient:
 
     def _remember(self, request: Request) -> None:
         attachment = self.attachments.get(request.session_id or "")
-        if attachment is not None:
+        if not self.away.remember(request) and attachment is not None:
             attachment.changes.note(request.method, params_of(request))
 
     def _serve(self, request: Request) -> None:
         if (frame := self.gateway.answers.at_once(self, request)) is not None:
             self.run(self.router.answered(request, frame), flush=False)
         else:
-            self._start(self._answer(request), request.method)
+            self.start(self._handle(request), request.method)
 
-    def _start(self, work: Any, name: str) -> None:
+    def start(self, work: Any, name: str) -> asyncio.Task[Any] | None:
+        """Do something for the client, as long as it is there."""
         if self._tasks.closed:
             work.close()
-        else:
-            self._tasks.start(work, name)
+            return None
+        return self._tasks.start(work, name, expected=AerodromeError)
 
-    async def _answer(self, request: Request) -> None:
+    async def _handle(self, request: Request) -> None:
+        """Answer the request here, or see that the runtime or node answers it that has its session."""
         try:
-            frame = await self.gateway.answers.answer(self, request)
+            frame = await self._where_it_runs(request)
         except AerodromeError as error:
             frame = problem_of(request, error)
         except Exception:
@@ -207,18 +305,34 @@ class GatewayClient:
             frame = envelope.error_frame(request.id, INTERNAL_ERROR, f"{request.method} failed")
         if frame is not None:
             self.run(self.router.answered(request, frame))
+            if self.is_node:
+                self.gateway.hand_over(self)
+
+    async def _where_it_runs(self, request: Request) -> bytes | None:
+        """The answer's frame; ``None``: it comes by itself. Raises `AerodromeError`."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self.gateway.patience
+        # A request that has come back is at least its second try.
+        tries = request.returned
+        while True:
+            if tries:
+                await asyncio.sleep(min(0.02 * 2 ** min(tries, 6), 0.5))
+            try:
+                if await self.away.takes(request):
+                    return None
+                if request.rule.handling is Handling.GATEWAY:
+                    return await self.gateway.answers.answer(self, request)
+                await self.place(request)
+                return None
+            except (SessionElsewhere, PeerGone) as error:
+                log.debug("gateway.session_elsewhere", method=request.method, reason=error.detail)
+                if self.relayed:
+                    raise SessionMoved("the session runs on another node") from error
+                if loop.time() >= give_up or request.returned > _RETURNS:
+                    raise SessionBusy("the session is moving between nodes; try again", retry_after=1.0) from error
+                tries += 1
 
     # --- requests whose session has to be loaded first ---
-
-    async def _place(self, request: Request) -> None:
-        try:
-            await self.place(request)
-        except AerodromeError as error:
-            self.run(self.router.answered(request, problem_of(request, error)))
-        except Exception:
-            log.exception("gateway.request_failed", method=request.method)
-            frame = envelope.error_frame(request.id, INTERNAL_ERROR, f"{request.method} failed")
-            self.run(self.router.answered(request, frame))
 
     async def place(self, request: Request) -> None:
         """Send the request to the runtime that holds its session, after loading it if need be. Its answer goes to the
@@ -230,17 +344,24 @@ class GatewayClient:
         if request.session_id is None:
             await self._place_anywhere(request)
             return
-        live = await self.gateway.sessions.live_session(self.who, request.session_id)
+        least = request.rule.role or Role.READER
+        live = await self.gateway.sessions.live_session(self.who, request.session_id, least)
         live.hold()
         request.on_done = lambda: self._release(live, request)
+        if request.method in ASK_THE_MODEL:
+            give_back = await self.gateway.sessions.turn_slot(self.who)
+            request.on_done = lambda: self._release(live, request, give_back)
         for attempt in range(_ATTEMPTS):
             try:
                 activation = await live.awake()
                 link = await self.link_to(activation.runtime)
+                if link.connection.closed:
+                    raise RuntimeUnavailable("the connection to the runtime has gone again")
             except RuntimeUnavailable:
                 if attempt + 1 == _ATTEMPTS:
                     raise
                 continue
+            self.gateway.sessions.still_allowed(self.who, live, least)
             self.run(self.router.send(request, link.id))
             return
 
@@ -248,13 +369,16 @@ class GatewayClient:
         runtime = await self.gateway.sessions.borrow(self.who)
         request.on_done = lambda: self.gateway.sessions.give_back(runtime)
         link = await self.link_to(runtime)
+        if link.connection.closed:
+            raise RuntimeUnavailable("the connection to the runtime has gone again")
         self.run(self.router.send(request, link.id))
 
-    def _release(self, live: LiveSession, request: Request) -> None:
+    def _release(self, live: LiveSession, request: Request, also: Callable[[], None] = lambda: None) -> None:
+        also()
         live.release(used=request.rule.uses)
         self.gateway.sessions.let_go(live)
 
-    # --- links to runtimes ---
+    # --- links to runtimes and nodes ---
 
     async def link_to(self, runtime: ManagedRuntime) -> Upstream:
         """This client's connection to a runtime; opened once, however many wait for it.
@@ -262,30 +386,63 @@ class GatewayClient:
         Raises:
             RuntimeUnavailable: The runtime has gone, or the client has.
         """
-        if (link := self._links.get(runtime.id)) is not None:
+        limits = self.gateway.limits
+        return await self._link(
+            runtime.id,
+            lambda: Upstream.open(
+                self, runtime, self.hello, timeout=self.gateway.request_timeout, max_frame=limits.max_frame
+            ),
+        )
+
+    async def link_to_node(self, node: Node) -> Upstream:
+        """This client's connection to another node. Raises `PeerGone`, or `RuntimeUnavailable`: the client has gone."""
+        limits = self.gateway.limits
+        return await self._link(
+            f"{NODE_LINK}{node.incarnation}",
+            lambda: Upstream.open_to_node(
+                self, node, self.hello, self.who, timeout=self.gateway.request_timeout, max_frame=limits.max_frame
+            ),
+        )
+
+    def has_link(self, link_id: str) -> bool:
+        return link_id in self._links
+
+    def nodes_gone(self, incarnations: frozenset[str]) -> None:
+        """They were held for dead, whether they know it or not."""
+        for incarnation in incarnations:
+            if (opening := self._opening.get(f"{NODE_LINK}{incarnation}")) is not None:
+                opening.cancel()
+            if (link := self._links.get(f"{NODE_LINK}{incarnation}")) is not None:
+                link.connection.abort("the node was held for dead")
+
+    async def _link(self, link_id: str, open_it: Callable[[], Coroutine[Any, Any, Upstream]]) -> Upstream:
+        if (link := self._links.get(link_id)) is not None:
             return link
-        opening = self._opening.get(runtime.id)
+        opening = self._opening.get(link_id)
         if opening is None:
             if self._tasks.closed:
                 raise RuntimeUnavailable("the client has gone")
-            opening = self._tasks.start(self._open_link(runtime), "open link", expected=AerodromeError)
-            self._opening[runtime.id] = opening
-            opening.add_done_callback(lambda _: self._opening.pop(runtime.id, None))
+            opening = self._tasks.start(self._open_link(open_it()), "open link", expected=AerodromeError)
+            self._opening[link_id] = opening
+            opening.add_done_callback(lambda _: self._opening.pop(link_id, None))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
             if opening.cancelled():
-                raise RuntimeUnavailable("the client has gone") from None
+                raise PeerGone("the other end has gone, or the client", retry_after=1.0) from None
             raise
 
-    async def _open_link(self, runtime: ManagedRuntime) -> Upstream:
-        limits = self.gateway.limits
-        link = await Upstream.open(
-            self, runtime, self.hello, timeout=self.gateway.request_timeout, max_frame=limits.max_frame
-        )
+    async def _open_link(self, opening: Coroutine[Any, Any, Upstream]) -> Upstream:
+        link = await opening
+        if link.connection.closed:
+            raise PeerGone("the connection went as it was opened", retry_after=1.0)
         self._links[link.id] = link
         self._regulate()
         return link
+
+    def refuse_overdue(self, seconds: float) -> None:
+        """So many seconds have passed since the last call: answer what a runtime has left unanswered for too long."""
+        self.run(self.router.overdue(seconds))
 
     def close_unused_links(self) -> None:
         """A runtime whose sessions have all gone elsewhere need not be connected to."""
@@ -293,15 +450,26 @@ class GatewayClient:
             if not self.router.bound(link.id) and link.id not in self._opening:
                 link.connection.close("nothing goes by it any more")
 
+    # --- what the runtimes wait for ---
+
+    def keeps_waiting(self, session_id: str) -> bool:
+        return self.connection.paused or self.router.owes(session_id)
+
+    def drop(self, reason: str) -> None:
+        if not self.connection.closed:
+            log.warning("gateway.client_dropped", peer=self.connection.peer, reason=reason)
+            self.connection.close(reason)
+
     # --- flow control ---
 
     def _regulate(self) -> None:
         """Read from whom we can pass on what they say."""
         client_takes = not self.connection.paused
         for link in self._links.values():
-            link.connection.read_more(client_takes)
+            # Answers to our own requests are not the client's to wait for: sessions are loaded and unloaded by them.
+            link.connection.read_more(client_takes or link.asking)
         runtimes_take = not any(link.connection.paused for link in self._links.values())
-        self.connection.read_more(client_takes and runtimes_take)
+        self.connection.read_more(client_takes and runtimes_take and self._reading is None)
 
     def _watch_slow(self, waiting: int) -> None:
         """Look again in a while whether the client has taken anything of what waits for it."""
@@ -310,7 +478,7 @@ class GatewayClient:
 
     def _still_slow(self, waited: int) -> None:
         waiting = self.connection.buffered
-        if waiting < waited:
+        if waited - waiting >= _LEAST_RATE * self.gateway.limits.write_timeout:
             self._watch_slow(waiting)  # slow, but it reads
         else:
             self._too_slow()
@@ -332,6 +500,16 @@ class GatewayClient:
         self._runs = {known for known in self._runs if not known.ended}
         self._runs.add(run)
 
+    async def detach(self, session_id: str, *, leave: bool = True) -> None:
+        """The client takes part in the session no more, as far as this node goes."""
+        attachment = self.attachments.pop(session_id, None)
+        if attachment is not None:
+            await attachment.live.detach(attachment)
+            self.gateway.sessions.let_go(attachment.live)
+        if leave:
+            self.router.leave(session_id)
+            self.close_unused_links()
+
     def attachment_finished(self, attachment: NativeAttachment, error: AerodromeError) -> None:
         if self.attachments.get(attachment.session_id) is attachment:
             del self.attachments[attachment.session_id]
@@ -351,18 +529,23 @@ class GatewayClient:
         log.info("gateway.client_closed", peer=self.connection.peer, reason=error.detail)
         self.connection.close(error.detail)
 
+    def _cut_links(self) -> None:
+        for link in list(self._links.values()):
+            link.connection.abort("the client has gone")
+
     async def leave(self) -> None:
         """The client has gone: give back what it held. Its turns go on, unless configured otherwise."""
         self._left = True
         if self._slow is not None:
             self._slow.cancel()
+        # First: what the runtimes wait for will never come, and our own tasks may wait for them.
+        self._cut_links()
         await self._tasks.aclose()
+        self._cut_links()
         self.router.close()
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(RequestRefused(INTERNAL_ERROR, "the client has gone"))
-        for link in list(self._links.values()):
-            link.connection.abort("the client has gone")
         for run in self._runs:
             if not run.ended:
                 run.abandon()

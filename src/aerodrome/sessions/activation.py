@@ -13,8 +13,9 @@ from typing import Any
 
 import structlog
 
+from aerodrome._util.patience import Patience
 from aerodrome.coordination.ports import Lease
-from aerodrome.errors import AerodromeError, Fenced, NotFound, Refused, RuntimeUnavailable, TurnInterrupted
+from aerodrome.errors import AerodromeError, Fenced, NotFound, Refused, RuntimeUnavailable, TooLarge, TurnInterrupted
 from aerodrome.events import SessionEvent
 from aerodrome.policy.session_params import SAFE_OPTIONS
 from aerodrome.runtime.link import LinkClosed, RemoteError, RequestRefused
@@ -53,6 +54,8 @@ class Activation:
         store: SessionFileStore,
         *,
         request_timeout: float,
+        patience: Patience,
+        may_serve: Callable[[], bool],
         on_event: Callable[[SessionEvent], None],
         on_request_expired: Callable[[OpenRequest], None],
     ) -> None:
@@ -61,10 +64,16 @@ class Activation:
         self.runtime = runtime
         self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
         self._attachments = Attachments()
+        self._may_serve = may_serve
         self._on_event = on_event
         self._requests = OpenRequests(request_timeout, on_request_expired)
         self._files = SessionFs(
-            store, lease.key, lease.epoch, home=str(runtime.copilot_home), on_failed_write=self._write_failed
+            store,
+            lease.key,
+            lease.epoch,
+            home=str(runtime.copilot_home),
+            patience=patience,
+            on_failed_write=self._write_failed,
         )
 
     # --- life ---
@@ -83,14 +92,13 @@ class Activation:
         try:
             first = await attachments.open_first(self.runtime, resume=resume)
             if first is not None:
-                # Attaches and touches nothing: the session's tools, hooks and model stay the client's.
-                await self._request("session.resume", {"sessionId": self.key.id, "disableResume": True})
+                await self.attach_last()
             else:
                 await self._request("session.resume" if resume else "session.create", params)
             if first is None or first.forces_options:
                 await self._request("session.options.update", {"sessionId": self.key.id, **SAFE_OPTIONS})
-            if first is not None:
-                await attachments.open_others(first, self.runtime)
+            if await attachments.open_others(first, self.runtime):
+                await self.attach_last()
             if self.lost.done():
                 raise self.lost.result().error or ActivationRefused(self.lost.result().reason)
         except RuntimeUnavailable as error:
@@ -109,12 +117,7 @@ class Activation:
 
     async def close(self) -> bool:
         """Unload it, everything stored. ``False``: it went wrong; the activation is lost instead."""
-        try:
-            answer = await self.runtime.control.request("session.detach", {"sessionId": self.key.id})
-        except (LinkClosed, RemoteError, TimeoutError) as error:
-            self.discard(f"it could not be unloaded: {error}")
-            return False
-        if not answer.get("success") or self.lost.done():
+        if not await self.runtime.let_go(self.key.id) or self.lost.done():
             self.discard("it could not be unloaded")
             return False
         self.discard("unloaded")
@@ -133,16 +136,18 @@ class Activation:
 
         A resume would attach to it while it is there, and bring back what was refused.
         """
-        if self.runtime.lost.is_set():
-            return
-        try:
-            await self.runtime.control.request("session.detach", {"sessionId": self.key.id})
-        except TimeoutError:
-            self.runtime.kill("no answer to session.detach")
-        except (LinkClosed, RemoteError):
-            pass  # there is nothing to unload it from, or nothing to unload
+        if self.key.id not in self.runtime.letting_go:  # else it has been asked, and others shall not wait for it
+            await self.runtime.let_go(self.key.id)
 
     # --- what is asked of it ---
+
+    async def attach_last(self) -> None:
+        """Attach the control link behind everybody else, so that what is asked of the last is asked of us
+        (`_ASKED_OF_ONE`), who pass it on to a client that answers.
+
+        It touches nothing: the session's tools, hooks and model stay the clients'.
+        """
+        await self._request("session.resume", {"sessionId": self.key.id, "disableResume": True})
 
     async def send(self, message: Mapping[str, Any], *, steer: bool = False) -> str:
         """Hand a prompt over, as parameters of `session.send`; returns the runtime's id of the message.
@@ -158,6 +163,8 @@ class Activation:
         return str(answer["messageId"])
 
     async def abort(self) -> None:
+        # It would wait for the client's hooks before it does anything else.
+        self._attachments.answer_hooks("the turn is aborted")
         await self._request("session.abort", {"sessionId": self.key.id})
 
     async def set_mode(self, mode: str) -> None:
@@ -181,7 +188,16 @@ class Activation:
         if not taken.get("success"):
             raise NotFound("the request was answered by somebody else first")
 
+    def _holds(self) -> bool:
+        """Whether the lease holds for certain; the activation is void if not. A node that was paused may come here
+        before anything has told it how long."""
+        if not self._may_serve():
+            self.discard("its lease may be somebody else's: this node could not heartbeat")
+        return not self.lost.done()
+
     async def _request(self, method: str, params: dict[str, Any]) -> Any:
+        if not self._holds():
+            raise RuntimeUnavailable(self.lost.result().reason)
         try:
             return await self.runtime.control.request(method, params)
         except RemoteError as error:
@@ -189,9 +205,11 @@ class Activation:
         except LinkClosed as error:
             raise RuntimeUnavailable(f"the runtime has gone: {error}") from error
         except TimeoutError as error:
-            # It answered pings a moment ago but not this: it will not get better by itself.
-            self.runtime.kill(f"no answer to {method}")
-            raise RuntimeUnavailable(f"the runtime did not answer {method} in time") from error
+            reason = f"the runtime did not answer {method} in time"
+            if await self.runtime.answers(method):
+                self._attachments.suspect(reason)
+                self.discard(reason)
+            raise RuntimeUnavailable(reason) from error
 
     # --- SessionBinding ---
 
@@ -199,13 +217,19 @@ class Activation:
         self._requests.see(event)
         self._on_event(event)
 
+    def on_oversized(self, complaint: str) -> None:
+        log.warning("session.oversized", session=str(self.key), reason=complaint)
+        # Tried again it would be no smaller.
+        self.discard(complaint, TooLarge(f"what the turn has made is too large: {complaint}"))
+
     async def on_file_operation(self, operation: str, params: dict[str, Any]) -> Any:
+        self._holds()  # else every write is refused
         return await self._files.handle(operation, params)
 
     async def on_request(self, method: str, params: dict[str, Any]) -> Any:
         if method == "userInput.request":
-            await self._requests.hold()
-            return {"answer": "", "wasFreeform": True}
+            said = "" if await self._requests.hold() else "Too many questions are open; this one was not asked."
+            return {"answer": said, "wasFreeform": True}
         if method in _ASKED_OF_ONE:
             return await self._attachments.ask(method, params)
         raise RequestRefused(METHOD_NOT_FOUND, method)

@@ -11,6 +11,7 @@ without touching any of it, and the other attachments join (docs/facts.md, "Sess
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -20,9 +21,14 @@ from aerodrome.errors import AerodromeError, Refused
 from aerodrome.events import SessionEvent
 from aerodrome.runtime.link import RequestRefused
 from aerodrome.runtime.supervisor import ManagedRuntime
-from aerodrome.wire.envelope import METHOD_NOT_FOUND
+from aerodrome.wire.envelope import INTERNAL_ERROR, METHOD_NOT_FOUND
 
 log = structlog.get_logger(__name__)
+
+#: Seconds that clients may take to answer what a runtime asks through us: it does nothing else for the session before.
+ASK_TIMEOUT = 10.0
+#: What may be asked of one session's clients at the same time.
+_MAX_ASKED = 16
 
 
 class Attachment(Protocol):
@@ -31,6 +37,11 @@ class Attachment(Protocol):
     @property
     def tools(self) -> frozenset[str]:
         """Names of the tools that the client runs itself."""
+        ...
+
+    @property
+    def passive(self) -> bool:
+        """The client only reads: it joins a session that is loaded, brings nothing to it and is asked nothing."""
         ...
 
     @property
@@ -44,7 +55,8 @@ class Attachment(Protocol):
         ...
 
     async def open(self, runtime: ManagedRuntime, *, resume: bool) -> None:
-        """Create or resume the session in the runtime, on the client's own connection.
+        """Create or resume the session in the runtime, on the client's own connection. One that is open there already
+        and is refused stays as it was.
 
         Raises:
             Refused: The runtime answered with an error.
@@ -73,6 +85,16 @@ class Attachment(Protocol):
         """Have the client answer a request of the runtime. Raises `RequestRefused`."""
         ...
 
+    def answer_hooks(self, reason: str) -> None:
+        """The runtime is about to be told something for which it shall not wait for the client's hooks: what it has
+        asked of them is answered with an error."""
+        ...
+
+    def suspect(self, reason: str) -> None:
+        """The runtime does not answer something about the session, and is well otherwise. A client that it waits for
+        is cut off."""
+        ...
+
     def finish(self, error: AerodromeError) -> None:
         """The session is gone for good, or cannot be opened for this client any more."""
         ...
@@ -83,6 +105,8 @@ class Attachments:
 
     def __init__(self) -> None:
         self._all: list[Attachment] = []
+        #: What clients are being asked at this moment.
+        self._asking = 0
 
     def __bool__(self) -> bool:
         return bool(self._all)
@@ -109,21 +133,28 @@ class Attachments:
             RuntimeUnavailable: It went away.
         """
         for attachment in self:
-            if await self._open(attachment, runtime, resume=resume):
+            if not attachment.passive and await self._open(attachment, runtime, resume=resume):
                 return attachment
         return None
 
-    async def open_others(self, first: Attachment, runtime: ManagedRuntime) -> None:
-        """The session is loaded: let the others join. Raises as `open_first`."""
-        for attachment in self:
-            if attachment is not first:
-                await self._open(attachment, runtime, resume=True)
+    async def open_others(self, first: Attachment | None, runtime: ManagedRuntime) -> bool:
+        """The session is loaded: let the others join; whether there are any. Raises as `open_first`."""
+        others = [attachment for attachment in self if attachment is not first]
+        for attachment in others:
+            await self._open(attachment, runtime, resume=True)
+        return bool(others)
+
+    async def reopen(self, attachment: Attachment, runtime: ManagedRuntime) -> None:
+        """Have one of them leave and join anew. Raises as `open_first`."""
+        await attachment.close()
+        await self._open(attachment, runtime, resume=True)
 
     async def _open(self, attachment: Attachment, runtime: ManagedRuntime, *, resume: bool) -> bool:
+        replay = attachment.is_replay
         try:
             await attachment.open(runtime, resume=resume)
         except Refused as error:
-            if not attachment.is_replay:
+            if not replay:
                 raise
             # What it was attached with is not accepted any more. Others shall not be without their session for it.
             log.warning("attachment.refused", reason=error.detail)
@@ -134,8 +165,20 @@ class Attachments:
 
     async def ask(self, method: str, params: Mapping[str, Any]) -> Any:
         """The first answer that is none of refusal; those are asked first that have come last, as the runtime does."""
+        if self._asking >= _MAX_ASKED:
+            raise RequestRefused(INTERNAL_ERROR, f"{method}: {_MAX_ASKED} of these are not answered yet")
+        self._asking += 1
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT):
+                return await self._ask(method, params)
+        except TimeoutError:
+            raise RequestRefused(INTERNAL_ERROR, f"{method}: no answer within {ASK_TIMEOUT:g} s") from None
+        finally:
+            self._asking -= 1
+
+    async def _ask(self, method: str, params: Mapping[str, Any]) -> Any:
         refused = RequestRefused(METHOD_NOT_FOUND, method)
-        for attachment in reversed(list(self)):
+        for attachment in reversed([each for each in self if not each.passive]):
             try:
                 return await attachment.ask(method, params)
             except RequestRefused as error:
@@ -143,8 +186,16 @@ class Attachments:
         raise refused
 
     async def close(self) -> None:
+        # At the same time: none shall wait for another's client.
+        await asyncio.gather(*(attachment.close() for attachment in self))
+
+    def answer_hooks(self, reason: str) -> None:
         for attachment in self:
-            await attachment.close()
+            attachment.answer_hooks(reason)
+
+    def suspect(self, reason: str) -> None:
+        for attachment in self:
+            attachment.suspect(reason)
 
     def lost(self) -> None:
         for attachment in self:

@@ -4,7 +4,7 @@ the runtime is lost, find out what has become of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,6 @@ from aerodrome.errors import (
     AerodromeError,
     Refused,
     RuntimeUnavailable,
-    StoreUnavailable,
     TurnFailed,
     TurnInterrupted,
 )
@@ -52,7 +51,7 @@ class Attempts:
         books: TurnBooks,
         *,
         publish: Callable[[SessionEvent], None],
-        on_history: Callable[[str], None],
+        on_history: Callable[[str], Awaitable[None]],
         on_progress: Callable[[], None],
         put_back: Callable[[list[TurnRun]], None],
     ) -> None:
@@ -73,8 +72,7 @@ class Attempts:
             Forestalled: Its end was asked for before it was sent (again).
             AerodromeError: What it is to end with.
         """
-        if not self._context.may_serve():
-            raise StoreUnavailable("this node cannot reach its coordination store", retry_after=1.0)
+        await unless(self._context.serving(), run.stop_asked)
         if not await self._books.start(run):
             return
         while True:
@@ -181,7 +179,7 @@ class Attempts:
         for other in undone:
             found = await parse(partial(standing, message_id=other.row.message_id), text)
             if found is not None and found.answer is not None and not other.tracker.ended:
-                self._on_history(text)
+                await self._on_history(text)
                 other.tracker.answer = found.answer
             outcome = outcome_after(other, loss, found)
             if outcome is not None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import structlog
 
-from aerodrome.errors import AerodromeError, RuntimeUnavailable
+from aerodrome.errors import AerodromeError, Draining, RuntimeUnavailable
 from aerodrome.events import SessionEvent
 from aerodrome.model import MAX_TITLE, SessionRow, SessionState
 from aerodrome.sessions.activation import Activation
@@ -27,6 +28,7 @@ from aerodrome.sessions.row_updates import RowUpdates
 from aerodrome.sessions.run import TurnRun
 from aerodrome.sessions.toolcalls import OpenToolCalls
 from aerodrome.sessions.turns import Turns
+from aerodrome.sessions.wake import parse
 
 log = structlog.get_logger(__name__)
 
@@ -86,6 +88,11 @@ class LiveSession:
     @property
     def activation(self) -> Activation | None:
         return self._residency.activation
+
+    @property
+    def loaded(self) -> Activation | None:
+        """The activation, if it can be used without waiting for anything."""
+        return self._residency.loaded
 
     @property
     def state(self) -> State:
@@ -152,7 +159,7 @@ class LiveSession:
         self._residency.shut(error)
         await self.turns.join()
         await self._residency.aclose()
-        self.hub.finish()
+        self.hub.finish(error if isinstance(error, Draining) else None)
 
     # --- clients with a connection of their own ---
 
@@ -168,8 +175,20 @@ class LiveSession:
         """The client takes part no more: what the runtime asks of it and it has not answered is answered for it."""
         await self._residency.detach(attachment)
         await attachment.close()
+        await self._fail_calls(attachment.tools)
+
+    async def rejoin(self, attachment: Attachment, tools: frozenset[str]) -> None:
+        """The client may only read any more.
+
+        Args:
+            tools: Those that it has run until now.
+        """
+        await self._residency.rejoin(attachment)
+        await self._fail_calls(tools)
+
+    async def _fail_calls(self, tools: frozenset[str]) -> None:
         if (activation := self.activation) is not None:
-            for request in self._tool_calls.take(attachment.tools):
+            for request in self._tool_calls.take(tools):
                 with suppress(RuntimeUnavailable):
                     await activation.fail_tool(request, "the client that runs this tool has gone")
 
@@ -194,11 +213,12 @@ class LiveSession:
 
     # --- events and requests ---
 
-    def _on_history(self, text: str) -> None:
+    async def _on_history(self, text: str) -> None:
         # Called at each loading, before the first event.
         self._working = False
         self._tool_calls.clear()
-        for event in unpublished(text, self.hub):
+        look = partial(unpublished, position=self.hub.position, kept=self.hub.kept())
+        for event in await parse(look, text):
             self._publish(event)
         self.hub.position = self.hub.position or last_id(text)
 

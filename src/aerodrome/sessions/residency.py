@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import structlog
 
@@ -19,6 +20,7 @@ from aerodrome.runtime.machine import RuntimeState
 from aerodrome.sessions.activation import Activation, ActivationRefused
 from aerodrome.sessions.attachments import Attachment, Attachments
 from aerodrome.sessions.context import SessionContext
+from aerodrome.sessions.hints import AWAKE
 from aerodrome.sessions.machine import SessionMachine, State, Stimulus
 from aerodrome.sessions.requests import OpenRequest
 from aerodrome.sessions.row_updates import RowUpdates
@@ -40,7 +42,7 @@ class Residency:
         context: SessionContext,
         updates: RowUpdates,
         *,
-        on_history: Callable[[str], None],
+        on_history: Callable[[str], Awaitable[None]],
         on_event: Callable[[SessionEvent], None],
         on_request_expired: Callable[[OpenRequest], None],
         on_awake: Callable[[Activation], Awaitable[None]],
@@ -57,6 +59,8 @@ class Residency:
         self._machine = SessionMachine()
         self._transition = asyncio.Lock()
         self._closed_with: AerodromeError | None = None
+        #: Attachments that were told that the session has gone, and have to let go of it.
+        self._finished: list[Attachment] = []
 
     @property
     def state(self) -> State:
@@ -107,6 +111,7 @@ class Residency:
         await self._on_awake(self.activation)
         self._refuse_when_closed()  # in which case `aclose` gives it back
         self.note_state()
+        self._context.announce(AWAKE, self._updates.row.key)
         return self.activation
 
     async def attach(self, attachment: Attachment) -> None:
@@ -119,21 +124,35 @@ class Residency:
         async with self._transition:
             self._refuse_when_closed()
             activation = self.activation
+            known = attachment in self.attachments
             if activation is not None and not activation.lost.done():
+                # Before it joins: whoever closes the session meanwhile must find it.
+                self.attachments.add(attachment)
                 try:
                     await attachment.open(activation.runtime, resume=True)
-                except Refused:
-                    raise
+                    self._refuse_when_closed()
                 except RuntimeUnavailable:
                     if activation.runtime.state is RuntimeState.CLAIMED:
+                        self._leave(attachment, known)
                         raise
                     # It went away meanwhile: what follows is an ordinary wake-up.
+                except BaseException:
+                    self._leave(attachment, known)
+                    if self._closed_with is not None:
+                        await attachment.close()
+                    raise
                 else:
-                    self.attachments.add(attachment)
+                    with suppress(RuntimeUnavailable):  # whose loss is dealt with elsewhere
+                        await activation.attach_last()
                     return
-            await self._attach_and_wake(attachment)
+            await self._attach_and_wake(attachment, known)
 
-    async def _attach_and_wake(self, attachment: Attachment) -> None:
+    def _leave(self, attachment: Attachment, known: bool) -> None:
+        """It could not be opened. One that had been opened before is as it was (see `Attachment.open`)."""
+        if not known:
+            self.attachments.remove(attachment)
+
+    async def _attach_and_wake(self, attachment: Attachment, known: bool) -> None:
         # First: nobody can join with its tools a session that was resumed for others but did not exist before.
         self.attachments.add(attachment, first=True)
         try:
@@ -144,13 +163,25 @@ class Residency:
                     raise
                 await self._awake()  # the runtime went while it loaded the session
         except BaseException:
-            self.attachments.remove(attachment)
+            self._leave(attachment, known)
             raise
 
     async def detach(self, attachment: Attachment) -> None:
         """The client takes part no more. Nothing happens to the session."""
         async with self._transition:
             self.attachments.remove(attachment)
+
+    async def rejoin(self, attachment: Attachment) -> None:
+        """What the client may bring along has changed: have it leave and join anew, if the session is loaded.
+
+        Otherwise, and when the runtime is lost meanwhile, the next loading does so.
+        """
+        async with self._transition:
+            activation = self.activation
+            if attachment in self.attachments and activation is not None and not activation.lost.done():
+                with suppress(RuntimeUnavailable):
+                    await self.attachments.reopen(attachment, activation.runtime)
+                    await activation.attach_last()
 
     def turn_began(self) -> None:
         self._machine.apply(Stimulus.SEND)
@@ -186,11 +217,16 @@ class Residency:
         self._closed_with = self._closed_with or error
         if self.activation is not None:
             self.activation.discard(error.detail, error)
+        self._finished += list(self.attachments)
         self.attachments.finish(error)
 
     async def aclose(self) -> None:
         """Give everything back after `shut`."""
         async with self._transition:
+            # As long as one connection is attached, the session stays in the runtime.
+            if self.activation is not None and not self.activation.runtime.lost.is_set():
+                await asyncio.gather(*(attachment.close() for attachment in self._finished))
+            self._finished.clear()
             await self._drop()
 
     # --- inside ---

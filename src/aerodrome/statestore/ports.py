@@ -46,7 +46,14 @@ class SessionFileStore(Protocol):
         ...
 
     async def raise_epoch(self, key: SessionKey, epoch: int) -> None:
-        """Fence off everybody older, before the first read of a new activation. Raises `Fenced` if we are old."""
+        """Fence off everybody older, before the first read of a new activation.
+
+        An epoch is announced once. A coordination store that loses its memory between a lease and its announcement
+        gives the same epoch again: then the first to announce it has it.
+
+        Raises:
+            Fenced: This epoch, or a later one, has been announced.
+        """
         ...
 
     async def append(self, key: SessionKey, epoch: int, path: str, content: str) -> None:
@@ -72,6 +79,11 @@ class SessionFileStore(Protocol):
         ...
 
     async def total_bytes(self, key: SessionKey) -> int: ...
+
+    async def sessions(self, after: SessionKey | None = None, limit: int = 100) -> list[SessionKey]:
+        """Sessions of which anything is stored, in an order of the store's own, behind `after`: for the search for what
+        a deletion that was cut short has left behind."""
+        ...
 
     async def delete_session(self, key: SessionKey) -> bool:
         """Remove every file *and* the epoch row. Nothing of the session remains. ``False``: there was nothing."""

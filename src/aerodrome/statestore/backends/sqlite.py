@@ -67,7 +67,7 @@ class SqliteFileStore:
     async def raise_epoch(self, key: SessionKey, epoch: int) -> None:
         def raise_epoch(connection: sqlite3.Connection) -> None:
             row = _session(connection, key)
-            if row is not None and row[1] > epoch:
+            if row is not None and row[1] >= epoch:
                 raise _fenced(key, epoch, row[1])
             connection.execute(
                 "INSERT INTO file_session (tenant, session, epoch) VALUES (?, ?, ?)"
@@ -149,6 +149,16 @@ class SqliteFileStore:
             return 0 if row is None else row[2]
 
         return await self._database.read(total)
+
+    async def sessions(self, after: SessionKey | None = None, limit: int = 100) -> list[SessionKey]:
+        def sessions(connection: sqlite3.Connection) -> list[SessionKey]:
+            rows = connection.execute(
+                "SELECT tenant, session FROM file_session WHERE (tenant, session) > (?, ?) ORDER BY 1, 2 LIMIT ?",
+                (*(after or ("", "")), limit),
+            )
+            return [SessionKey(*row) for row in rows]
+
+        return await self._database.read(sessions)
 
     async def _read(self, key: SessionKey, look: Callable[[Tree], T]) -> T:
         def read(connection: sqlite3.Connection) -> T:
