@@ -18,7 +18,7 @@ from typing import Any
 
 from aerodrome._util.redis_url import RedisUrl
 from aerodrome.coordination.backends.names import ascii_name
-from aerodrome.coordination.backends.redis_client import RedisClient, load_script
+from aerodrome.coordination.backends.redis_client import RedisClient, Script, load_script
 from aerodrome.coordination.backends.redis_events import RedisEvents
 from aerodrome.coordination.ports import Admission, Beat, Cap, ClusterEvent, Lease, Node, Rate
 from aerodrome.model import SessionKey
@@ -77,11 +77,11 @@ class RedisCoordination:
 
     async def join(self, node: Node, ttl: float) -> None:
         about = json.dumps({"name": node.name, "address": node.address, "peer_token": node.peer_token})
-        await self._run(_JOIN, node.incarnation, about, json.dumps(node.load), _micro(ttl), patience=0)
+        await self._run(_JOIN, node.incarnation, about, json.dumps(node.load), _micro(ttl), urgent=True)
 
     async def heartbeat(self, incarnation: str, load: dict[str, Any] | None = None) -> Beat:
         text = "" if load is None else json.dumps(load)
-        return _BEATS[await self._run(_HEARTBEAT, incarnation, text, patience=0)]
+        return _BEATS[await self._run(_HEARTBEAT, incarnation, text, urgent=True)]
 
     async def leave(self, incarnation: str) -> None:
         await self._run(_LEAVE, incarnation)
@@ -150,11 +150,9 @@ class RedisCoordination:
     async def vacate(self, place: str) -> None:
         await self._run(_VACATE, ascii_name(place))
 
-    async def _run(
-        self, script: Any, *arguments: str | int, keys: Sequence[str] = (), patience: float | None = None
-    ) -> Any:
+    async def _run(self, script: Script, *arguments: str | int, keys: Sequence[str] = (), urgent: bool = False) -> Any:
         ahead = 0 if self._offset is None else _micro(self._offset())
-        return await self._client.run(script, [*self._keys, *keys], [ahead, *arguments], patience=patience)
+        return await self._client.run(script, [*self._keys, *keys], [ahead, *arguments], urgent=urgent)
 
 
 def _micro(seconds: float) -> int:
