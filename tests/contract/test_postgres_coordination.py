@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aerodrome._util.postgres import Postgres
+from aerodrome._util.postgres import Postgres, Transaction
 from aerodrome.coordination.backends.postgresql import PostgresCoordination
 from aerodrome.coordination.ports import Beat, Cap, ClusterEvent, Node
 from aerodrome.errors import StoreUnavailable
@@ -165,3 +165,26 @@ async def test_schemas_hear_only_their_own() -> None:
         await a.publish(ClusterEvent("last", ""))
         await until(lambda: len(heard) == 2)
         assert [event.kind for event in heard] == ["mine", "last"]
+
+
+async def test_a_heartbeat_waits_for_no_other_call() -> None:
+    schema = fresh_schema()
+    async with (
+        postgres(schema, max_connections=1, deadline=0.3) as db,
+        postgres(schema, max_connections=1) as own,
+        store(db, beats=own) as a,
+    ):
+        await a.join(Node("a", "a-1"), LONG)
+        entered, done = asyncio.Event(), asyncio.Event()
+
+        async def hold(_: Transaction) -> None:
+            entered.set()
+            await done.wait()
+
+        holding = asyncio.create_task(db.read(hold))
+        await entered.wait()
+        assert await a.heartbeat("a-1") is Beat.ALIVE
+        with pytest.raises(StoreUnavailable, match="in use"):
+            await a.nodes()
+        done.set()
+        await holding
