@@ -14,6 +14,7 @@ from aerodrome._util.clock import Clock
 from aerodrome._util.migrations import PostgresSchema, Status
 from aerodrome._util.postgres import Postgres
 from aerodrome.config.settings import Settings
+from aerodrome.coordination.backends.postgresql import PostgresCoordination
 from aerodrome.coordination.backends.postgresql_directory import PostgresDirectory
 from aerodrome.identity.backends.postgresql import PostgresKeyStore
 from aerodrome.sessions.backends.postgresql import PostgresLedger
@@ -55,6 +56,34 @@ async def open_state(settings: Settings, clock: Clock) -> AsyncIterator[Postgres
         yield stores
 
 
+@asynccontextmanager
+async def open_coordination(settings: Settings) -> AsyncIterator[PostgresCoordination]:
+    """What is about the living, in the database that `coordination.url` names; with connections of its own, because a
+    heartbeat must not wait for files to be written.
+
+    Raises:
+        StoreUnavailable: It cannot be used.
+        ConfigError: Its tables do not suit this release.
+    """
+    coordination = settings.coordination
+    database = Postgres(
+        coordination.url,
+        schema=coordination.database_schema,
+        max_connections=4,
+        deadline=coordination.retry,
+        # Two seconds later the connection is cut; that has to leave time for another heartbeat.
+        statement_timeout=max(0.5, coordination.ttl / 4),
+        lock_timeout=max(0.5, coordination.ttl / 4),
+    )
+    async with database:
+        store = PostgresCoordination(database, beat_deadline=coordination.ttl / 2)
+        await store.open()
+        try:
+            yield store
+        finally:
+            await store.aclose()
+
+
 def state_schemas() -> list[PostgresSchema]:
     return [
         PostgresFileStore.schema(),
@@ -73,21 +102,30 @@ class Migrated:
 
 
 async def migrate(settings: Settings, *, check: bool = False, post: bool = False) -> Migrated:
-    """Bring the tables of `state.url` up to date; with `check`, only look. `post`: see `_util.migrations`."""
-    state = settings.state
-    database = Postgres(
-        state.url,
-        schema=state.database_schema,
-        max_connections=1,
-        statement_timeout=_MIGRATION,
-        lock_timeout=_MIGRATION_LOCK,
-    )
-    async with database:
-        applied: dict[str, list[str]] = {}
-        for schema in state_schemas():
-            if not check:
-                applied[schema.name] = await schema.migrate(database, post=post)
-        return Migrated(applied, [await schema.status(database) for schema in state_schemas()])
+    """Bring the tables of `state.url` and `coordination.url` up to date, as far as they are in PostgreSQL.
+
+    Args:
+        check: Only look.
+        post: See `_util.migrations`.
+    """
+    done = Migrated({}, [])
+    state, coordination = settings.state, settings.coordination
+    for store, schemas in ((state, state_schemas()), (coordination, [PostgresCoordination.schema()])):
+        if not store.url.scheme.startswith("postgres"):
+            continue
+        database = Postgres(
+            store.url,
+            schema=store.database_schema,
+            max_connections=1,
+            statement_timeout=_MIGRATION,
+            lock_timeout=_MIGRATION_LOCK,
+        )
+        async with database:
+            for schema in schemas:
+                if not check:
+                    done.applied[schema.name] = await schema.migrate(database, post=post)
+                done.statuses.append(await schema.status(database))
+    return done
 
 
 async def durability(settings: Settings) -> list[str]:

@@ -25,7 +25,7 @@ import os
 import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Self, TypeVar
@@ -168,6 +168,10 @@ class Postgres:
             await connection.close()
             raise
         return connection
+
+    def watched(self, connection: Connection) -> AbstractContextManager[None]:
+        """Cut a connection that `connect` made when the block takes longer than any statement may."""
+        return _watched(connection, self._patience)
 
     async def execute(
         self,

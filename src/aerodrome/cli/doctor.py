@@ -124,6 +124,9 @@ async def _stores(settings: Settings) -> str:
         where = f"{settings.state.url.masked} (schema {settings.state.database_schema})"
         if weak := await postgresql_stores().durability(settings):
             raise _Warning(f"{where} has {' and '.join(weak)}: a crash of the server loses what was acknowledged")
+    coordination = settings.coordination
+    if coordination.url != "sqlite":
+        where += f", coordination in {coordination.url.masked}"
     return f"open in {where}; {count} sessions, {len(nodes)} running nodes"
 
 

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 import aerodrome
-from aerodrome.cli import bench, console, demo, doctor, init, keys, migrate, runtime, runtimes, serve, sessions
+from aerodrome.cli import bench, console, demo, doctor, init, keys, migrate, nodes, runtime, runtimes, serve, sessions
 from aerodrome.errors import AerodromeError
 from aerodrome.runtime.release import PINNED
 
@@ -55,6 +55,7 @@ app.command("bench")(bench.bench)
 app.add_typer(keys.app, name="keys")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(runtimes.app, name="runtimes")
+app.add_typer(nodes.app, name="nodes")
 app.add_typer(runtime.app, name="runtime")
 
 

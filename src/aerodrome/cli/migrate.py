@@ -30,11 +30,11 @@ def migrate(
     date when it starts.
     """
     settings = load_settings(config, resolve_secrets=False)
-    if settings.state.url == "sqlite":
+    if not any(store.url.scheme.startswith("postgres") for store in (settings.state, settings.coordination)):
         if as_json:
             print_json([])
         else:
-            say("The stores are SQLite files, which a node brings up to date when it starts: nothing to do.")
+            say("No store is in PostgreSQL; a node brings all others up to date when it starts: nothing to do.")
         return
     from aerodrome.app import postgresql_stores
 

@@ -207,6 +207,12 @@ class PostgresFileStore:
         row = await self._one("total_bytes", key)
         return 0 if row is None else int(row[0])
 
+    async def sessions(self, after: SessionKey | None = None, limit: int = 100) -> list[SessionKey]:
+        found = await self._database.execute(
+            self._queries["sessions"], _named(after or SessionKey("", ""), limit=limit)
+        )
+        return [SessionKey(tenant, session) for tenant, session in found.rows]
+
     async def _absent(self, key: SessionKey, where: _Path) -> OSError:
         row = await self._one("blocked", key, parents=where.parents, names=where.names)
         return os_error(errno.ENOTDIR if row is not None and row[0] else errno.ENOENT, where.path)

@@ -65,3 +65,7 @@ ORDER BY f.name
 -- name: blocked
 SELECT file_blocked_1(id, %(parents)s::bytea[], %(names)s::bytea[]) FROM file_session
 WHERE tenant = %(tenant)s AND session = %(session)s
+
+-- name: sessions
+SELECT tenant, session FROM file_session
+WHERE (tenant, session) > (%(tenant)s, %(session)s) ORDER BY tenant, session LIMIT %(limit)s
