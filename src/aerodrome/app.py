@@ -522,11 +522,13 @@ def gateway_options(settings: Settings, cli_version: str) -> GatewayOptions:
         patience=patience(settings),
         limits=GatewayLimits(
             max_clients=limits.max_clients,
+            max_clients_per_user=limits.max_clients_per_user,
             max_frame=limits.max_frame,
             max_requests=limits.max_requests,
             connect_timeout=limits.client_timeout,
             write_timeout=limits.client_timeout,
             client_buffer=limits.client_buffer,
+            request_bytes=limits.client_buffer,
         ),
     )
 

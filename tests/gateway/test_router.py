@@ -14,8 +14,8 @@ from aerodrome.events import SessionEvent
 from aerodrome.gateway.commands import Command, Place, Request, Serve, ToClient, Told, ToOwn, ToRuntime
 from aerodrome.gateway.router import Router
 from aerodrome.policy.profiles import Profile
-from aerodrome.wire.envelope import MAX_DEPTH
-from aerodrome.wire.framing import FrameDecoder
+from aerodrome.wire.framing import FrameDecoder, Oversized
+from aerodrome.wire.readable import MAX_DEPTH
 
 OWN = {"mine", "also-mine"}
 
@@ -130,8 +130,8 @@ def test_a_session_stays_where_it_is_until_its_requests_are_answered() -> None:
     router.bind("s1", "rt-1")
     router.ready("s1")
     router.from_client(request(1, "session.getMessages", sessionId="s1"))
-    router.from_client(request(2, "session.history.compact", sessionId="s1"))
-    assert held == ["session.getMessages", "session.history.compact"]
+    router.from_client(request(2, "session.history.truncate", sessionId="s1"))
+    assert held == ["session.getMessages", "session.history.truncate"]
     router.from_runtime("rt-1", body(id=2, result={}))
     assert held == ["session.getMessages"]
     router.lost("rt-1")
@@ -255,6 +255,55 @@ def test_what_the_runtime_would_leave_unanswered_is_refused() -> None:
     assert [answer["id"], "error" in answer] == [7, True]
 
 
+@pytest.mark.parametrize("value", [b"1e999", b"9" * 400, b"-9223372036854775809", b"[%b1]" % (b"1," * 250_000)])
+def test_a_value_that_the_runtime_would_leave_unanswered_is_refused(value: bytes) -> None:
+    router = bound("s1")
+    written = b'{"jsonrpc":"2.0","id":5,"method":"%b","params":{"sessionId":"s1","message":"1e999","x":%b}}'
+    for method in (b"session.log", b"session.send", b"session.abort"):
+        assert error_of(router.from_client(written % (method, value)))["code"] == -32602
+    router.from_runtime("rt-1", body(id=7, method="hooks.invoke", params={"sessionId": "s1"}))
+    ((_, answer),) = to_runtime(router.from_client(b'{"jsonrpc":"2.0","id":1,"result":%b}' % value))
+    assert [answer["id"], "error" in answer] == [7, True]
+
+
+def test_numbers_in_texts_and_long_fractions_are_no_flaw() -> None:
+    router = bound("s1")
+    for value in (b'"1e999"', b'"\\"' + b"9" * 30 + b'"', b"0." + b"1" * 40, b"18446744073709551615", b"1e300"):
+        written = b'{"jsonrpc":"2.0","id":5,"method":"session.log","params":{"sessionId":"s1","x":%b}}' % value
+        assert to_runtime(router.from_client(written)), value
+        router.from_runtime("rt-1", body(id=5, result={}))
+
+
+def test_half_a_character_is_replaced_before_it_is_passed_on() -> None:
+    written = rb'{"jsonrpc":"2.0","id":5,"method":"session.log","params":{"sessionId":"s1","x":"\ud800 \\ud800"}}'
+    ((_, sent),) = to_runtime(bound("s1").from_client(written))
+    assert sent["params"]["x"] == "\ufffd \\ud800"
+
+
+def test_a_request_without_its_version_gets_one() -> None:
+    ((_, sent),) = to_runtime(
+        bound("s1").from_client(b'{"id":5,"method":"session.log","params":{"sessionId":"s1","message":"m"}}')
+    )
+    assert sent["jsonrpc"] == "2.0"
+
+
+def test_an_id_of_more_than_64_bits_is_refused() -> None:
+    (message,) = to_client(bound("s1").from_client(request(2**64, "session.getMessages", sessionId="s1")))
+    assert [message["id"], message["error"]["code"]] == [None, -32600]
+
+
+def test_a_body_that_could_be_read_in_two_ways_and_has_a_flaw_is_refused() -> None:
+    written = b'{"jsonrpc":"2.0","id":5,"method":"session.log","params":{"sessionId":"s1","sessionId":"s1","x":1e999}}'
+    assert error_of(bound("s1").from_client(written))["code"] == -32602
+
+
+def test_an_error_of_another_shape_reaches_the_runtime_as_an_error() -> None:
+    router = bound("s1")
+    router.from_runtime("rt-1", body(id=7, method="hooks.invoke", params={"sessionId": "s1"}))
+    ((_, answer),) = to_runtime(router.from_client(body(id=1, error="no")))
+    assert isinstance(answer["error"]["code"], int)
+
+
 @pytest.mark.parametrize("garbage", [b"", b"null", b"[]", b"{", b"\xff\xfe", b'{"id":1}', b'{"jsonrpc":"2.0"}', b"1"])
 def test_garbage_gets_an_error_without_an_id(garbage: bytes) -> None:
     (message,) = to_client(bound("s1").from_client(garbage)) or [{"id": None, "error": {}}]
@@ -264,6 +313,56 @@ def test_garbage_gets_an_error_without_an_id(garbage: bytes) -> None:
 def test_a_session_method_without_a_session_is_an_error() -> None:
     assert error_of(bound("s1").from_client(request(1, "session.getMessages")))["code"] == -32602
     assert error_of(bound("s1").from_client(request(1, "session.getMessages", sessionId=7)))["code"] == -32602
+
+
+def test_an_answer_over_the_limit_is_an_error() -> None:
+    router = bound("s1")
+    router.from_client(request(5, "session.getMessages", sessionId="s1"))
+    error = error_of(router.from_runtime("rt-1", Oversized(b'{"jsonrpc":"2.0","id":5,"result":{"id":7,', 1 << 30)))
+    assert error["data"]["code"] == "too_large"
+    assert router.unanswered == 0
+    (own,) = router.from_runtime("rt-1", Oversized(b'{"jsonrpc":"2.0","id":"aerodrome:1","result":{"id":7,', 1 << 30))
+    assert isinstance(own, ToOwn)
+    assert own.message.is_error
+
+
+def test_a_request_or_an_event_over_the_limit_does_not_reach_the_client() -> None:
+    router = bound("s1")
+    large = Oversized(b'{"jsonrpc":"2.0","id":5,"method":"hooks.invoke","params":{"sessionId":"s1"', 1 << 30)
+    ((_, answer),) = to_runtime(router.from_runtime("rt-1", large))
+    assert [answer["id"], "error" in answer] == [5, True]
+    large = Oversized(b'{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"s1","event":{"id":"', 1 << 30)
+    assert not router.from_runtime("rt-1", large)
+
+
+def test_a_request_that_is_not_answered_is_given_up_at_last() -> None:
+    router = bound("s1")
+    router.from_client(request(1, "session.getMessages", sessionId="s1"))
+    router.from_client(request(2, "session.history.truncate", sessionId="s1"))
+    router.from_client(request(3, "session.getMessages", sessionId="s2"))  # waits for its session
+    assert router.overdue(100.0) == []
+    (message,) = to_client(router.overdue(100.0))
+    assert [message["id"], message["error"]["data"]["code"]] == [1, "runtime_unavailable"]
+    (message,) = to_client(router.overdue(3500.0))
+    assert message["id"] == 2
+    assert router.unanswered == 1
+
+
+def test_what_asks_the_model_waits_for_a_place_wherever_its_session_is() -> None:
+    router = bound("s1")
+    for method in ("session.ui.ephemeralQuery", "session.history.compact", "session.history.summarizeForHandoff"):
+        assert placed(router.from_client(request(method, method, sessionId="s1"))).method == method
+
+
+def test_a_session_s_runtime_is_heard_and_no_other_that_has_one_of_the_same_name() -> None:
+    router = make()
+    router.take_part("s1")
+    assert not router.from_runtime("rt-2", event("s1", "e1"))
+    router.bind("s1", "rt-1")
+    assert not router.from_runtime("rt-2", event("s1", "e2"))
+    router.unbind("s1")
+    assert ids(router.from_runtime("rt-1", event("s1", "e3"))) == ["e3"]
+    assert not router.from_runtime("rt-2", event("s1", "e4"))
 
 
 # --- requests of a runtime ---
@@ -355,7 +454,7 @@ def test_after_a_loss_reads_are_placed_anew_and_the_rest_is_answered_as_interrup
     router.bind("s2", "rt-2")
     router.ready("s2")
     router.from_client(request(1, "session.getMessages", sessionId="s1"))
-    router.from_client(request(2, "session.history.compact", sessionId="s1"))
+    router.from_client(request(2, "session.history.truncate", sessionId="s1"))
     router.from_client(request(3, "session.getMessages", sessionId="s2"))
     done: list[int] = []
     commands = router.lost("rt-1")

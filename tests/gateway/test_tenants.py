@@ -255,7 +255,9 @@ async def test_no_more_clients_than_allowed_are_let_in(node: Host) -> None:
     key = await node.key()
     async with AsyncExitStack() as stack:
         first = [await stack.enter_async_context(raw(node.gateway_address, key)) for _ in range(10)]
-        assert await gone(await stack.enter_async_context(raw(node.gateway_address)))
+        eleventh = await stack.enter_async_context(raw(node.gateway_address))
+        assert (await eleventh.connect(key))["error"]["data"]["code"] == "capacity"
+        assert await gone(eleventh)
         assert {(await client.request("ping"))["result"]["message"] for client in first} == {"pong"}
     await until(lambda: not node.node.gateway.clients)
     async with raw(node.gateway_address, key) as client:

@@ -84,6 +84,43 @@ async def test_a_request_that_the_runtime_would_not_answer_is_not_sent(pair: tup
     assert await asking is None
 
 
+async def test_an_answer_larger_than_a_frame_is_an_error_and_the_link_goes_on() -> None:
+    async with linked(Owner(), max_frame=1000) as (link, peer):
+        asking = asyncio.create_task(link.request("history", {}, timeout=5))
+        peer.answer(await peer.receive(), "x" * 50_000)
+        with pytest.raises(RemoteError, match="over the limit"):
+            await asking
+        asking = asyncio.create_task(link.request("ping", {}, timeout=5))
+        peer.answer(await peer.receive(), "pong")
+        assert await asking == "pong"
+
+
+async def test_a_request_larger_than_a_frame_is_refused_and_its_session_told() -> None:
+    owner = Owner()
+    async with linked(owner, max_frame=1000) as (_, peer):
+        peer.ask(7, "sessionFs.appendFile", {"sessionId": "s1", "content": "x" * 50_000})
+        assert (await peer.receive())["error"]["message"].endswith("(limits.max_frame)")
+        assert [session for session, _ in owner.oversized] == ["s1"]
+
+
+async def test_requests_that_wait_for_people_do_not_keep_the_link_from_being_read() -> None:
+    owner, gate = Owner(), asyncio.Event()
+
+    async def perform(method: str, params: Any) -> Any:
+        if method == "userInput.request":
+            await gate.wait()
+        return method
+
+    owner.perform = perform
+    async with linked(owner, max_inbound=2, held=frozenset({"userInput.request"})) as (_, peer):
+        for number in range(10):
+            peer.ask(number, "userInput.request", {})
+        await asyncio.sleep(0)
+        peer.ask(99, "sessionFs.readFile", {})
+        assert (await peer.receive())["id"] == 99
+        gate.set()
+
+
 async def test_the_deadline_passes_and_the_late_answer_is_dropped(pair: tuple[Link, Peer]) -> None:
     link, peer = pair
     with pytest.raises(TimeoutError):
@@ -171,11 +208,11 @@ async def test_what_came_before_garbage_counts(pair: tuple[Link, Peer], owner: O
     assert "broken framing" in owner.closed[0]
 
 
-async def test_a_frame_over_the_limit_ends_the_link(owner: Owner) -> None:
+async def test_a_frame_far_over_the_limit_ends_the_link(owner: Owner) -> None:
     async with linked(owner, max_frame=1000) as (link, peer):
-        peer.writer.write(encode_frame(b"x" * 1001))
+        peer.writer.write(b"Content-Length: 100000\r\n\r\n")
         await until(lambda: link.closed)
-        assert "1001 bytes is over the limit of 1000" in owner.closed[0]
+        assert "100000 bytes is over the limit of 1000" in owner.closed[0]
 
 
 async def test_a_body_that_is_no_message_is_passed_over(pair: tuple[Link, Peer]) -> None:

@@ -38,7 +38,7 @@ def test_a_reader_that_comes_back_gets_each_event_once_and_in_order(data: st.Dat
     if data.draw(st.booleans()):
         # Hibernated with nobody reading, and woken: all that was told is stored.
         hub = EventHub(reader_bytes=MUCH, kept_bytes=data.draw(st.integers(0, 3000)))
-        assert unpublished(history(events[:gone]), hub) == []
+        assert unpublished(history(events[:gone]), hub.position, hub.kept()) == []
         hub.position = last_id(history(events[:gone]))
     for item in events[gone:cut]:
         cursors[item.id] = hub.publish(item).cursor
@@ -99,17 +99,19 @@ def test_what_was_stored_and_never_told_is_told_at_the_next_wake_up() -> None:
     again = missed(text, "e0", kept=[], late=[], position=hub.position, max_bytes=MUCH)
     assert again is not None
     assert [item.id for item in again] == ["e1", "e2"]
-    assert [item.id for item in unpublished(text, hub)] == ["e3", "e4"]
+    assert [item.id for item in unpublished(text, hub.position, hub.kept())] == ["e3", "e4"]
 
 
 def test_what_was_cut_off_the_history_is_no_news_when_it_is_loaded_again() -> None:
     hub = EventHub(reader_bytes=MUCH)
     for number in range(5):
         hub.publish(event(number))
-    assert unpublished(history([event(0), event(1)]), hub) == []
+    assert unpublished(history([event(0), event(1)]), hub.position, hub.kept()) == []
     # Another node has run it in between.
-    assert [item.id for item in unpublished(history([event(0), event(1), event(9)]), hub)] == ["e9"]
-    assert unpublished("", hub) == []
+    assert [item.id for item in unpublished(history([event(0), event(1), event(9)]), hub.position, hub.kept())] == [
+        "e9"
+    ]
+    assert unpublished("", hub.position, hub.kept()) == []
 
 
 def test_the_last_id_is_found_behind_torn_lines() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aerodrome.events import SessionEvent
-from aerodrome.sessions.requests import PERMISSION, USER_INPUT, OpenRequest, OpenRequests, denial
+from aerodrome.sessions.requests import MAX_HELD, PERMISSION, USER_INPUT, OpenRequest, OpenRequests, denial
 
 
 def event(kind: str, **data: Any) -> SessionEvent:
@@ -56,6 +56,20 @@ async def test_the_call_of_a_question_is_held_until_it_is_answered_or_the_sessio
     assert not second.done()
     requests.close()
     await second
+
+
+async def test_no_more_questions_are_held_than_fit() -> None:
+    requests = OpenRequests(60, lambda _: None)
+    held = [asyncio.create_task(requests.hold()) for _ in range(MAX_HELD)]
+    await asyncio.sleep(0)
+    assert not await requests.hold()
+    requests.see(event("user_input.completed", requestId="the one that was not held"))
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in held)
+    requests.see(event("user_input.completed", requestId="another"))
+    assert await held[0]
+    requests.close()
+    await asyncio.wait(held)
 
 
 async def test_after_the_end_nothing_expires(troubles: list[dict[str, Any]]) -> None:

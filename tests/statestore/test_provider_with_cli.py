@@ -68,6 +68,9 @@ class Activation:
         if event.type == "session.idle":
             self._idle.set()
 
+    def on_oversized(self, complaint: str) -> None:
+        raise AssertionError(complaint)
+
     async def on_file_operation(self, operation: str, params: dict[str, Any]) -> Any:
         return await self._files.handle(operation, params)
 

@@ -63,6 +63,7 @@ class Owner:
     def __init__(self) -> None:
         self.notifications: list[tuple[str, Any]] = []
         self.closed: list[str] = []
+        self.oversized: list[tuple[str | None, str]] = []
         self.perform: Callable[[str, Any], Awaitable[Any]] | None = None
         self.on_notified: Callable[[], None] | None = None
 
@@ -74,6 +75,9 @@ class Owner:
     async def on_request(self, method: str, params: Raw | UnsetType) -> Any:
         assert self.perform is not None
         return await self.perform(method, envelope.decode_value(params))
+
+    def on_oversized(self, session_id: str | None, complaint: str) -> None:
+        self.oversized.append((session_id, complaint))
 
     def on_closed(self, reason: str) -> None:
         self.closed.append(reason)

@@ -161,6 +161,7 @@ class ScriptedRuntime:
         #: Sessions that were ever unloaded in mid-turn or found loaded at a resume: neither may happen unnoticed.
         self.attached_twice: list[str] = []
         self.sessions: dict[str, LoadedSession] = {}
+        self.letting_go: set[str] = set()
         #: Methods that are refused, each as often as it stands here.
         self.refusals: list[str] = []
         #: Methods that are not answered until `release`.
@@ -168,6 +169,21 @@ class ScriptedRuntime:
         self._released = asyncio.Event()
         self._pause = pause
         self._tasks: set[asyncio.Task[None]] = set()
+
+    async def answers(self, unanswered: str) -> bool:
+        return not self.lost.is_set()
+
+    async def let_go(self, session_id: str) -> bool:
+        if self.lost.is_set():
+            return False
+        try:
+            answer = await self.control.request("session.detach", {"sessionId": session_id})
+        except (LinkClosed, RemoteError):
+            return False
+        except TimeoutError:
+            self.letting_go.add(session_id)
+            return False
+        return bool(answer["success"])
 
     def kill(self, reason: str) -> None:
         if self.lost.is_set():
@@ -277,7 +293,7 @@ class ScriptedPool:
         self._max_runtimes = max_runtimes
         self._pause = pause
 
-    async def reserve(self, key: RuntimeKey) -> ScriptedRuntime:
+    async def reserve(self, key: RuntimeKey, session_id: str | None = None) -> ScriptedRuntime:
         await self._pause()
         while self.held:
             await self._changed.wait()

@@ -33,6 +33,9 @@ class _Provider:
     def on_notification(self, method: str, params: Raw | UnsetType) -> None:
         pass
 
+    def on_oversized(self, session_id: str | None, complaint: str) -> None:
+        raise AssertionError(complaint)
+
     def on_closed(self, reason: str) -> None:
         pass
 

@@ -13,6 +13,7 @@ from aerodrome._util.surrogates import replace_lone_escapes, replace_lone_surrog
 from aerodrome.wire import envelope
 from aerodrome.wire.envelope import EnvelopeError
 from aerodrome.wire.framing import FrameDecoder
+from aerodrome.wire.readable import MAX_DEPTH
 
 #: Text as JavaScript may hold it, lone surrogates and all.
 TEXT = st.text(alphabet=st.characters(), max_size=20) | st.text(
@@ -71,8 +72,8 @@ def nested(levels: int) -> Any:
 
 
 def test_a_request_is_not_nested_deeper_than_the_cli_reads() -> None:
-    assert envelope.request_frame(1, "m", nested(envelope.MAX_DEPTH))
-    for levels in (envelope.MAX_DEPTH + 1, 100_000):
+    assert envelope.request_frame(1, "m", nested(MAX_DEPTH))
+    for levels in (MAX_DEPTH + 1, 100_000):
         with pytest.raises(EnvelopeError, match="nested deeper"):
             envelope.request_frame(1, "m", nested(levels))
 

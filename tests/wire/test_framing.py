@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aerodrome.wire.framing import MAX_HEADER, FrameDecoder, FrameTooLarge, FramingError, encode_frame
+from aerodrome.wire.framing import (
+    HEAD,
+    MAX_HEADER,
+    FrameDecoder,
+    FrameTooLarge,
+    FramingError,
+    Oversized,
+    encode_frame,
+)
 
 BODIES = st.lists(st.binary(max_size=300), max_size=8)
 
@@ -38,6 +46,26 @@ def test_however_the_stream_is_cut_the_bodies_come_out_untouched(bodies: list[by
 def test_byte_by_byte_is_the_same_as_at_once(bodies: list[bytes]) -> None:
     stream = b"".join(map(encode_frame, bodies))
     assert feed_all(FrameDecoder(), [bytes([byte]) for byte in stream]) == (bodies, None)
+
+
+def test_a_body_over_the_limit_is_skipped_however_the_stream_is_cut() -> None:
+    large = b'{"id":1,"result":"' + b"x" * 6000
+    stream = encode_frame(b"before") + encode_frame(large) + encode_frame(b"behind")
+    for step in (1, 7, 100, 5000, len(stream)):
+        decoder = FrameDecoder(max_frame=5000, skip=True)
+        bodies, broken = feed_all(decoder, [stream[at : at + step] for at in range(0, len(stream), step)])
+        assert (bodies, broken) == ([b"before", large[:HEAD], b"behind"], None)
+        assert isinstance(bodies[1], Oversized)
+        assert bodies[1].length == len(large)
+        decoder.eof()
+
+
+def test_what_is_skipped_is_not_kept() -> None:
+    decoder = FrameDecoder(max_frame=1_000_000, skip=True)
+    decoder.feed(b"Content-Length: 30000000\r\n\r\n")
+    for _ in range(100):
+        assert decoder.feed(b"x" * 10_000) == []
+        assert decoder.buffered == 0
 
 
 def test_a_body_that_looks_like_frames_is_a_body_however_the_stream_is_cut() -> None:

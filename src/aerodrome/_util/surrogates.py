@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 
-#: An escaped backslash (so that what follows it is text), a pair, or a lone half.
-_ESCAPES = re.compile(
-    rb"\\\\"
-    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    rb"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
-)
-_REPLACEMENT = b"\\ufffd"
+_HIGH, _LOW = rb"[89abAB][0-9a-fA-F]{2}", rb"[c-fC-F][0-9a-fA-F]{2}"
+#: A first half without a second behind it, or a second without a first before it.
+_LONE = re.compile(rb"\\u[dD](?:%b(?!\\u[dD]%b)|(?<!\\u[dD]%b\\u[dD])%b)" % (_HIGH, _LOW, _HIGH, _LOW))
+_REPLACEMENT = b"\\\\ufffd"
+#: Stands for an escaped backslash, so that what follows it is text. No JSON has it as it is.
+_BACKSLASH = b"\0\0"
 
 
 def replace_lone_surrogates(text: str) -> str:
@@ -22,6 +21,18 @@ def replace_lone_surrogates(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def replace_lone_escapes(json: bytes) -> bytes:
-    r"""JSON text with the escape of U+FFFD for each escape of a lone surrogate."""
-    return _ESCAPES.sub(lambda match: _REPLACEMENT if match[1] else match[0], json)
+def replace_lone_escapes(json: bytes, most: int = 0) -> bytes:
+    r"""JSON text with the escape of U+FFFD for each escape of a lone surrogate.
+
+    Args:
+        most: Raise `ValueError` when there are so many; 0: however many there are.
+    """
+    if b"\\ud" not in json and b"\\uD" not in json:
+        return json
+    masked = b"\\\\" in json and _BACKSLASH not in json
+    found, count = _LONE.subn(_REPLACEMENT, json.replace(b"\\\\", _BACKSLASH) if masked else json, most)
+    if most and count == most:
+        raise ValueError(f"more than {most} halves of characters")
+    if not count:
+        return json
+    return found.replace(_BACKSLASH, b"\\\\") if masked else found

@@ -107,6 +107,9 @@ class _Deaf:
     async def on_request(self, method: str, params: Raw | UnsetType) -> Any:
         return None
 
+    def on_oversized(self, session_id: str | None, complaint: str) -> None:
+        pass
+
     def on_closed(self, reason: str) -> None:
         pass
 

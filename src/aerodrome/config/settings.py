@@ -435,17 +435,23 @@ class PolicySettings(Section):
 
 class LimitSettings(Section):
     max_body: ByteSize = Field(default=8 * MIB, gt=0, description="Largest body of an HTTP request.")
-    max_prompt: ByteSize = Field(default=6 * MIB, gt=0, description="Largest prompt, attachments not counted.")
+    max_prompt: ByteSize = Field(default=6 * MIB, gt=0, description="Largest prompt with its attachments, as JSON.")
     max_frame: ByteSize = Field(default=64 * MIB, gt=0, description="Largest message from or to a runtime.")
     sse_buffer: ByteSize = Field(
         default=4 * MIB, gt=0, description="What may wait for one slow reader of an event stream before it is cut off."
     )
     max_clients: int = Field(default=10_000, ge=1, description="Most clients of the native gateway at the same time.")
+    max_clients_per_user: int = Field(
+        default=1_000, ge=1, description="Most clients of the native gateway at the same time, of one user."
+    )
     max_requests: int = Field(
         default=1_000, ge=1, description="Most requests of one client of the native gateway that wait for an answer."
     )
     client_buffer: ByteSize = Field(
-        default=96 * MIB, gt=0, description="What may wait for one client of the native gateway before it is cut off."
+        default=96 * MIB,
+        gt=0,
+        description="What may wait for one client of the native gateway before it is cut off, and what its unanswered "
+        "requests may have together.",
     )
     client_timeout: Duration = Field(
         default=30.0,
@@ -484,6 +490,9 @@ class LimitSettings(Section):
     def _a_prompt_fits(self) -> Self:
         if self.max_prompt > self.max_body:
             raise broken_rule("max_prompt", message="expected at most limits.max_body")
+        # The runtime tells it in an event, and writes that down as a text: each time its escapes are escaped again.
+        if 4 * self.max_prompt > self.max_frame:
+            raise broken_rule("max_prompt", message="expected at most a quarter of limits.max_frame")
         if self.max_body > self.max_frame:
             raise broken_rule("max_body", message="expected at most limits.max_frame")
         if self.max_frame > self.client_buffer:

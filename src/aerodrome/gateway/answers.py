@@ -230,6 +230,7 @@ class Answers:
         live = await self._gateway.sessions.live_session(client.who, _session_id(params), Role.WRITER)
         if not live.turns.stop_running() and live.activation is not None:
             # Perhaps the runtime is at work on something that no prompt of ours began.
+            live.attachments.answer_hooks("the turn is aborted")
             request.session_id = live.row.key.id
             await client.place(request)
             return None

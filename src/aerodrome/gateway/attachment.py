@@ -47,6 +47,14 @@ class AttachmentOwner(Protocol):
         """Have the client answer. Raises `RequestRefused`."""
         ...
 
+    def keeps_waiting(self, session_id: str) -> bool:
+        """Whether the session's runtime waits for the client."""
+        ...
+
+    def drop(self, reason: str) -> None:
+        """Cut the client off."""
+        ...
+
     def attachment_finished(self, attachment: NativeAttachment, error: AerodromeError) -> None: ...
 
     @property
@@ -84,6 +92,9 @@ class NativeAttachment:
         self._context = context
         self._profile = profile
         self._kept = dict(kept)
+        #: What the client had before it asked anew, as long as that is not accepted.
+        self._earlier: tuple[dict[str, Any], Mapping[str, Any], Changes] | None = None
+        self._finished: AerodromeError | None = None
         #: What the client has changed since it opened the session.
         self.changes = changes or Changes()
         self._opened = changes is not None
@@ -115,7 +126,8 @@ class NativeAttachment:
         return self._profile is not Profile.TRUSTED
 
     def ask_anew(self, kept: Mapping[str, Any], asked: Mapping[str, Any], *, passive: bool = False) -> None:
-        """The client opens the session again, with other parameters."""
+        """The client opens the session again, with other parameters. Refused, it has the earlier ones again."""
+        self._earlier = (self._kept, self.asked, self.changes)
         self._kept = dict(kept)
         self.asked = asked
         self._opened = False
@@ -127,6 +139,12 @@ class NativeAttachment:
         self._passive = True
         self.changes = Changes()
 
+    def take_back(self) -> None:
+        """What the client has asked for anew could not be had: what it had before holds again."""
+        if self._earlier is not None:
+            (self._kept, self.asked, self.changes), self._earlier = self._earlier, None
+            self._opened = True
+
     # --- Attachment ---
 
     async def open(self, runtime: ManagedRuntime, *, resume: bool) -> None:
@@ -135,22 +153,29 @@ class NativeAttachment:
             raise Refused("the client has gone")
         method = "session.resume" if resume else "session.create"
         link = await self._owner.link_to(runtime)
+        if self._finished is not None:
+            raise Refused(f"the session has gone: {self._finished.detail}")
         router = self._owner.router
+        joined = self._link is link and router.is_ready(self.session_id)
         router.bind(self.session_id, link.id)
         self._link = link
         try:
             self.result = await link.request(method, self._params(runtime, resume=resume))
         except RemoteError as error:
             self.refused = error
-            router.unbind(self.session_id)
+            if joined and self._link is link:
+                router.ready(self.session_id)  # the runtime has changed nothing
+            else:
+                router.unbind(self.session_id)
+            self.take_back()
             raise Refused(f"the runtime refused: {error}") from error
         except LinkClosed as error:
             raise RuntimeUnavailable(f"the runtime has gone: {error}") from error
         except TimeoutError as error:
-            # It answered pings a moment ago but not this: it will not get better by itself.
-            runtime.kill(f"no answer to {method}")
+            await self._unanswered(link, method)
             raise RuntimeUnavailable(f"the runtime did not answer {method} in time") from error
         self.refused = None
+        self._earlier = None
         if self._opened:
             await self._change_again(link)
         self._opened = True
@@ -192,8 +217,16 @@ class NativeAttachment:
         except (LinkClosed, RemoteError):
             pass  # there is nothing to let go of
         except TimeoutError:
-            if link.runtime is not None:
-                link.runtime.kill("no answer to session.detach")
+            await self._unanswered(link, "session.detach")
+
+    async def _unanswered(self, link: Upstream, method: str) -> None:
+        """The runtime did not answer on this link. It is well all the same: then it waits for a client, or the link
+        does, and what is left of the session there goes with the link."""
+        if link.runtime is not None and await link.runtime.answers(method):
+            reason = f"the runtime did not answer {method} in time, and waits for this client"
+            self.suspect(reason)
+            self.live.attachments.suspect(reason)
+            link.connection.abort(f"no answer to {method}")
 
     def lost(self) -> None:
         self._link = None
@@ -209,8 +242,15 @@ class NativeAttachment:
     async def ask(self, method: str, params: Mapping[str, Any]) -> Any:
         return await self._owner.ask(self.session_id, method, params)
 
+    def answer_hooks(self, reason: str) -> None:
+        self._run(self._owner.router.answer_hooks(self.session_id, reason))
+
+    def suspect(self, reason: str) -> None:
+        if self._owner.keeps_waiting(self.session_id):
+            self._owner.drop(reason)
+
     def finish(self, error: AerodromeError) -> None:
-        self._link = None
+        self._finished = error
         self._owner.attachment_finished(self, error)
 
     def _run(self, commands: Sequence[Command]) -> None:

@@ -9,6 +9,7 @@ sends, the client is not read. Nobody else waits for either.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from aerodrome.errors import (
 )
 from aerodrome.gateway.attachment import NativeAttachment
 from aerodrome.gateway.away import AwaySessions
+from aerodrome.gateway.bodies import read
 from aerodrome.gateway.commands import (
     Changed,
     Command,
@@ -42,7 +44,7 @@ from aerodrome.gateway.commands import (
     ToRuntime,
 )
 from aerodrome.gateway.problems import INTERNAL_ERROR
-from aerodrome.gateway.router import NODE_LINK, Router, params_of, problem_of
+from aerodrome.gateway.router import ASK_THE_MODEL, NODE_LINK, Router, params_of, problem_of
 from aerodrome.gateway.upstream import Upstream
 from aerodrome.model import Principal, Role
 from aerodrome.peers.link import PeerGone
@@ -60,6 +62,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+#: Bytes a second. A client that takes less of what waits for it is cut off: as long as it has not taken that, its
+#: runtimes are not read for it.
+_LEAST_RATE = 64 * 1024
+#: Bytes of a frame from which on it is read in a thread.
+_LARGE = 256 * 1024
 #: How often a request is taken to another runtime when the one it was meant for goes away under it.
 _ATTEMPTS = 3
 #: How often other nodes may give a request back.
@@ -70,8 +77,14 @@ class GatewayClient:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         limits = gateway.limits
-        self.connection = FrameConnection(self, max_frame=limits.max_frame)
-        self.router = Router(self._is_own, self._hold, max_requests=limits.max_requests)
+        self.connection = FrameConnection(self, max_frame=limits.stranger_frame)
+        self.router = Router(
+            self._is_own,
+            self._hold,
+            max_requests=limits.max_requests,
+            max_bytes=limits.request_bytes,
+            stranger_bytes=limits.stranger_frame,
+        )
         #: Set by `connect`.
         self.principal: Principal | None = None
         self.credential = ""
@@ -90,6 +103,9 @@ class GatewayClient:
         self._opening: dict[str, asyncio.Task[Upstream]] = {}
         self._tasks = TaskOwner("gateway client")
         self._slow: asyncio.TimerHandle | None = None
+        #: Bodies that wait for a large one before them to be read.
+        self._unread: deque[bytes] = deque()
+        self._reading: asyncio.Task[None] | None = None
         self._left = False
         #: Done when nothing of the client is left.
         self.left: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -131,8 +147,33 @@ class GatewayClient:
         for body in bodies:
             if self.connection.closed:
                 break
-            self.run(self.router.from_client(body), flush=False)
+            if self._reading is None and len(body) <= _LARGE:
+                self.run(self.router.from_client(body), flush=False)
+            else:
+                self._read_later(body)
         self._flush()
+
+    def _read_later(self, body: bytes) -> None:
+        """Large ones in a thread, and what comes behind them behind them."""
+        if self._tasks.closed:
+            return
+        self._unread.append(body)
+        if self._reading is None:
+            self._reading = self._tasks.start(self._read_all(), "read")
+            self._regulate()
+
+    async def _read_all(self) -> None:
+        while self._unread and not self.connection.closed:
+            body = self._unread.popleft()
+            try:
+                incoming = await asyncio.to_thread(read, body) if len(body) > _LARGE else read(body)
+            except envelope.EnvelopeError as error:
+                self.run(self.router.unreadable(error))
+            else:
+                self.run(self.router.take(incoming))
+        self._unread.clear()
+        self._reading = None
+        self._regulate()
 
     def on_closed(self, reason: str) -> None:
         self.gateway.client_closed(self, reason)
@@ -168,6 +209,9 @@ class GatewayClient:
     def on_runtime_paused(self, paused: bool) -> None:
         self._regulate()
 
+    def on_asking(self) -> None:
+        self._regulate()
+
     # --- what the router says ---
 
     def run(self, commands: Sequence[Command], *, flush: bool = True) -> None:
@@ -200,8 +244,15 @@ class GatewayClient:
 
     def _to_runtime(self, command: ToRuntime) -> None:
         link = self._links.get(command.link)
-        if link is not None:
+        if link is not None and not link.connection.closed:
             link.connection.queue(command.frame)
+        elif not self._left:
+            # It has gone, and nobody would answer. Behind what is being done.
+            asyncio.get_running_loop().call_soon(self._has_gone, command.link)
+
+    def _has_gone(self, link_id: str) -> None:
+        if link_id not in self._links and not self._left:
+            self.run(self.router.lost(link_id))
 
     async def ask(self, session_id: str, method: str, params: Mapping[str, Any]) -> Any:
         """Have the client answer a request. Raises `RequestRefused`: it did not, or has gone."""
@@ -218,6 +269,7 @@ class GatewayClient:
             raise RequestRefused(INTERNAL_ERROR, str(error)) from error
         finally:
             del self._asked[number]
+            self.router.forget(number)
 
     def _hear(self, told: Told) -> None:
         future = self._asked.get(told.number)
@@ -296,10 +348,15 @@ class GatewayClient:
         live = await self.gateway.sessions.live_session(self.who, request.session_id, least)
         live.hold()
         request.on_done = lambda: self._release(live, request)
+        if request.method in ASK_THE_MODEL:
+            give_back = await self.gateway.sessions.turn_slot(self.who)
+            request.on_done = lambda: self._release(live, request, give_back)
         for attempt in range(_ATTEMPTS):
             try:
                 activation = await live.awake()
                 link = await self.link_to(activation.runtime)
+                if link.connection.closed:
+                    raise RuntimeUnavailable("the connection to the runtime has gone again")
             except RuntimeUnavailable:
                 if attempt + 1 == _ATTEMPTS:
                     raise
@@ -312,9 +369,12 @@ class GatewayClient:
         runtime = await self.gateway.sessions.borrow(self.who)
         request.on_done = lambda: self.gateway.sessions.give_back(runtime)
         link = await self.link_to(runtime)
+        if link.connection.closed:
+            raise RuntimeUnavailable("the connection to the runtime has gone again")
         self.run(self.router.send(request, link.id))
 
-    def _release(self, live: LiveSession, request: Request) -> None:
+    def _release(self, live: LiveSession, request: Request, also: Callable[[], None] = lambda: None) -> None:
+        also()
         live.release(used=request.rule.uses)
         self.gateway.sessions.let_go(live)
 
@@ -374,9 +434,15 @@ class GatewayClient:
 
     async def _open_link(self, opening: Coroutine[Any, Any, Upstream]) -> Upstream:
         link = await opening
+        if link.connection.closed:
+            raise PeerGone("the connection went as it was opened", retry_after=1.0)
         self._links[link.id] = link
         self._regulate()
         return link
+
+    def refuse_overdue(self, seconds: float) -> None:
+        """So many seconds have passed since the last call: answer what a runtime has left unanswered for too long."""
+        self.run(self.router.overdue(seconds))
 
     def close_unused_links(self) -> None:
         """A runtime whose sessions have all gone elsewhere need not be connected to."""
@@ -384,15 +450,26 @@ class GatewayClient:
             if not self.router.bound(link.id) and link.id not in self._opening:
                 link.connection.close("nothing goes by it any more")
 
+    # --- what the runtimes wait for ---
+
+    def keeps_waiting(self, session_id: str) -> bool:
+        return self.connection.paused or self.router.owes(session_id)
+
+    def drop(self, reason: str) -> None:
+        if not self.connection.closed:
+            log.warning("gateway.client_dropped", peer=self.connection.peer, reason=reason)
+            self.connection.close(reason)
+
     # --- flow control ---
 
     def _regulate(self) -> None:
         """Read from whom we can pass on what they say."""
         client_takes = not self.connection.paused
         for link in self._links.values():
-            link.connection.read_more(client_takes)
+            # Answers to our own requests are not the client's to wait for: sessions are loaded and unloaded by them.
+            link.connection.read_more(client_takes or link.asking)
         runtimes_take = not any(link.connection.paused for link in self._links.values())
-        self.connection.read_more(client_takes and runtimes_take)
+        self.connection.read_more(client_takes and runtimes_take and self._reading is None)
 
     def _watch_slow(self, waiting: int) -> None:
         """Look again in a while whether the client has taken anything of what waits for it."""
@@ -401,7 +478,7 @@ class GatewayClient:
 
     def _still_slow(self, waited: int) -> None:
         waiting = self.connection.buffered
-        if waiting < waited:
+        if waited - waiting >= _LEAST_RATE * self.gateway.limits.write_timeout:
             self._watch_slow(waiting)  # slow, but it reads
         else:
             self._too_slow()
@@ -452,18 +529,23 @@ class GatewayClient:
         log.info("gateway.client_closed", peer=self.connection.peer, reason=error.detail)
         self.connection.close(error.detail)
 
+    def _cut_links(self) -> None:
+        for link in list(self._links.values()):
+            link.connection.abort("the client has gone")
+
     async def leave(self) -> None:
         """The client has gone: give back what it held. Its turns go on, unless configured otherwise."""
         self._left = True
         if self._slow is not None:
             self._slow.cancel()
+        # First: what the runtimes wait for will never come, and our own tasks may wait for them.
+        self._cut_links()
         await self._tasks.aclose()
+        self._cut_links()
         self.router.close()
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(RequestRefused(INTERNAL_ERROR, "the client has gone"))
-        for link in list(self._links.values()):
-            link.connection.abort("the client has gone")
         for run in self._runs:
             if not run.ended:
                 run.abandon()

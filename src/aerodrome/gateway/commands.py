@@ -21,6 +21,10 @@ class Request(msgspec.Struct):
     body: bytes
     params: Raw | UnsetType = UNSET
     session_id: str | None = None
+    #: Bytes, as it came.
+    size: int = 0
+    #: Seconds, about, that it has been with a runtime.
+    age: float = 0.0
     #: The link it was sent on.
     link: str | None = None
     #: Its user may not see the answer any more.

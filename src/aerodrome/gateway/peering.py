@@ -116,6 +116,9 @@ class PeerServer:
             if (events := self._events.pop(about.stream, None)) is not None:
                 events.close()
 
+    def on_oversized(self, session_id: str | None, complaint: str) -> None:
+        log.error("peers.oversized", node=self._peer, reason=complaint)
+
     def on_closed(self, reason: str) -> None:
         # Its callers may still be there and find the outcomes in the ledger: a turn is not abandoned for that.
         for turn in self._turns.values():

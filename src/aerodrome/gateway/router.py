@@ -26,10 +26,18 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from aerodrome.errors import AerodromeError, Capacity, Forbidden, NotFound, TurnInterrupted
+from aerodrome.errors import (
+    AerodromeError,
+    Capacity,
+    Forbidden,
+    NotFound,
+    RuntimeUnavailable,
+    TooLarge,
+    TurnInterrupted,
+)
 from aerodrome.events import SessionEvent
 from aerodrome.gateway import problems
-from aerodrome.gateway.bodies import answer_body, unambiguous
+from aerodrome.gateway.bodies import Incoming, answer_body, read
 from aerodrome.gateway.commands import (
     Changed,
     Command,
@@ -51,7 +59,8 @@ from aerodrome.policy.profiles import Profile
 from aerodrome.policy.shapes import Refusal
 from aerodrome.wire import envelope
 from aerodrome.wire.envelope import RequestId
-from aerodrome.wire.framing import encode_frame
+from aerodrome.wire.framing import Oversized, encode_frame
+from aerodrome.wire.oversized import complaint, head_of
 
 #: Ids of requests that we make ourselves on a client's link begin so.
 OWN_IDS = "aerodrome:"
@@ -68,6 +77,16 @@ _WORK_ENDS = "session.idle"
 #: How many of the latest events of a session are remembered as told. The sessions room keeps fewer for those who
 #: missed some.
 _REMEMBERED = 2048
+_HOOKS = "hooks.invoke"
+#: Before these are answered a runtime does nothing else for their session.
+_HELD_UP_BY = frozenset({_HOOKS, "systemMessage.transform"})
+#: Requests that are turns in all but name, and need a place among those that run at the same time.
+ASK_THE_MODEL = frozenset(
+    {"session.ui.ephemeralQuery", "session.history.compact", "session.history.summarizeForHandoff"}
+)
+#: Seconds that a runtime may take for a request, of those that only read and of others. It holds the session where it
+#: is, and without an end would for ever.
+_READS, _ACTS = 120.0, 3600.0
 #: Notifications of a runtime that concern one session; others are about the host, or about everybody.
 _TASK_TRANSITION = "task_transition"
 #: Events of a session's leaving one runtime and coming to another, of which the client knows nothing.
@@ -108,12 +127,24 @@ _decode_notification = msgspec.json.Decoder(_Notification).decode
 _EVENT_PREFIX = b'{"jsonrpc":"2.0","method":"'
 
 
+class _Asked(msgspec.Struct):
+    """What the client was asked."""
+
+    session_id: str | None
+    method: str
+    #: The runtime that asks, and its id; ``None``: we do.
+    link: str | None = None
+    id: RequestId | None = None
+
+
 class _Binding:
     """A session that the client takes part in."""
 
     def __init__(self) -> None:
         #: Where its runtime is, if it has one.
         self.link: str | None = None
+        #: Where it was last: what its runtime says in the moment in which it is unloaded still comes from there.
+        self.latest: str | None = None
         #: The runtime has loaded it: before that it would answer that there is no such session.
         self.ready = False
         self._told: set[str] = set()
@@ -158,19 +189,12 @@ class _Binding:
         return body
 
 
-class _Asked(msgspec.Struct, frozen=True):
-    session_id: str | None
-    #: Who asks; ``None``: we do.
-    link: str | None = None
-    #: The request's id on that link.
-    id: RequestId = 0
-
-
 class Router:
     """Args:
     is_own: Whether a session that the client is not attached to is its user's own.
     hold: Keeps the session of a request that goes straight to its runtime loaded there until what it returns is called.
-    max_requests: Requests that may be unanswered at the same time.
+    max_requests, max_bytes: Requests that may be unanswered at the same time, and bytes of them.
+    stranger_bytes: The same, as long as there is no profile.
     """
 
     def __init__(
@@ -179,12 +203,18 @@ class Router:
         hold: Callable[[Request], Callable[[], None] | None] = lambda _: None,
         *,
         max_requests: int,
+        max_bytes: int = 1 << 30,
+        stranger_bytes: int = 1 << 16,
     ) -> None:
         #: What the client may do; ``None`` until it has authenticated.
         self.profile: Profile | None = None
         self._is_own = is_own
         self._hold = hold
         self._max_requests = max_requests
+        self._max_bytes = max_bytes
+        self._stranger_bytes = stranger_bytes
+        #: Of the unanswered requests.
+        self._bytes = 0
         self._requests: dict[RequestId, Request] = {}
         self._sessions: dict[str, _Binding] = {}
         #: Requests that the client has not answered, by our number.
@@ -199,14 +229,27 @@ class Router:
 
     def from_client(self, body: bytes) -> Sequence[Command]:
         try:
-            message = envelope.decode(body)
+            return self.take(read(body))
         except envelope.EnvelopeError as error:
-            return [ToClient(_anonymous_error(problems.PARSE_ERROR, str(error)))]
+            return self.unreadable(error)
+
+    def unreadable(self, error: envelope.EnvelopeError) -> Sequence[Command]:
+        """A body of the client's is no message."""
+        return [ToClient(_anonymous_error(problems.PARSE_ERROR, str(error)))]
+
+    def take(self, incoming: Incoming) -> Sequence[Command]:
+        """As `from_client`, of a body that has been read already."""
+        message = incoming.message
         if message.method is UNSET:
-            return self._answer_of_client(message)
+            return self._answer_of_client(message, incoming.flaw)
         if message.id is UNSET or message.id is None:
             return ()  # no notification of a client means anything to a runtime
-        return self._request(message.id, message.method, message.params, body)
+        if not incoming.has_good_id:
+            return [ToClient(_anonymous_error(problems.INVALID_REQUEST, "the id has more than 64 bits"))]
+        if incoming.flaw is not None:
+            text = f"the parameters of {message.method} cannot be passed on: {incoming.flaw}"
+            return [ToClient(_error(message.id, problems.INVALID_PARAMS, text))]
+        return self._request(message.id, message.method, message.params, incoming.body)
 
     def _request(self, request_id: RequestId, method: str, params: Raw | UnsetType, body: bytes) -> Sequence[Command]:
         if request_id in self._requests or (isinstance(request_id, str) and request_id.startswith(OWN_IDS)):
@@ -221,9 +264,12 @@ class Router:
             refused = refusal(method, self.profile)
             assert refused is not None
             return [ToClient(problems.refusal_frame(request_id, method, refused.reason, refused.code))]
-        request = Request(request_id, method, rule, body, params)
+        request = Request(request_id, method, rule, body, params, size=len(body))
+        if self._bytes + request.size > (self._stranger_bytes if self.profile is None else self._max_bytes):
+            busy = Capacity(f"{self._bytes} bytes of requests of this connection are not answered yet", retry_after=1.0)
+            return [ToClient(problems.problem_frame(request_id, method, busy))]
         if rule.handling is Handling.GATEWAY:
-            self._requests[request_id] = request
+            self._note(request)
             return [Serve(request)]
         if rule.handling is Handling.FORWARD:
             request.session_id = envelope.session_of(params)
@@ -232,14 +278,14 @@ class Router:
             binding = self._sessions.get(request.session_id)
             if binding is not None and binding.reads_only and rule.role is not Role.READER:
                 return [ToClient(_of_reader(request))]
-        if envelope.too_deep(params):
-            text = f"the parameters of {method} are nested deeper than {envelope.MAX_DEPTH} levels"
-            return [ToClient(_error(request_id, problems.INVALID_PARAMS, text))]
-        request.body = unambiguous(body, request_id, method, params)
         if needs_check(method) and (wrong := self._check(request)) is not None:
             return [ToClient(wrong)]
-        self._requests[request_id] = request
+        self._note(request)
         return self._forward(request)
+
+    def _note(self, request: Request) -> None:
+        self._requests[request.id] = request
+        self._bytes += request.size
 
     def _check(self, request: Request) -> bytes | None:
         """Put allowed parameters in the place of the client's. An error frame when they are refused."""
@@ -253,33 +299,37 @@ class Router:
         checked = checked_params(request.method, self.profile, params)
         if isinstance(checked, Refusal):
             return problems.refusal_frame(request.id, request.method, checked.reason, checked.code)
-        request.body = envelope.request_body(request.id, request.method, checked)
+        try:
+            request.body = envelope.request_body(request.id, request.method, checked)
+        except envelope.EnvelopeError as error:
+            return _error(request.id, problems.INVALID_PARAMS, str(error))
         return None
 
     def _forward(self, request: Request) -> Sequence[Command]:
         binding = self._sessions.get(request.session_id) if request.session_id is not None else None
-        if binding is None or binding.link is None or not binding.ready:
+        if binding is None or binding.link is None or not binding.ready or request.method in ASK_THE_MODEL:
             return [Place(request)]
         request.link = binding.link
         request.on_done = self._hold(request)
         return [ToRuntime(binding.link, encode_frame(request.body))]
 
-    def _answer_of_client(self, message: envelope.Message) -> Sequence[Command]:
+    def _answer_of_client(self, message: envelope.Message, flaw: str | None) -> Sequence[Command]:
         if not isinstance(message.id, int) or message.id not in self._asked:
             return ()
         asked = self._asked.pop(message.id)
-        link, request_id = asked.link, asked.id
-        if link is None:
-            return [Told(message.id, message)]
-        if envelope.too_deep(message.result):
-            # The runtime would not read it, and wait for ever.
-            text = f"the client's answer is nested deeper than {envelope.MAX_DEPTH} levels"
-            return [ToRuntime(link, _error(request_id, problems.INTERNAL_ERROR, text))]
-        return [ToRuntime(link, encode_frame(answer_body(request_id, message)))]
+        # What has a flaw the runtime would not read, and wait for ever.
+        text = f"the client's answer cannot be passed on: {flaw}"
+        if asked.link is None or asked.id is None:
+            return [Told(message.id, _refusing(message.id, text) if flaw is not None else message)]
+        if flaw is not None:
+            return [ToRuntime(asked.link, _error(asked.id, problems.INTERNAL_ERROR, text))]
+        return [ToRuntime(asked.link, encode_frame(answer_body(asked.id, message)))]
 
     # --- from a runtime ---
 
     def from_runtime(self, link: str, body: bytes) -> Sequence[Command]:
+        if isinstance(body, Oversized):
+            return self._pass_over(link, body)
         if body.startswith(_EVENT_PREFIX):
             try:
                 notification = _decode_notification(body)
@@ -299,6 +349,22 @@ class Router:
             return self._notification(link, _decode_notification(body), body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return ()
+
+    def _pass_over(self, link: str, body: Oversized) -> Sequence[Command]:
+        """What is too large to be read is answered in the name of whoever it was for. Events are just missing: the
+        control link has missed them, too, and ends the turn."""
+        head, error = head_of(body), TooLarge(complaint(body))
+        if head.method is not None:
+            return (
+                [ToRuntime(link, _error(head.id, problems.INTERNAL_ERROR, error.detail))] if head.id is not None else []
+            )
+        request = self._requests.get(head.id) if head.id is not None else None
+        if head.id is not None and request is None:
+            return [ToOwn(link, _refusing(head.id, error.detail))]
+        if request is None or request.link != link:
+            return ()
+        self._done(request)
+        return [ToClient(problem_of(request, error))]
 
     def _answer_of_runtime(self, link: str, message: envelope.Message, body: bytes) -> Sequence[Command]:
         request = self._requests.get(message.id) if isinstance(message.id, (int, str)) else None
@@ -326,11 +392,11 @@ class Router:
         assert isinstance(message.method, str)
         session_id = envelope.session_of(message.params)
         binding = self._sessions.get(session_id) if session_id is not None else None
-        if binding is None or binding.unasked or binding.link not in (link, None):
+        if binding is None or binding.unasked or (binding.link or binding.latest) != link:
             text = f"{message.method}: nobody here takes part in that session"
             return [ToRuntime(link, _error(message.id, problems.METHOD_NOT_FOUND, text))]
         self._numbers += 1
-        self._asked[self._numbers] = _Asked(session_id, link, message.id)
+        self._asked[self._numbers] = _Asked(session_id, message.method, link, message.id)
         params = bytes(message.params) if message.params is not UNSET else b"{}"
         method = msgspec.json.encode(message.method)
         body = b'{"jsonrpc":"2.0","id":%d,"method":%b,"params":%b}' % (self._numbers, method, params)
@@ -340,7 +406,7 @@ class Router:
         params = notification.params
         if notification.method == "session.event":
             binding = self._sessions.get(params.sessionId or "")
-            if binding is None or binding.link not in (link, None) or params.event is None:
+            if binding is None or (binding.link or binding.latest) != link or params.event is None:
                 return ()
             known = not binding.note(params.event.id, params.event.type)
             if known or (binding.unasked and readers.asks(params.event.type)):
@@ -382,7 +448,7 @@ class Router:
     def ask(self, session_id: str, method: str, params: bytes) -> tuple[int, Sequence[Command]]:
         """Ask the client something that a runtime has not asked on the client's own link; `Told` has its answer."""
         self._numbers += 1
-        self._asked[self._numbers] = _Asked(session_id)
+        self._asked[self._numbers] = _Asked(session_id, method)
         body = b'{"jsonrpc":"2.0","id":%d,"method":%b,"params":%b}' % (
             self._numbers,
             msgspec.json.encode(method),
@@ -391,6 +457,24 @@ class Router:
         binding = self._sessions.get(session_id)
         return self._numbers, [ToClient(encode_frame(body))] if binding is None else self._to_client(binding, body)
 
+    def forget(self, number: int) -> None:
+        """Nobody waits any more for what we have asked ourselves."""
+        self._asked.pop(number, None)
+
+    def owes(self, session_id: str) -> bool:
+        """Whether the client has not answered something before which a runtime does nothing else for the session."""
+        return any(asked.session_id == session_id and asked.method in _HELD_UP_BY for asked in self._asked.values())
+
+    def answer_hooks(self, session_id: str, reason: str) -> Sequence[Command]:
+        """Answer with an error what was asked of the client's hooks; its own answers come too late then."""
+        commands: list[Command] = []
+        for number, asked in list(self._asked.items()):
+            if asked.session_id == session_id and asked.method == _HOOKS and asked.link is not None:
+                assert asked.id is not None
+                del self._asked[number]
+                commands.append(ToRuntime(asked.link, _error(asked.id, problems.INTERNAL_ERROR, reason)))
+        return commands
+
     def take_part(self, session_id: str) -> None:
         """The client is about to be attached to the session: its events concern it from now on."""
         self._sessions.setdefault(session_id, _Binding())
@@ -398,7 +482,8 @@ class Router:
     def bind(self, session_id: str, link: str) -> None:
         """The session is about to be loaded in the runtime behind the link, which tells its events from now on."""
         binding = self._sessions.setdefault(session_id, _Binding())
-        binding.link, binding.ready = link, False
+        binding.link = binding.latest = link
+        binding.ready = False
 
     def ready(self, session_id: str) -> None:
         """It is loaded: requests may go there."""
@@ -433,7 +518,7 @@ class Router:
         for number in [number for number, asked in self._asked.items() if asked.session_id == session_id]:
             asked = self._asked.pop(number)
             text = "the client may not answer that any more"
-            if asked.link is not None:
+            if asked.link is not None and asked.id is not None:
                 commands.append(ToRuntime(asked.link, _error(asked.id, problems.METHOD_NOT_FOUND, text)))
             else:
                 error = Raw(msgspec.json.encode({"code": problems.METHOD_NOT_FOUND, "message": text}))
@@ -445,6 +530,11 @@ class Router:
         return any(binding.link == link for binding in self._sessions.values()) or any(
             request.link == link for request in self._requests.values()
         )
+
+    def is_ready(self, session_id: str) -> bool:
+        """It is loaded where it is bound to."""
+        binding = self._sessions.get(session_id)
+        return binding is not None and binding.link is not None and binding.ready
 
     def is_bound(self, session_id: str) -> bool:
         binding = self._sessions.get(session_id)
@@ -467,6 +557,19 @@ class Router:
             self._done(request)
             error = TurnInterrupted(f"the runtime was lost before it answered {request.method}")
             commands.append(ToClient(problem_of(request, error)))
+        return commands
+
+    def overdue(self, seconds: float) -> Sequence[Command]:
+        """So many seconds have passed since the last call."""
+        commands: list[Command] = []
+        for request in list(self._requests.values()):
+            if request.link is None:
+                continue
+            request.age += seconds
+            if request.age >= (_READS if request.rule.repeatable else _ACTS):
+                self._done(request)
+                error = RuntimeUnavailable(f"the runtime has not answered {request.method} for {request.age:g} s")
+                commands.append(ToClient(problem_of(request, error)))
         return commands
 
     def close(self) -> None:
@@ -550,7 +653,8 @@ class Router:
         return [ToClient(encode_frame(binding.translate(body))) for body in held]
 
     def _done(self, request: Request) -> None:
-        self._requests.pop(request.id, None)
+        if self._requests.pop(request.id, None) is not None:
+            self._bytes -= request.size
         _release(request)
 
 
@@ -594,6 +698,12 @@ def _of_reader(request: Request) -> bytes:
 
 def _error(request_id: RequestId, number: int, text: str) -> bytes:
     return envelope.error_frame(request_id, number, text)
+
+
+def _refusing(number: RequestId, text: str) -> envelope.Message:
+    """As if whoever was asked had refused."""
+    error = msgspec.json.encode({"code": problems.INTERNAL_ERROR, "message": text})
+    return envelope.Message(id=number, error=Raw(error))
 
 
 def _anonymous_error(number: int, text: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,7 +32,7 @@ from aerodrome.sessions.service import SessionService
 log = structlog.get_logger(__name__)
 
 _BACKLOG = 1024
-#: Seconds between two looks for links that nothing goes by any more.
+#: Seconds between two looks for links that nothing goes by any more, and for requests that nobody answers.
 _TIDY = 5.0
 #: Seconds between two looks, while the node drains, for clients of which nothing is under way.
 _LOOK_AGAIN = 0.05
@@ -88,6 +89,10 @@ class Gateway:
         self._peer_token = peer_token
         self._clients: set[GatewayClient] = set()
         self._peers: set[PeerServer] = set()
+        #: Those who have not said who they are, the one that has been there longest first.
+        self._strangers: dict[GatewayClient, None] = {}
+        #: How many connections each user has, by tenant and name.
+        self._admitted: Counter[tuple[str, str]] = Counter()
         self._tasks = TaskOwner("gateway")
         self._server: asyncio.Server | None = None
         cluster.on_awake.append(self._on_awake)
@@ -148,12 +153,13 @@ class Gateway:
     def _accept(self) -> asyncio.Protocol:
         client = GatewayClient(self)
         self._clients.add(client)
-        if len(self._clients) > self.limits.max_clients:
-            asyncio.get_running_loop().call_soon(
-                client.close, Capacity(f"{self.limits.max_clients} clients are connected already")
-            )
-        else:
-            asyncio.get_running_loop().call_later(self.limits.connect_timeout, self._expect_connected, client)
+        if len(self._strangers) >= self.limits.max_strangers:
+            # Whoever has a key shows it at once; those who only hold connections shall not keep others out.
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.connection.abort(f"{self.limits.max_strangers} connections without a key are open already")
+        self._strangers[client] = None
+        asyncio.get_running_loop().call_later(self.limits.connect_timeout, self._expect_connected, client)
         return client.connection
 
     def _expect_connected(self, client: GatewayClient) -> None:
@@ -166,13 +172,35 @@ class Gateway:
         return await self._auth.authenticate(credential)
 
     def admit(self, client: GatewayClient, principal: Principal, credential: str) -> None:
-        """The client is who it says. Raises `Unauthenticated` when it was somebody else before."""
+        """The client is who it says.
+
+        Raises:
+            Unauthenticated: It was somebody else before.
+            Capacity: There are too many already. The connection ends with the answer.
+        """
         if client.principal is not None and client.principal != principal:
             raise Unauthenticated("this connection belongs to another principal; open a new one")
+        if client.gone:
+            raise Unauthenticated("the connection has ended")
+        if client.principal is None:
+            try:
+                self._refuse_when_full(principal)
+            except Capacity as error:
+                asyncio.get_running_loop().call_soon(client.close, error)
+                raise
+            self._strangers.pop(client, None)
+            self._admitted[principal.tenant, principal.user] += 1
+            client.connection.take_frames_of(self.limits.max_frame)
         client.principal = principal
         client.credential = credential
         client.router.profile = self._options.profile_of(principal.tenant)
         log.info("gateway.client_connected", tenant=principal.tenant, user=principal.user, peer=client.connection.peer)
+
+    def _refuse_when_full(self, principal: Principal) -> None:
+        if self._admitted.total() >= self.limits.max_clients:
+            raise Capacity(f"{self.limits.max_clients} clients are connected already", retry_after=1.0)
+        if self._admitted[principal.tenant, principal.user] >= self.limits.max_clients_per_user:
+            raise Capacity(f"this user has {self.limits.max_clients_per_user} connections already", retry_after=1.0)
 
     # --- other nodes ---
 
@@ -184,6 +212,8 @@ class Gateway:
     def hand_over(self, client: GatewayClient) -> None:
         """What connected as a client is a node, with work of its own."""
         self._clients.discard(client)
+        self._strangers.pop(client, None)
+        client.connection.take_frames_of(self.limits.max_frame)
         self._peers.add(
             PeerServer(
                 client.connection,
@@ -213,6 +243,9 @@ class Gateway:
     # --- clients ---
 
     def client_closed(self, client: GatewayClient, reason: str) -> None:
+        self._strangers.pop(client, None)
+        if client.principal is not None:
+            self._admitted -= Counter({(client.principal.tenant, client.principal.user): 1})
         log.info("gateway.client_gone", peer=client.connection.peer, reason=reason)
         if self._tasks.closed:
             self._clients.discard(client)
@@ -297,3 +330,4 @@ class Gateway:
             await asyncio.sleep(_TIDY)
             for client in self.clients:
                 client.close_unused_links()
+                client.refuse_overdue(_TIDY)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
 
-from aerodrome.errors import AerodromeError, Conflict, Invalid, Refused
+from aerodrome.errors import AerodromeError, Conflict, Invalid, Refused, TooLarge
 from aerodrome.gateway.attachment import NativeAttachment
 from aerodrome.gateway.problems import RuntimeRefused
 from aerodrome.gateway.replay import Changes
@@ -20,6 +20,7 @@ from aerodrome.model import Principal, Role, SessionRow
 from aerodrome.policy.open_params import client_open_params
 from aerodrome.policy.shapes import Refusal
 from aerodrome.sessions.api import OpenSession
+from aerodrome.sessions.service import MAX_SYSTEM_MESSAGE
 
 if TYPE_CHECKING:
     from aerodrome.gateway.client import GatewayClient
@@ -46,6 +47,8 @@ async def open_session(
     )
     if isinstance(kept, Refusal):
         return kept
+    if _characters([kept.get(name) for name in _LASTING]) > MAX_SYSTEM_MESSAGE:
+        raise TooLarge(f"`systemMessage` is over the limit of {MAX_SYSTEM_MESSAGE} characters")
     session_id = params.get("sessionId")
     if session_id is not None and not isinstance(session_id, str):
         raise Invalid("`sessionId` is not text")
@@ -57,18 +60,26 @@ async def open_session(
         row, created = await gateway.sessions.open_session(who, _opening(session_id, kept))
         if created:
             gateway.tell_lifecycle(row, "session.created", besides=client)
-    session_id = row.key.id
-    role = row.role_of(who)
+    return await _attach(gateway, client, row, kept, params)
+
+
+async def _attach(
+    gateway: Gateway, client: GatewayClient, row: SessionRow, kept: Mapping[str, Any], asked: Mapping[str, Any]
+) -> bytes:
+    """Have the client take part; the runtime's own answer."""
+    assert client.router.profile is not None
+    session_id, who, role = row.key.id, client.who, row.role_of(client.who)
     passive = role is Role.READER
     live = await gateway.sessions.live_session(who, session_id)
     attachment = client.attachments.get(session_id)
-    if attachment is None or attachment.live is not live:
-        context = gateway.open_context(who.tenant, profile)
-        attachment = NativeAttachment(client, live, kept, context, profile, asked=params, passive=passive)
+    anew = attachment is not None and attachment.live is live
+    if attachment is not None and anew:
+        attachment.ask_anew(kept, asked, passive=passive)
+    else:
+        context = gateway.open_context(who.tenant, client.router.profile)
+        attachment = NativeAttachment(client, live, kept, context, client.router.profile, asked=asked, passive=passive)
         client.attachments[session_id] = attachment
         client.router.take_part(session_id)
-    else:
-        attachment.ask_anew(kept, params, passive=passive)
     client.router.restrict(session_id, reads_only=passive, unasked=passive)
     try:
         await live.attach(attachment)
@@ -76,6 +87,8 @@ async def open_session(
     except BaseException as error:
         if isinstance(error, _RoleLost):
             await live.detach(attachment)
+        if anew:
+            attachment.take_back()
         if client.attachments.get(session_id) is attachment and attachment not in live.attachments:
             del client.attachments[session_id]
             client.router.leave(session_id)
@@ -141,6 +154,14 @@ async def _still(gateway: Gateway, who: Principal, row: SessionRow, role: Role |
     now = await gateway.sessions.role(who, row.key.id)
     if now is not role:
         raise _RoleLost("your role in this session has changed meanwhile; resume it again")
+
+
+def _characters(value: Any) -> int:
+    """Of all texts in it: these are stored, and sent to the model with each prompt."""
+    if isinstance(value, str):
+        return len(value)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_characters, items))
 
 
 def _opening(session_id: str | None, kept: Mapping[str, Any]) -> OpenSession:

@@ -33,6 +33,10 @@ class UpstreamOwner(Protocol):
 
     def on_runtime_paused(self, paused: bool) -> None: ...
 
+    def on_asking(self) -> None:
+        """We wait for an answer on one of the links, or do no longer."""
+        ...
+
 
 class Upstream:
     """Made by `open` or `open_to_node`. Named by its runtime's or node's id: a client has one to each."""
@@ -43,13 +47,18 @@ class Upstream:
         self.id = link_id
         #: ``None``: it leads to a node.
         self.runtime = runtime
-        self.connection = FrameConnection(self, max_frame=max_frame)
+        self.connection = FrameConnection(self, max_frame=max_frame, other="the runtime", skip=True)
         self._owner = owner
         self._timeout = timeout
         #: Another node would refuse the ids that we use with runtimes; these no client can guess and use itself.
         self._ids = OWN_IDS if runtime is not None else f"{secrets.token_hex(8)}:"
         self._numbers = 0
         self._pending: dict[str, asyncio.Future[envelope.Message]] = {}
+
+    @property
+    def asking(self) -> bool:
+        """Requests of our own are not answered yet."""
+        return bool(self._pending)
 
     @classmethod
     async def open(
@@ -130,11 +139,13 @@ class Upstream:
         future: asyncio.Future[envelope.Message] = asyncio.get_running_loop().create_future()
         self._pending[request_id] = future
         self.connection.write(frame)
+        self._owner.on_asking()
         try:
             async with asyncio.timeout(self._timeout):
                 message = await future
         finally:
             self._pending.pop(request_id, None)
+            self._owner.on_asking()
         if message.is_error:
             raise RemoteError(method, *envelope.error_of(message), problem=problem_code(message))
         return message.result

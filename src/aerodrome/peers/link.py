@@ -154,6 +154,9 @@ class PeerLink:
     async def on_request(self, method: str, params: Raw | UnsetType) -> Any:
         raise RequestRefused(METHOD_NOT_FOUND, method)
 
+    def on_oversized(self, session_id: str | None, complaint: str) -> None:
+        log.error("peers.oversized", node=self.node.name, reason=complaint)
+
     def on_closed(self, reason: str) -> None:
         streams, self._streams = list(self._streams.values()), {}
         for stream in streams:

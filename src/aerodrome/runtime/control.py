@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 #: The protocol version we speak; the CLI's is in its answer to `connect`.
 PROTOCOL_VERSION = 3
+#: Requests that people, or clients, answer. The bindings bound them.
+HELD = frozenset({"userInput.request", "systemMessage.transform"})
 
 
 class SessionBinding(Protocol):
@@ -36,6 +38,10 @@ class SessionBinding(Protocol):
 
     async def on_file_operation(self, operation: str, params: dict[str, Any]) -> Any:
         """A `sessionFs` request; the result is the SDK's."""
+        ...
+
+    def on_oversized(self, complaint: str) -> None:
+        """Something of the session was too large to be read: we do not know any more how it stands."""
         ...
 
     async def on_request(self, method: str, params: dict[str, Any]) -> Any:
@@ -63,7 +69,7 @@ class ControlLink:
         """Raises `RuntimeUnavailable` when the runtime refuses us or speaks another protocol."""
         try:
             self._link = await Link.connect(
-                *address, self, timeout=self._timeout, max_frame=self._max_frame, on_event=self._on_event
+                *address, self, timeout=self._timeout, max_frame=self._max_frame, on_event=self._on_event, held=HELD
             )
             hello = await self.request("connect", {"token": token, "supportedTaskKinds": ["agent", "client", "shell"]})
             if not isinstance(hello, dict):
@@ -84,6 +90,11 @@ class ControlLink:
                 "install the paired version with `aerodrome runtime install`"
             )
         self.version = str(hello.get("version", ""))
+
+    @property
+    def request_timeout(self) -> float:
+        """Seconds for each request that names none."""
+        return self._timeout
 
     async def request(self, method: str, params: dict[str, Any], *, timeout: float | None = None) -> Any:
         """Raises `LinkClosed`, `RemoteError` or `TimeoutError` (see `Link.request`)."""
@@ -141,6 +152,10 @@ class ControlLink:
             raise RequestRefused(envelope.INVALID_PARAMS, f"{method}: {error} is missing") from error
         except AerodromeError as error:
             raise RequestRefused(envelope.INTERNAL_ERROR, f"{method}: {error.code}: {error.detail}") from error
+
+    def on_oversized(self, session_id: str | None, complaint: str) -> None:
+        if session_id is not None and (binding := self._bindings.get(session_id)) is not None:
+            binding.on_oversized(complaint)
 
     def on_closed(self, reason: str) -> None:
         self.closed.set()

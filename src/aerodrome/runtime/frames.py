@@ -38,12 +38,20 @@ class FrameOwner(Protocol):
 class FrameConnection(asyncio.Protocol):
     """Args:
     other: What to call the other end in reasons, such as "the runtime".
+    skip: Pass over frames over the limit; the owner gets an `Oversized` for each. Otherwise they end the connection.
     """
 
-    def __init__(self, owner: FrameOwner, *, max_frame: int = DEFAULT_MAX_FRAME, other: str = "the other end") -> None:
+    def __init__(
+        self,
+        owner: FrameOwner,
+        *,
+        max_frame: int = DEFAULT_MAX_FRAME,
+        other: str = "the other end",
+        skip: bool = False,
+    ) -> None:
         self._owner = owner
         self._other = other
-        self._decoder = FrameDecoder(max_frame)
+        self._decoder = FrameDecoder(max_frame, skip=skip)
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
         self._reading = True
@@ -96,6 +104,10 @@ class FrameConnection(asyncio.Protocol):
             # Who sends is taken for one who converses, and whose ACKs can wait for the next thing it sends: without
             # this one turn in twenty waited 40 ms (measured).
             self._quick_ack()
+
+    def take_frames_of(self, max_frame: int) -> None:
+        """From now on the other end may send frames of so many bytes."""
+        self._decoder.max_frame = max_frame
 
     def read_more(self, wanted: bool) -> None:
         """Read from the other end, or leave it waiting."""

@@ -6,6 +6,8 @@ Rules of the link:
 - when the connection goes, for whatever reason, each pending request fails with `LinkClosed`, once;
 - requests of the runtime are served concurrently; while `max_inbound` of them are, the socket is not read, and the
   runtime waits (what had come in the same piece is served all the same);
+- a message larger than a frame is passed over: whoever waits for it, or for its answer, gets an error, and the link
+  goes on;
 - after a read that brought nothing but pieces of answers, which come by the hundred and one by one, the socket is left
   alone for `REST`: what comes meanwhile is read at once, for a tenth of the wake-ups;
 - writers wait while the runtime does not read (`TCP` back-pressure), so that nothing is buffered without bound.
@@ -25,7 +27,8 @@ from aerodrome._util.tasks import TaskOwner
 from aerodrome.events import SessionEvent
 from aerodrome.runtime.frames import FrameConnection
 from aerodrome.wire import envelope
-from aerodrome.wire.framing import DEFAULT_MAX_FRAME
+from aerodrome.wire.framing import DEFAULT_MAX_FRAME, Oversized
+from aerodrome.wire.oversized import complaint, head_of
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +63,10 @@ class LinkHandler(Protocol):
         """The result to answer with. Starts are in order of arrival. Raise `RequestRefused` for an error."""
         ...
 
+    def on_oversized(self, session_id: str | None, complaint: str) -> None:
+        """A request or a notification of this session was passed over, because it is larger than a frame may be."""
+        ...
+
     def on_closed(self, reason: str) -> None:
         """Called once, also when we have closed the connection ourselves; nothing else is called afterwards."""
         ...
@@ -82,14 +89,16 @@ class Link:
         max_inbound: int = 256,
         on_event: Callable[[str, SessionEvent], None] | None = None,
         connection: FrameConnection | None = None,
+        held: frozenset[str] = frozenset(),
     ) -> None:
         """Args:
         connection: One that is there already, and is handed over to the link.
         """
         self._handler = handler
         self._on_event = on_event
-        self._connection = connection or FrameConnection(self, max_frame=max_frame, other="the runtime")
+        self._connection = connection or FrameConnection(self, max_frame=max_frame, other="the runtime", skip=True)
         self._connection.hand_over(self)
+        self._held = held
         self._max_inbound = max_inbound
         self._inbound = 0
         self._next_id = 0
@@ -110,17 +119,20 @@ class Link:
         max_frame: int = DEFAULT_MAX_FRAME,
         max_inbound: int = 256,
         on_event: Callable[[str, SessionEvent], None] | None = None,
+        held: frozenset[str] = frozenset(),
     ) -> Link:
         """Connect to a runtime.
 
         Args:
             on_event: Takes the events of sessions, in order, as far as they are told in the usual way; the others are
                 notifications like any.
+            held: Requests of the runtime that wait for people: they do not count among the `max_inbound`. Their number
+                is for the handler to bound.
 
         Raises:
             LinkClosed: The runtime does not take the connection within `timeout` seconds.
         """
-        link = cls(handler, max_frame=max_frame, max_inbound=max_inbound, on_event=on_event)
+        link = cls(handler, max_frame=max_frame, max_inbound=max_inbound, on_event=on_event, held=held)
         try:
             async with asyncio.timeout(timeout):
                 await asyncio.get_running_loop().create_connection(lambda: link._connection, host, port)
@@ -234,6 +246,9 @@ class Link:
 
     def _dispatch(self, body: bytes) -> bool:
         """Whether it was a piece of an answer."""
+        if isinstance(body, Oversized):
+            self._pass_over(body)
+            return False
         if self._on_event is not None and (told := envelope.session_event(body)) is not None:
             try:
                 self._on_event(*told)
@@ -272,12 +287,25 @@ class Link:
         else:
             future.set_result(message.result)
 
+    def _pass_over(self, body: Oversized) -> None:
+        head, text = head_of(body), complaint(body)
+        log.warning("link.oversized", size=body.length, method=head.method, session=head.session_id)
+        if head.method is None:
+            entry = self._pending.get(head.id) if head.id is not None else None
+            if entry is not None and not entry[1].done():
+                entry[1].set_exception(RemoteError(entry[0], envelope.INTERNAL_ERROR, text))
+            return
+        if head.id is not None:
+            self._connection.write(envelope.error_frame(head.id, envelope.INTERNAL_ERROR, text))
+        self._handler.on_oversized(head.session_id, text)
+
     def _serve(self, message: envelope.Message) -> None:
-        self._inbound += 1
-        if self._inbound >= self._max_inbound:
-            self._connection.read_more(False)
         assert isinstance(message.id, (int, str))
         assert isinstance(message.method, str)
+        if message.method not in self._held:
+            self._inbound += 1
+            if self._inbound >= self._max_inbound:
+                self._connection.read_more(False)
         self._tasks.start(self._answer(message.id, message.method, message.params), message.method)
 
     async def _answer(self, request_id: envelope.RequestId, method: str, params: Raw | UnsetType) -> None:
@@ -293,9 +321,10 @@ class Link:
                 await self._may_write()
                 self._write(frame)
         finally:
-            self._inbound -= 1
-            if self._inbound == self._max_inbound - 1:
-                self._resume_reading()
+            if method not in self._held:
+                self._inbound -= 1
+                if self._inbound == self._max_inbound - 1:
+                    self._resume_reading()
 
     def _resume_reading(self) -> None:
         if self._resting is None:

@@ -34,6 +34,10 @@ from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
 log = structlog.get_logger(__name__)
 
 
+#: Runtimes that a session may have got stuck in before it has to wait for one of them.
+_STUCK_IN = 2
+
+
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
     runtime: RuntimeOptions
@@ -117,8 +121,11 @@ class RuntimePool:
 
     # --- places ---
 
-    async def reserve(self, key: RuntimeKey) -> ManagedRuntime:
+    async def reserve(self, key: RuntimeKey, session_id: str | None = None) -> ManagedRuntime:
         """A runtime of this key with a place taken in it; give the place back with `release`.
+
+        Args:
+            session_id: The session that the place is for. It does not come to a runtime that has not let go of it yet.
 
         Raises:
             Capacity: No room within the time-out, with all runtimes and their sessions in use.
@@ -127,7 +134,7 @@ class RuntimePool:
         """
         self._requests[key] += 1
         try:
-            runtime = await self._find_room(key, time.monotonic() + self._options.capacity_timeout)
+            runtime = await self._find_room(key, session_id, time.monotonic() + self._options.capacity_timeout)
             runtime.reserved += 1
             return runtime
         finally:
@@ -136,7 +143,7 @@ class RuntimePool:
                 del self._requests[key]
                 self.notify()  # a runtime of this key that holds no session may be ended now
 
-    async def _find_room(self, key: RuntimeKey, deadline: float) -> ManagedRuntime:
+    async def _find_room(self, key: RuntimeKey, session_id: str | None, deadline: float) -> ManagedRuntime:
         claim: _Claim | None = None
         #: The state of things in which we have asked for room in this key's own runtimes.
         asked: asyncio.Event | None = None
@@ -145,9 +152,13 @@ class RuntimePool:
                 raise Draining("this node is shutting down")
             # Taken before we look, so that a change between the look and the wait is not missed.
             changed = self._changed
-            if (runtime := self._with_room(key)) is not None:
+            stuck_in = [r for r in self._of(key) if session_id in r.letting_go]
+            if len(stuck_in) >= _STUCK_IN:
+                # Whoever makes sessions get stuck gets no third runtime for it.
+                raise RuntimeUnavailable("earlier runtimes have not let go of the session yet", retry_after=5.0)
+            if (runtime := self._with_room(key, stuck_in)) is not None:
                 return runtime
-            if asked is not changed and self._of(key):
+            if asked is not changed and len(self._of(key)) > len(stuck_in):
                 asked = changed
                 await self._make_room(key)
                 continue
@@ -188,8 +199,10 @@ class RuntimePool:
     def _in(self, state: RuntimeState) -> list[ManagedRuntime]:
         return [r for r in self._runtimes.values() if r.state is state]
 
-    def _with_room(self, key: RuntimeKey) -> ManagedRuntime | None:
-        candidates = [Candidate(r.id, r.reserved, self._options.max_sessions) for r in self._of(key)]
+    def _with_room(self, key: RuntimeKey, besides: list[ManagedRuntime]) -> ManagedRuntime | None:
+        candidates = [
+            Candidate(r.id, r.reserved, self._options.max_sessions) for r in self._of(key) if r not in besides
+        ]
         chosen = least_loaded(candidates)
         return self._runtimes[chosen] if chosen else None
 
@@ -251,6 +264,7 @@ class RuntimePool:
         self._circuit.trying(time.monotonic())
         runtime = ManagedRuntime(f"rt-{secrets.token_hex(5)}", self._options.runtime)
         runtime.on_lost = self._lost
+        runtime.on_let_go = self.notify
         self._runtimes[runtime.id] = runtime
         began = time.monotonic()
         try:

@@ -43,6 +43,9 @@ class ProbeSession:
         elif event.type == "session.idle":
             self.idle.set()
 
+    def on_oversized(self, complaint: str) -> None:
+        """Nothing of the probe is large."""
+
     async def on_file_operation(self, operation: str, params: dict[str, Any]) -> Any:
         return _EMPTY_FILE_SYSTEM.get(operation)
 

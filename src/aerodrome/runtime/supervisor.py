@@ -33,6 +33,9 @@ from aerodrome.wire.framing import DEFAULT_MAX_FRAME
 
 log = structlog.get_logger(__name__)
 
+#: Seconds that an answer to `session.detach` is waited for in the background.
+_PATIENCE = 86400.0
+
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:
@@ -71,6 +74,10 @@ class ManagedRuntime:
         self.lost = asyncio.Event()
         self.lost_reason = ""
         self.on_lost: Callable[[ManagedRuntime], None] | None = None
+        #: Called when a session that it was asked to let go of is gone.
+        self.on_let_go: Callable[[], None] | None = None
+        #: Sessions that it was asked to let go of and has not yet: a session of that name must not come here.
+        self.letting_go: dict[str, asyncio.Task[bool]] = {}
         self.control = ControlLink(self._link_closed, options.request_timeout, options.max_frame)
         self._options = options
         self._machine = RuntimeMachine()
@@ -177,6 +184,50 @@ class ManagedRuntime:
             await self._end_gracefully()
         finally:
             await asyncio.shield(self._discard("stopped"))
+
+    # --- when it does not answer ---
+
+    async def answers(self, unanswered: str) -> bool:
+        """A request about one session was not answered in time. That may be the session's own trouble, or that of a
+        client that the runtime waits for, and no reason to take the runtime from all others: it is, if it does not
+        answer a ping either.
+
+        Args:
+            unanswered: The request's method.
+        """
+        if self.lost.is_set():
+            return False
+        try:
+            await self.control.request("ping", {}, timeout=self._options.ping_timeout)
+        except (LinkClosed, RemoteError, TimeoutError):
+            self._lose(f"no answer to {unanswered}, nor to a ping")
+            return False
+        return True
+
+    async def let_go(self, session_id: str) -> bool:
+        """Have it unload a session. ``False``: it refuses, or has not done it in time; in the latter case it is still
+        expected to, and the session is in `letting_go` until then."""
+        if self.lost.is_set() or self._tasks.closed:
+            return False
+        task = self.letting_go.get(session_id)
+        if task is None:
+            task = self.letting_go[session_id] = self._tasks.start(self._detach(session_id), f"detach {session_id}")
+        done, _ = await asyncio.wait({task}, timeout=self.control.request_timeout)
+        if done:
+            return not task.cancelled() and task.result()
+        await self.answers("session.detach")
+        return False
+
+    async def _detach(self, session_id: str) -> bool:
+        try:
+            answer = await self.control.request("session.detach", {"sessionId": session_id}, timeout=_PATIENCE)
+            return isinstance(answer, dict) and bool(answer.get("success"))
+        except (LinkClosed, RemoteError, TimeoutError):
+            return False
+        finally:
+            self.letting_go.pop(session_id, None)
+            if self.on_let_go is not None:
+                self.on_let_go()
 
     def kill(self, reason: str) -> None:
         """End it now; whoever holds it learns that it is lost."""

@@ -15,7 +15,7 @@ import structlog
 
 from aerodrome._util.patience import Patience
 from aerodrome.coordination.ports import Lease
-from aerodrome.errors import AerodromeError, Fenced, NotFound, Refused, RuntimeUnavailable, TurnInterrupted
+from aerodrome.errors import AerodromeError, Fenced, NotFound, Refused, RuntimeUnavailable, TooLarge, TurnInterrupted
 from aerodrome.events import SessionEvent
 from aerodrome.policy.session_params import SAFE_OPTIONS
 from aerodrome.runtime.link import LinkClosed, RemoteError, RequestRefused
@@ -117,12 +117,7 @@ class Activation:
 
     async def close(self) -> bool:
         """Unload it, everything stored. ``False``: it went wrong; the activation is lost instead."""
-        try:
-            answer = await self.runtime.control.request("session.detach", {"sessionId": self.key.id})
-        except (LinkClosed, RemoteError, TimeoutError) as error:
-            self.discard(f"it could not be unloaded: {error}")
-            return False
-        if not answer.get("success") or self.lost.done():
+        if not await self.runtime.let_go(self.key.id) or self.lost.done():
             self.discard("it could not be unloaded")
             return False
         self.discard("unloaded")
@@ -141,14 +136,8 @@ class Activation:
 
         A resume would attach to it while it is there, and bring back what was refused.
         """
-        if self.runtime.lost.is_set():
-            return
-        try:
-            await self.runtime.control.request("session.detach", {"sessionId": self.key.id})
-        except TimeoutError:
-            self.runtime.kill("no answer to session.detach")
-        except (LinkClosed, RemoteError):
-            pass  # there is nothing to unload it from, or nothing to unload
+        if self.key.id not in self.runtime.letting_go:  # else it has been asked, and others shall not wait for it
+            await self.runtime.let_go(self.key.id)
 
     # --- what is asked of it ---
 
@@ -174,6 +163,8 @@ class Activation:
         return str(answer["messageId"])
 
     async def abort(self) -> None:
+        # It would wait for the client's hooks before it does anything else.
+        self._attachments.answer_hooks("the turn is aborted")
         await self._request("session.abort", {"sessionId": self.key.id})
 
     async def set_mode(self, mode: str) -> None:
@@ -214,9 +205,11 @@ class Activation:
         except LinkClosed as error:
             raise RuntimeUnavailable(f"the runtime has gone: {error}") from error
         except TimeoutError as error:
-            # It answered pings a moment ago but not this: it will not get better by itself.
-            self.runtime.kill(f"no answer to {method}")
-            raise RuntimeUnavailable(f"the runtime did not answer {method} in time") from error
+            reason = f"the runtime did not answer {method} in time"
+            if await self.runtime.answers(method):
+                self._attachments.suspect(reason)
+                self.discard(reason)
+            raise RuntimeUnavailable(reason) from error
 
     # --- SessionBinding ---
 
@@ -224,14 +217,19 @@ class Activation:
         self._requests.see(event)
         self._on_event(event)
 
+    def on_oversized(self, complaint: str) -> None:
+        log.warning("session.oversized", session=str(self.key), reason=complaint)
+        # Tried again it would be no smaller.
+        self.discard(complaint, TooLarge(f"what the turn has made is too large: {complaint}"))
+
     async def on_file_operation(self, operation: str, params: dict[str, Any]) -> Any:
         self._holds()  # else every write is refused
         return await self._files.handle(operation, params)
 
     async def on_request(self, method: str, params: dict[str, Any]) -> Any:
         if method == "userInput.request":
-            await self._requests.hold()
-            return {"answer": "", "wasFreeform": True}
+            said = "" if await self._requests.hold() else "Too many questions are open; this one was not asked."
+            return {"answer": said, "wasFreeform": True}
         if method in _ASKED_OF_ONE:
             return await self._attachments.ask(method, params)
         raise RequestRefused(METHOD_NOT_FOUND, method)

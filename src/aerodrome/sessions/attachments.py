@@ -11,6 +11,7 @@ without touching any of it, and the other attachments join (docs/facts.md, "Sess
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -20,9 +21,14 @@ from aerodrome.errors import AerodromeError, Refused
 from aerodrome.events import SessionEvent
 from aerodrome.runtime.link import RequestRefused
 from aerodrome.runtime.supervisor import ManagedRuntime
-from aerodrome.wire.envelope import METHOD_NOT_FOUND
+from aerodrome.wire.envelope import INTERNAL_ERROR, METHOD_NOT_FOUND
 
 log = structlog.get_logger(__name__)
+
+#: Seconds that clients may take to answer what a runtime asks through us: it does nothing else for the session before.
+ASK_TIMEOUT = 10.0
+#: What may be asked of one session's clients at the same time.
+_MAX_ASKED = 16
 
 
 class Attachment(Protocol):
@@ -49,7 +55,8 @@ class Attachment(Protocol):
         ...
 
     async def open(self, runtime: ManagedRuntime, *, resume: bool) -> None:
-        """Create or resume the session in the runtime, on the client's own connection.
+        """Create or resume the session in the runtime, on the client's own connection. One that is open there already
+        and is refused stays as it was.
 
         Raises:
             Refused: The runtime answered with an error.
@@ -78,6 +85,16 @@ class Attachment(Protocol):
         """Have the client answer a request of the runtime. Raises `RequestRefused`."""
         ...
 
+    def answer_hooks(self, reason: str) -> None:
+        """The runtime is about to be told something for which it shall not wait for the client's hooks: what it has
+        asked of them is answered with an error."""
+        ...
+
+    def suspect(self, reason: str) -> None:
+        """The runtime does not answer something about the session, and is well otherwise. A client that it waits for
+        is cut off."""
+        ...
+
     def finish(self, error: AerodromeError) -> None:
         """The session is gone for good, or cannot be opened for this client any more."""
         ...
@@ -88,6 +105,8 @@ class Attachments:
 
     def __init__(self) -> None:
         self._all: list[Attachment] = []
+        #: What clients are being asked at this moment.
+        self._asking = 0
 
     def __bool__(self) -> bool:
         return bool(self._all)
@@ -131,10 +150,11 @@ class Attachments:
         await self._open(attachment, runtime, resume=True)
 
     async def _open(self, attachment: Attachment, runtime: ManagedRuntime, *, resume: bool) -> bool:
+        replay = attachment.is_replay
         try:
             await attachment.open(runtime, resume=resume)
         except Refused as error:
-            if not attachment.is_replay:
+            if not replay:
                 raise
             # What it was attached with is not accepted any more. Others shall not be without their session for it.
             log.warning("attachment.refused", reason=error.detail)
@@ -145,6 +165,18 @@ class Attachments:
 
     async def ask(self, method: str, params: Mapping[str, Any]) -> Any:
         """The first answer that is none of refusal; those are asked first that have come last, as the runtime does."""
+        if self._asking >= _MAX_ASKED:
+            raise RequestRefused(INTERNAL_ERROR, f"{method}: {_MAX_ASKED} of these are not answered yet")
+        self._asking += 1
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT):
+                return await self._ask(method, params)
+        except TimeoutError:
+            raise RequestRefused(INTERNAL_ERROR, f"{method}: no answer within {ASK_TIMEOUT:g} s") from None
+        finally:
+            self._asking -= 1
+
+    async def _ask(self, method: str, params: Mapping[str, Any]) -> Any:
         refused = RequestRefused(METHOD_NOT_FOUND, method)
         for attachment in reversed([each for each in self if not each.passive]):
             try:
@@ -154,8 +186,16 @@ class Attachments:
         raise refused
 
     async def close(self) -> None:
+        # At the same time: none shall wait for another's client.
+        await asyncio.gather(*(attachment.close() for attachment in self))
+
+    def answer_hooks(self, reason: str) -> None:
         for attachment in self:
-            await attachment.close()
+            attachment.answer_hooks(reason)
+
+    def suspect(self, reason: str) -> None:
+        for attachment in self:
+            attachment.suspect(reason)
 
     def lost(self) -> None:
         for attachment in self:

@@ -4,7 +4,7 @@ the runtime is lost, find out what has become of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -51,7 +51,7 @@ class Attempts:
         books: TurnBooks,
         *,
         publish: Callable[[SessionEvent], None],
-        on_history: Callable[[str], None],
+        on_history: Callable[[str], Awaitable[None]],
         on_progress: Callable[[], None],
         put_back: Callable[[list[TurnRun]], None],
     ) -> None:
@@ -179,7 +179,7 @@ class Attempts:
         for other in undone:
             found = await parse(partial(standing, message_id=other.row.message_id), text)
             if found is not None and found.answer is not None and not other.tracker.ended:
-                self._on_history(text)
+                await self._on_history(text)
                 other.tracker.answer = found.answer
             outcome = outcome_after(other, loss, found)
             if outcome is not None:

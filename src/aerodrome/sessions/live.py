@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import structlog
 
@@ -27,6 +28,7 @@ from aerodrome.sessions.row_updates import RowUpdates
 from aerodrome.sessions.run import TurnRun
 from aerodrome.sessions.toolcalls import OpenToolCalls
 from aerodrome.sessions.turns import Turns
+from aerodrome.sessions.wake import parse
 
 log = structlog.get_logger(__name__)
 
@@ -211,11 +213,12 @@ class LiveSession:
 
     # --- events and requests ---
 
-    def _on_history(self, text: str) -> None:
+    async def _on_history(self, text: str) -> None:
         # Called at each loading, before the first event.
         self._working = False
         self._tool_calls.clear()
-        for event in unpublished(text, self.hub):
+        look = partial(unpublished, position=self.hub.position, kept=self.hub.kept())
+        for event in await parse(look, text):
             self._publish(event)
         self.hub.position = self.hub.position or last_id(text)
 

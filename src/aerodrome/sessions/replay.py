@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aerodrome.events import SessionEvent
-from aerodrome.sessions.hub import EventHub, size_of
+from aerodrome.sessions.hub import size_of
 from aerodrome.statestore.history import events_after, stored_events
 
 #: The cursor before the first event.
@@ -61,16 +61,19 @@ def missed(
     return found if sum(map(size_of, found)) <= max_bytes else None
 
 
-def unpublished(text: str, hub: EventHub) -> list[SessionEvent]:
+def unpublished(text: str, position: str, kept: Sequence[SessionEvent]) -> list[SessionEvent]:
     """The stored events behind the hub's position: nobody has been told of them.
+
+    Args:
+        kept: What the hub keeps.
 
     The history may lack the latest of what was published: an unanswered prompt was cut off.
     """
-    if not hub.position:
-        return []
+    if not position or last_id(text) == position:
+        return []  # nearly always
     stored = stored_events(text)
     places = {event.id: place for place, event in enumerate(stored)}
-    for event_id in (hub.position, *(event.id for event in reversed(hub.kept()))):
+    for event_id in (position, *(event.id for event in reversed(kept))):
         if event_id in places:
             return stored[places[event_id] + 1 :]
     return []

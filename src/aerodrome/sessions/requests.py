@@ -17,6 +17,9 @@ from aerodrome.events import SessionEvent
 PERMISSION = "permission"
 USER_INPUT = "user_input"
 
+#: Questions of one session that wait for people at the same time.
+MAX_HELD = 32
+
 _REQUESTED = {"permission.requested": PERMISSION, "user_input.requested": USER_INPUT}
 _COMPLETED = frozenset({"permission.completed", "user_input.completed"})
 
@@ -50,6 +53,8 @@ class OpenRequests:
         self._open: dict[str, OpenRequest] = {}
         #: `userInput.request` calls of the runtime that are under way, the oldest first.
         self._held: deque[asyncio.Future[None]] = deque()
+        #: Those that were answered without being held, and of which the runtime has not said so.
+        self._unasked = 0
 
     def see(self, event: SessionEvent) -> None:
         """Every event of the session comes by here."""
@@ -59,8 +64,11 @@ class OpenRequests:
                 self.put(str(data.get("requestId")), kind)
         elif event.type in _COMPLETED:
             self.take(str(event.data.get("requestId")))
-            if event.type == "user_input.completed" and self._held:
-                self._held.popleft().cancel()
+            if event.type == "user_input.completed":
+                if self._unasked:
+                    self._unasked -= 1  # of one that was not held; whose it is, the event does not say
+                elif self._held:
+                    self._held.popleft().cancel()
 
     def put(self, request_id: str, kind: str) -> None:
         timer = asyncio.get_running_loop().call_later(self._timeout, self._expired, request_id)
@@ -73,12 +81,20 @@ class OpenRequests:
             request.timer.cancel()
         return request
 
-    async def hold(self) -> None:
+    async def hold(self) -> bool:
         """Wait until a question is answered. The call of the runtime that asks it does not name the request which
-        its event names, and whose answer is the one that counts."""
+        its event names, and whose answer is the one that counts.
+
+        Returns:
+            ``False``, at once: so many wait already that this one is to be answered without asking anybody.
+        """
+        if len(self._held) >= MAX_HELD:
+            self._unasked += 1
+            return False
         held: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._held.append(held)
         await asyncio.wait({held})
+        return True
 
     def close(self) -> None:
         for request in self._open.values():

@@ -42,7 +42,7 @@ class Residency:
         context: SessionContext,
         updates: RowUpdates,
         *,
-        on_history: Callable[[str], None],
+        on_history: Callable[[str], Awaitable[None]],
         on_event: Callable[[SessionEvent], None],
         on_request_expired: Callable[[OpenRequest], None],
         on_awake: Callable[[Activation], Awaitable[None]],
@@ -59,6 +59,8 @@ class Residency:
         self._machine = SessionMachine()
         self._transition = asyncio.Lock()
         self._closed_with: AerodromeError | None = None
+        #: Attachments that were told that the session has gone, and have to let go of it.
+        self._finished: list[Attachment] = []
 
     @property
     def state(self) -> State:
@@ -122,23 +124,35 @@ class Residency:
         async with self._transition:
             self._refuse_when_closed()
             activation = self.activation
+            known = attachment in self.attachments
             if activation is not None and not activation.lost.done():
+                # Before it joins: whoever closes the session meanwhile must find it.
+                self.attachments.add(attachment)
                 try:
                     await attachment.open(activation.runtime, resume=True)
-                except Refused:
-                    raise
+                    self._refuse_when_closed()
                 except RuntimeUnavailable:
                     if activation.runtime.state is RuntimeState.CLAIMED:
+                        self._leave(attachment, known)
                         raise
                     # It went away meanwhile: what follows is an ordinary wake-up.
+                except BaseException:
+                    self._leave(attachment, known)
+                    if self._closed_with is not None:
+                        await attachment.close()
+                    raise
                 else:
-                    self.attachments.add(attachment)
                     with suppress(RuntimeUnavailable):  # whose loss is dealt with elsewhere
                         await activation.attach_last()
                     return
-            await self._attach_and_wake(attachment)
+            await self._attach_and_wake(attachment, known)
 
-    async def _attach_and_wake(self, attachment: Attachment) -> None:
+    def _leave(self, attachment: Attachment, known: bool) -> None:
+        """It could not be opened. One that had been opened before is as it was (see `Attachment.open`)."""
+        if not known:
+            self.attachments.remove(attachment)
+
+    async def _attach_and_wake(self, attachment: Attachment, known: bool) -> None:
         # First: nobody can join with its tools a session that was resumed for others but did not exist before.
         self.attachments.add(attachment, first=True)
         try:
@@ -149,7 +163,7 @@ class Residency:
                     raise
                 await self._awake()  # the runtime went while it loaded the session
         except BaseException:
-            self.attachments.remove(attachment)
+            self._leave(attachment, known)
             raise
 
     async def detach(self, attachment: Attachment) -> None:
@@ -203,11 +217,16 @@ class Residency:
         self._closed_with = self._closed_with or error
         if self.activation is not None:
             self.activation.discard(error.detail, error)
+        self._finished += list(self.attachments)
         self.attachments.finish(error)
 
     async def aclose(self) -> None:
         """Give everything back after `shut`."""
         async with self._transition:
+            # As long as one connection is attached, the session stays in the runtime.
+            if self.activation is not None and not self.activation.runtime.lost.is_set():
+                await asyncio.gather(*(attachment.close() for attachment in self._finished))
+            self._finished.clear()
             await self._drop()
 
     # --- inside ---

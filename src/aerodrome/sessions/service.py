@@ -11,7 +11,8 @@ import asyncio
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -50,7 +51,7 @@ from aerodrome.policy.attachments import refusal
 from aerodrome.runtime.supervisor import ManagedRuntime
 from aerodrome.sessions.api import Ask, MessagePage, OpenSession, SendMessage
 from aerodrome.sessions.context import SessionContext
-from aerodrome.sessions.fork import copy_files
+from aerodrome.sessions.fork import ForkPlaces, copy_files
 from aerodrome.sessions.history import history_page
 from aerodrome.sessions.hub import Channel, EventHub
 from aerodrome.sessions.live import LiveSession
@@ -62,6 +63,7 @@ from aerodrome.sessions.replay import BEGINNING, behind, last_id, missed
 from aerodrome.sessions.run import TurnRun, error_of
 from aerodrome.sessions.wake import parse, read_history
 from aerodrome.statestore.history import stored_events
+from aerodrome.wire.envelope import size_of
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +77,7 @@ class SessionService:
         #: For front doors: `members.listen`.
         self.members_here = Members(context, self._sessions)
         self._draining = False
+        self._forks = ForkPlaces()
 
     @property
     def live(self) -> list[LiveSession]:
@@ -177,8 +180,10 @@ class SessionService:
         self, who: Principal, session_id: str, message: SendMessage, params: Mapping[str, Any] | None = None
     ) -> TurnRun:
         await self._serving()
-        if len(message.prompt.encode("utf-8", "surrogatepass")) > self._context.options.max_prompt:
-            raise TooLarge(f"the prompt is over the limit of {self._context.options.max_prompt} bytes")
+        if size_of(params if params is not None else [message.prompt, message.attachments]) > (
+            most := self._context.options.max_prompt
+        ):
+            raise TooLarge(f"the prompt and its attachments are over the limit of {most} bytes, written as JSON")
         row = await self._allowed(who, session_id, Role.WRITER)
         turn = TurnRow(
             key=row.key,
@@ -397,6 +402,19 @@ class SessionService:
     def give_back(self, runtime: ManagedRuntime) -> None:
         self._context.pool.release(runtime)
 
+    async def turn_slot(self, who: Principal) -> Callable[[], None]:
+        """A place among the turns that run at the same time, for work of a runtime that is a turn in all but name. Call
+        what is returned to give it back. Raises `Capacity`."""
+        stack = AsyncExitStack()
+        key = SessionKey(who.tenant, "")
+        turn = TurnRow(key, f"query_{uuid.uuid4().hex}", who.user, TurnStatus.RUNNING, "")
+        await stack.enter_async_context(self._context.admission.hold(turn))
+
+        def give_back() -> None:
+            self._context.later(stack.aclose(), "give back a turn's place")
+
+        return give_back
+
     def let_go(self, live: LiveSession) -> None:
         """A native client needs the session no more: forget what is of no use now."""
         self._sessions.forget(live)
@@ -411,6 +429,7 @@ class SessionService:
         Raises:
             NotFound: There is no such session.
             Invalid: No such event, or no title.
+            Capacity: Too many copies are being made.
         """
         row = await self._allowed(who, session_id)
         opened = OpenSession(
@@ -421,12 +440,13 @@ class SessionService:
             streaming=bool(row.options.get("streaming", True)),
             native=row.options.get("native"),
         )
-        target, _ = await self.open_session(who, opened)
-        try:
-            await copy_files(self._context, row.key, target, to_event_id)
-        except BaseException:
-            await self._sessions.delete(target)
-            raise
+        async with self._forks.hold(who):
+            target, _ = await self.open_session(who, opened)
+            try:
+                await copy_files(self._context, row.key, target, to_event_id)
+            except BaseException:
+                await self._sessions.delete(target)
+                raise
         return target
 
     # --- history and events ---

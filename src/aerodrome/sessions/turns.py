@@ -59,7 +59,7 @@ class Turns:
         ends: TurnEnds,
         *,
         publish: Callable[[SessionEvent], None],
-        on_history: Callable[[str], None],
+        on_history: Callable[[str], Awaitable[None]],
         erase: Callable[[SessionRow], Awaitable[None]],
     ) -> None:
         self._context = context

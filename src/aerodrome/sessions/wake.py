@@ -10,7 +10,7 @@ so that it stands in it once after it has been sent again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import TypeVar
 
@@ -108,7 +108,7 @@ async def wake(
     row: SessionRow,
     attachments: Attachments,
     *,
-    on_history: Callable[[str], None],
+    on_history: Callable[[str], Awaitable[None]],
     on_event: Callable[[SessionEvent], None],
     on_request_expired: Callable[[OpenRequest], None],
 ) -> Activation:
@@ -125,12 +125,12 @@ async def wake(
         StoreUnavailable: Lease or files could not be read or written.
     """
     with ExitStack() as undo:
-        runtime = await context.pool.reserve(runtime_key(row))
+        runtime = await context.pool.reserve(runtime_key(row), row.key.id)
         undo.callback(context.pool.release, runtime)
         lease, row = await take_lease(context, row)
         undo.callback(context.release_lease, lease)
         history = await repair_history(context, row.key, lease.epoch)
-        on_history(history)
+        await on_history(history)
         activation = Activation(
             lease,
             runtime,

@@ -3,7 +3,7 @@
 Only `method`, `id`, `params.sessionId` and, for events, the event's own head are ever decoded here; `params`,
 `result` and `error` stay the bytes that came in (`msgspec.Raw`), to be decoded by whoever needs them or
 forwarded untouched. The one exception are escapes of lone surrogates, which become U+FFFD: nobody behind us could
-hold them, and the CLI leaves a message with one in it unanswered (measured; so with `MAX_DEPTH`).
+hold them, and the CLI leaves a message with one in it unanswered (measured; more of that kind in `wire.readable`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from msgspec import UNSET, Raw, UnsetType
 from aerodrome._util.surrogates import replace_lone_escapes, replace_lone_surrogates
 from aerodrome.events import SessionEvent
 from aerodrome.wire.framing import encode_frame
+from aerodrome.wire.readable import flaw_of
 
 RequestId = int | str
 
@@ -25,10 +26,6 @@ PARSE_ERROR = -32700
 METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
-
-#: How deep arrays and objects of a request's parameters may be nested. The CLI reads 127 levels in all and answers
-#: nothing to a message with more.
-MAX_DEPTH = 100
 
 
 class EnvelopeError(Exception):
@@ -185,6 +182,11 @@ def _encode(value: Any) -> bytes:
         return _encode_fast(_without_surrogates(value))
 
 
+def size_of(value: Any) -> int:
+    """Bytes of a value as JSON: what it costs on its way to a runtime, whatever it looks like."""
+    return len(_encode(value))
+
+
 def _without_surrogates(value: Any) -> Any:
     if isinstance(value, str):
         return replace_lone_surrogates(value)
@@ -195,33 +197,10 @@ def _without_surrogates(value: Any) -> Any:
     return value
 
 
-def _fits(value: Any, depth: int) -> bool:
-    """Whether the value is nested at most `depth` levels."""
-    if isinstance(value, dict):
-        return depth > 0 and all(_fits(item, depth - 1) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return depth > 0 and all(_fits(item, depth - 1) for item in value)
-    return True
-
-
-def too_deep(value: Raw | UnsetType) -> bool:
-    """Whether parameters or a result that would be forwarded as they are go deeper than the CLI reads."""
-    if value is UNSET:
-        return False
-    raw = bytes(value)
-    # Without so many openings it cannot be, and hardly anything has them.
-    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
-        return False
-    try:
-        return not _fits(msgspec.json.decode(raw), MAX_DEPTH)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return True
-
-
 def request_body(request_id: RequestId, method: str, params: Any) -> bytes:
-    """Raises `EnvelopeError` when the parameters are nested deeper than the CLI reads."""
-    if not _fits(params, MAX_DEPTH):
-        raise EnvelopeError(f"the parameters of {method} are nested deeper than {MAX_DEPTH} levels")
+    """Raises `EnvelopeError` for parameters that the CLI would not answer (see `wire.readable`)."""
+    if (flaw := flaw_of(params)) is not None:
+        raise EnvelopeError(f"the parameters of {method} cannot be passed on: {flaw}")
     return _encode({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
 
 

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Self
 
 #: Bytes of a header block, without the blank line that ends it.
 MAX_HEADER = 4096
 DEFAULT_MAX_FRAME = 64 * 1024 * 1024
+
+#: A body so many times over the limit is not skipped either: it would be the last thing that is heard for long.
+_SKIPPED = 64
+#: Bytes that are kept of a body that is skipped.
+HEAD = 4096
 
 _SEPARATOR = b"\r\n\r\n"
 _PLAIN_HEADER = re.compile(rb"Content-Length: (\d{1,15})\r\n\r\n")
@@ -33,6 +39,18 @@ class FrameTooLarge(FramingError):
     """The peer announced a body over the limit. None of it has been read into memory."""
 
 
+class Oversized(bytes):
+    """Stands in the place of a body over the limit that was skipped: its first `HEAD` bytes, which tell what it is."""
+
+    #: Bytes of the whole body.
+    length: int
+
+    def __new__(cls, head: bytes, length: int) -> Self:
+        made = super().__new__(cls, head)
+        made.length = length
+        return made
+
+
 def encode_frame(body: bytes) -> bytes:
     """Header and body as one piece, so that they leave in one segment (docs/facts.md, "Wire": 40 ms otherwise)."""
     return b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
@@ -41,11 +59,20 @@ def encode_frame(body: bytes) -> bytes:
 class FrameDecoder:
     """Turns arbitrary pieces of a byte stream into bodies.
 
+    Args:
+        max_frame: Bytes of a body.
+        skip: Pass over a body over the limit, and return an `Oversized` for it, in place of breaking the stream.
+
     After `FramingError` every further call raises that error again, without bodies.
     """
 
-    def __init__(self, max_frame: int = DEFAULT_MAX_FRAME) -> None:
-        self._max_frame = max_frame
+    def __init__(self, max_frame: int = DEFAULT_MAX_FRAME, *, skip: bool = False) -> None:
+        #: Bytes of a body; may be changed, and holds for those whose header has not been read yet.
+        self.max_frame = max_frame
+        self._skip = skip
+        #: Bytes of an oversized body that have been passed over, and its first ones; None while there is none.
+        self._skipped: int | None = None
+        self._head = b""
         self._buffer = bytearray()
         #: Length of the body we are waiting for; None while the header is incomplete.
         self._body_length: int | None = None
@@ -116,7 +143,7 @@ class FrameDecoder:
         while at < all_of_it and (header := _PLAIN_HEADER.match(data, at)) is not None:
             begin = header.end()
             end = begin + int(header[1])
-            if end > all_of_it or end - begin > self._max_frame:
+            if end > all_of_it or end - begin > self.max_frame:
                 break
             bodies.append(data[begin:end])
             at = end
@@ -126,12 +153,25 @@ class FrameDecoder:
         if self._body_length is None and not self._take_header():
             return None
         assert self._body_length is not None
+        if self._skipped is not None:
+            return self._pass_over(self._body_length, self._skipped)
         if len(self._buffer) < self._body_length:
             return None
         body = bytes(self._buffer[: self._body_length])
         del self._buffer[: self._body_length]
         self._body_length = None
         return body
+
+    def _pass_over(self, length: int, skipped: int) -> bytes | None:
+        here = min(length - skipped, len(self._buffer))
+        self._head += bytes(self._buffer[: min(here, HEAD - len(self._head))])
+        del self._buffer[:here]
+        self._skipped = skipped + here
+        if self._skipped < length:
+            return None
+        found = Oversized(self._head, length)
+        self._skipped, self._head, self._body_length = None, b"", None
+        return found
 
     def _take_header(self) -> bool:
         end = self._buffer.find(_SEPARATOR, self._searched)
@@ -165,6 +205,8 @@ class FrameDecoder:
             length = int(digits)
         if length is None:
             raise FramingError(f"a header without Content-Length: {header[:60]!r}")
-        if length > self._max_frame:
-            raise FrameTooLarge(f"a frame of {length} bytes is over the limit of {self._max_frame}")
+        if self.max_frame < length <= _SKIPPED * self.max_frame and self._skip:
+            self._skipped = 0
+        elif length > self.max_frame:
+            raise FrameTooLarge(f"a frame of {length} bytes is over the limit of {self.max_frame}")
         return length
