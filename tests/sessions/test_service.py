@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import structlog
 
+from aerodrome.coordination.ports import Node
 from aerodrome.errors import (
     AerodromeError,
     Capacity,
@@ -21,7 +22,7 @@ from aerodrome.errors import (
     SessionBusy,
     StoreUnavailable,
 )
-from aerodrome.model import OnBusy, RuntimeKey, SessionKey, SessionKind, SessionState, TurnStatus
+from aerodrome.model import OnBusy, RuntimeKey, SessionKey, SessionKind, SessionRow, SessionState, TurnStatus
 from aerodrome.sessions.api import Ask, OpenSession, SendMessage
 from aerodrome.sessions.janitor import LEASE
 from aerodrome.sessions.machine import State
@@ -459,6 +460,22 @@ async def test_more_sessions_than_a_page_expire_in_one_sweep() -> None:
             await node.open(f"s{number}")
         node.clock.advance(101.0)
         assert await node.janitor.delete_expired() == 230
+
+
+async def test_sessions_that_another_node_has_keep_no_later_ones_from_expiring() -> None:
+    async with scripted_node(ttl=100.0) as node:
+        directory, coordination = node.stores.directory, node.stores.coordination
+        await coordination.join(Node("other", "o-1"), 1e9)
+        for number in range(150):
+            row = SessionRow(SessionKey("acme", f"theirs-{number}"), "alice", last_used_at=1.0)
+            await directory.insert(row)
+            await coordination.acquire(row.key, "o-1")
+        for number in range(80):
+            await directory.insert(SessionRow(SessionKey("acme", f"free-{number}"), "alice", last_used_at=2.0))
+        assert await node.janitor.delete_expired() == 80
+        assert await directory.count() == 150
+        await coordination.leave("o-1")
+        assert await node.janitor.delete_expired() == 150
 
 
 async def test_a_sweep_does_the_rest_when_one_thing_fails() -> None:

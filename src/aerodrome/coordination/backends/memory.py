@@ -138,6 +138,9 @@ class MemoryCoordination:
                 return Admission(exceeded=rate, retry_after=wait)
         for rate in rates:
             self._arrivals[rate.name] = max(self._arrivals.get(rate.name, now), now) + rate.period / rate.limit
+        if len(self._arrivals) > 10_000:
+            # An arrival in the past says as much as none.
+            self._arrivals = {name: arrival for name, arrival in self._arrivals.items() if arrival > now}
         for cap in caps:
             taken = self._places.setdefault(cap.name, {})
             for dead in [name for name, whose in taken.items() if not self._alive(whose)]:

@@ -69,6 +69,9 @@ class PostgresEvents:
                 await self._listen()
             except (psycopg.Error, OSError) as error:
                 log.warning("coordination.events_interrupted", error=type(error).__name__)
+            except Exception:
+                # Whatever it was: a node that listens no more would be late for ever.
+                log.exception("coordination.events_crashed")
             if self._subscribed.is_set():
                 pause = 0.05
             self._subscribed.clear()

@@ -65,6 +65,9 @@ class RedisEvents:
                 await self._listen()
             except (RedisError, OSError) as error:
                 log.warning("coordination.events_interrupted", trouble=trouble_of(error).what)
+            except Exception:
+                # Whatever it was: a node that listens no more would be late for ever.
+                log.exception("coordination.events_crashed")
             if self._subscribed.is_set():
                 pause = 0.05
             self._subscribed.clear()

@@ -87,6 +87,9 @@ class SqliteEvents:
                 if well:
                     log.warning("coordination.events_not_read", reason=error.detail)
                 well = False
+            except Exception:
+                # Whatever it was: a node that listens no more would be late for ever.
+                log.exception("coordination.events_crashed")
             self._published.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._published.wait(), self._poll)
