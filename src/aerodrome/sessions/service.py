@@ -506,9 +506,13 @@ class SessionService:
                 last_used_at=max(row.last_used_at, live.row.last_used_at),
                 title=live.row.title or row.title,
             )
-        if row.state is not SessionState.HIBERNATED and await self._context.leases.holder(row.key) is None:
-            return replace(row, state=SessionState.HIBERNATED)
-        return row
+        if row.state is SessionState.HIBERNATED:
+            return row
+        try:
+            held = await self._context.leases.holder(row.key) is not None
+        except StoreUnavailable:
+            return row  # what was last said of it; a list does not wait for what it only polishes
+        return row if held else replace(row, state=SessionState.HIBERNATED)
 
 
 def _may_read(who: Principal, row: SessionRow) -> bool:
