@@ -450,7 +450,7 @@ class SessionService:
         return await recover(self._context, self._sessions)
 
     def give_up_all(self, reason: str, within: float = 0.0) -> None:
-        """Our leases are void, or will be `within` seconds (see `LiveSessions.give_up_all`)."""
+        """Our leases are void, or will be in `within` seconds (see `LiveSessions.give_up_all`)."""
         self._sessions.give_up_all(reason, within)
 
     async def drain(self, timeout: float) -> None:
