@@ -385,7 +385,9 @@ class ProviderSection(ProviderSettings):
 
 class AuthSettings(Section):
     key_cache: Duration = Field(
-        default=5.0, description="How long a checked API key is trusted; a revoked one works for as long at most."
+        default=5.0,
+        description="How long a checked API key is trusted; a revoked one works for as long at most, where the news of "
+        "its revocation is lost.",
     )
 
 
