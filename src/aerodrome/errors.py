@@ -72,6 +72,10 @@ class SessionBusy(AerodromeError):
     retryable = True
 
 
+class SessionElsewhere(SessionBusy):
+    """Another node runs the session. Whoever can asks that one; a caller sees `session_busy`."""
+
+
 class Capacity(AerodromeError):
     """A ceiling is reached and the bounded wait for room has passed."""
 

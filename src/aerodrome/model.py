@@ -63,17 +63,19 @@ class SessionKind(StrEnum):
 
 
 class Role(StrEnum):
-    """What a user may do in a session."""
+    """What a user may do in a session. Each may do what those behind it may."""
 
-    #: Everything, and whom it is shared with.
+    #: Delete it, and say whom it is shared with.
     OWNER = "owner"
-    #: Read, send prompts, stop turns, answer what the runtime asks.
+    #: Send prompts, stop turns, answer what the runtime asks, bring tools along, give it another title.
     WRITER = "writer"
+    #: See it, its history and its events, and make a copy of it.
     READER = "reader"
 
-    @property
-    def may_write(self) -> bool:
-        return self is not Role.READER
+    def covers(self, least: Role) -> bool:
+        """Whether it allows what `least` does."""
+        order = list(Role)
+        return order.index(self) <= order.index(least)
 
 
 class SessionState(StrEnum):
@@ -157,6 +159,11 @@ class SessionRow:
         if who.tenant != self.key.tenant:
             return None
         return Role.OWNER if who.user == self.owner else self.members.get(who.user)
+
+    @property
+    def people(self) -> list[tuple[str, Role]]:
+        """Everybody who has a role, the owner first."""
+        return [(self.owner, Role.OWNER), *self.members.items()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,15 +105,50 @@ def test_the_file_is_the_one_asked_for_then_the_local_then_the_users_own(tmp_pat
         ("[runtime]\nwarm = -1", "t.toml:2: runtime.warm = -1: expected greater than or equal to 0"),
         ("runtime = 5", "t.toml:1: runtime = 5: expected a table"),
         (
-            '[coordination]\nurl = "redis://h"',
+            '[coordination]\nurl = "mysql://me:secret@h"',
             (
-                't.toml:2: coordination.url = "redis://h": redis stores are not in this version; '
-                'expected "sqlite" or "memory"'
+                't.toml:2: coordination.url = "mysql://me:***@h": expected "sqlite", "memory", "redis://HOST" '
+                '(or rediss, unix, redis+sentinel, redis+cluster) or "postgresql://USER@HOST/DATABASE"'
             ),
         ),
         (
+            '[coordination]\nurl = "redis+sentinel://me:secret@a,b"',
+            (
+                't.toml:2: coordination.url = "redis+sentinel://me:***@a,b": '
+                "expected the name of the primary after the hosts: redis+sentinel://HOST/mymaster"
+            ),
+        ),
+        (
+            '[coordination]\nkey_prefix = "a{b}"',
+            't.toml:2: coordination.key_prefix = "a{b}": expected up to 60 letters, digits or any of . _ -',
+        ),
+        (
             '[state]\nurl = "volume:/x"',
-            't.toml:2: state.url = "volume:/x": volume stores are not in this version; expected "sqlite"',
+            (
+                't.toml:2: state.url = "volume:/x": volume stores are not in this version; '
+                'expected "sqlite" or "postgresql://USER@HOST/DATABASE"'
+            ),
+        ),
+        (
+            '[state]\nurl = "redis://:secret@h"',
+            (
+                't.toml:2: state.url = "redis://:***@h": redis stores forget; '
+                'expected "sqlite" or "postgresql://USER@HOST/DATABASE"'
+            ),
+        ),
+        (
+            '[state]\nurl = "postgresql:x"',
+            (
+                't.toml:2: state.url = "postgresql:x": '
+                'expected an address such as "postgresql://aerodrome@db.example/aerodrome?sslmode=verify-full"'
+            ),
+        ),
+        (
+            '[state]\ndatabase_schema = "pg_mine"',
+            (
+                't.toml:2: state.database_schema = "pg_mine": '
+                "expected up to 63 small letters, digits and _, the first no digit"
+            ),
         ),
         (
             '[coordination]\nheartbeat = "2s"\nttl = "5s"',
@@ -315,3 +350,26 @@ def test_addresses() -> None:
 def test_what_is_no_address_is_refused(address: str) -> None:
     (problem,) = problems("", server__http=address)
     assert "expected HOST:PORT" in problem
+
+
+def test_the_password_of_a_store_is_resolved_and_never_shown(tmp_path: Path) -> None:
+    url = "postgresql://me:s3cret/x@db.example/aerodrome?sslmode=verify-full"
+    secret = write(tmp_path / "url", f"{url}\n")
+    for text, env in [
+        (url, {}),
+        ("env:DATABASE", {"DATABASE": url}),
+        (f"file:{secret}", {}),
+    ]:
+        file = write(Path("t.toml"), f'[state]\nurl = "{text}"\n')
+        # Commands that use no secret work on the stores all the same.
+        for resolve in (True, False):
+            settings = load_settings(file, env=env, resolve_secrets=resolve)
+            assert settings.state.url == url
+            assert "s3cret" not in f"{settings!r} {settings}"
+            assert "me:***@db.example" in repr(settings)
+    for url in ("redis://:s3cret@h/1", "redis+sentinel://a:s3cret@h/m?sentinel_password=s3cret", "unix://a:s3cret@/x"):
+        settings = load_settings(write(Path("t.toml"), f'[coordination]\nurl = "{url}"\n'), env={})
+        assert settings.coordination.url == url
+        assert "s3cret" not in f"{settings!r} {settings} {settings.coordination.url.masked}"
+    assert "s3cret" not in "".join(problems('[state]\nurl = "mysql://me:s3cret@h/x"'))
+    assert "s3cret" not in "".join(problems('[state]\nurl = "postgres://h/ x?sslpassword=s3cret"'))

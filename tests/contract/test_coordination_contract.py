@@ -3,57 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from aerodrome._util.clock import ManualClock
-from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.coordination.backends.sqlite import SqliteCoordination, read_boot_id
-from aerodrome.coordination.ports import Beat, Coordination, Lease, Node
+from aerodrome.coordination.ports import Beat, Lease, Node
+from aerodrome.errors import Fenced
 from aerodrome.model import SessionKey
+from aerodrome.statestore.backends.sqlite import SqliteFileStore
+from support.coordination import TTL, Pair, join_both, taken
 from support.databases import database
 
-TTL = 5.0
 KEY = SessionKey("acme", "chat")
 OTHER = SessionKey("acme", "other")
-
-
-class Pair(NamedTuple):
-    a: Coordination
-    b: Coordination
-    clock: ManualClock
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
-    clock = ManualClock()
-    if request.param == "memory":
-        shared = MemoryCoordination(clock)
-        await shared.open()
-        yield Pair(shared, shared, clock)
-        await shared.aclose()
-        return
-    async with database(tmp_path / "c.db") as first, database(tmp_path / "c.db") as second:
-        a, b = SqliteCoordination(first, clock=clock), SqliteCoordination(second, clock=clock)
-        await a.open()
-        await b.open()
-        yield Pair(a, b, clock)
-        await a.aclose()
-        await b.aclose()
-
-
-async def join_both(pair: Pair) -> None:
-    await pair.a.join(Node("a", "a-1"), TTL)
-    await pair.b.join(Node("b", "b-1"), TTL)
-
-
-async def taken(store: Coordination, key: SessionKey, incarnation: str, *, floor: int = 0) -> Lease:
-    lease = await store.acquire(key, incarnation, floor=floor)
-    assert lease is not None
-    return lease
 
 
 # Membership
@@ -179,6 +143,79 @@ async def test_leases_are_kept_by_tenant(pair: Pair) -> None:
     await join_both(pair)
     await taken(pair.a, KEY, "a-1")
     assert await pair.b.acquire(SessionKey("other", KEY.id), "b-1") is not None
+
+
+async def test_joining_again_is_a_new_beginning(pair: Pair) -> None:
+    await pair.a.join(Node("a", "a-1", "x:1", {"sessions": 1}, "t0ken"), TTL)
+    assert await pair.b.ask_to_drain("a-1")
+    await pair.a.join(Node("a", "a-1", "x:2", peer_token="another"), 2 * TTL)
+    assert await pair.a.heartbeat("a-1") is Beat.ALIVE
+    pair.clock.advance(1.5 * TTL)
+    assert await pair.b.nodes() == [Node("a", "a-1", "x:2", {}, "another")]
+    assert (await pair.b.nodes())[0].peer_token == "another"
+
+
+async def test_a_node_is_told_that_it_shall_drain(pair: Pair) -> None:
+    await join_both(pair)
+    assert not await pair.a.ask_to_drain("nobody")
+    assert await pair.b.ask_to_drain("a-1")
+    assert await pair.a.heartbeat("a-1", {"draining": True}) is Beat.DRAIN
+    assert await pair.a.heartbeat("a-1") is Beat.DRAIN
+    assert await pair.b.heartbeat("b-1") is Beat.ALIVE
+    pair.clock.advance(TTL)
+    assert not await pair.b.ask_to_drain("a-1")
+    assert await pair.a.heartbeat("a-1") is Beat.DEAD
+
+
+async def test_holders_are_told_in_one_answer(pair: Pair) -> None:
+    await join_both(pair)
+    keys = [SessionKey("acme", f"s-{number}") for number in range(200)]
+    mine = [await taken(pair.a, key, "a-1") for key in keys[:3]]
+    await pair.a.release(mine[0])
+    theirs = await taken(pair.b, keys[5], "b-1")
+    expected = {lease.key: lease for lease in (mine[1], mine[2], theirs)}
+    assert await pair.b.holders(keys) == await pair.a.holders(keys[::-1]) == expected
+    assert await pair.b.holders([]) == {}
+    await pair.a.leave("a-1")
+    assert await pair.b.holders(keys) == {keys[5]: theirs}
+
+
+async def test_of_many_who_take_over_at_once_one_wins(pair: Pair) -> None:
+    for number in range(8):
+        await pair.nodes[number % 2].join(Node(f"n-{number}", f"n-{number}"), TTL)
+    keys = [SessionKey("acme", f"s-{number}") for number in range(10)]
+    before = {key: await taken(pair.a, key, "n-0") for key in keys}
+    await pair.b.leave("n-0")
+    claims = [(key, f"n-{number}") for key in keys for number in range(1, 8)]
+    won = await asyncio.gather(*(pair.nodes[place % 2].acquire(*claim) for place, claim in enumerate(claims)))
+    leases = [lease for lease in won if lease is not None]
+    assert sorted(lease.key for lease in leases) == sorted(keys)
+    assert all(lease.epoch > before[lease.key].epoch for lease in leases)
+    assert await pair.a.holders(keys) == {lease.key: lease for lease in leases}
+
+
+async def test_trap_08_whoever_was_paused_past_its_expiry_is_refused_by_the_state_store(
+    pair: Pair, tmp_path: Path
+) -> None:
+    async with database(tmp_path / "s.db") as db:
+        files = SqliteFileStore(db)
+        await files.open()
+        await join_both(pair)
+        stale = await taken(pair.a, KEY, "a-1", floor=await files.epoch(KEY))
+        await files.raise_epoch(KEY, stale.epoch)
+        await files.append(KEY, stale.epoch, "/events", "one ")
+        pair.clock.advance(TTL - 1)
+        assert await pair.b.heartbeat("b-1") is Beat.ALIVE
+        assert await pair.b.acquire(KEY, "b-1") is None
+        pair.clock.advance(1)
+        fresh = await taken(pair.b, KEY, "b-1", floor=await files.epoch(KEY))
+        await files.raise_epoch(KEY, fresh.epoch)
+        # It wakes up in mid-write, with a lease that it believes in.
+        with pytest.raises(Fenced):
+            await files.append(KEY, stale.epoch, "/events", "forked ")
+        await files.append(KEY, fresh.epoch, "/events", "two")
+        assert await pair.a.heartbeat("a-1") is Beat.DEAD
+        assert await files.read(KEY, "/events") == "one two"
 
 
 # What only the SQLite adapter has to know

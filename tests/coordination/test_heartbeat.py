@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aerodrome._util.clock import ManualClock
+from aerodrome._util.clock import Clock, ManualClock, SystemClock
 from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.coordination.ports import Beat, Node
@@ -23,7 +23,7 @@ TTL = 6.0
 class Store(MemoryCoordination):
     """The memory adapter, which can be made to fail, and tells which calls it got."""
 
-    def __init__(self, clock: ManualClock) -> None:
+    def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
         self.away = False
         self.calls: list[str] = []
@@ -68,6 +68,10 @@ async def started(heartbeat: Heartbeat, store: Store) -> Heartbeat:
     await heartbeat.start()
     await until(lambda: "heartbeat" in store.calls)
     return heartbeat
+
+
+async def hang() -> None:
+    await asyncio.Event().wait()
 
 
 async def test_a_node_joins_beats_and_leaves(store: Store, clock: ManualClock) -> None:
@@ -255,3 +259,95 @@ async def test_a_store_that_is_away_does_not_hinder_the_stop(store: Store, clock
     # The others wait for the time to live.
     clock.advance(TTL)
     assert await store.nodes() == []
+
+
+# --- self-fencing ---
+
+
+async def test_leases_are_given_up_at_two_thirds_of_the_time_to_live(store: Store, clock: ManualClock) -> None:
+    heartbeat = await started(make(store, clock), store)
+    lapses: list[float] = []
+    heartbeat.on_lapse = lambda: lapses.append(clock.now)
+    began = clock.now
+    clock.advance(TTL * 2 / 3 - 0.01)
+    assert heartbeat.check()
+    clock.advance(0.02)
+    assert not heartbeat.check()
+    assert not heartbeat.check()
+    # Once, and with a third of the time to live left in which nobody else may have the leases.
+    assert lapses == [pytest.approx(began + TTL * 2 / 3 + 0.01)]
+    assert heartbeat.lapse_time == pytest.approx(TTL / 3)
+    assert len(await store.nodes()) == 1
+    # A beat that gets through arms it again.
+    await heartbeat.beat()
+    assert heartbeat.check()
+    clock.advance(TTL * 2 / 3)
+    assert not heartbeat.check()
+    assert len(lapses) == 2
+    await heartbeat.aclose()
+
+
+@pytest.mark.parametrize("trouble", ["fails", "hangs"])
+async def test_a_timer_notices_that_no_beat_got_through(trouble: str) -> None:
+    """On the real clock: no beat that returns, and nobody who asks, tells of it."""
+    clock = SystemClock()
+    store = Store(clock)
+    heartbeat = Heartbeat(store, "node-a", interval=0.1, ttl=0.6, clock=clock, load=dict)
+    lapsed: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+    heartbeat.on_lapse = lambda: lapsed.set_result(clock.monotonic())
+    await heartbeat.start()
+    await until(lambda: "heartbeat" in store.calls)
+    if trouble == "fails":
+        store.away = True
+    else:
+        store.before_answer = hang
+    last = next(iter(store._lives.values())).beat_at
+    at = await lapsed
+    assert 0.4 <= at - last < 0.6, "not before the leases may be somebody else's"
+    assert len(await store.nodes()) == 1
+    # It has gone on to try, with a deadline for each beat.
+    beats = store.calls.count("heartbeat")
+    await until(lambda: store.calls.count("heartbeat") > beats)
+    store.away, store.before_answer = False, None
+    await until(lambda: heartbeat.may_serve)
+    await heartbeat.aclose()
+
+
+async def test_a_store_that_hangs_fails_a_beat(store: Store) -> None:
+    heartbeat = Heartbeat(store, "node-a", interval=3600.0, ttl=0.2, clock=SystemClock(), load=dict)
+    await started(heartbeat, store)
+    store.before_answer = hang
+    with pytest.raises(StoreUnavailable):
+        await heartbeat.beat()
+    await heartbeat.aclose()
+
+
+async def test_who_was_paused_serves_nobody_before_any_timer_is_heard(store: Store, clock: ManualClock) -> None:
+    heartbeat = await started(make(store, clock), store)
+    lapses: list[float] = []
+    heartbeat.on_lapse = lambda: lapses.append(clock.now)
+    clock.advance(TTL * 10)
+    assert not heartbeat.check()
+    assert len(lapses) == 1
+    # Declared dead by the next beat: that gives up by itself, and there is nothing left to give up.
+    await heartbeat.beat()
+    assert heartbeat.check()
+    assert len(lapses) == 1
+    await heartbeat.aclose()
+
+
+# --- drain ---
+
+
+async def test_a_node_that_is_asked_to_drain_is_told_once(store: Store, clock: ManualClock) -> None:
+    heartbeat = await started(make(store, clock), store)
+    told: list[str] = []
+    heartbeat.on_drain = lambda: told.append("drain")
+    await heartbeat.beat()
+    assert told == []
+    assert await store.ask_to_drain(heartbeat.incarnation)
+    await heartbeat.beat()
+    await heartbeat.beat()
+    assert told == ["drain"]
+    assert heartbeat.may_serve
+    await heartbeat.aclose()

@@ -66,6 +66,49 @@ async def test_sigterm_finishes_turns_and_exits_0(tmp_path: Path, model: ModelSe
     assert not [process for process in runtimes if process.is_running()]
 
 
+async def test_a_node_is_drained_from_the_command_line(tmp_path: Path, model: ModelServer) -> None:
+    config = write_config(tmp_path, model.base_url)
+    key = await new_key(config)
+    async with serve(config) as server, user_of(server, key) as alice:
+        (node,) = await aerodrome("nodes", "ls", "--config", str(config), "--json")
+        assert not node["draining"]
+        assert node["age"] < 60
+        await alice.open("s1")
+        reader = asyncio.create_task(alice.http.get("/sessions/s1/events", headers={"Accept": "text/event-stream"}))
+        turn = asyncio.create_task(alice.say("s1", "[[gate: held]] [[say: finished]]"))
+        await model.gate_reached("held")
+        runtimes = server.runtimes()
+        arguments = ("nodes", "drain", node["incarnation"], "--config", str(config))
+        waiting = asyncio.create_task(aerodrome(*arguments, "--wait", json_output=False))
+        async with asyncio.timeout(20):
+            while "draining for up to" not in server.log.read_text():
+                await asyncio.sleep(0.02)
+        refused = await alice.say("s1", "more", expect=503)
+        assert refused["code"] == "draining"
+        assert not turn.done()
+        assert not waiting.done()
+        said = await aerodrome(*arguments, json_output=False)  # again, which changes nothing
+        assert said == f"{node['incarnation']} is asked to drain.\n"
+        model.open_gate("held")
+        assert (await turn)["message"]["content"] == "finished"
+        assert await server.process.wait() == 0
+        assert await waiting == f"{node['incarnation']} has gone.\n"
+        assert '"last_event_id"' in (await reader).text.partition("event: reconnect")[2]
+        assert await aerodrome("nodes", "ls", "--config", str(config), "--json") == []
+    assert not [process for process in runtimes if process.is_running()]
+
+
+async def test_a_key_that_is_revoked_elsewhere_stops_at_once(tmp_path: Path, model: ModelServer) -> None:
+    config = write_config(tmp_path, model.base_url, '[auth]\nkey_cache = "1h"')
+    made = await aerodrome("keys", "create", "--config", str(config), "--tenant", "acme", "--user", "alice", "--json")
+    async with serve(config) as server, user_of(server, made["key"]) as alice:
+        assert (await alice.http.get("/sessions")).status_code == 200
+        await aerodrome("keys", "revoke", made["id"], "--config", str(config), json_output=False)
+        async with asyncio.timeout(5):
+            while (await alice.http.get("/sessions")).status_code != 401:
+                await asyncio.sleep(0.02)
+
+
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path, model: ModelServer) -> None:
     config = write_config(tmp_path, model.base_url)
     key = await new_key(config)

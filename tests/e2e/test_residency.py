@@ -156,7 +156,8 @@ async def test_a_drain_finishes_turns_and_puts_everything_to_sleep(tmp_path: Pat
         await until(lambda: running.node.sessions.draining)
         refused = await alice.say("s2", "more", expect=503)
         assert refused["code"] == "draining"
-        assert (await alice.http.get(f"{running.url}/ready")).status_code == 503
+        ready = await alice.http.get(f"{running.url}/ready")
+        assert (ready.status_code, ready.json()["code"]) == (503, "draining")
         model.open_gate("held")
         assert (await turn)["message"]["content"] == "finished"
         await drain

@@ -59,6 +59,21 @@ reject: 409 session_busy
 interrupt: Stopped.
 enqueue: Nice to meet you, Ada.
 in order: [...'Stopped.', 'My name is Ada', 'Nice to meet you, Ada.']""",
+    "team_chat.py": """\
+alice, by SDK: Nice to meet you, Ada.
+bob, by HTTP: Your name is Ada.
+carol has seen: ['My name is Ada', 'What is my name?']
+carol may not write: ...you may read this session, not write to it...
+bob, who cannot wait: session_busy, a turn of alice is running
+bob, who can: Thank you.
+carol sees []
+  alice: My name is Ada
+  copilot: Nice to meet you, Ada.
+  bob: What is my name?
+  copilot: Your name is Ada.
+  alice: [[delay: 10m]] Write a novel
+  bob: [[say: Thank you.]] I can wait
+  copilot: Thank you.""",
     "clean_up.py": """\
 stored: ['daily', 'forgotten']
 stored: ['daily']

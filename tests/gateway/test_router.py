@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aerodrome.events import SessionEvent
-from aerodrome.gateway.commands import Command, Place, Request, Serve, ToClient, ToOwn, ToRuntime
+from aerodrome.gateway.commands import Command, Place, Request, Serve, ToClient, Told, ToOwn, ToRuntime
 from aerodrome.gateway.router import Router
 from aerodrome.policy.profiles import Profile
 from aerodrome.wire.envelope import MAX_DEPTH
@@ -486,3 +486,84 @@ def test_no_message_breaks_it_and_nobody_gets_an_answer_twice(script: list[tuple
         answered.extend(answer["id"] for answer in answers if answer.get("id") is not None)
     for request_id in set(answered):
         assert answered.count(request_id) <= asked.count(request_id)
+
+
+# --- members ---
+
+
+def as_reader(*sessions: str) -> Router:
+    router = bound(*sessions)
+    for session in sessions:
+        router.restrict(session, reads_only=True, unasked=True)
+    return router
+
+
+def test_a_reader_reads_and_does_not_write() -> None:
+    router = as_reader("s1")
+    assert len(to_runtime(router.from_client(request(1, "session.getMessages", sessionId="s1")))) == 1
+    said = error_of(router.from_client(request(2, "session.mode.set", sessionId="s1", mode="plan")))
+    assert (said["code"], said["data"]["code"]) == (-32601, "forbidden")
+    assert router.unanswered == 1
+    router.restrict("s1", reads_only=False, unasked=True)
+    assert len(to_runtime(router.from_client(request(3, "session.mode.set", sessionId="s1", mode="plan")))) == 1
+
+
+def test_a_reader_that_waits_for_its_session_does_not_write_either() -> None:
+    router = as_reader("s1")
+    router.unbind("s1")
+    assert error_of(router.from_client(request(1, "session.mode.set", sessionId="s1")))["data"]["code"] == "forbidden"
+    placed(router.from_client(request(2, "session.mode.get", sessionId="s1")))
+
+
+def test_what_sdks_say_behind_a_resume_is_answered_for_a_reader_and_goes_nowhere() -> None:
+    router = as_reader("s1")
+    options = {"skipCustomInstructions": True, "installedPlugins": [], "coauthorEnabled": False}
+    (answer,) = to_client(router.from_client(request(1, "session.options.update", sessionId="s1", **options)))
+    assert answer["result"] == {"success": True}
+    (answer,) = to_client(
+        router.from_client(request(2, "session.eventLog.registerInterest", sessionId="s1", eventType="x"))
+    )
+    assert answer["result"] == {"handle": "reader"}
+    said = error_of(router.from_client(request(3, "session.options.update", sessionId="s1", model="other")))
+    assert said["data"]["code"] == "forbidden"
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_reader_is_told_what_happens_and_asked_nothing(told: bool) -> None:
+    router = as_reader("s1")
+
+    def hear(event_id: str, kind: str) -> Sequence[Command]:
+        raw = event("s1", event_id, kind)
+        if not told:
+            return router.from_runtime("rt-1", raw)
+        inner = json.dumps(json.loads(raw)["params"]["event"]).encode()
+        return router.tell("s1", [SessionEvent(event_id, kind, inner, False)], from_host=True)
+
+    assert len(to_client(hear("e1", "assistant.message"))) == 1
+    assert not hear("e2", "permission.requested")
+    assert not hear("e3", "external_tool.requested")
+    assert not hear("e4", "command.execute")
+    assert len(to_client(hear("e5", "permission.completed"))) == 1
+    ((link, answer),) = to_runtime(router.from_runtime("rt-1", request(7, "hooks.invoke", sessionId="s1")))
+    assert (link, answer["id"], answer["error"]["code"]) == ("rt-1", 7, -32601)
+
+
+def test_who_is_expelled_hears_nothing_more_and_holds_nobody_up() -> None:
+    router = bound("s1", "s2")
+    router.from_client(request(1, "session.getMessages", sessionId="s1"))
+    router.from_client(request(2, "session.getMessages", sessionId="s2"))
+    (asked,) = to_client(router.from_runtime("rt-1", request(7, "hooks.invoke", sessionId="s1")))
+    own, _ = router.ask("s1", "systemMessage.transform", b"{}")
+    withdrawn = router.expel("s1")
+    ((link, answer),) = to_runtime(withdrawn)
+    assert (link, answer["id"], "error" in answer) == ("rt-1", 7, True)
+    (told,) = (command for command in withdrawn if isinstance(command, Told))
+    assert told.number == own
+    assert told.message.is_error
+    # Its late answers go nowhere, and what it has asked is not answered to it.
+    assert not router.from_client(body(id=asked["id"], result={"decision": "allow"}))
+    late = error_of(router.from_runtime("rt-1", body(id=1, result={"events": ["secret"]})))
+    assert late["data"]["code"] == "not_found"
+    assert to_client(router.from_runtime("rt-1", body(id=2, result={"events": []})))[0]["result"] == {"events": []}
+    assert not router.from_runtime("rt-1", event("s1", "e9"))
+    placed(router.from_client(request(3, "session.getMessages", sessionId="s1")))

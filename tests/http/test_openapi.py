@@ -60,6 +60,8 @@ def test_the_routes_are_those_of_the_design() -> None:
         "GET /api/v1/sessions/{session_id}/events",
         "POST /api/v1/sessions/{session_id}/abort",
         "POST /api/v1/sessions/{session_id}/requests/{request_id}",
+        "PUT /api/v1/sessions/{session_id}/members/{user}",
+        "DELETE /api/v1/sessions/{session_id}/members/{user}",
         "GET /health",
         "GET /ready",
     }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from aerodrome.model import LastTurn, OnBusy, SessionKey, SessionKind, SessionRow, SessionState, TurnStatus
+from aerodrome.errors import SessionBusy
+from aerodrome.model import LastTurn, OnBusy, Role, SessionKey, SessionKind, SessionRow, SessionState, TurnStatus
 from aerodrome.sessions.api import Ask, Message, OpenSession, SendMessage
 from support.http_front import ALICE, BOB, MESSAGES, Front
 from support.scripted_sessions import KEYS
@@ -169,6 +170,36 @@ async def test_a_request_of_the_runtime_is_answered(front: Front, answer: dict[s
     response = await front.client.post("/api/v1/sessions/s1/requests/req-1", json=answer)
     assert (response.status_code, response.content) == (204, b"")
     assert front.sessions.calls == [("answer", ALICE_IS, "s1", "req-1", answer)]
+
+
+async def test_a_session_is_shared_and_shared_no_more(front: Front) -> None:
+    response = await front.client.put("/api/v1/sessions/s1/members/bob@acme.example", json={"role": "reader"})
+    assert response.status_code == 200
+    assert response.json()["members"] == [
+        {"user": "alice", "role": "owner"},
+        {"user": "bob@acme.example", "role": "reader"},
+    ]
+    gone = await front.client.delete("/api/v1/sessions/s1/members/bob@acme.example")
+    assert (gone.status_code, gone.content) == (204, b"")
+    assert front.sessions.calls == [
+        ("set_member", ALICE_IS, "s1", "bob@acme.example", Role.READER),
+        ("remove_member", ALICE_IS, "s1", "bob@acme.example"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"role": "owner"}, {"role": "boss"}, {"role": "reader", "until": 1}, {"role": None}]
+)
+async def test_what_is_no_role_is_not_given(front: Front, body: dict[str, object]) -> None:
+    response = await front.client.put("/api/v1/sessions/s1/members/bob", json=body)
+    assert (response.status_code, response.json()["code"]) == (400, "invalid")
+    assert front.sessions.calls == []
+
+
+async def test_who_may_not_wait_is_told_who_holds_the_session(front: Front) -> None:
+    front.sessions.fail_next(SessionBusy("a turn is running", turn="turn_7", author="bob"))
+    said = (await front.client.post(MESSAGES, json={"prompt": "Hi", "on_busy": "reject"})).json()
+    assert (said["code"], said["turn"], said["author"]) == ("session_busy", "turn_7", "bob")
 
 
 async def test_someone_else_s_session_looks_like_none(front: Front) -> None:

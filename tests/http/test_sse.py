@@ -8,7 +8,7 @@ import json
 import pytest
 from starlette.types import Message
 
-from aerodrome.errors import Capacity, StoreUnavailable
+from aerodrome.errors import Capacity, Draining, StoreUnavailable
 from aerodrome.events import SessionEvent
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.shutdown import Signal
@@ -309,7 +309,25 @@ async def test_readers_of_a_session_are_told_to_reconnect_when_the_server_stops(
     stream.put(event(1))
     await client.event()
     await asyncio.wait_for(front.server.stop(30), 2)
-    assert await client.events() == [(None, "reconnect", {})]
+    assert await client.events() == [(None, "reconnect", {"last_event_id": "e1"})]
+
+
+async def test_a_reader_is_told_to_reconnect_when_its_session_leaves_a_server_that_goes_on(front: Front) -> None:
+    client, stream = await follow(front)
+    stream.put(event(1), event(2))
+    stream.fail_at_end(Draining("it has moved"))
+    assert [(kind, data) for _, kind, data in await client.events()][-1] == ("reconnect", {"last_event_id": "e2"})
+    await asyncio.wait_for(stream.closed.wait(), 5)
+
+
+@pytest.mark.parametrize(("position", "told"), [("e7", "e7"), ("", None)])
+async def test_a_reader_that_has_seen_nothing_is_told_where_it_began(
+    front: Front, position: str, told: str | None
+) -> None:
+    front.sessions.stream_position = position
+    client, stream = await follow(front)
+    stream.fail_at_end(Draining("it has moved"))
+    assert await client.events() == [(None, "reconnect", {"last_event_id": told})]
     await stream.closed.wait()
     assert stream.closes == 1
     assert await client.is_closed()

@@ -54,6 +54,34 @@ def keys(store: CountingStore, clock: ManualClock) -> KeyService:
     return KeyService(store, clock=clock, cache_ttl=5.0)
 
 
+async def test_a_revocation_is_announced_and_heard_of(store: CountingStore, clock: ManualClock) -> None:
+    there = KeyService(store, clock=clock, cache_ttl=3600.0)
+
+    async def announce(key_id: str) -> None:
+        there.forget(key_id)
+
+    here = KeyService(store, clock=clock, announce=announce)
+    info, key = await here.create("acme", "alice")
+    assert (await there.authenticate(key)).user == "alice"
+    assert await here.revoke(info.id)
+    with pytest.raises(Unauthenticated):
+        await there.authenticate(key)
+
+
+async def test_a_revocation_that_cannot_be_announced_is_one_all_the_same(
+    store: CountingStore, clock: ManualClock
+) -> None:
+    async def announce(key_id: str) -> None:
+        raise StoreUnavailable("away")
+
+    here = KeyService(store, clock=clock, announce=announce)
+    info, key = await here.create("acme", "alice")
+    await here.authenticate(key)
+    assert await here.revoke(info.id)
+    with pytest.raises(Unauthenticated):
+        await here.authenticate(key)
+
+
 async def test_a_key_proves_its_principal(keys: KeyService, clock: ManualClock) -> None:
     info, key = await keys.create("acme", "alice@example.com", ["admin"], label="laptop")
     assert info == KeyInfo(info.id, "acme", "alice@example.com", frozenset({"admin"}), "laptop", clock.time())

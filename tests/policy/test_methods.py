@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aerodrome.model import Role
+from aerodrome.policy import readers
 from aerodrome.policy.method_refusals import NOT_ON_THE_LIST, REFUSED
 from aerodrome.policy.method_table import GROUPS
 from aerodrome.policy.methods import Handling, Refusal, checked_params, needs_check, refusal, rule_for
@@ -267,3 +270,60 @@ def test_models_are_listed_with_the_hosts_account() -> None:
     said = checked_params("models.list", Profile.ISOLATED, {"gitHubToken": "gho_x"})
     assert isinstance(said, Refusal)
     assert "gho_x" not in said.reason
+
+
+# --- roles ---
+
+
+def test_whatever_names_a_session_needs_a_role_in_it() -> None:
+    without = {rule.method for rule in RULES if rule.role is None}
+    assert without == {
+        "connect", "ping", "status.get", "auth.getStatus", "models.list",
+        *(rule.method for rule in RULES if rule.handling is Handling.RUNTIME),
+    }  # fmt: skip
+
+
+def test_readers_get_what_may_be_asked_again_and_nothing_that_acts() -> None:
+    for rule in RULES:
+        if rule.handling is Handling.FORWARD:
+            assert rule.role in (Role.READER, Role.WRITER)
+            # Also of the reads some are not for readers: those that have others act.
+            assert rule.repeatable or rule.role is Role.WRITER, rule.method
+    of_gateway = {rule.method: rule.role for rule in RULES if rule.handling is Handling.GATEWAY}
+    assert of_gateway["session.send"] is of_gateway["session.abort"] is Role.WRITER
+    assert of_gateway["session.delete"] is Role.OWNER
+    assert rule_for("session.mcp.resources.read").role is Role.WRITER
+    assert rule_for("session.getMessages").role is Role.READER
+
+
+@pytest.mark.parametrize("method", sorted(rule.method for rule in RULES if rule.role is Role.WRITER))
+def test_hardly_anything_of_a_writer_is_answered_to_a_reader(method: str) -> None:
+    answered = {"session.options.update", "session.eventLog.registerInterest", "session.eventLog.releaseInterest"}
+    said = readers.answer_in_place(method, {"sessionId": "s1"})
+    assert (said is not None) == (method in answered)
+
+
+@given(st.dictionaries(st.sampled_from([*SAFE_OPTIONS, "model", "availableTools"]), JSON))
+def test_a_reader_changes_no_option(options: dict[str, Any]) -> None:
+    said = readers.answer_in_place("session.options.update", options)
+    assert (said is not None) == all(
+        value is None or SAFE_OPTIONS.get(name) == value for name, value in options.items()
+    )
+
+
+def test_events_that_sdks_answer_by_themselves_are_those_that_ask() -> None:
+    source = sdk.source("session.py")
+    start = source.index("Implements the protocol v3 broadcast model")
+    handled = re.findall(r"case (\w+)Data\(\)", source[start : source.index("async def _execute_tool_and_respond")])
+    types = {
+        re.sub(r"[^a-z]", "", kind): kind
+        for kind in re.findall(r'"([a-z_]+(?:\.[a-z_]+)+)"', sdk.source("generated/session_events.py"))
+    }
+    # Of these it only keeps books.
+    noted = {"external_tool.completed", "capabilities.changed"} | {
+        kind for kind in types.values() if kind.startswith("session.canvas.")
+    }
+    asking = {types[name.lower()] for name in handled} - noted
+    assert {"permission.requested", "external_tool.requested", "command.execute"} <= asking
+    assert [kind for kind in sorted(asking) if not readers.asks(kind)] == []
+    assert not readers.asks("assistant.message")

@@ -359,7 +359,7 @@ async def test_reject_names_the_running_turn_and_full_queues_refuse() -> None:
         run = await running(node)
         with pytest.raises(SessionBusy) as busy:
             await node.send("s1", "no", on_busy=OnBusy.REJECT)
-        assert busy.value.extra["turn"] == run.id
+        assert busy.value.extra == {"turn": run.id, "author": "alice"}
         await node.send("s1", "waits")
         with pytest.raises(Capacity):
             await node.send("s1", "too many")

@@ -23,6 +23,7 @@ from aerodrome.errors import (
 )
 from aerodrome.model import OnBusy, RuntimeKey, SessionKey, SessionKind, SessionState, TurnStatus
 from aerodrome.sessions.api import Ask, OpenSession, SendMessage
+from aerodrome.sessions.janitor import LEASE
 from aerodrome.sessions.machine import State
 from aerodrome.sessions.run import TurnRun
 from support.scripted_node import ALICE, BOB, ScriptedNode, Stores, scripted_node, settle
@@ -218,7 +219,8 @@ async def delete(node: ScriptedNode) -> None:
 
 
 def is_empty(stores: Stores) -> bool:
-    remembered = (stores.directory._rows, stores.coordination._leases, stores.ledger._rows)
+    leases = stores.coordination._leases.keys() - {LEASE}
+    remembered = (stores.directory._rows, leases, stores.ledger._rows)
     return not (any(remembered) or stores.files.files or stores.files.epochs)
 
 
@@ -502,6 +504,39 @@ async def test_a_drain_lets_turns_end_and_ends_those_that_do_not() -> None:
         assert [await node.stores.coordination.holder(row.key) for row in rows] == [None] * 3
 
 
+async def test_sessions_leave_a_draining_node_as_soon_as_they_are_quiet() -> None:
+    async with scripted_node() as a, scripted_node(a.stores, name="b") as b:
+        await idle(a, "s1", "s2")
+        long = await running(a, "s1")
+        readers = {name: await a.service.events(ALICE, name) for name in ("s1", "s2")}
+        seen: dict[str, list[str]] = {name: [] for name in readers}
+
+        async def read(name: str) -> None:
+            async for event in readers[name]:
+                seen[name].append(event.cursor)
+
+        reading = {name: asyncio.create_task(read(name)) for name in readers}
+        draining = asyncio.create_task(a.service.drain(30.0))
+        await settle()
+        # The one that is idle is free for others at once, and its reader is told.
+        with pytest.raises(Draining):
+            await reading["s2"]
+        assert (await b.say("s2", "two")).status is TurnStatus.COMPLETED
+        assert not draining.done()
+        assert not reading["s1"].done()
+        await a.loaded("s1").answer()
+        await draining
+        assert await ended(long) is TurnStatus.COMPLETED
+        with pytest.raises(Draining):
+            await reading["s1"]
+        # With the last cursor the reader goes on at the other node, and has missed nothing.
+        onward = await b.service.events(ALICE, "s1", after=seen["s1"][-1])
+        assert not any(event.type == "aerodrome.gap" for event in onward.backlog)
+        onward.close()
+        assert (await b.say("s1", "three")).status is TurnStatus.COMPLETED
+        assert b.prompts("s1") == ["hello of s1", "one", "three"]
+
+
 async def test_a_drain_waits_until_nothing_is_left_of_questions() -> None:
     """The stores are closed behind it."""
 
@@ -609,18 +644,24 @@ async def test_a_node_that_was_held_for_dead_gives_its_sessions_up() -> None:
         await node.stores.coordination.leave(node.incarnation)
         node.incarnation = "a-2"
         await node.join()
-        await node.service.give_up_all()
-        node.runtime.release("session.create")
-        assert await ended(run) is TurnStatus.INTERRUPTED
+        (at_work,) = node.pool.runtimes
+        node.service.give_up_all("held for dead")
+        # Killed, because another node may run the session now: a tool would go on in it.
+        assert at_work.lost.is_set()
         await settle()
+        # No tool had run: sent again, once, under a lease of the new life.
+        await node.loaded("a").answer()
+        assert await ended(run) is TurnStatus.COMPLETED
+        assert run.row.retried
+        assert node.prompts("a") == ["hello of a", "one"]
         # The one that was being loaded under the old lease was loaded again under a new one.
         await node.loaded("c").answer()
         assert await ended(waking) is TurnStatus.COMPLETED
         holder = await node.stores.coordination.holder(SessionKey("acme", "c"))
         assert holder is not None
         assert holder.incarnation == "a-2"
-        assert {live.row.key.id for live in node.service.live if live.activation} == {"c"}
-        assert node.places == 1
+        assert {live.row.key.id for live in node.service.live if live.activation} == {"a", "c"}
+        assert node.places == 2
 
 
 async def test_a_session_is_not_forgotten_while_it_is_being_unloaded() -> None:
@@ -628,7 +669,7 @@ async def test_a_session_is_not_forgotten_while_it_is_being_unloaded() -> None:
     async with scripted_node() as node:
         await idle(node, "a")
         node.runtime.held.add("session.detach")
-        await node.service.give_up_all()
+        node.service.give_up_all("held for dead")
         await settle()
         await node.service.tidy()
         run = await node.send("a", "two")
@@ -660,10 +701,14 @@ async def test_without_its_coordination_store_a_node_takes_and_sends_nothing() -
         node.may_serve = False
         with pytest.raises(StoreUnavailable):
             await node.send("a", "three")
+        # The runtime has an answer, and it is not stored: another node may have the session by now.
         await node.loaded("a").answer()
-        assert await ended(run) is TurnStatus.COMPLETED
+        assert await ended(run) is TurnStatus.INTERRUPTED
         assert await ended(queued) is TurnStatus.FAILED
         assert node.runtime.asked("session.send") == 2
+        node.may_serve = True
+        assert (await node.say("a", "four")).status is TurnStatus.COMPLETED
+        assert node.prompts("a") == ["hello of a", "four"]
 
 
 async def test_a_session_is_taken_over_from_a_node_that_let_it_go() -> None:
@@ -779,7 +824,7 @@ async def test_hubs_are_kept_for_readers_and_live_sessions_only() -> None:
 
 async def test_a_reader_of_a_session_that_is_deleted_as_it_comes_is_not_left_waiting() -> None:
     async with scripted_node() as node:
-        await idle(node, "s1")
+        await node.open("s1")
         node.stores.slow_directory.held_after.add("get")
         coming = asyncio.create_task(node.service.events(ALICE, "s1"))
         await settle()

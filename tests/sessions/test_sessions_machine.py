@@ -57,6 +57,10 @@ class Sending:
     task: asyncio.Task[TurnRun]
 
 
+async def give_up(node: ScriptedNode) -> None:
+    node.service.give_up_all("held for dead")
+
+
 class SessionsMachine(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 1 << 16), max_sessions=st.sampled_from([1, 2, 10]), cancel=st.booleans())
     def start(self, seed: int, max_sessions: int, cancel: bool) -> None:
@@ -191,7 +195,7 @@ class SessionsMachine(RuleBasedStateMachine):
         self.lives += 1
         self.node.incarnation = f"a-{self.lives}"
         self.runner.run(self.node.join())
-        self.runner.run(self.node.service.give_up_all())
+        self.runner.run(give_up(self.node))
 
     # --- what the stores do ---
 

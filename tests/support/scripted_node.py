@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from aerodrome._util.clock import ManualClock
+from aerodrome._util.patience import Patience
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.coordination.backends.memory_directory import MemoryDirectory
@@ -16,14 +17,17 @@ from aerodrome.coordination.ports import Node
 from aerodrome.errors import Fenced, StoreUnavailable
 from aerodrome.model import Principal, SessionKey, SessionKind, TurnRow
 from aerodrome.policy.session_params import Credentials
+from aerodrome.sessions.admission import TurnAdmission, TurnLimits
 from aerodrome.sessions.api import OpenSession, SendMessage
 from aerodrome.sessions.backends.memory import MemoryLedger
 from aerodrome.sessions.context import SessionContext, SessionOptions
 from aerodrome.sessions.janitor import Janitor
+from aerodrome.sessions.patience import patient_directory, patient_files, patient_leases, patient_ledger
 from aerodrome.sessions.run import TurnRun
 from aerodrome.sessions.service import SessionService
 from aerodrome.sessions.slots import TurnSlots
 from aerodrome.statestore.history import messages
+from aerodrome.statestore.ports import FileInfo
 from aerodrome.statestore.provider import EVENTS_PATH
 from support.scripted_runtime import LoadedSession, ScriptedPool, ScriptedRuntime
 
@@ -62,6 +66,15 @@ class MemoryFiles:
             return self.files[key][path]
         except KeyError:
             raise FileNotFoundError(path) from None
+
+    async def listdir(self, key: SessionKey, path: str) -> list[tuple[str, FileInfo]]:
+        """Of a directory that has no other in it."""
+        files = self.files.get(key, {})
+        names = sorted(name.removeprefix(f"{path}/") for name in files if name.startswith(f"{path}/"))
+        return [(name, FileInfo(False, len(files[f"{path}/{name}"].encode()), 0.0, 0.0)) for name in names]
+
+    async def sessions(self, after: SessionKey | None = None, limit: int = 100) -> list[SessionKey]:
+        return sorted(key for key in self.files.keys() | self.epochs.keys() if after is None or key > after)[:limit]
 
     async def delete_session(self, key: SessionKey) -> bool:
         self.epochs.pop(key, None)
@@ -140,6 +153,8 @@ class ScriptedNode:
         max_sessions: int,
         max_runtimes: int,
         max_turns: int,
+        patience: Patience,
+        limits: TurnLimits,
         **options: Any,
     ) -> None:
         self.stores = stores
@@ -150,18 +165,27 @@ class ScriptedNode:
         self.tasks = TaskOwner(name)
         self.context = SessionContext(
             options=SessionOptions(**options),
-            directory=cast("Any", stores.slow_directory),
-            leases=cast("Any", stores.slow_coordination),
+            directory=patient_directory(cast("Any", stores.slow_directory), patience),
+            leases=patient_leases(cast("Any", stores.slow_coordination), patience),
             membership=cast("Any", stores.slow_coordination),
-            ledger=cast("Any", stores.slow_ledger),
-            files=cast("Any", stores.slow_files),
+            ledger=patient_ledger(cast("Any", stores.slow_ledger), patience),
+            files=patient_files(cast("Any", stores.slow_files), patience),
             pool=cast("Any", self.pool),
             clock=clock,
             credentials=lambda _tenant: Credentials(model="m1"),
             incarnation=lambda: self.incarnation,
             may_serve=lambda: self.may_serve,
             tasks=self.tasks,
-            slots=TurnSlots(total=max_turns, per_tenant=max_turns, timeout=5.0),
+            admission=TurnAdmission(
+                TurnSlots(total=max_turns, per_tenant=max_turns, timeout=5.0),
+                limits,
+                cast("Any", stores.slow_coordination),
+                incarnation=lambda: self.incarnation,
+                later=lambda work, name: self.context.later(work, name),
+                timeout=5.0,
+            ),
+            patience=patience,
+            state_patience=patience,
         )
         self.service = SessionService(self.context)
         self.janitor = Janitor(self.service, self.context)
@@ -252,9 +276,15 @@ async def scripted_node(
     max_sessions: int = 10,
     max_runtimes: int = 10,
     max_turns: int = 100,
+    patience: Patience | float = 0.0,
+    limits: TurnLimits = TurnLimits(),  # noqa: B008
     **options: Any,
 ) -> AsyncIterator[ScriptedNode]:
-    """A node; afterwards it is drained, and must have given everything back."""
+    """A node; afterwards it is drained, and must have given everything back.
+
+    Args:
+        patience: With its stores; seconds.
+    """
     clock = ManualClock()
     node = ScriptedNode(
         stores or Stores(clock, pause),
@@ -264,6 +294,8 @@ async def scripted_node(
         max_sessions=max_sessions,
         max_runtimes=max_runtimes,
         max_turns=max_turns,
+        patience=patience if isinstance(patience, Patience) else Patience(patience),
+        limits=limits,
         **options,
     )
     await node.join()

@@ -15,7 +15,7 @@ from typing import Any
 from aerodrome.coordination.ports import Page
 from aerodrome.errors import AerodromeError, NotFound, Unauthenticated
 from aerodrome.events import SessionEvent
-from aerodrome.model import Principal, SessionKey, SessionRow, TurnRow, TurnStatus
+from aerodrome.model import Principal, Role, SessionKey, SessionRow, TurnRow, TurnStatus
 from aerodrome.sessions.api import Ask, Lagging, Message, MessagePage, OpenSession, SendMessage
 
 KEYS = {
@@ -63,7 +63,9 @@ class ScriptedStream:
         self._events: deque[SessionEvent] = deque()
         self._changed = asyncio.Event()
         self._failure: Exception | None = None
+        self._last_words: Exception | None = None
         self._ended = False
+        self.position = ""
         self.taken = 0
         self.closes = 0
         self.closed = asyncio.Event()
@@ -84,6 +86,11 @@ class ScriptedStream:
         self._failure = error
         self._changed.set()
 
+    def fail_at_end(self, error: Exception) -> None:
+        """Raise the error behind what is there."""
+        self._last_words = error
+        self.end()
+
     def close(self) -> None:
         self.closes += 1
         self.closed.set()
@@ -97,6 +104,8 @@ class ScriptedStream:
                 self.taken += 1
                 yield self._events.popleft()
             elif self._ended:
+                if self._last_words is not None:
+                    raise self._last_words
                 return
             else:
                 self._changed.clear()
@@ -111,11 +120,11 @@ class ScriptedTurn:
         self.abandoned = asyncio.Event()
         self._final = asyncio.Event()
 
-    async def wait(self) -> TurnRow:
+    async def wait(self, reader: str | None = None) -> TurnRow:
         await self._final.wait()
         return self.row
 
-    def events(self) -> ScriptedStream:
+    def events(self, reader: str | None = None) -> ScriptedStream:
         return self.stream
 
     def abandon(self) -> None:
@@ -140,6 +149,7 @@ class ScriptedSessions:
         self.turns: list[ScriptedTurn] = []
         self.streams: list[ScriptedStream] = []
         self.stream_capacity = 1000
+        self.stream_position = ""
         self.called = asyncio.Event()
 
     def _call(self, *call: Any) -> None:
@@ -151,7 +161,7 @@ class ScriptedSessions:
 
     def _find(self, who: Principal, session_id: str) -> SessionRow:
         row = self.rows.get((who.tenant, session_id))
-        if row is None or row.owner != who.user:
+        if row is None or row.role_of(who) is None:
             raise NotFound(f"there is no session {session_id!r}")
         return row
 
@@ -193,6 +203,17 @@ class ScriptedSessions:
         self._call("delete", who, session_id)
         del self.rows[self._find(who, session_id).key]
 
+    async def set_member(self, who: Principal, session_id: str, user: str, role: Role) -> SessionRow:
+        self._call("set_member", who, session_id, user, role)
+        row = self._find(who, session_id)
+        self.rows[row.key] = replace(row, members={**row.members, user: role})
+        return self.rows[row.key]
+
+    async def remove_member(self, who: Principal, session_id: str, user: str) -> None:
+        self._call("remove_member", who, session_id, user)
+        row = self._find(who, session_id)
+        self.rows[row.key] = replace(row, members={name: known for name, known in row.members.items() if name != user})
+
     async def send(self, who: Principal, session_id: str, message: SendMessage) -> ScriptedTurn:
         self._call("send", who, session_id, message)
         return self._turn(self._find(who, session_id).key, who, message.prompt)
@@ -221,6 +242,7 @@ class ScriptedSessions:
         self._call("events", who, session_id, after)
         self._find(who, session_id)
         stream = ScriptedStream(self.stream_capacity)
+        stream.position = self.stream_position
         self.streams.append(stream)
         return stream
 

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,8 @@ class Server:
 
 
 @asynccontextmanager
-async def serve(config: Path, *arguments: str) -> AsyncIterator[Server]:
-    """A running server. Killed at the end if it still runs."""
+async def serve(config: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> AsyncIterator[Server]:
+    """A running server. Killed at the end if it still runs. `environment` goes over this process's."""
     log = config.with_name(f"serve-{os.urandom(4).hex()}.log")
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
@@ -84,6 +84,7 @@ async def serve(config: Path, *arguments: str) -> AsyncIterator[Server]:
             *arguments,
             stdout=asyncio.subprocess.PIPE,
             stderr=stderr,
+            env={**os.environ, **(environment or {})},
         )
     assert process.stdout is not None
     try:

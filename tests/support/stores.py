@@ -37,8 +37,12 @@ class ValkeyServer:
     def __init__(self, directory: Path, config: dict[str, Any] | None = None, *, sentinel: bool = False) -> None:
         self.directory = directory
         self.port = free_port()
-        self._config = {} if sentinel else dict(_CONFIG)
+        self._config: dict[str, Any] = {} if sentinel else dict(_CONFIG)
         self._config |= config or {}
+        #: Where the nodes of a cluster talk to each other.
+        self.bus_port = free_port()
+        if "cluster-enabled" in self._config:
+            self._config["cluster-port"] = self.bus_port
         self._sentinel = sentinel
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -46,6 +46,30 @@ def test_tables_of_a_newer_release_are_refused(connection: sqlite3.Connection) -
         Schema("items", (FIRST,)).migrate(connection)
 
 
+def test_a_release_that_the_newer_tables_still_suit_may_start(connection: sqlite3.Connection) -> None:
+    added = f"-- oldest compatible: 1\n{SECOND}"
+    Schema("items", (FIRST, added)).migrate(connection)
+    Schema("items", (FIRST,)).migrate(connection)
+    assert columns(connection, "item") == ["id", "name"]
+    # What once broke with the past stays broken, whatever comes after it.
+    third = "ALTER TABLE item DROP COLUMN name;"
+    fourth = "-- oldest compatible: 3\nALTER TABLE item ADD COLUMN size INTEGER;"
+    Schema("items", (FIRST, added, third, fourth)).migrate(connection)
+    Schema("items", (FIRST, added, third)).migrate(connection)
+    with pytest.raises(ConfigError, match="release at least as new"):
+        Schema("items", (FIRST, added)).migrate(connection)
+
+
+def test_a_file_of_a_release_without_that_column_is_taken_over(connection: sqlite3.Connection) -> None:
+    connection.execute("CREATE TABLE aerodrome_schema (name TEXT PRIMARY KEY, version INTEGER NOT NULL)")
+    connection.execute("CREATE TABLE item (id INTEGER)")
+    connection.execute("INSERT INTO aerodrome_schema VALUES ('items', 1), ('newer', 2)")
+    Schema("items", (FIRST, SECOND)).migrate(connection)
+    assert columns(connection, "item") == ["id", "name"]
+    with pytest.raises(ConfigError, match="release at least as new"):
+        Schema("newer", (FIRST,)).migrate(connection)
+
+
 def test_statements_keep_triggers_whole() -> None:
     trigger = "CREATE TRIGGER t AFTER INSERT ON item BEGIN\n  DELETE FROM item;\n  SELECT 1;\nEND;\n"
     assert statements(FIRST + trigger)[-1] == trigger

@@ -25,11 +25,11 @@ import os
 import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Self, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import psycopg
 import structlog
@@ -139,6 +139,7 @@ class Postgres:
             except psycopg.Error as error:
                 trouble = of_connecting(error)
                 if not trouble.what.startswith("is starting up") or monotonic() > give_up:
+                    self._pool.closed = True
                     raise self._health.translate(error, trouble) from error
             await asyncio.sleep(0.2)
 
@@ -167,6 +168,10 @@ class Postgres:
             await connection.close()
             raise
         return connection
+
+    def watched(self, connection: Connection) -> AbstractContextManager[None]:
+        """Cut a connection that `connect` made when the block takes longer than any statement may."""
+        return _watched(connection, self._patience)
 
     async def execute(
         self,
@@ -400,4 +405,5 @@ def masked(url: str) -> str:
     user, at, hosts = parts.netloc.rpartition("@")
     name = user.partition(":")[0]
     kept = [(key, value) for key, value in parse_qsl(parts.query) if "password" not in key]
-    return urlunsplit((parts.scheme, f"{name}{at}{hosts}", parts.path, urlencode(kept), ""))
+    query = f"?{urlencode(kept)}" if kept else ""
+    return f"{parts.scheme}://{name}{at}{hosts}{parts.path}{query}"

@@ -3,15 +3,22 @@
 The migrations of an adapter are the files `sqlite_001_*.sql`, `sqlite_002_*.sql`, ... beside it. The version
 it has reached is a row of the table `aerodrome_schema`, one row an adapter, rather than `PRAGMA user_version`,
 of which a file has only one.
+
+A migration may say in its first lines ``-- oldest compatible: N``: a program that knows version N works with the
+tables as they are after it, because it only added. Then a release that is older than the tables may start, and an
+upgrade can be taken back. Without such a line only a program works that knows the migration.
 """
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from dataclasses import dataclass
 from importlib import resources
 
 from aerodrome.errors import ConfigError
+
+_OLDEST = re.compile(r"^-- oldest compatible: (\d+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +49,18 @@ class Schema:
         connection.execute(
             "CREATE TABLE IF NOT EXISTS aerodrome_schema (name TEXT PRIMARY KEY, version INTEGER NOT NULL)"
         )
-        row = connection.execute("SELECT version FROM aerodrome_schema WHERE name = ?", (self.name,)).fetchone()
-        version = row[0] if row else 0
+        if "oldest_compatible" not in (
+            column[1] for column in connection.execute("PRAGMA table_info(aerodrome_schema)")
+        ):
+            # A file of a release that had not thought of it.
+            connection.execute("ALTER TABLE aerodrome_schema ADD COLUMN oldest_compatible INTEGER")
+        row = connection.execute(
+            "SELECT version, oldest_compatible FROM aerodrome_schema WHERE name = ?", (self.name,)
+        ).fetchone()
+        version, oldest = row or (0, None)
         if version > len(self.migrations):
+            if oldest is not None and oldest <= len(self.migrations):
+                return
             raise ConfigError(
                 f"the stored tables {self.name!r} have version {version}, and this Aerodrome knows only"
                 f" {len(self.migrations)}: run a release at least as new as the one that wrote them"
@@ -54,10 +70,20 @@ class Schema:
                 connection.execute(statement)
         if version < len(self.migrations):
             connection.execute(
-                "INSERT INTO aerodrome_schema (name, version) VALUES (?, ?)"
-                " ON CONFLICT (name) DO UPDATE SET version = excluded.version",
-                (self.name, len(self.migrations)),
+                "INSERT INTO aerodrome_schema (name, version, oldest_compatible) VALUES (?, ?, ?)"
+                " ON CONFLICT (name) DO UPDATE SET version = excluded.version,"
+                " oldest_compatible = excluded.oldest_compatible",
+                (self.name, len(self.migrations), self.oldest_compatible),
             )
+
+    @property
+    def oldest_compatible(self) -> int:
+        """The oldest version a program may know and still work with these tables."""
+        oldest = 1
+        for version, script in enumerate(self.migrations, start=1):
+            found = _OLDEST.search(script)
+            oldest = max(oldest, int(found[1]) if found else version)
+        return oldest
 
 
 def statements(script: str) -> list[str]:

@@ -14,9 +14,11 @@ from typing import Any, cast
 import uvloop
 
 from aerodrome.bench.children import serve
+from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.gateway.server import Gateway, GatewayOptions
 from aerodrome.model import Isolation, Principal, SessionKey, SessionRow
 from aerodrome.observability.logging import configure_logging
+from aerodrome.peers.cluster import Cluster
 from aerodrome.policy.profiles import Profile
 from aerodrome.policy.session_params import Credentials
 from aerodrome.runtime.supervisor import ManagedRuntime
@@ -98,7 +100,9 @@ async def main() -> None:
             profile_of=lambda tenant: Profile.ISOLATED,
             credentials_of=lambda tenant: Credentials(),
         )
-        gateway = Gateway(cast("SessionService", sessions), _Keys(), options)
+        nobody = MemoryCoordination()
+        cluster = Cluster(nobody, nobody, nobody, incarnation=lambda: "standin", loaded=lambda key: True, interval=1.0)
+        gateway = Gateway(cast("SessionService", sessions), _Keys(), options, cluster, peer_token=lambda: "")
         gateways.append(gateway)
         host, port = await gateway.start("127.0.0.1", 0)
         return {"host": host, "port": port}

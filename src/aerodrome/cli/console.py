@@ -40,7 +40,13 @@ def complain(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """For programs: one document, and no colours whatever standard output is."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Half a character, which a user has sent, can only be spelt.
+        text = json.dumps(value, indent=2)
+    sys.stdout.write(text + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -117,7 +117,17 @@ async def _stores(settings: Settings) -> str:
     async with open_stores(settings) as stores:
         count = await stores.directory.count()
         nodes = await stores.coordination.nodes()
-    return f"open in {settings.server.data_dir}; {count} sessions, {len(nodes)} running nodes"
+    where = str(settings.server.data_dir)
+    if settings.state.url != "sqlite":
+        from aerodrome.app import postgresql_stores
+
+        where = f"{settings.state.url.masked} (schema {settings.state.database_schema})"
+        if weak := await postgresql_stores().durability(settings):
+            raise _Warning(f"{where} has {' and '.join(weak)}: a crash of the server loses what was acknowledged")
+    coordination = settings.coordination
+    if coordination.url != "sqlite":
+        where += f", coordination in {coordination.url.masked}"
+    return f"open in {where}; {count} sessions, {len(nodes)} running nodes"
 
 
 async def _address(settings: Settings) -> str:

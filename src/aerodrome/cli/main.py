@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 import aerodrome
-from aerodrome.cli import bench, console, demo, doctor, init, keys, runtime, runtimes, serve, sessions
+from aerodrome.cli import bench, console, demo, doctor, init, keys, migrate, nodes, runtime, runtimes, serve, sessions
 from aerodrome.errors import AerodromeError
 from aerodrome.runtime.release import PINNED
 
@@ -50,10 +50,12 @@ app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
+app.command("migrate")(migrate.migrate)
 app.command("bench")(bench.bench)
 app.add_typer(keys.app, name="keys")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(runtimes.app, name="runtimes")
+app.add_typer(nodes.app, name="nodes")
 app.add_typer(runtime.app, name="runtime")
 
 

@@ -6,13 +6,16 @@ import asyncio
 import os
 import signal
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aerodrome.cli.console import note, say
 from aerodrome.cli.options import ConfigOption
 from aerodrome.config import Settings, load_settings
+
+if TYPE_CHECKING:
+    from aerodrome.app import Node
 
 
 def serve(
@@ -22,9 +25,11 @@ def serve(
     data_dir: Annotated[str | None, typer.Option(help="Over `server.data_dir`.")] = None,
     log_level: Annotated[str | None, typer.Option(help="Over `telemetry.log_level`.")] = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT: then finish the running turns, put the sessions to sleep, and exit 0.
+    """Serve until SIGTERM, SIGINT or `aerodrome nodes drain`: then finish the running turns, hand the sessions over,
+    and exit 0.
 
-    Prints `ready http=HOST:PORT gateway=HOST:PORT` once both doors listen. A second signal ends it at once.
+    Prints `ready http=HOST:PORT gateway=HOST:PORT` once both doors listen. A signal during the drain kills the runtimes
+    and exits 1 at once.
     """
     overrides = {
         "server.http": http,
@@ -46,19 +51,31 @@ async def _run(settings: Settings) -> None:
     from aerodrome.app import Node
 
     stop = asyncio.Event()
+    node = Node(settings)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, _signalled, stop, settings.server.drain_timeout)
-    async with Node(settings) as node:
+        loop.add_signal_handler(signum, _signalled, node, stop, settings.server.drain_timeout)
+    async with node:
         doors = {"http": node.http_address, "gateway": node.gateway_address}
         say("ready " + " ".join(f"{name}={host}:{port}" for name, (host, port) in doors.items()))
         sys.stdout.flush()
-        await stop.wait()
+        ends = [asyncio.ensure_future(event.wait()) for event in (stop, node.asked_to_drain)]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+        if not stop.is_set():
+            note(f"asked to drain; {_draining(settings.server.drain_timeout)}")
+            stop.set()  # so that a signal from here on ends it at once
 
 
-def _signalled(stop: asyncio.Event, drain_timeout: float) -> None:
+def _signalled(node: Node, stop: asyncio.Event, drain_timeout: float) -> None:
     if stop.is_set():
-        # Asked for twice. The runtimes end with us (parent-death signal); what is stored stays.
+        # Asked for twice. What is stored stays; what the runtimes have started does not.
+        node.abort()
         os._exit(1)
-    note(f"draining for up to {drain_timeout:g} s; a second signal ends it at once")
+    note(_draining(drain_timeout))
     stop.set()
+
+
+def _draining(drain_timeout: float) -> str:
+    return f"draining for up to {drain_timeout:g} s; a signal from now on ends it at once"

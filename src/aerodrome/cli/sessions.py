@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from aerodrome._util.durations import parse_duration
 from aerodrome.cli.console import moment, note, print_json, print_table, say
+from aerodrome.cli.export import writer_to
 from aerodrome.cli.options import ConfigOption, JsonOption, check_name
 from aerodrome.config import load_settings
 from aerodrome.errors import NotFound, SessionBusy
@@ -20,6 +20,7 @@ from aerodrome.model import SessionKey, SessionRow
 
 if TYPE_CHECKING:
     from aerodrome.app import Stores
+    from aerodrome.sessions.takeout import Erased, Whose
 
 T = TypeVar("T")
 
@@ -27,6 +28,11 @@ app = typer.Typer(no_args_is_help=True, help="The stored sessions.")
 
 TenantOption = Annotated[str, typer.Option(callback=check_name, help="The organisation the session belongs to.")]
 SessionArgument = Annotated[str, typer.Argument(metavar="ID", help="The session's id.")]
+OptionalSessionArgument = Annotated[
+    str | None, typer.Argument(metavar="ID", help="The session's id; without it, give --all.")
+]
+UserOption = Annotated[str | None, typer.Option(callback=check_name, help="With --all: only what is this user's.")]
+AllOption = Annotated[bool, typer.Option("--all", help="All sessions of the tenant, or of --user in it.")]
 
 
 @app.command("ls")
@@ -80,37 +86,146 @@ def show(session_id: SessionArgument, tenant: TenantOption, config: ConfigOption
 
 
 @app.command("export")
-def export(session_id: SessionArgument, tenant: TenantOption, config: ConfigOption = None) -> None:
-    """Print everything stored of a session, as JSON: its row, its turns, its files."""
+def export(
+    tenant: TenantOption,
+    session_id: OptionalSessionArgument = None,
+    user: UserOption = None,
+    everything: AllOption = False,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="PATH", help="Write there: a new directory, or a file that ends in .jsonl."),
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Print or write everything stored of a session, or with --all of a tenant or of one user.
 
-    async def read(stores: Stores) -> dict[str, Any]:
-        row = await _row(stores, SessionKey(tenant, session_id))
-        turns = [asdict(turn) for turn in await stores.ledger.turns(row.key)]
-        files = {path: await stores.files.read(row.key, path) for path in await _files(stores, row.key, "/")}
-        return {"session": describe(row), "options": row.options, "turns": turns, "files": files}
+    One session is printed as JSON: its row, its turns, its files. Several are JSON lines, one a session, or, with
+    --to DIRECTORY, a directory for each. Of a user's memberships in sessions of others there is the role and what
+    the user wrote.
+    """
+    whose = _whose(tenant, session_id, user, everything)
 
-    print_json(_run(config, read))
+    async def read(stores: Stores) -> int:
+        from aerodrome.sessions.takeout import rows_of, take_out, take_out_membership
+
+        if whose is None:
+            row = await _row(stores, SessionKey(tenant, session_id or ""))
+            taken = {"session": describe(row), **await take_out(row, files=stores.files, ledger=stores.ledger)}
+            if to is None:
+                print_json(taken)
+                return 1
+            with writer_to(to) as write:
+                write(taken)
+            return 1
+        count = 0
+        with writer_to(to) as write:
+            for row in await rows_of(stores.directory, whose):
+                if whose.owns(row):
+                    write({"session": describe(row), **await take_out(row, files=stores.files, ledger=stores.ledger)})
+                else:
+                    assert whose.user is not None
+                    write({"membership": await take_out_membership(row, whose.user, ledger=stores.ledger)})
+                count += 1
+        return count
+
+    count = _run(config, read)
+    if to is not None:
+        say(f"Wrote {count} sessions to {to}.")
 
 
 @app.command("rm")
-def remove(session_id: SessionArgument, tenant: TenantOption, config: ConfigOption = None) -> None:
-    """Delete a session, completely: files, ledger, directory row. Not while a node has it loaded."""
+def remove(
+    tenant: TenantOption,
+    session_id: OptionalSessionArgument = None,
+    user: UserOption = None,
+    everything: AllOption = False,
+    with_keys: Annotated[bool, typer.Option("--with-keys", help="With --all: also revoke the API keys.")] = False,
+    wait: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help='Wait so long, such as "30m", for sessions that a node has loaded.'),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete a session, or with --all those of a tenant or of one user, completely: files, ledger, directory row.
 
-    async def erase_it(stores: Stores) -> None:
-        from aerodrome.sessions.erase import erase
+    With --user the user's memberships in sessions of others go, too; what they wrote there stays with its owner.
+    What a running node has loaded is refused, and named; the rest is deleted all the same. Then it exits 1.
+    """
+    whose = _whose(tenant, session_id, user, everything)
+    if with_keys and whose is None:
+        raise typer.BadParameter("keys belong to users: give --all as well", param_hint="--with-keys")
+    seconds = _duration(wait)
+    if whose is not None and not yes:
+        what = f"every session of the tenant {tenant}" if user is None else f"every session of {tenant}/{user}"
+        typer.confirm(f"Delete {what}{' and their API keys' if with_keys else ''}, for good?", abort=True, err=True)
 
-        row = await _row(stores, SessionKey(tenant, session_id))
-        async with _lease(stores, row.key):
-            await erase(
-                row.key,
-                directory=stores.directory,
-                leases=stores.coordination,
-                ledger=stores.ledger,
-                files=stores.files,
-            )
+    async def erase_them(stores: Stores) -> tuple[Erased, list[str]]:
+        from aerodrome._util.clock import SystemClock
+        from aerodrome.sessions.takeout import Erased, eraser
 
-    _run(config, erase_it)
-    say(f"Deleted {tenant}/{session_id}.")
+        revoked = await _revoke(stores, tenant, user) if with_keys else []
+        async with eraser(stores, SystemClock(), wait=seconds) as erasing:
+            if whose is not None:
+                return await erasing.erase_all(whose, note), revoked
+            key = (await _row(stores, SessionKey(tenant, session_id or ""))).key
+            holder = await erasing.erase(key, note)
+            return (Erased([key]) if holder is None else Erased(refused={key: holder})), revoked
+
+    done, revoked = _run(config, erase_them)
+    _tell(done, revoked, as_json)
+    if done.refused:
+        raise SessionBusy(
+            "not deleted, because it is loaded by a running node: "
+            + "; ".join(f"{key} by {holder}" for key, holder in done.refused.items())
+            + ". Delete it over HTTP, or try again once it has hibernated (or with --wait)"
+        )
+
+
+def _whose(tenant: str, session_id: str | None, user: str | None, everything: bool) -> Whose | None:
+    """``None``: the one session that is named."""
+    from aerodrome.sessions.takeout import Whose
+
+    if (session_id is not None) == everything:
+        raise typer.BadParameter("give either the id of one session, or --all", param_hint="ID")
+    if user is not None and not everything:
+        raise typer.BadParameter("a session has one id whoever owns it: --user goes with --all", param_hint="--user")
+    return Whose(tenant, user) if everything else None
+
+
+def _duration(text: str | None) -> float:
+    if text is None:
+        return 0.0
+    try:
+        return float(parse_duration(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--wait") from None
+
+
+async def _revoke(stores: Stores, tenant: str, user: str | None) -> list[str]:
+    """First of all: whoever has no key any more makes no new sessions."""
+    found = [info.id for info in await stores.keys.list(tenant) if user is None or info.user == user]
+    return [key_id for key_id in found if await stores.keys.revoke(key_id)]
+
+
+def _tell(done: Erased, revoked: list[str], as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "deleted": [key.id for key in done.sessions],
+                "memberships": [key.id for key in done.memberships],
+                "refused": {key.id: holder for key, holder in done.refused.items()},
+                "revoked_keys": revoked,
+            }
+        )
+        return
+    for key in done.sessions:
+        say(f"Deleted {key}.")
+    for key in done.memberships:
+        say(f"Left {key}.")
+    for key_id in revoked:
+        say(f"Revoked {key_id}.")
 
 
 def describe(row: SessionRow) -> dict[str, Any]:
@@ -138,31 +253,6 @@ async def _row(stores: Stores, key: SessionKey) -> SessionRow:
     if row is None:
         raise NotFound(f"there is no session {key}; `aerodrome sessions ls` lists them")
     return row
-
-
-async def _files(stores: Stores, key: SessionKey, directory: str) -> list[str]:
-    found: list[str] = []
-    for name, info in await stores.files.listdir(key, directory):
-        path = f"{directory.rstrip('/')}/{name}"
-        found += await _files(stores, key, path) if info.is_directory else [path]
-    return found
-
-
-@asynccontextmanager
-async def _lease(stores: Stores, key: SessionKey) -> AsyncIterator[None]:
-    """Hold the session as a node of our own, for as long as it takes."""
-    from aerodrome.coordination.ports import Node
-
-    node = Node(name="aerodrome-sessions-rm", incarnation=f"cli-{secrets.token_hex(8)}")
-    await stores.coordination.join(node, ttl=60)
-    try:
-        if await stores.coordination.acquire(key, node.incarnation) is None:
-            raise SessionBusy(
-                f"{key} is loaded by a running node: delete it over HTTP, or try again once it has hibernated"
-            )
-        yield
-    finally:
-        await stores.coordination.leave(node.incarnation)
 
 
 def _run(config: Path | None, call: Callable[[Stores], Awaitable[T]]) -> T:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
 from aerodrome.config.sources import PREFIX, KeyPath
+from aerodrome.config.types import mask_passwords
 
 #: Messages of pydantic for which there are plainer words here.
 _PLAIN = {
@@ -141,4 +142,5 @@ def _written(value: Any) -> str:
         text = json.dumps(value, ensure_ascii=False, default=str)
     except ValueError:
         text = repr(value)
+    text = mask_passwords(text)
     return text if len(text) <= 80 else text[:77] + "..."

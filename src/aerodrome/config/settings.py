@@ -9,11 +9,20 @@ from __future__ import annotations
 import re
 import socket
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SecretStr,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from aerodrome._util.redis_url import REDIS_SCHEMES, RedisUrl
 from aerodrome._util.xdg import data_home
 from aerodrome.config.types import (
     Address,
@@ -24,12 +33,19 @@ from aerodrome.config.types import (
     LocalPath,
     Name,
     Secret,
+    StoreUrl,
     Tool,
     Url,
+    check_postgresql_url,
+    resolve_store_url,
 )
 from aerodrome.model import ISOLATED_TOOLS, Isolation, OnBusy, Profile
 
 MIB = 1 << 20
+
+
+def _written(text: object) -> str:
+    return f'"{text}"'
 
 
 class Section(BaseModel):
@@ -61,6 +77,15 @@ class ServerSettings(Section):
         default=Address("127.0.0.1", 4321),
         description="Address of the native gateway, to which Copilot SDKs connect. Port 0 takes a free one.",
     )
+    advertise: ListenAddress | None = Field(
+        default=None,
+        description="Address at which other nodes reach this one's gateway. Needed where the one it listens on is not "
+        "reached from other machines.",
+        json_schema_extra={
+            "default_text": "`server.gateway`, with this machine's name when that listens everywhere",
+            "example": '"node-1.internal:4321"',
+        },
+    )
     data_dir: LocalPath = Field(
         default_factory=_default_data_dir,
         description="Directory of the databases, the runtimes' homes and their logs.",
@@ -76,28 +101,67 @@ class ServerSettings(Section):
     )
 
 
-def _store_in_this_version(*available: str) -> BeforeValidator:
-    choices = " or ".join(f'"{name}"' for name in available)
+def _database_schema(value: str) -> str:
+    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", value) or value.startswith("pg_"):
+        raise ValueError("expected up to 63 small letters, digits and _, the first no digit")
+    return value
 
-    def check(value: Any) -> Any:
-        scheme, colon, _ = value.partition(":") if isinstance(value, str) else ("", "", "")
-        if colon and scheme in ("redis", "rediss", "valkey", "postgresql", "postgres", "volume"):
-            raise ValueError(f"{scheme} stores are not in this version; expected {choices}")
-        return value
 
-    return BeforeValidator(check)
+def _key_prefix(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,60}", value):
+        raise ValueError("expected up to 60 letters, digits or any of . _ -")
+    return value
+
+
+def _coordination_url(url: StoreUrl) -> StoreUrl:
+    if url in ("sqlite", "memory"):
+        return url
+    if url.scheme in ("postgresql", "postgres"):
+        return check_postgresql_url(url)
+    if url.scheme in REDIS_SCHEMES:
+        RedisUrl.parse(url)
+        return url
+    raise ValueError(
+        'expected "sqlite", "memory", "redis://HOST" (or rediss, unix, redis+sentinel, redis+cluster) or '
+        '"postgresql://USER@HOST/DATABASE"'
+    )
+
+
+#: Always resolved, checked, and shown without its password.
+_CoordinationUrl = Annotated[
+    StoreUrl, PlainValidator(resolve_store_url), AfterValidator(_coordination_url), Kind("store", _written)
+]
+_DatabaseSchema = Annotated[str, AfterValidator(_database_schema), Kind("name", _written)]
 
 
 class CoordinationSettings(Section):
-    url: Annotated[Literal["sqlite", "memory"], _store_in_this_version("sqlite", "memory")] = Field(
-        default="sqlite",
-        description="Store of leases, directory and membership: `sqlite` is a file in `server.data_dir` that several "
-        "processes of one machine may share; `memory` forgets at exit.",
+    url: _CoordinationUrl = Field(
+        default=StoreUrl("sqlite"),
+        description="Store of leases, membership, limits and events. `sqlite`: a file in `server.data_dir` that "
+        "several processes of one machine may share. For several machines (docs/fleet-stores.md): `redis://...`, "
+        "`rediss://...` (TLS), `unix://...`, `redis+sentinel://...`, `redis+cluster://...` (Redis 7 or Valkey), or "
+        "`postgresql://...`. `memory` forgets at exit. `env:NAME` and `file:PATH` as for secrets.",
+    )
+    key_prefix: Annotated[str, AfterValidator(_key_prefix), Kind("name", _written)] = Field(
+        default="aerodrome", description="Redis: what all keys begin with; fleets that share a server have one each."
+    )
+    database_schema: _DatabaseSchema = Field(
+        default="aerodrome", description="PostgreSQL: the schema that holds the tables."
+    )
+    retry: Duration = Field(
+        default=5.0,
+        description="Redis and PostgreSQL: how long a call goes on trying while the server cannot be reached, such as "
+        "during a restart, before the error `store_unavailable`. A heartbeat is not repeated: the next is due soon.",
     )
     heartbeat: Duration = Field(default=1.0, gt=0, description="How often a node says that it is alive.")
     ttl: Duration = Field(
         default=5.0,
         description="Silence after which a node is dead and its sessions go to others; at least three heartbeats.",
+    )
+    patience: Duration = Field(
+        default=15.0,
+        description="How long a request or a turn waits for the coordination store when it is away, before it fails "
+        "with `store_unavailable`. Longer than a restart of the store takes.",
     )
 
     @model_validator(mode="after")
@@ -108,16 +172,50 @@ class CoordinationSettings(Section):
         return self
 
 
+def _state_url(url: StoreUrl) -> StoreUrl:
+    if url == "sqlite":
+        return url
+    if url.scheme in ("postgresql", "postgres"):
+        return check_postgresql_url(url)
+    expected = 'expected "sqlite" or "postgresql://USER@HOST/DATABASE"'
+    if url.scheme in ("redis", "rediss", "valkey"):
+        raise ValueError(f"{url.scheme} stores forget; {expected}")
+    if url.scheme == "volume":
+        raise ValueError(f"volume stores are not in this version; {expected}")
+    raise ValueError(expected)
+
+
+#: Always resolved, checked, and shown without its password.
+_StateUrl = Annotated[StoreUrl, PlainValidator(resolve_store_url), AfterValidator(_state_url), Kind("store", _written)]
+
+
 class StateSettings(Section):
-    url: Annotated[Literal["sqlite"], _store_in_this_version("sqlite")] = Field(
-        default="sqlite", description="Store of the session files: `sqlite` is a file in `server.data_dir`."
+    url: _StateUrl = Field(
+        default=StoreUrl("sqlite"),
+        description="Store of all that must last: session files, message ledger, directory, API keys. `sqlite`: files "
+        "in `server.data_dir`, for one machine. `postgresql://...`: a database that nodes on many machines share; what "
+        "libpq understands in an address counts, such as `sslmode`; `env:NAME` and `file:PATH` as for secrets.",
+    )
+    database_schema: _DatabaseSchema = Field(
+        default="aerodrome", description="PostgreSQL: the schema that holds the tables."
+    )
+    connections: int = Field(default=10, ge=1, description="PostgreSQL: most connections of this node.")
+    retry: Duration = Field(
+        default=15.0,
+        description="PostgreSQL: how long a call goes on trying while the server is away, such as during a restart, "
+        "before the error `store_unavailable`.",
+    )
+    patience: Duration = Field(
+        default=15.0,
+        description="How long a request, or a turn that is being stored, waits for the state store when it is away or "
+        "full, before it fails with `store_unavailable`.",
     )
     max_file: ByteSize = Field(default=64 * MIB, gt=0, description="Largest file of a session.")
     max_session: ByteSize = Field(default=256 * MIB, gt=0, description="Most bytes of one session's files together.")
     synchronous: Literal["full", "normal"] = Field(
         default="full",
-        description="`full` survives a power cut with every acknowledged write; `normal` is faster and may then lose "
-        "the last ones. Neither loses anything when a process dies.",
+        description="SQLite: `full` survives a power cut with every acknowledged write; `normal` is faster and may "
+        "then lose the last ones. Neither loses anything when a process dies. PostgreSQL has its own setting for this.",
     )
 
     @model_validator(mode="after")
@@ -355,7 +453,32 @@ class LimitSettings(Section):
         description="How long a client of the native gateway may take to authenticate, and to read what waits for it.",
     )
     max_turns: int = Field(default=500, ge=1, description="Most turns that run at the same time in this node.")
-    max_turns_per_tenant: int = Field(default=100, ge=1, description="The same, for one tenant.")
+    max_turns_per_tenant: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most turns of one tenant that run at the same time, over all nodes. Without it each node gives a "
+        "tenant a fifth of `max_turns`.",
+        json_schema_extra={"example": "100"},
+    )
+    max_turns_per_user: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most turns of one user that run at the same time, over all nodes; more of them wait.",
+        json_schema_extra={"example": "4"},
+    )
+    turns_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most prompts that are accepted from one user in a minute, over all nodes; the next is refused "
+        "with `rate_limited`.",
+        json_schema_extra={"example": "60"},
+    )
+    turns_per_minute_per_tenant: int | None = Field(
+        default=None,
+        ge=1,
+        description="The same, for all users of one tenant together.",
+        json_schema_extra={"example": "600"},
+    )
 
     @model_validator(mode="after")
     def _a_prompt_fits(self) -> Self:
@@ -384,7 +507,7 @@ class Settings(Section):
     coordination: CoordinationSettings = Field(
         default_factory=CoordinationSettings, description="Who runs which session, and who is alive."
     )
-    state: StateSettings = Field(default_factory=StateSettings, description="Where session files are stored.")
+    state: StateSettings = Field(default_factory=StateSettings, description="Where what must last is stored.")
     isolation: IsolationSettings = Field(
         default_factory=IsolationSettings, description="Who shares a Copilot CLI process with whom."
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -84,10 +84,14 @@ def resolve_secret(value: Any, info: ValidationInfo) -> Any:
     context = info.context or {}
     if not isinstance(value, str) or context.get("resolve_secrets") is False:
         return value
+    return _resolve(value, context)
+
+
+def _resolve(value: str, context: Mapping[str, Any]) -> str:
     if value.startswith("env:"):
         name = value.removeprefix("env:")
         found, missing = (
-            context.get("env", os.environ).get(name, ""),
+            str(context.get("env", os.environ).get(name, "")),
             f"the environment variable {name!r} is not set, or is empty",
         )
     elif value.startswith("file:"):
@@ -106,6 +110,49 @@ def _read_secret(path: Path) -> tuple[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         return "", f"the file {path} can not be read: {reason}"
+
+
+#: What is secret in the address of a store: the password after the user's name, and parameters of that name.
+_PASSWORDS = re.compile(r"(://[^:@/\s]*):\S*@|(password=)[^&\s]*")
+
+
+def mask_passwords(text: str) -> str:
+    """The text with `***` for every password in an address, for messages and listings."""
+    return _PASSWORDS.sub(lambda found: f"{found[1]}:***@" if found[1] else f"{found[2]}***", text)
+
+
+class StoreUrl(str):
+    """The address of a store. It may hold a password: `str` is the address, `repr` and `masked` are for people."""
+
+    __slots__ = ()
+
+    @property
+    def scheme(self) -> str:
+        """`sqlite`, `postgresql`, ...: what comes before the colon, or the whole."""
+        return self.partition(":")[0]
+
+    @property
+    def masked(self) -> str:
+        return mask_passwords(self)
+
+    def __repr__(self) -> str:
+        return repr(self.masked)
+
+
+def resolve_store_url(value: Any, info: ValidationInfo) -> StoreUrl:
+    """As `resolve_secret`, but always: a command that works on the stores needs their address."""
+    if not isinstance(value, str):
+        raise ValueError("expected a text in quotes")
+    return StoreUrl(_resolve(value, info.context or {}))
+
+
+def check_postgresql_url(value: StoreUrl) -> StoreUrl:
+    """The form only; what the driver makes of it is told when it is opened."""
+    if not re.fullmatch(r"postgres(ql)?://\S+", value):
+        raise ValueError(
+            'expected an address such as "postgresql://aerodrome@db.example/aerodrome?sslmode=verify-full"'
+        )
+    return value
 
 
 def _quoted(text: object) -> str:

@@ -19,7 +19,8 @@ from aerodrome.gateway.client import GatewayClient
 from aerodrome.gateway.commands import Request
 from aerodrome.gateway.problems import refusal_frame
 from aerodrome.gateway.sessions import open_session
-from aerodrome.model import SessionRow
+from aerodrome.model import Role, SessionRow
+from aerodrome.peers.shapes import principal_of
 from aerodrome.policy.methods import checked_params, needs_check
 from aerodrome.policy.shapes import Refusal
 from aerodrome.runtime.control import PROTOCOL_VERSION
@@ -105,8 +106,27 @@ class Answers:
 
     async def _connect(self, client: GatewayClient, request: Request, params: Params) -> Answer:
         token = params.get("token")
-        principal = await self._gateway.authenticate(token if isinstance(token, str) else "")
-        self._gateway.admit(client, principal, str(token))
+        token = token if isinstance(token, str) else ""
+        if self._gateway.is_node(token):
+            return self._connect_node(client, params)
+        principal = await self._gateway.authenticate(token)
+        self._gateway.admit(client, principal, token)
+        return self._hello(client, params)
+
+    def _connect_node(self, client: GatewayClient, params: Params) -> Answer:
+        """Another node: with its own work (`gateway.peering`), or in the name of one of its clients."""
+        if isinstance(node := params.get("node"), str):
+            client.is_node = node
+            return {"ok": True}
+        try:
+            principal = principal_of(params.get("onBehalfOf"))
+        except msgspec.ValidationError as error:
+            raise Invalid(f"`onBehalfOf` is no principal: {error}") from error
+        client.relayed = True
+        self._gateway.admit(client, principal, "")
+        return self._hello(client, params)
+
+    def _hello(self, client: GatewayClient, params: Params) -> Answer:
         client.hello = {name: params[name] for name in _HELLO if name in params}
         kinds = ["agent", "shell", "client"]
         version = self._gateway.cli_version
@@ -140,21 +160,19 @@ class Answers:
         return await open_session(self._gateway, client, params, resume=True)
 
     async def _detach(self, client: GatewayClient, request: Request, params: Params) -> Answer:
-        attachment = client.attachments.pop(_session_id(params), None)
-        if attachment is not None:
-            await attachment.live.detach(attachment)
-            client.router.leave(attachment.session_id)
-            client.close_unused_links()
-            self._gateway.sessions.let_go(attachment.live)
+        session_id = _session_id(params)
+        if session_id in client.attachments:
+            await client.detach(session_id)
         return {"success": True}
 
     async def _delete(self, client: GatewayClient, request: Request, params: Params) -> Answer:
         session_id = _session_id(params)
         try:
+            row = await self._gateway.sessions.get(client.who, session_id)
             await self._gateway.sessions.delete(client.who, session_id)
         except NotFound:
             return {"success": False, "error": f"Session file not found for {session_id}"}
-        self._gateway.tell_lifecycle(client.who, "session.deleted", session_id)
+        self._gateway.tell_lifecycle(row, "session.deleted")
         return {"success": True}
 
     async def _list(self, client: GatewayClient, request: Request, params: Params) -> Answer:
@@ -189,7 +207,7 @@ class Answers:
             to_event_id=to_event if isinstance(to_event, str) else None,
             title=name if isinstance(name, str) else None,
         )
-        self._gateway.tell_lifecycle(client.who, "session.created", row.key.id)
+        self._gateway.tell_lifecycle(row, "session.created")
         return {"sessionId": row.key.id, "name": row.title} if row.title else {"sessionId": row.key.id}
 
     # --- turns ---
@@ -209,7 +227,7 @@ class Answers:
         return {"messageId": message_id}
 
     async def _abort(self, client: GatewayClient, request: Request, params: Params) -> Answer:
-        live = await self._gateway.sessions.live_session(client.who, _session_id(params))
+        live = await self._gateway.sessions.live_session(client.who, _session_id(params), Role.WRITER)
         if not live.turns.stop_running() and live.activation is not None:
             # Perhaps the runtime is at work on something that no prompt of ours began.
             request.session_id = live.row.key.id

@@ -57,6 +57,8 @@ class NativeAttachment:
     """Args:
     kept: What policy keeps of the client's parameters.
     context: What a session in this runtime gets beside them.
+    changes: What it has changed since; given when it was attached before, at another node.
+    passive: Its user may only read.
     """
 
     def __init__(
@@ -66,8 +68,14 @@ class NativeAttachment:
         kept: Mapping[str, Any],
         context: Callable[[ManagedRuntime], OpenContext],
         profile: Profile,
+        *,
+        asked: Mapping[str, Any],
+        changes: Changes | None = None,
+        passive: bool = False,
     ) -> None:
         self.live = live
+        #: What the client asked for, as it came.
+        self.asked = asked
         #: The runtime's answer to the latest opening, as it came.
         self.result: Raw | UnsetType | None = None
         #: Why the runtime refused the latest opening.
@@ -76,10 +84,11 @@ class NativeAttachment:
         self._context = context
         self._profile = profile
         self._kept = dict(kept)
-        self._opened = False
-        self._link: Upstream | None = None
         #: What the client has changed since it opened the session.
-        self.changes = Changes()
+        self.changes = changes or Changes()
+        self._opened = changes is not None
+        self._link: Upstream | None = None
+        self._passive = passive
 
     @property
     def session_id(self) -> str:
@@ -87,9 +96,15 @@ class NativeAttachment:
 
     @property
     def tools(self) -> frozenset[str]:
+        if self._passive:
+            return frozenset()
         tools = self.changes.tools if self.changes.tools is not None else self._kept.get("tools")
         named = tools if isinstance(tools, list) else []
         return frozenset(str(tool.get("name")) for tool in named if isinstance(tool, dict))
+
+    @property
+    def passive(self) -> bool:
+        return self._passive
 
     @property
     def is_replay(self) -> bool:
@@ -99,10 +114,17 @@ class NativeAttachment:
     def forces_options(self) -> bool:
         return self._profile is not Profile.TRUSTED
 
-    def ask_anew(self, kept: Mapping[str, Any]) -> None:
+    def ask_anew(self, kept: Mapping[str, Any], asked: Mapping[str, Any], *, passive: bool = False) -> None:
         """The client opens the session again, with other parameters."""
         self._kept = dict(kept)
+        self.asked = asked
         self._opened = False
+        self._passive = passive
+        self.changes = Changes()
+
+    def demote(self) -> None:
+        """Its user may only read from now on: it is joined so the next time."""
+        self._passive = True
         self.changes = Changes()
 
     # --- Attachment ---
@@ -145,6 +167,9 @@ class NativeAttachment:
                 raise RuntimeUnavailable(f"the runtime has gone: {error}") from error
 
     def _params(self, runtime: ManagedRuntime, *, resume: bool) -> dict[str, Any]:
+        if self._passive:
+            # Attaches, touches nothing, and nobody is told (docs/facts.md, "Sessions and connections").
+            return {"sessionId": self.session_id, "disableResume": True}
         kept = dict(self._kept)
         if self._opened:
             for name in _ONCE | (_REMEMBERED if resume else frozenset()):
@@ -167,7 +192,8 @@ class NativeAttachment:
         except (LinkClosed, RemoteError):
             pass  # there is nothing to let go of
         except TimeoutError:
-            link.runtime.kill("no answer to session.detach")
+            if link.runtime is not None:
+                link.runtime.kill("no answer to session.detach")
 
     def lost(self) -> None:
         self._link = None

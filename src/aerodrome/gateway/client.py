@@ -9,20 +9,45 @@ sends, the client is not read. Nobody else waits for either.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
 
 from aerodrome._util.tasks import TaskOwner
-from aerodrome.errors import AerodromeError, Capacity, Draining, NotFound, RuntimeUnavailable
+from aerodrome.coordination.ports import Node
+from aerodrome.errors import (
+    AerodromeError,
+    Capacity,
+    Draining,
+    NotFound,
+    RuntimeUnavailable,
+    SessionBusy,
+    SessionElsewhere,
+)
 from aerodrome.gateway.attachment import NativeAttachment
-from aerodrome.gateway.commands import Changed, Command, Place, Request, Serve, ToClient, Told, ToOwn, ToRuntime
+from aerodrome.gateway.away import AwaySessions
+from aerodrome.gateway.commands import (
+    Changed,
+    Command,
+    Moved,
+    Place,
+    Relayed,
+    Request,
+    Serve,
+    ToClient,
+    Told,
+    ToOwn,
+    ToRuntime,
+)
 from aerodrome.gateway.problems import INTERNAL_ERROR
-from aerodrome.gateway.router import Router, params_of, problem_of
+from aerodrome.gateway.router import NODE_LINK, Router, params_of, problem_of
 from aerodrome.gateway.upstream import Upstream
-from aerodrome.model import Principal
+from aerodrome.model import Principal, Role
+from aerodrome.peers.link import PeerGone
+from aerodrome.peers.shapes import SessionMoved
+from aerodrome.policy.methods import Handling
 from aerodrome.runtime.frames import FrameConnection
 from aerodrome.runtime.link import RequestRefused
 from aerodrome.runtime.supervisor import ManagedRuntime
@@ -37,6 +62,8 @@ log = structlog.get_logger(__name__)
 
 #: How often a request is taken to another runtime when the one it was meant for goes away under it.
 _ATTEMPTS = 3
+#: How often other nodes may give a request back.
+_RETURNS = 20
 
 
 class GatewayClient:
@@ -50,7 +77,12 @@ class GatewayClient:
         self.credential = ""
         #: What the client said of itself with `connect`, without its credential.
         self.hello: dict[str, Any] = {}
+        #: Another node relays the connection: what it asks for is done here, or given back.
+        self.relayed = False
+        #: Set by `connect`: the connection is another node's own, and goes to whom this is called for.
+        self.is_node = ""
         self.attachments: dict[str, NativeAttachment] = {}
+        self.away = AwaySessions(self)
         #: What we have asked the client ourselves.
         self._asked: dict[int, asyncio.Future[envelope.Message]] = {}
         self._runs: set[TurnRun] = set()
@@ -65,6 +97,13 @@ class GatewayClient:
     @property
     def gone(self) -> bool:
         return self.connection.closed
+
+    @property
+    def idle(self) -> bool:
+        """Nothing of it is under way: no request, no turn, and nothing else in a session it takes part in."""
+        if self.router.unanswered or self._opening or not all(run.ended for run in self._runs):
+            return False
+        return not any(attachment.live.engaged for attachment in self.attachments.values())
 
     @property
     def who(self) -> Principal:
@@ -123,6 +162,7 @@ class GatewayClient:
             del self._links[link.id]
         if not self._left:
             self.run(self.router.lost(link.id))
+            self.away.link_lost(link.id)
         self._regulate()
 
     def on_runtime_paused(self, paused: bool) -> None:
@@ -143,7 +183,11 @@ class GatewayClient:
             elif isinstance(command, Changed):
                 self._remember(command.request)
             elif isinstance(command, Place):
-                self._start(self._place(command.request), command.request.method)
+                self.start(self._handle(command.request), command.request.method)
+            elif isinstance(command, Relayed):
+                self.away.answered(command.request, done=command.done)
+            elif isinstance(command, Moved):
+                self.away.move(command.session_id)
         if flush:
             self._flush()
 
@@ -182,24 +226,26 @@ class GatewayClient:
 
     def _remember(self, request: Request) -> None:
         attachment = self.attachments.get(request.session_id or "")
-        if attachment is not None:
+        if not self.away.remember(request) and attachment is not None:
             attachment.changes.note(request.method, params_of(request))
 
     def _serve(self, request: Request) -> None:
         if (frame := self.gateway.answers.at_once(self, request)) is not None:
             self.run(self.router.answered(request, frame), flush=False)
         else:
-            self._start(self._answer(request), request.method)
+            self.start(self._handle(request), request.method)
 
-    def _start(self, work: Any, name: str) -> None:
+    def start(self, work: Any, name: str) -> asyncio.Task[Any] | None:
+        """Do something for the client, as long as it is there."""
         if self._tasks.closed:
             work.close()
-        else:
-            self._tasks.start(work, name)
+            return None
+        return self._tasks.start(work, name, expected=AerodromeError)
 
-    async def _answer(self, request: Request) -> None:
+    async def _handle(self, request: Request) -> None:
+        """Answer the request here, or see that the runtime or node answers it that has its session."""
         try:
-            frame = await self.gateway.answers.answer(self, request)
+            frame = await self._where_it_runs(request)
         except AerodromeError as error:
             frame = problem_of(request, error)
         except Exception:
@@ -207,18 +253,34 @@ class GatewayClient:
             frame = envelope.error_frame(request.id, INTERNAL_ERROR, f"{request.method} failed")
         if frame is not None:
             self.run(self.router.answered(request, frame))
+            if self.is_node:
+                self.gateway.hand_over(self)
+
+    async def _where_it_runs(self, request: Request) -> bytes | None:
+        """The answer's frame; ``None``: it comes by itself. Raises `AerodromeError`."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self.gateway.patience
+        # A request that has come back is at least its second try.
+        tries = request.returned
+        while True:
+            if tries:
+                await asyncio.sleep(min(0.02 * 2 ** min(tries, 6), 0.5))
+            try:
+                if await self.away.takes(request):
+                    return None
+                if request.rule.handling is Handling.GATEWAY:
+                    return await self.gateway.answers.answer(self, request)
+                await self.place(request)
+                return None
+            except (SessionElsewhere, PeerGone) as error:
+                log.debug("gateway.session_elsewhere", method=request.method, reason=error.detail)
+                if self.relayed:
+                    raise SessionMoved("the session runs on another node") from error
+                if loop.time() >= give_up or request.returned > _RETURNS:
+                    raise SessionBusy("the session is moving between nodes; try again", retry_after=1.0) from error
+                tries += 1
 
     # --- requests whose session has to be loaded first ---
-
-    async def _place(self, request: Request) -> None:
-        try:
-            await self.place(request)
-        except AerodromeError as error:
-            self.run(self.router.answered(request, problem_of(request, error)))
-        except Exception:
-            log.exception("gateway.request_failed", method=request.method)
-            frame = envelope.error_frame(request.id, INTERNAL_ERROR, f"{request.method} failed")
-            self.run(self.router.answered(request, frame))
 
     async def place(self, request: Request) -> None:
         """Send the request to the runtime that holds its session, after loading it if need be. Its answer goes to the
@@ -230,7 +292,8 @@ class GatewayClient:
         if request.session_id is None:
             await self._place_anywhere(request)
             return
-        live = await self.gateway.sessions.live_session(self.who, request.session_id)
+        least = request.rule.role or Role.READER
+        live = await self.gateway.sessions.live_session(self.who, request.session_id, least)
         live.hold()
         request.on_done = lambda: self._release(live, request)
         for attempt in range(_ATTEMPTS):
@@ -241,6 +304,7 @@ class GatewayClient:
                 if attempt + 1 == _ATTEMPTS:
                     raise
                 continue
+            self.gateway.sessions.still_allowed(self.who, live, least)
             self.run(self.router.send(request, link.id))
             return
 
@@ -254,7 +318,7 @@ class GatewayClient:
         live.release(used=request.rule.uses)
         self.gateway.sessions.let_go(live)
 
-    # --- links to runtimes ---
+    # --- links to runtimes and nodes ---
 
     async def link_to(self, runtime: ManagedRuntime) -> Upstream:
         """This client's connection to a runtime; opened once, however many wait for it.
@@ -262,27 +326,54 @@ class GatewayClient:
         Raises:
             RuntimeUnavailable: The runtime has gone, or the client has.
         """
-        if (link := self._links.get(runtime.id)) is not None:
+        limits = self.gateway.limits
+        return await self._link(
+            runtime.id,
+            lambda: Upstream.open(
+                self, runtime, self.hello, timeout=self.gateway.request_timeout, max_frame=limits.max_frame
+            ),
+        )
+
+    async def link_to_node(self, node: Node) -> Upstream:
+        """This client's connection to another node. Raises `PeerGone`, or `RuntimeUnavailable`: the client has gone."""
+        limits = self.gateway.limits
+        return await self._link(
+            f"{NODE_LINK}{node.incarnation}",
+            lambda: Upstream.open_to_node(
+                self, node, self.hello, self.who, timeout=self.gateway.request_timeout, max_frame=limits.max_frame
+            ),
+        )
+
+    def has_link(self, link_id: str) -> bool:
+        return link_id in self._links
+
+    def nodes_gone(self, incarnations: frozenset[str]) -> None:
+        """They were held for dead, whether they know it or not."""
+        for incarnation in incarnations:
+            if (opening := self._opening.get(f"{NODE_LINK}{incarnation}")) is not None:
+                opening.cancel()
+            if (link := self._links.get(f"{NODE_LINK}{incarnation}")) is not None:
+                link.connection.abort("the node was held for dead")
+
+    async def _link(self, link_id: str, open_it: Callable[[], Coroutine[Any, Any, Upstream]]) -> Upstream:
+        if (link := self._links.get(link_id)) is not None:
             return link
-        opening = self._opening.get(runtime.id)
+        opening = self._opening.get(link_id)
         if opening is None:
             if self._tasks.closed:
                 raise RuntimeUnavailable("the client has gone")
-            opening = self._tasks.start(self._open_link(runtime), "open link", expected=AerodromeError)
-            self._opening[runtime.id] = opening
-            opening.add_done_callback(lambda _: self._opening.pop(runtime.id, None))
+            opening = self._tasks.start(self._open_link(open_it()), "open link", expected=AerodromeError)
+            self._opening[link_id] = opening
+            opening.add_done_callback(lambda _: self._opening.pop(link_id, None))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
             if opening.cancelled():
-                raise RuntimeUnavailable("the client has gone") from None
+                raise PeerGone("the other end has gone, or the client", retry_after=1.0) from None
             raise
 
-    async def _open_link(self, runtime: ManagedRuntime) -> Upstream:
-        limits = self.gateway.limits
-        link = await Upstream.open(
-            self, runtime, self.hello, timeout=self.gateway.request_timeout, max_frame=limits.max_frame
-        )
+    async def _open_link(self, opening: Coroutine[Any, Any, Upstream]) -> Upstream:
+        link = await opening
         self._links[link.id] = link
         self._regulate()
         return link
@@ -331,6 +422,16 @@ class GatewayClient:
         """A prompt of this client: with `sessions.on_disconnect = "cancel"` it ends with the connection."""
         self._runs = {known for known in self._runs if not known.ended}
         self._runs.add(run)
+
+    async def detach(self, session_id: str, *, leave: bool = True) -> None:
+        """The client takes part in the session no more, as far as this node goes."""
+        attachment = self.attachments.pop(session_id, None)
+        if attachment is not None:
+            await attachment.live.detach(attachment)
+            self.gateway.sessions.let_go(attachment.live)
+        if leave:
+            self.router.leave(session_id)
+            self.close_unused_links()
 
     def attachment_finished(self, attachment: NativeAttachment, error: AerodromeError) -> None:
         if self.attachments.get(attachment.session_id) is attachment:

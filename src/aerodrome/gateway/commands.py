@@ -23,8 +23,12 @@ class Request(msgspec.Struct):
     session_id: str | None = None
     #: The link it was sent on.
     link: str | None = None
+    #: Its user may not see the answer any more.
+    expelled: bool = False
     #: Called when it has been answered, or never will be.
     on_done: Callable[[], None] | None = None
+    #: How often another node has given it back, because it does not run the session.
+    returned: int = 0
 
 
 class ToClient(msgspec.Struct, frozen=True):
@@ -68,4 +72,17 @@ class Changed(msgspec.Struct, frozen=True):
     request: Request
 
 
-Command = ToClient | ToRuntime | Serve | Place | ToOwn | Told | Changed
+class Relayed(msgspec.Struct, frozen=True):
+    """Another node has opened, left or deleted a session for the client, or refused to."""
+
+    request: Request
+    done: bool
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """Another node, which ran the session, says that it does not any more."""
+
+    session_id: str
+
+
+Command = ToClient | ToRuntime | Serve | Place | ToOwn | Told | Changed | Relayed | Moved

@@ -29,6 +29,7 @@ INVALID_REQUEST = -32600
 #: Number of each code where it is not `GATEWAY_ERROR`.
 NUMBERS = {
     "unauthenticated": AUTHENTICATION_FAILED,
+    "forbidden": METHOD_NOT_FOUND,
     "not_found": INTERNAL_ERROR,
     "invalid": INVALID_PARAMS,
     "internal": INTERNAL_ERROR,

@@ -11,6 +11,8 @@ The rules:
   requests wait in the shell (`Place`) and come back through `send`.
 - A session's events are forwarded from the link it is bound to, byte for byte. Each event is told once: what the shell
   tells in a lost runtime's place (`tell`) leaves out what the client has already.
+- A link may also lead to another node, which runs the session; then the client's own frames go there, and that node
+  does what is done here for others. What it gives back, because the session has moved on, is placed anew.
 - When a link is lost, requests that only read are placed anew; all others are answered with an error, because nobody
   knows whether they have happened.
 """
@@ -24,12 +26,26 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from aerodrome.errors import AerodromeError, Capacity, TurnInterrupted
+from aerodrome.errors import AerodromeError, Capacity, Forbidden, NotFound, TurnInterrupted
 from aerodrome.events import SessionEvent
 from aerodrome.gateway import problems
 from aerodrome.gateway.bodies import answer_body, unambiguous
-from aerodrome.gateway.commands import Changed, Command, Place, Request, Serve, ToClient, Told, ToOwn, ToRuntime
+from aerodrome.gateway.commands import (
+    Changed,
+    Command,
+    Moved,
+    Place,
+    Relayed,
+    Request,
+    Serve,
+    ToClient,
+    Told,
+    ToOwn,
+    ToRuntime,
+)
 from aerodrome.gateway.replay import REMEMBERED
+from aerodrome.model import Role
+from aerodrome.policy import readers
 from aerodrome.policy.methods import Handling, checked_params, needs_check, refusal, rule_for
 from aerodrome.policy.profiles import Profile
 from aerodrome.policy.shapes import Refusal
@@ -39,6 +55,16 @@ from aerodrome.wire.framing import encode_frame
 
 #: Ids of requests that we make ourselves on a client's link begin so.
 OWN_IDS = "aerodrome:"
+#: Ids of links to other nodes begin so.
+NODE_LINK = "node:"
+#: What another node answers with when it is not for it to answer; nothing has happened then.
+_GIVEN_BACK = frozenset({"session_moved", "draining"})
+_OPENING = frozenset({"session.create", "session.resume"})
+_LEAVING = frozenset({"session.detach", "session.destroy", "session.delete"})
+_MOVED = "aerodrome.moved"
+#: Events between which a session is at work.
+_WORK_BEGINS = frozenset({"user.message", "assistant.turn_start"})
+_WORK_ENDS = "session.idle"
 #: How many of the latest events of a session are remembered as told. The sessions room keeps fewer for those who
 #: missed some.
 _REMEMBERED = 2048
@@ -50,6 +76,7 @@ _OF_MOVES = frozenset({"session.shutdown", "session.resume"})
 
 class _Head(msgspec.Struct):
     id: str = ""
+    type: str = ""
 
 
 class _Scope(msgspec.Struct):
@@ -61,6 +88,14 @@ class _Params(msgspec.Struct):
     event: _Head | None = None
     scope: _Scope | None = None
     kind: str | None = None
+
+
+class _ErrorData(msgspec.Struct):
+    code: str | None = None
+
+
+class _Error(msgspec.Struct):
+    data: _ErrorData
 
 
 class _Notification(msgspec.Struct):
@@ -85,13 +120,29 @@ class _Binding:
         self._order: deque[str] = deque()
         #: Message ids of prompts that were sent again: what the runtime says, and what the client knows.
         self.aliases: dict[bytes, bytes] = {}
-        #: Bodies held back until an alias is known.
+        #: Bodies held back until an alias is known, or until what was missed before them is told.
         self.held: list[bytes] | None = None
+        #: What was told before bodies were held back for the sake of what was missed.
+        self.before: frozenset[str] = frozenset()
+        #: As far as the client was told, the session is at work.
+        self.working = False
+        #: The client's user may only read.
+        self.reads_only = False
+        #: The client is asked nothing: neither by a runtime's requests, nor by events.
+        self.unasked = False
 
-    def note(self, event_id: str) -> bool:
+    def hold_back(self) -> None:
+        self.before = frozenset(self._told)
+        self.held = self.held if self.held is not None else []
+
+    def note(self, event_id: str, event_type: str) -> bool:
         """Remember an event as told. ``False``: it was told before."""
         if event_id in self._told:
             return False
+        if event_type in _WORK_BEGINS:
+            self.working = True
+        elif event_type == _WORK_ENDS:
+            self.working = False
         self._told.add(event_id)
         self._order.append(event_id)
         if len(self._order) > _REMEMBERED:
@@ -105,6 +156,14 @@ class _Binding:
         for latest, first in self.aliases.items():
             body = body.replace(latest, first)
         return body
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    session_id: str | None
+    #: Who asks; ``None``: we do.
+    link: str | None = None
+    #: The request's id on that link.
+    id: RequestId = 0
 
 
 class Router:
@@ -128,8 +187,8 @@ class Router:
         self._max_requests = max_requests
         self._requests: dict[RequestId, Request] = {}
         self._sessions: dict[str, _Binding] = {}
-        #: Requests that the client has not answered: link and id there, by our number; of our own, ``None``.
-        self._asked: dict[int, tuple[str, RequestId] | None] = {}
+        #: Requests that the client has not answered, by our number.
+        self._asked: dict[int, _Asked] = {}
         self._numbers = 0
 
     @property
@@ -170,6 +229,9 @@ class Router:
             request.session_id = envelope.session_of(params)
             if request.session_id is None:
                 return [ToClient(_error(request_id, problems.INVALID_PARAMS, f"{method} needs a `sessionId`"))]
+            binding = self._sessions.get(request.session_id)
+            if binding is not None and binding.reads_only and rule.role is not Role.READER:
+                return [ToClient(_of_reader(request))]
         if envelope.too_deep(params):
             text = f"the parameters of {method} are nested deeper than {envelope.MAX_DEPTH} levels"
             return [ToClient(_error(request_id, problems.INVALID_PARAMS, text))]
@@ -206,9 +268,9 @@ class Router:
         if not isinstance(message.id, int) or message.id not in self._asked:
             return ()
         asked = self._asked.pop(message.id)
-        if asked is None:
+        link, request_id = asked.link, asked.id
+        if link is None:
             return [Told(message.id, message)]
-        link, request_id = asked
         if envelope.too_deep(message.result):
             # The runtime would not read it, and wait for ever.
             text = f"the client's answer is nested deeper than {envelope.MAX_DEPTH} levels"
@@ -242,13 +304,21 @@ class Router:
         request = self._requests.get(message.id) if isinstance(message.id, (int, str)) else None
         if request is None or request.link != link:
             return [ToOwn(link, message)]
+        if message.is_error and link.startswith(NODE_LINK) and problem_code(message) in _GIVEN_BACK:
+            request.link = None
+            request.returned += 1
+            return [Place(request)]
         self._done(request)
+        if request.expelled:
+            return [ToClient(problem_of(request, NotFound("there is no such session")))]
         binding = self._sessions.get(request.session_id) if request.session_id is not None else None
         if binding is not None and binding.aliases:
             body = binding.translate(body)
         answer = ToClient(encode_frame(body))
         if request.method in REMEMBERED and not message.is_error:
             return [answer, Changed(request)]
+        if link.startswith(NODE_LINK) and request.method in _OPENING | _LEAVING:
+            return [answer, Relayed(request, not message.is_error)]
         return [answer]
 
     def _request_of_runtime(self, link: str, message: envelope.Message) -> Sequence[Command]:
@@ -256,11 +326,11 @@ class Router:
         assert isinstance(message.method, str)
         session_id = envelope.session_of(message.params)
         binding = self._sessions.get(session_id) if session_id is not None else None
-        if binding is None or binding.link not in (link, None):
+        if binding is None or binding.unasked or binding.link not in (link, None):
             text = f"{message.method}: nobody here takes part in that session"
             return [ToRuntime(link, _error(message.id, problems.METHOD_NOT_FOUND, text))]
         self._numbers += 1
-        self._asked[self._numbers] = (link, message.id)
+        self._asked[self._numbers] = _Asked(session_id, link, message.id)
         params = bytes(message.params) if message.params is not UNSET else b"{}"
         method = msgspec.json.encode(message.method)
         body = b'{"jsonrpc":"2.0","id":%d,"method":%b,"params":%b}' % (self._numbers, method, params)
@@ -272,9 +342,12 @@ class Router:
             binding = self._sessions.get(params.sessionId or "")
             if binding is None or binding.link not in (link, None) or params.event is None:
                 return ()
-            if not binding.note(params.event.id):
+            known = not binding.note(params.event.id, params.event.type)
+            if known or (binding.unasked and readers.asks(params.event.type)):
                 return ()
             return self._to_client(binding, body)
+        if notification.method == _MOVED:
+            return [Moved(params.sessionId)] if params.sessionId and link.startswith(NODE_LINK) else ()
         if notification.method == "session.lifecycle":
             known = params.sessionId is not None and (
                 params.sessionId in self._sessions or self._is_own(params.sessionId)
@@ -309,7 +382,7 @@ class Router:
     def ask(self, session_id: str, method: str, params: bytes) -> tuple[int, Sequence[Command]]:
         """Ask the client something that a runtime has not asked on the client's own link; `Told` has its answer."""
         self._numbers += 1
-        self._asked[self._numbers] = None
+        self._asked[self._numbers] = _Asked(session_id)
         body = b'{"jsonrpc":"2.0","id":%d,"method":%b,"params":%b}' % (
             self._numbers,
             msgspec.json.encode(method),
@@ -341,6 +414,32 @@ class Router:
         """The client takes part no more."""
         self._sessions.pop(session_id, None)
 
+    def restrict(self, session_id: str, *, reads_only: bool, unasked: bool) -> Sequence[Command]:
+        """What the client may do in the session, and whether it is asked anything."""
+        if (binding := self._sessions.get(session_id)) is not None:
+            binding.reads_only, binding.unasked = reads_only, unasked
+        return self._withdraw(session_id) if unasked else ()
+
+    def expel(self, session_id: str) -> Sequence[Command]:
+        """The client's user may not know of the session any more, nor get the answers to what it has asked of it."""
+        self.leave(session_id)
+        for request in self._requests.values():
+            request.expelled = request.expelled or request.session_id == session_id
+        return self._withdraw(session_id)
+
+    def _withdraw(self, session_id: str) -> Sequence[Command]:
+        """What the client was asked and has not answered is answered for it: nobody shall wait for it."""
+        commands: list[Command] = []
+        for number in [number for number, asked in self._asked.items() if asked.session_id == session_id]:
+            asked = self._asked.pop(number)
+            text = "the client may not answer that any more"
+            if asked.link is not None:
+                commands.append(ToRuntime(asked.link, _error(asked.id, problems.METHOD_NOT_FOUND, text)))
+            else:
+                error = Raw(msgspec.json.encode({"code": problems.METHOD_NOT_FOUND, "message": text}))
+                commands.append(Told(number, envelope.Message(id=number, error=error)))
+        return commands
+
     def bound(self, link: str) -> bool:
         """Whether anything still goes by this link."""
         return any(binding.link == link for binding in self._sessions.values()) or any(
@@ -357,7 +456,7 @@ class Router:
         for binding in self._sessions.values():
             if binding.link == link:
                 binding.link = None
-        for number in [number for number, asked in self._asked.items() if asked is not None and asked[0] == link]:
+        for number in [number for number, asked in self._asked.items() if asked.link == link]:
             del self._asked[number]
         for request in [request for request in self._requests.values() if request.link == link]:
             request.link = None
@@ -386,7 +485,11 @@ class Router:
             return ()
         commands: list[Command] = []
         for event in events:
-            if event.type.startswith("aerodrome.") or event.type in _OF_MOVES or not binding.note(event.id):
+            if event.type.startswith("aerodrome.") or event.type in _OF_MOVES:
+                continue
+            if not binding.note(event.id, event.type):
+                continue
+            if binding.unasked and readers.asks(event.type):
                 continue
             body = b'{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"%b","event":%b}}' % (
                 session_id.encode(),
@@ -405,6 +508,33 @@ class Router:
             if binding.has(kept[place].id):
                 return self.tell(session_id, kept[place + 1 :], from_host=True)
         return ()
+
+    # --- sessions that change nodes ---
+
+    def hold_back(self, session_id: str) -> None:
+        """The session is about to come from another node: keep what is told of it until `release`."""
+        if (binding := self._sessions.get(session_id)) is not None:
+            binding.link = None
+            binding.hold_back()
+
+    def release(self, session_id: str, history: Sequence[SessionEvent]) -> Sequence[Command]:
+        """Tell what the client has missed of the session's stored events, and then what was kept meanwhile."""
+        binding = self._sessions.get(session_id)
+        if binding is None:
+            return ()
+        held, binding.held = binding.held or [], None
+        commands: list[Command] = []
+        for place in range(len(history) - 1, -1, -1):
+            if history[place].id in binding.before:
+                commands.extend(self.tell(session_id, history[place + 1 :], from_host=True))
+                break
+        commands.extend(ToClient(encode_frame(binding.translate(body))) for body in held)
+        return commands
+
+    def at_work(self, session_id: str) -> bool:
+        """Whether the client was told of work in the session and not of its end."""
+        binding = self._sessions.get(session_id)
+        return binding is not None and binding.working
 
     def alias(self, session_id: str, first_id: str, latest_id: str | None) -> Sequence[Command]:
         """A prompt is sent again (`latest_id` is ``None``): hold back what is told until its new id is known."""
@@ -441,6 +571,25 @@ def _release(request: Request) -> None:
     if request.on_done is not None:
         on_done, request.on_done = request.on_done, None
         on_done()
+
+
+def problem_code(message: envelope.Message) -> str | None:
+    """`error.data.code` of an answer, which our own errors have."""
+    try:
+        return msgspec.json.decode(message.error or b"", type=_Error).data.code
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _of_reader(request: Request) -> bytes:
+    """The answer to what only writers may ask."""
+    try:
+        params = envelope.decode_value(request.params)
+    except envelope.EnvelopeError:
+        params = None
+    if isinstance(params, dict) and (result := readers.answer_in_place(request.method, params)) is not None:
+        return envelope.result_frame(request.id, result)
+    return problem_of(request, Forbidden(f"{request.method} is for writers of the session, and you are a reader of it"))
 
 
 def _error(request_id: RequestId, number: int, text: str) -> bytes:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import hmac
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -14,8 +16,11 @@ from aerodrome.errors import AerodromeError, Capacity, ConfigError, Draining, Ru
 from aerodrome.gateway.answers import Answers
 from aerodrome.gateway.client import GatewayClient
 from aerodrome.gateway.limits import GatewayLimits
+from aerodrome.gateway.members import role_changed
+from aerodrome.gateway.peering import PeerServer
 from aerodrome.gateway.problems import RuntimeRefused
-from aerodrome.model import Isolation, Principal
+from aerodrome.model import Isolation, Principal, SessionKey, SessionRow
+from aerodrome.peers.cluster import Cluster
 from aerodrome.policy.open_params import OpenContext
 from aerodrome.policy.profiles import Profile
 from aerodrome.policy.session_params import Credentials, ToolPolicy
@@ -28,6 +33,8 @@ log = structlog.get_logger(__name__)
 _BACKLOG = 1024
 #: Seconds between two looks for links that nothing goes by any more.
 _TIDY = 5.0
+#: Seconds between two looks, while the node drains, for clients of which nothing is under way.
+_LOOK_AGAIN = 0.05
 
 
 class Authenticator(Protocol):
@@ -48,11 +55,27 @@ class GatewayOptions:
     limits: GatewayLimits = field(default_factory=GatewayLimits)
     #: Seconds that a runtime may take to answer our own requests.
     request_timeout: float = 30.0
+    #: Seconds to look for the node that runs a session while it moves.
+    patience: float = 10.0
 
 
 class Gateway:
-    def __init__(self, sessions: SessionService, auth: Authenticator, options: GatewayOptions) -> None:
+    """Args:
+    peer_token: What other nodes prove themselves with.
+    """
+
+    def __init__(
+        self,
+        sessions: SessionService,
+        auth: Authenticator,
+        options: GatewayOptions,
+        cluster: Cluster,
+        *,
+        peer_token: Callable[[], str],
+    ) -> None:
         self.sessions = sessions
+        self.cluster = cluster
+        self.patience = options.patience
         self.limits = options.limits
         self.request_timeout = options.request_timeout
         self.cli_version = options.cli_version
@@ -62,9 +85,15 @@ class Gateway:
         self.answers = Answers(self)
         self._options = options
         self._auth = auth
+        self._peer_token = peer_token
         self._clients: set[GatewayClient] = set()
+        self._peers: set[PeerServer] = set()
         self._tasks = TaskOwner("gateway")
         self._server: asyncio.Server | None = None
+        cluster.on_awake.append(self._on_awake)
+        cluster.on_gone.append(self._on_gone)
+        cluster.followed.append(self._followed)
+        sessions.members_here.listen(partial(role_changed, self))
 
     @property
     def clients(self) -> list[GatewayClient]:
@@ -92,11 +121,24 @@ class Gateway:
         if self._server is not None:
             self._server.close()
 
+    async def let_go(self) -> None:
+        """Close each connection once nothing of its client is under way; ends when none is left.
+
+        New ones are still taken, and answered `draining`: a port that refuses looks like a node that has died.
+        """
+        while self._clients:
+            for client in self.clients:
+                if client.idle and not client.gone:
+                    client.close(Draining("this node is shutting down; connect again"))
+            await asyncio.sleep(_LOOK_AGAIN)
+
     async def aclose(self) -> None:
         """Close every connection and wait until nothing of the clients is left."""
         await self.stop_listening()
         for client in self.clients:
             client.close(Draining("this node is shutting down; connect again"))
+        for peer in list(self._peers):
+            await peer.aclose()
         while leaving := [client.left for client in self._clients]:
             await asyncio.wait(leaving)
         await self._tasks.aclose()
@@ -132,6 +174,44 @@ class Gateway:
         client.router.profile = self._options.profile_of(principal.tenant)
         log.info("gateway.client_connected", tenant=principal.tenant, user=principal.user, peer=client.connection.peer)
 
+    # --- other nodes ---
+
+    def is_node(self, token: str) -> bool:
+        """Whether this is what other nodes prove themselves with here."""
+        own = self._peer_token()
+        return bool(own) and hmac.compare_digest(token.encode(), own.encode())
+
+    def hand_over(self, client: GatewayClient) -> None:
+        """What connected as a client is a node, with work of its own."""
+        self._clients.discard(client)
+        self._peers.add(
+            PeerServer(
+                client.connection,
+                self.sessions,
+                moved=self.cluster.elsewhere,
+                peer=client.is_node,
+                on_closed=self._peers.discard,
+            )
+        )
+
+    def _on_awake(self, key: SessionKey, incarnation: str) -> None:
+        if incarnation != self.cluster.own and self.sessions.is_loaded(key):
+            return  # news of long ago
+        for client in self._clients:
+            if client.principal is not None and client.principal.tenant == key.tenant:
+                client.away.runs_at(key.id, incarnation)
+
+    def _on_gone(self, incarnations: frozenset[str]) -> None:
+        for client in self.clients:
+            client.nodes_gone(incarnations)
+
+    def _followed(self) -> list[SessionKey]:
+        """Sessions that clients are attached to and that are not loaded here."""
+        attached = [attachment.live.row.key for client in self._clients for attachment in client.attachments.values()]
+        return attached + [key for client in self._clients for key in client.away.keys]
+
+    # --- clients ---
+
     def client_closed(self, client: GatewayClient, reason: str) -> None:
         log.info("gateway.client_gone", peer=client.connection.peer, reason=reason)
         if self._tasks.closed:
@@ -145,13 +225,20 @@ class Gateway:
         finally:
             self._clients.discard(client)
 
-    def tell_lifecycle(
-        self, who: Principal, kind: str, session_id: str, *, besides: GatewayClient | None = None
-    ) -> None:
-        """What happened to a session here and not in a runtime, to all clients of its user."""
+    def tell_lifecycle(self, row: SessionRow, kind: str, *, besides: GatewayClient | None = None) -> None:
+        """What happened to a session here and not in a runtime, to all clients of its users."""
         for client in self._clients:
-            if client is not besides and client.is_of(who) and not client.gone:
-                client.tell_lifecycle(kind, session_id)
+            if client is besides or client.gone or client.principal is None:
+                continue
+            if row.role_of(client.principal) is not None:
+                client.tell_lifecycle(kind, row.key.id)
+
+    def start_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Do something that nobody waits for, whatever becomes of the client that it is about."""
+        if self._tasks.closed:
+            work.close()
+        else:
+            self._tasks.start(work, name, expected=AerodromeError)
 
     # --- what sessions get ---
 
@@ -188,11 +275,13 @@ class Gateway:
             await asyncio.sleep(self.limits.recheck)
             await self.recheck()
 
-    async def recheck(self) -> None:
-        """End the connections whose key has been revoked."""
+    async def recheck(self, key_id: str | None = None) -> None:
+        """End the connections whose key has been revoked: of all keys, or of the one with this id."""
         by_credential: dict[str, list[GatewayClient]] = {}
         for client in self._clients:
-            if client.principal is not None:
+            if client.principal is None or client.relayed:
+                continue  # who is relayed is looked after where it is connected
+            if key_id in (None, client.principal.key_id):
                 by_credential.setdefault(client.credential, []).append(client)
         for credential, clients in by_credential.items():
             try:

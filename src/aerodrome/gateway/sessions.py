@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
 
-from aerodrome.errors import AerodromeError, Invalid
+from aerodrome.errors import AerodromeError, Conflict, Invalid, Refused
 from aerodrome.gateway.attachment import NativeAttachment
 from aerodrome.gateway.problems import RuntimeRefused
+from aerodrome.gateway.replay import Changes
+from aerodrome.model import Principal, Role, SessionRow
 from aerodrome.policy.open_params import client_open_params
 from aerodrome.policy.shapes import Refusal
 from aerodrome.sessions.api import OpenSession
@@ -54,19 +56,26 @@ async def open_session(
     else:
         row, created = await gateway.sessions.open_session(who, _opening(session_id, kept))
         if created:
-            gateway.tell_lifecycle(who, "session.created", row.key.id, besides=client)
+            gateway.tell_lifecycle(row, "session.created", besides=client)
     session_id = row.key.id
+    role = row.role_of(who)
+    passive = role is Role.READER
     live = await gateway.sessions.live_session(who, session_id)
     attachment = client.attachments.get(session_id)
     if attachment is None or attachment.live is not live:
-        attachment = NativeAttachment(client, live, kept, gateway.open_context(who.tenant, profile), profile)
+        context = gateway.open_context(who.tenant, profile)
+        attachment = NativeAttachment(client, live, kept, context, profile, asked=params, passive=passive)
         client.attachments[session_id] = attachment
         client.router.take_part(session_id)
     else:
-        attachment.ask_anew(kept)
+        attachment.ask_anew(kept, params, passive=passive)
+    client.router.restrict(session_id, reads_only=passive, unasked=passive)
     try:
         await live.attach(attachment)
+        await _still(gateway, who, row, role)
     except BaseException as error:
+        if isinstance(error, _RoleLost):
+            await live.detach(attachment)
         if client.attachments.get(session_id) is attachment and attachment not in live.attachments:
             del client.attachments[session_id]
             client.router.leave(session_id)
@@ -76,6 +85,62 @@ async def open_session(
         raise
     result = attachment.result
     return b"{}" if result is None or result is UNSET else bytes(result)
+
+
+async def open_again(
+    gateway: Gateway, client: GatewayClient, session_id: str, asked: Mapping[str, Any], changes: Changes
+) -> None:
+    """Attach the client here to a session that it was attached to at another node. It is not told of it.
+
+    Raises:
+        AerodromeError: The session cannot be opened, or not any more.
+    """
+    profile, who = client.router.profile, client.who
+    assert profile is not None
+    kept = client_open_params(
+        asked, resume=True, profile=profile, isolation=gateway.isolation_of(who.tenant), tools=gateway.tools
+    )
+    if isinstance(kept, Refusal):
+        raise Refused(kept.reason)
+    row = await gateway.sessions.get(who, session_id)
+    role = row.role_of(who)
+    passive = role is Role.READER
+    live = await gateway.sessions.live_session(who, session_id)
+    attachment = NativeAttachment(
+        client,
+        live,
+        kept,
+        gateway.open_context(who.tenant, profile),
+        profile,
+        asked=asked,
+        changes=changes,
+        passive=passive,
+    )
+    client.attachments[session_id] = attachment
+    client.router.restrict(session_id, reads_only=passive, unasked=passive)
+    try:
+        await live.attach(attachment)
+        await _still(gateway, who, row, role)
+    except BaseException:
+        if client.attachments.get(session_id) is attachment:
+            del client.attachments[session_id]
+        await live.detach(attachment)
+        gateway.sessions.let_go(live)
+        raise
+
+
+class _RoleLost(Conflict):
+    """What the client may do in the session was changed while it was being attached."""
+
+
+async def _still(gateway: Gateway, who: Principal, row: SessionRow, role: Role | None) -> None:
+    """Look again whether the principal has the role with which it was attached: who was made less in the meantime was
+    not there yet to be told. Raises `NotFound` or `Conflict` otherwise."""
+    if role is Role.OWNER:
+        return  # for good
+    now = await gateway.sessions.role(who, row.key.id)
+    if now is not role:
+        raise _RoleLost("your role in this session has changed meanwhile; resume it again")
 
 
 def _opening(session_id: str | None, kept: Mapping[str, Any]) -> OpenSession:

@@ -1,4 +1,4 @@
-"""One client's connection to one runtime.
+"""One client's connection to one runtime, or to another node in a runtime's place.
 
 The runtime asks *connections* for tools, permissions and hooks, so each client has one of its own to every runtime that
 holds a session of its. It is opened when it is first needed, with what the client said of itself in its `connect`, and
@@ -8,13 +8,18 @@ the runtime's own token.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from msgspec import Raw, UnsetType
 
+from aerodrome.coordination.ports import Node
 from aerodrome.errors import RuntimeUnavailable
-from aerodrome.gateway.router import OWN_IDS
+from aerodrome.gateway.router import NODE_LINK, OWN_IDS, problem_code
+from aerodrome.model import Principal
+from aerodrome.peers.link import PeerGone, address_of
+from aerodrome.peers.shapes import to_wire
 from aerodrome.runtime.frames import FrameConnection
 from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.runtime.supervisor import ManagedRuntime
@@ -30,14 +35,19 @@ class UpstreamOwner(Protocol):
 
 
 class Upstream:
-    """Made by `open`. Named by its runtime's id: a client has one to each."""
+    """Made by `open` or `open_to_node`. Named by its runtime's or node's id: a client has one to each."""
 
-    def __init__(self, owner: UpstreamOwner, runtime: ManagedRuntime, timeout: float, max_frame: int) -> None:
-        self.id = runtime.id
+    def __init__(
+        self, owner: UpstreamOwner, link_id: str, timeout: float, max_frame: int, runtime: ManagedRuntime | None = None
+    ) -> None:
+        self.id = link_id
+        #: ``None``: it leads to a node.
         self.runtime = runtime
         self.connection = FrameConnection(self, max_frame=max_frame)
         self._owner = owner
         self._timeout = timeout
+        #: Another node would refuse the ids that we use with runtimes; these no client can guess and use itself.
+        self._ids = OWN_IDS if runtime is not None else f"{secrets.token_hex(8)}:"
         self._numbers = 0
         self._pending: dict[str, asyncio.Future[envelope.Message]] = {}
 
@@ -60,19 +70,46 @@ class Upstream:
         Raises:
             RuntimeUnavailable: The runtime has gone, or refuses.
         """
-        link = cls(owner, runtime, timeout, max_frame)
-        host, port = runtime.address
+        link = cls(owner, runtime.id, timeout, max_frame, runtime)
         try:
-            async with asyncio.timeout(timeout):
-                await asyncio.get_running_loop().create_connection(lambda: link.connection, host, port)
-            await link.request("connect", {**hello, "token": runtime.token})
+            await link._connect(*runtime.address, {**hello, "token": runtime.token})
         except (OSError, LinkClosed, RemoteError) as error:  # a time-out is the first
-            link.connection.abort("it could not be opened")
             raise RuntimeUnavailable(f"no connection to the runtime: {error}") from error
-        except BaseException:
-            link.connection.abort("its opening was given up")
-            raise
         return link
+
+    @classmethod
+    async def open_to_node(
+        cls,
+        owner: UpstreamOwner,
+        node: Node,
+        hello: Mapping[str, Any],
+        principal: Principal,
+        *,
+        timeout: float,
+        max_frame: int,
+    ) -> Upstream:
+        """Connect to another node in the client's name.
+
+        Raises:
+            PeerGone: It is not there, or refuses.
+        """
+        link = cls(owner, f"{NODE_LINK}{node.incarnation}", timeout, max_frame)
+        on_behalf_of = to_wire(principal)
+        try:
+            hello = {**hello, "token": node.peer_token, "onBehalfOf": on_behalf_of}
+            await link._connect(*address_of(node), hello)
+        except (OSError, LinkClosed, RemoteError) as error:
+            raise PeerGone(f"no connection to the node {node.name}: {error}", retry_after=1.0) from error
+        return link
+
+    async def _connect(self, host: str, port: int, hello: Mapping[str, Any]) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await asyncio.get_running_loop().create_connection(lambda: self.connection, host, port)
+            await self.request("connect", hello)
+        except BaseException:
+            self.connection.abort("it could not be opened")
+            raise
 
     async def request(self, method: str, params: Mapping[str, Any]) -> Raw | UnsetType:
         """Ask something of our own; the result's own bytes.
@@ -83,7 +120,7 @@ class Upstream:
             TimeoutError: No answer in time.
         """
         self._numbers += 1
-        request_id = f"{OWN_IDS}{self._numbers}"
+        request_id = f"{self._ids}{self._numbers}"
         try:
             frame = envelope.request_frame(request_id, method, params)
         except envelope.EnvelopeError as error:
@@ -99,7 +136,7 @@ class Upstream:
         finally:
             self._pending.pop(request_id, None)
         if message.is_error:
-            raise RemoteError(method, *envelope.error_of(message))
+            raise RemoteError(method, *envelope.error_of(message), problem=problem_code(message))
         return message.result
 
     def settle(self, message: envelope.Message) -> None:

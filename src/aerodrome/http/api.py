@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from aerodrome.http import openapi, routes_events, routes_health, routes_messages, routes_sessions
+from aerodrome.http import openapi, routes_events, routes_health, routes_members, routes_messages, routes_sessions
 from aerodrome.http.door import Door
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.middleware import Authentication, BodyLimit, RequestContext
@@ -34,8 +34,8 @@ def routes_only() -> FastAPI:
     app = _Api(
         docs_url=None, redoc_url=None, redirect_slashes=False, generate_unique_id_function=lambda route: route.name
     )
-    for router in (routes_sessions.router, routes_messages.router, routes_events.router, routes_health.router):
-        app.include_router(router)
+    for routes in (routes_sessions, routes_messages, routes_events, routes_members, routes_health):
+        app.include_router(routes.router)
     return app
 
 

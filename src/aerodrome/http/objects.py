@@ -21,7 +21,7 @@ def session_object(row: SessionRow) -> dict[str, Any]:
         "state": row.state,
         "model": row.model,
         "title": row.title,
-        "members": [{"user": row.owner, "role": "owner"}],
+        "members": [{"user": user, "role": role} for user, role in row.people],
         "created_at": row.created_at,
         "last_used_at": row.last_used_at,
         "last_turn": {"id": row.last_turn.id, "status": row.last_turn.status} if row.last_turn else None,

@@ -64,8 +64,8 @@ out unless `?trace=true`. A comment line comes as a heartbeat. Beside the SDK's 
 | event | meaning |
 |---|---|
 | `end` | last of a turn's stream: what the call without streaming answers, and `error`, the problem document, if the turn failed or was interrupted |
-| `error` | last of a stream that can not go on: a problem document. `capacity`: you read too slowly |
-| `reconnect` | last of a session's stream when the server stops: connect again with `Last-Event-ID` |
+| `error` | last of a stream that can not go on: a problem document. `capacity`: you read too slowly; `not_found`: the session is shared with you no more |
+| `reconnect` | last of a session's stream when the server stops: connect again with `Last-Event-ID`, here as `last_event_id` |
 | `aerodrome.gap` | first of a resumed stream: events are missing between the given one and the next |
 
 Times are Unix seconds.
@@ -116,6 +116,8 @@ def problem_example(code: str) -> dict[str, Any]:
         extra["errors"] = [{"field": "body.prompt", "detail": "Field required"}]
     if code in ("turn_failed", "turn_interrupted"):
         extra["turn"] = {**schemas.TURN_EXAMPLE, "status": code.removeprefix("turn_")}
+    if code == "session_busy":
+        extra |= {"turn": "turn_01", "author": "alice"}
     if code == "too_large":
         extra["limit"] = 16 * 1024 * 1024
     retry_after = 5.0 if code in ("capacity", "rate_limited") else None

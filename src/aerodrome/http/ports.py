@@ -20,5 +20,9 @@ class Authenticator(Protocol):
 
 class Readiness(Protocol):
     def ready(self) -> tuple[bool, str]:
-        """Whether this node accepts work, and in one sentence why (not)."""
+        """Whether this node accepts work, and in one sentence why (not).
+
+        Raises:
+            Draining: It is about to stop.
+        """
         ...

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from aerodrome.errors import Draining
+from aerodrome.events import SessionEvent
 from aerodrome.http import schemas, sse
 from aerodrome.http.door import caller_of, door_of
 from aerodrome.http.encoding import JsonResponse
 from aerodrome.http.openapi import EVENT_STREAM, body_codes, responses
 from aerodrome.http.routing import After, ApiRoute, LastEventId, RequestId, SessionId, Trace
+from aerodrome.sessions.api import EventStream
 
 router = APIRouter(prefix="/api/v1/sessions/{session_id}", tags=["events"], route_class=ApiRoute)
 
@@ -28,17 +31,40 @@ async def read_events(
     """Follow a session: a stream of everything that happens in it, which can be resumed.
 
     Event `aerodrome.gap` comes first when the events behind the given one are no longer all there; event
-    `reconnect` comes last when the server stops: connect again with `Last-Event-ID`.
+    `reconnect` comes last when the session leaves this server, which stops: connect again with `Last-Event-ID`, which
+    its `last_event_id` repeats (`null`: there was none to continue from).
     """
     door = door_of(request)
-    events = await door.sessions.events(caller_of(request), session_id, after=last_event_id or after)
+    after = last_event_id or after
+    events = await door.sessions.events(caller_of(request), session_id, after=after)
+    reader = _Reader(events, after or events.position)
     return sse.SseResponse(
-        lambda outbox: sse.relay(events, outbox, trace=trace),
+        lambda outbox: reader.read(outbox, trace=trace),
         on_close=events.close,
         stop=door.shutdown.draining,
-        farewell=lambda: sse.frame("reconnect", {}),
+        farewell=reader.farewell,
         limits=door.limits,
     )
+
+
+class _Reader:
+    """Reads a subscription, and knows where it could be continued."""
+
+    def __init__(self, events: EventStream, last: str) -> None:
+        self._events = events
+        self._last = last
+
+    async def read(self, outbox: sse.Outbox, *, trace: bool) -> None:
+        try:
+            await sse.relay(self._events, outbox, trace=trace, on_event=self._note)
+        except Draining:
+            outbox.add(self.farewell())
+
+    def _note(self, event: SessionEvent) -> None:
+        self._last = event.cursor or event.id
+
+    def farewell(self) -> bytes:
+        return sse.frame("reconnect", {"last_event_id": self._last or None})
 
 
 @router.post(

@@ -23,13 +23,16 @@ router = APIRouter(prefix="/api/v1", tags=["sessions"], route_class=ApiRoute)
     responses=responses(
         {
             201: {"model": schemas.Session, "description": "A new session"},
-            200: {"model": schemas.Session, "description": "Your own session of that id, unchanged"},
+            200: {
+                "model": schemas.Session,
+                "description": "The session of that id that is yours or shared with you, unchanged",
+            },
         },
         *body_codes("forbidden", "not_found", "capacity", "rate_limited", "runtime_unavailable"),
     ),
 )
 async def open_session(request: Request, body: schemas.OpenSessionBody | None = None) -> Response:
-    """Open a session: create it, or come back to your own of that id. Repeating it is safe."""
+    """Open a session: create it, or come back to the one of that id. Repeating it is safe."""
     wanted = body or schemas.OpenSessionBody()
     row, created = await door_of(request).sessions.open_session(
         caller_of(request),
@@ -49,7 +52,12 @@ async def open_session(request: Request, body: schemas.OpenSessionBody | None = 
 @router.get(
     "/sessions",
     responses=responses(
-        {200: {"model": schemas.SessionList, "description": "A page of your sessions, last used first"}},
+        {
+            200: {
+                "model": schemas.SessionList,
+                "description": "A page of the sessions that are yours or shared with you, last used first",
+            }
+        },
         "invalid",
         "store_unavailable",
     ),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
-from aerodrome.model import OnBusy, SessionKind, SessionState, TurnStatus
+from aerodrome.model import OnBusy, Role, SessionKind, SessionState, TurnStatus
 
 SessionId = Annotated[
     str,
@@ -60,6 +60,12 @@ class RetitleBody(_Request):
     title: Title
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"title": "Invoice questions, March"}]})
+
+
+class MemberBody(_Request):
+    role: Literal[Role.WRITER, Role.READER]
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"role": "writer"}]})
 
 
 class _PromptBody(_Request):
@@ -130,7 +136,7 @@ _SESSION: dict[str, JsonValue] = {
     "state": "hibernated",
     "model": "gpt-4.1",
     "title": "Invoice questions",
-    "members": [{"user": "alice", "role": "owner"}],
+    "members": [{"user": "alice", "role": "owner"}, {"user": "bob", "role": "writer"}],
     "created_at": 1767225600.0,
     "last_used_at": 1767225642.5,
     "last_turn": {"id": "turn_01", "status": "completed"},
@@ -152,7 +158,7 @@ RESULT_EXAMPLE: dict[str, JsonValue] = {
 
 class Member(BaseModel):
     user: str
-    role: Literal["owner", "writer", "reader"]
+    role: Role
 
 
 class LastTurn(BaseModel):
@@ -168,7 +174,7 @@ class Session(BaseModel):
     state: SessionState
     model: str | None
     title: str | None
-    members: list[Member]
+    members: list[Member] = Field(description="Everybody who has a role in it, the owner first")
     created_at: Timestamp
     last_used_at: Timestamp
     last_turn: LastTurn | None
@@ -208,7 +214,7 @@ class HistoryMessage(BaseModel):
     id: str
     role: str
     content: str
-    author: str | None = Field(None, description="The user who wrote a prompt; absent where it is not known")
+    author: str | None = Field(None, description="The user who wrote the prompt; absent where it is not known")
     turn_id: str | None
     created_at: Timestamp
 
@@ -280,6 +286,10 @@ class Problem(BaseModel):
     retryable: bool = Field(description="The same request may succeed later")
     retry_after: float | None = Field(None, description="Seconds; also sent as `Retry-After`. Absent: unknown")
     errors: list[FieldError] | None = Field(None, description="With code `invalid`: every field that is wrong")
-    turn: Turn | None = Field(None, description="With the codes of turns: how the turn ended")
+    turn: Turn | str | None = Field(
+        None,
+        description="With the codes of turns: how the turn ended. With `session_busy`: the id of the turn that runs",
+    )
+    author: str | None = Field(None, description="With `session_busy`: the user whose turn runs")
 
     model_config = ConfigDict(extra="allow")

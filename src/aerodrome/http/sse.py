@@ -129,11 +129,18 @@ class Outbox:
         return chunk
 
 
-async def relay(events: EventStream, outbox: Outbox, *, trace: bool) -> None:
-    """Everything of a subscription until it ends; raises what it raises."""
+async def relay(
+    events: EventStream, outbox: Outbox, *, trace: bool, on_event: Callable[[SessionEvent], None] = lambda _: None
+) -> None:
+    """Everything of a subscription until it ends; raises what it raises.
+
+    Args:
+        on_event: Called with each event that has been dealt with.
+    """
     async for event in events:
         if trace or not event.is_trace:
             await outbox.put(event_frame(event))
+        on_event(event)
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:

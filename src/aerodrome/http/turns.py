@@ -14,7 +14,7 @@ from starlette.types import Receive
 
 from aerodrome.errors import Draining
 from aerodrome.http import sse
-from aerodrome.http.door import Door, door_of, wants_stream
+from aerodrome.http.door import Door, caller_of, door_of, wants_stream
 from aerodrome.http.encoding import JsonResponse
 from aerodrome.http.middleware import CLIENT_GONE
 from aerodrome.http.objects import turn_object, turn_problem, turn_result
@@ -26,9 +26,10 @@ from aerodrome.sessions.api import Turn
 
 async def answer(request: Request, turn: Turn, *, trace: bool) -> Response:
     door = door_of(request)
+    reader = caller_of(request).user
     if wants_stream(request):
-        return _stream(door, turn, trace)
-    row = await _outcome(turn, request.receive, door.shutdown.expired)
+        return _stream(door, turn, reader, trace)
+    row = await _outcome(turn, reader, request.receive, door.shutdown.expired)
     if row is None:
         # Nobody reads this; the server drops what is written to a lost connection.
         return Response(status_code=CLIENT_GONE)
@@ -36,13 +37,14 @@ async def answer(request: Request, turn: Turn, *, trace: bool) -> Response:
     return JsonResponse(turn_result(row)) if document is None else problem_response(document)
 
 
-async def _outcome(turn: Turn, receive: Receive, expired: Signal) -> TurnRow | None:
+async def _outcome(turn: Turn, reader: str, receive: Receive, expired: Signal) -> TurnRow | None:
     """The final row; ``None`` when the caller has gone.
 
     Raises:
+        NotFound: The caller is a member of the session no more.
         Draining: The server's time is up before the turn's.
     """
-    done = asyncio.create_task(turn.wait(), name="http:turn-wait")
+    done = asyncio.create_task(turn.wait(reader), name="http:turn-wait")
     gone = asyncio.create_task(_disconnect(receive), name="http:turn-watch")
     stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     unsubscribe = expired.subscribe(lambda: None if stopped.done() else stopped.set_result(None))
@@ -68,12 +70,12 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
-def _stream(door: Door, turn: Turn, trace: bool) -> Response:
-    events = turn.events()
+def _stream(door: Door, turn: Turn, reader: str, trace: bool) -> Response:
+    events = turn.events(reader)
 
     async def produce(outbox: sse.Outbox) -> None:
         await sse.relay(events, outbox, trace=trace)
-        row = await turn.wait()
+        row = await turn.wait(reader)
         result = turn_result(row)
         document = turn_problem(row)
         if document is not None:

@@ -13,13 +13,20 @@ import hmac
 import re
 import secrets
 import string
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
+import structlog
+
 from aerodrome._util.clock import Clock, SystemClock
-from aerodrome.errors import Invalid, Unauthenticated
+from aerodrome.errors import Invalid, StoreUnavailable, Unauthenticated
 from aerodrome.identity.ports import KeyInfo, KeyStore, StoredKey
 from aerodrome.model import Principal, valid_name
+
+log = structlog.get_logger(__name__)
+
+#: Kind of the hint to other processes that a key, whose id is its subject, was revoked.
+REVOKED = "key.revoked"
 
 _ALPHABET = string.digits + string.ascii_letters
 _ID_LENGTH = 12
@@ -37,21 +44,30 @@ class _Known(NamedTuple):
 class KeyService:
     """Authentication reads the store at most once per key and `cache_ttl`.
 
-    A key that this object revokes stops working at once; one that another process revokes, within `cache_ttl`
-    seconds. Keys that nobody issued are not remembered, so that a new key works everywhere from its first use.
+    A key that this object revokes stops working at once; one that another process revokes, as soon as that is heard of
+    (`announce` there, `forget` here), and within `cache_ttl` seconds if it is not. Keys that nobody issued are not
+    remembered, so that a new key works everywhere from its first use.
 
     Args:
         cache_ttl: Seconds for which a key once checked is trusted without asking the store.
         cache_size: Keys remembered at most; the oldest goes first.
+        announce: Tells other processes of the id of a revoked key. That it may fail costs them `cache_ttl`.
     """
 
     def __init__(
-        self, store: KeyStore, *, clock: Clock | None = None, cache_ttl: float = 5.0, cache_size: int = 10_000
+        self,
+        store: KeyStore,
+        *,
+        clock: Clock | None = None,
+        cache_ttl: float = 5.0,
+        cache_size: int = 10_000,
+        announce: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self._store = store
         self._clock = clock or SystemClock()
         self._cache_ttl = cache_ttl
         self._cache_size = cache_size
+        self._announce = announce
         #: By key id, in the order of `expires_at`.
         self._known: dict[str, _Known] = {}
         self._revocations = 0
@@ -88,9 +104,18 @@ class KeyService:
     async def revoke(self, key_id: str) -> bool:
         """``False``: there is no such key."""
         removed = await self._store.remove(key_id)
+        self.forget(key_id)
+        if removed and self._announce is not None:
+            try:
+                await self._announce(key_id)
+            except StoreUnavailable as error:
+                log.warning("key.revocation_not_announced", key=key_id, reason=error.detail)
+        return removed
+
+    def forget(self, key_id: str) -> None:
+        """The key may have been revoked: it is looked up when it is used again."""
         self._revocations += 1
         self._known.pop(key_id, None)
-        return removed
 
     async def authenticate(self, key: str) -> Principal:
         """Whose key this is. Raises `Unauthenticated` for anything else, however malformed."""

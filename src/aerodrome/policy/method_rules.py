@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from aerodrome.model import Role
 from aerodrome.policy.profiles import ALL, NONE, Profile
 
 
@@ -34,6 +35,8 @@ class MethodRule:
     uses: bool
     #: Why it is allowed to whom it is, or what a client is told that may not call it.
     why: str
+    #: The least role that a caller must have in the session that it names; ``None``: it names none.
+    role: Role | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +49,30 @@ class Rules:
     uses: bool
     why: str
     names: tuple[str, ...]
+    role: Role | None = None
 
     def __iter__(self) -> Iterator[MethodRule]:
         for name in self.names:
-            yield MethodRule(name, self.handling, self.profiles, self.repeatable, self.uses, self.why)
+            yield MethodRule(name, self.handling, self.profiles, self.repeatable, self.uses, self.why, self.role)
 
 
 def _names(prefix: str, names: str) -> tuple[str, ...]:
     return tuple(f"{prefix}{name}" for name in names.split()) or (prefix,)
 
 
-def read(prefix: str, names: str = "", why: str = "the session's own state", to: frozenset[Profile] = ALL) -> Rules:
-    return Rules(Handling.FORWARD, to, True, False, why, _names(prefix, names))
+def read(
+    prefix: str,
+    names: str = "",
+    why: str = "the session's own state",
+    to: frozenset[Profile] = ALL,
+    *,
+    role: Role = Role.READER,
+) -> Rules:
+    return Rules(Handling.FORWARD, to, True, False, why, _names(prefix, names), role)
 
 
 def act(prefix: str, names: str = "", why: str = "", to: frozenset[Profile] = ALL) -> Rules:
-    return Rules(Handling.FORWARD, to, False, True, why, _names(prefix, names))
+    return Rules(Handling.FORWARD, to, False, True, why, _names(prefix, names), Role.WRITER)
 
 
 def of_any_runtime(prefix: str, names: str = "", why: str = "", to: frozenset[Profile] = ALL) -> Rules:
@@ -69,9 +80,15 @@ def of_any_runtime(prefix: str, names: str = "", why: str = "", to: frozenset[Pr
 
 
 def by_the_gateway(
-    prefix: str, names: str = "", why: str = "", *, repeatable: bool = True, uses: bool = False
+    prefix: str,
+    names: str = "",
+    why: str = "",
+    *,
+    repeatable: bool = True,
+    uses: bool = False,
+    role: Role | None = None,
 ) -> Rules:
-    return Rules(Handling.GATEWAY, ALL, repeatable, uses, why, _names(prefix, names))
+    return Rules(Handling.GATEWAY, ALL, repeatable, uses, why, _names(prefix, names), role)
 
 
 def refuse(prefix: str, names: str = "", why: str = "") -> Rules:

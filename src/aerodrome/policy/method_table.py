@@ -7,6 +7,7 @@ their parameters say the right thing (`method_params`).
 
 from __future__ import annotations
 
+from aerodrome.model import Role
 from aerodrome.policy.method_rules import Rules, act, by_the_gateway, of_any_runtime, read
 from aerodrome.policy.profiles import SANDBOXED, TRUSTED
 
@@ -33,12 +34,15 @@ GROUPS: tuple[tuple[str, tuple[Rules, ...]], ...] = (
         (
             by_the_gateway(
                 "session.", "create resume", "see [parameters](#parameters-of-sessioncreate-and-sessionresume)",
-                repeatable=False, uses=True,
+                repeatable=False, uses=True, role=Role.READER,
             ),
-            by_the_gateway("session.", "list getMetadata getLastId", "from the directory: the caller's own sessions"),
-            by_the_gateway("session.", "detach destroy", "the client's attachment ends, the session stays"),
-            by_the_gateway("session.delete", why="files and rows are the host's", repeatable=False),
-            by_the_gateway("sessions.fork", why="copies a session of the caller's", repeatable=False),
+            by_the_gateway("session.", "list getMetadata getLastId",
+                           "from the directory: the caller's own sessions, and those shared with it", role=Role.READER),
+            by_the_gateway("session.", "detach destroy", "the client's attachment ends, the session stays",
+                           role=Role.READER),
+            by_the_gateway("session.delete", why="files and rows are the host's", repeatable=False, role=Role.OWNER),
+            by_the_gateway("sessions.fork", why="a copy that belongs to the caller", repeatable=False,
+                           role=Role.READER),
             read("session.", "getMessages", "the history"),
             read("session.metadata.", "activity contextInfo getClientMetadata getContextAttribution"),
             read("session.metadata.", "getContextHeaviestMessages isProcessing recomputeContextTokens snapshot"),
@@ -52,8 +56,9 @@ GROUPS: tuple[tuple[str, tuple[Rules, ...]], ...] = (
         "Turns",
         (
             by_the_gateway("session.send", why="recorded before it is sent; of attachments, only content",
-                           repeatable=False, uses=True),
-            by_the_gateway("session.abort", why="ends the turn that the host knows of", repeatable=False, uses=True),
+                           repeatable=False, uses=True, role=Role.WRITER),
+            by_the_gateway("session.abort", why="ends the turn that the host knows of", repeatable=False, uses=True,
+                           role=Role.WRITER),
             act("session.cancelAllBackgroundAgents", why="stops what the session has started"),
             read("session.queue.", "pendingItems", "prompts that wait for a turn wait in the host, not here"),
             read("session.eventLog.", "read tail", "the session's own events"),
@@ -142,10 +147,14 @@ GROUPS: tuple[tuple[str, tuple[Rules, ...]], ...] = (
     (
         "MCP servers",
         (
-            read("session.mcp.", "isServerRunning list listConfigured listTools prompts.get prompts.list", "its own"),
-            read("session.mcp.", "resources.list resources.listTemplates resources.read", "its own"),
+            read("session.mcp.", "isServerRunning list listConfigured listTools prompts.list", "its own"),
+            read("session.mcp.", "resources.list resources.listTemplates", "its own"),
+            read("session.mcp.", "prompts.get resources.read", "its own; the server acts with the session's tokens",
+                 role=Role.WRITER),
             act("session.mcp.", "disable moveLoadingToBackground stopServer", "less than it was opened with"),
-            read("session.mcp.apps.", "diagnose getHostContext listTools readResource", "its own"),
+            read("session.mcp.apps.", "diagnose getHostContext listTools", "its own"),
+            read("session.mcp.apps.", "readResource", "its own; the server acts with the session's tokens",
+                 role=Role.WRITER),
             act("session.mcp.apps.", "callTool setHostContext", "its own"),
             act("session.mcp.", "cancelSamplingExecution enable executeSampling restartServer startServer",
                 "starts servers on the host, also some that act with the host's identity; name remote ones in "
@@ -164,7 +173,7 @@ GROUPS: tuple[tuple[str, tuple[Rules, ...]], ...] = (
             read("session.instructions.", "getSources", _OWN_FILES, SANDBOXED),
             act("session.instructions.", "reload", _OWN_FILES, SANDBOXED),
             act("session.customizations.", "reload", _OWN_FILES, SANDBOXED),
-            read("session.completions.", "getTriggerCharacters request", _OWN_FILES, SANDBOXED),
+            read("session.completions.", "getTriggerCharacters request", _OWN_FILES, SANDBOXED, role=Role.WRITER),
             read("session.contentExclusion.", "checkPaths", _OWN_FILES, SANDBOXED),
             act("session.permissions.", "configure modifyRules setApproveAll setMode", _OWN_PERMISSIONS, SANDBOXED),
             act("session.permissions.", "folderTrust.addTrusted locations.addToolApproval locations.apply paths.add "

@@ -61,6 +61,13 @@ Who answers: the **runtime** that holds the session; **any runtime** of the call
 with * are allowed if their parameters say the right thing, see [below](#parameters-of-other-methods). A *read* may be
 asked again when its runtime is lost, and does not count as use of the session: who only watches does not keep it from
 hibernating.
+
+The **role** is the least that the caller must have in the session
+([shared sessions](concepts.md#shared-sessions)). For whoever has none there is no such session; to a member whose role
+is not enough the answer is `forbidden`. A client of a **reader** that resumes a session is told what happens in it and
+brings nothing along: its tools, hooks, commands and handlers are not made known to the runtime, and events that ask
+something are not sent to it. What SDKs say of themselves behind a resume (`session.options.update` of `mode: "empty"`,
+`session.eventLog.registerInterest`) is answered and has no effect.
 """
 
 _PARAMETERS = """
@@ -122,7 +129,7 @@ def _methods() -> Iterator[str]:
     yield _METHODS.strip("\n")
     for title, rules in GROUPS:
         yield f"\n### {title}\n"
-        yield "| methods | who answers | profiles | |\n|---|---|---|---|"
+        yield "| methods | who answers | profiles | role | |\n|---|---|---|---|---|"
         yield from (_rules(line) for line in rules)
     yield "\n### Refused to all\n"
     yield "A name that ends in `.*` stands for all methods that begin so and are not in a table above.\n"
@@ -137,7 +144,8 @@ def _rules(line: Rules) -> str:
         "all" if line.profiles == frozenset(Profile) else ", ".join(p.value for p in Profile if p in line.profiles)
     )
     why = line.why if profiles == "all" else f"else: {line.why}"
-    return f"| {_names(line)} | {answers} | {profiles} | {_cell(why)} |"
+    role = line.role.value if line.role is not None else "-"
+    return f"| {_names(line)} | {answers} | {profiles} | {role} | {_cell(why)} |"
 
 
 def _names(line: Rules) -> str:

@@ -53,6 +53,10 @@ class FrameConnection(asyncio.Protocol):
         #: Set when the transport has let go of the socket.
         self.gone = asyncio.Event()
 
+    def hand_over(self, owner: FrameOwner) -> None:
+        """Somebody else is to hear of what comes from now on."""
+        self._owner = owner
+
     @property
     def closed(self) -> bool:
         return self.closed_reason is not None

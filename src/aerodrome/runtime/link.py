@@ -40,11 +40,13 @@ class LinkClosed(Exception):
 class RemoteError(Exception):
     """The runtime answered with an error, or with something that cannot be read."""
 
-    def __init__(self, method: str, code: int, message: str) -> None:
+    def __init__(self, method: str, code: int, message: str, *, problem: str | None = None) -> None:
         super().__init__(f"{method}: {message} ({code})")
         self.method = method
         self.code = code
         self.message = message
+        #: The code of our own errors, when another node has answered.
+        self.problem = problem
 
 
 class LinkHandler(Protocol):
@@ -79,10 +81,15 @@ class Link:
         max_frame: int = DEFAULT_MAX_FRAME,
         max_inbound: int = 256,
         on_event: Callable[[str, SessionEvent], None] | None = None,
+        connection: FrameConnection | None = None,
     ) -> None:
+        """Args:
+        connection: One that is there already, and is handed over to the link.
+        """
         self._handler = handler
         self._on_event = on_event
-        self._connection = FrameConnection(self, max_frame=max_frame, other="the runtime")
+        self._connection = connection or FrameConnection(self, max_frame=max_frame, other="the runtime")
+        self._connection.hand_over(self)
         self._max_inbound = max_inbound
         self._inbound = 0
         self._next_id = 0
@@ -155,6 +162,15 @@ class Link:
                 return await future
             finally:
                 self._pending.pop(request_id, None)
+
+    async def notify(self, method: str, params: Any) -> None:
+        """Tell the other end something; waits while it does not read.
+
+        Raises:
+            LinkClosed: The connection has gone.
+        """
+        await self._may_write()
+        self._write(envelope.notification_frame(method, params))
 
     async def aclose(self) -> None:
         """Close the connection and end the requests being served. Safe to call twice."""

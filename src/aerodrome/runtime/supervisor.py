@@ -182,6 +182,11 @@ class ManagedRuntime:
         """End it now; whoever holds it learns that it is lost."""
         self._lose(reason)
 
+    def abort(self) -> None:
+        """Kill its processes, in whatever state it is. For the end of our own process: nothing is cleared up."""
+        if self._process is not None:
+            self._process.kill()
+
     # --- watching ---
 
     async def _watch_process(self, process: RuntimeProcess) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from aerodrome._util.patience import Patience
 from aerodrome.coordination.ports import Lease
 from aerodrome.errors import AerodromeError, Fenced, NotFound, Refused, RuntimeUnavailable, TurnInterrupted
 from aerodrome.events import SessionEvent
@@ -53,6 +54,8 @@ class Activation:
         store: SessionFileStore,
         *,
         request_timeout: float,
+        patience: Patience,
+        may_serve: Callable[[], bool],
         on_event: Callable[[SessionEvent], None],
         on_request_expired: Callable[[OpenRequest], None],
     ) -> None:
@@ -61,10 +64,16 @@ class Activation:
         self.runtime = runtime
         self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
         self._attachments = Attachments()
+        self._may_serve = may_serve
         self._on_event = on_event
         self._requests = OpenRequests(request_timeout, on_request_expired)
         self._files = SessionFs(
-            store, lease.key, lease.epoch, home=str(runtime.copilot_home), on_failed_write=self._write_failed
+            store,
+            lease.key,
+            lease.epoch,
+            home=str(runtime.copilot_home),
+            patience=patience,
+            on_failed_write=self._write_failed,
         )
 
     # --- life ---
@@ -83,14 +92,13 @@ class Activation:
         try:
             first = await attachments.open_first(self.runtime, resume=resume)
             if first is not None:
-                # Attaches and touches nothing: the session's tools, hooks and model stay the client's.
-                await self._request("session.resume", {"sessionId": self.key.id, "disableResume": True})
+                await self.attach_last()
             else:
                 await self._request("session.resume" if resume else "session.create", params)
             if first is None or first.forces_options:
                 await self._request("session.options.update", {"sessionId": self.key.id, **SAFE_OPTIONS})
-            if first is not None:
-                await attachments.open_others(first, self.runtime)
+            if await attachments.open_others(first, self.runtime):
+                await self.attach_last()
             if self.lost.done():
                 raise self.lost.result().error or ActivationRefused(self.lost.result().reason)
         except RuntimeUnavailable as error:
@@ -144,6 +152,14 @@ class Activation:
 
     # --- what is asked of it ---
 
+    async def attach_last(self) -> None:
+        """Attach the control link behind everybody else, so that what is asked of the last is asked of us
+        (`_ASKED_OF_ONE`), who pass it on to a client that answers.
+
+        It touches nothing: the session's tools, hooks and model stay the clients'.
+        """
+        await self._request("session.resume", {"sessionId": self.key.id, "disableResume": True})
+
     async def send(self, message: Mapping[str, Any], *, steer: bool = False) -> str:
         """Hand a prompt over, as parameters of `session.send`; returns the runtime's id of the message.
 
@@ -181,7 +197,16 @@ class Activation:
         if not taken.get("success"):
             raise NotFound("the request was answered by somebody else first")
 
+    def _holds(self) -> bool:
+        """Whether the lease holds for certain; the activation is void if not. A node that was paused may come here
+        before anything has told it how long."""
+        if not self._may_serve():
+            self.discard("its lease may be somebody else's: this node could not heartbeat")
+        return not self.lost.done()
+
     async def _request(self, method: str, params: dict[str, Any]) -> Any:
+        if not self._holds():
+            raise RuntimeUnavailable(self.lost.result().reason)
         try:
             return await self.runtime.control.request(method, params)
         except RemoteError as error:
@@ -200,6 +225,7 @@ class Activation:
         self._on_event(event)
 
     async def on_file_operation(self, operation: str, params: dict[str, Any]) -> Any:
+        self._holds()  # else every write is refused
         return await self._files.handle(operation, params)
 
     async def on_request(self, method: str, params: dict[str, Any]) -> Any:

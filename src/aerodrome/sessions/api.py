@@ -1,7 +1,9 @@
 """What the front doors see of the sessions room: the requests, the results, and the `Sessions` protocol.
 
 Every method takes the principal first. A session the principal may not read is answered with `NotFound`, the
-same as one that does not exist.
+same as one that does not exist; what its role in the session does not allow, with `Forbidden`. Roles are
+`reader` (`get`, `list`, `history`, `events`), `writer` (all but the following) and `owner` (`delete`, `set_member`,
+`remove_member`).
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ from typing import Any, Protocol
 
 from aerodrome.coordination.ports import Page
 from aerodrome.events import SessionEvent
-from aerodrome.model import OnBusy, Principal, SessionKind, SessionRow, TurnRow
+from aerodrome.model import OnBusy, Principal, Role, SessionKind, SessionRow, TurnRow
 
 
 @dataclass(frozen=True, slots=True)
 class OpenSession:
-    #: The caller's id if given (and free, or already the caller's own session), else we make one.
+    #: The caller's id if given (and free, or already a session that the caller may read), else we make one.
     id: str | None = None
     model: str | None = None
     kind: SessionKind = SessionKind.PERSISTENT
@@ -71,7 +73,11 @@ class MessagePage:
 
 class EventStream(Protocol):
     """A subscription. Bounded: a reader that falls too far behind is cut off with `Lagging`, so that it costs
-    nobody else anything; it comes back with the last id it has seen."""
+    nobody else anything; it comes back with the last id it has seen. `Draining` ends it when the session leaves this
+    node: what follows is to be had from another one."""
+
+    #: The cursor behind which it begins, for a reader that has named none; empty when none is known.
+    position: str
 
     def __aiter__(self) -> AsyncIterator[SessionEvent]: ...
 
@@ -88,12 +94,20 @@ class Turn(Protocol):
         """The turn as it stands now."""
         ...
 
-    async def wait(self) -> TurnRow:
-        """The final row. Cancelling the wait does not touch the turn."""
+    async def wait(self, reader: str | None = None) -> TurnRow:
+        """The final row. Cancelling the wait does not touch the turn.
+
+        Args:
+            reader: The user who waits: one who ceases to be a member of the session gets `NotFound`.
+        """
         ...
 
-    def events(self) -> EventStream:
-        """What happens in the turn from its admission on; the stream ends after the turn has."""
+    def events(self, reader: str | None = None) -> EventStream:
+        """What happens in the turn from its admission on; the stream ends after the turn has.
+
+        Args:
+            reader: As of `wait`.
+        """
         ...
 
     def abandon(self) -> None:
@@ -107,7 +121,7 @@ class Lagging(Exception):
 
 class Sessions(Protocol):
     async def open_session(self, who: Principal, request: OpenSession) -> tuple[SessionRow, bool]:
-        """Create the session, or return the caller's own existing one; the flag says which.
+        """Create the session, or return the existing one that the caller may read; the flag says which.
 
         Raises:
             Invalid: The id, a tool or a title is not allowed.
@@ -122,6 +136,26 @@ class Sessions(Protocol):
     async def retitle(self, who: Principal, session_id: str, title: str) -> SessionRow: ...
 
     async def delete(self, who: Principal, session_id: str) -> None: ...
+
+    async def set_member(self, who: Principal, session_id: str, user: str, role: Role) -> SessionRow:
+        """Share the session with a user of the same tenant, or change what the user may do in it.
+
+        Whether there is such a user is not known here: users are whoever has a key. A change holds at once, also for
+        what is under way: see `remove_member`. Prompts that were accepted stay accepted.
+
+        Raises:
+            Invalid: The name, the role, the owner, an ephemeral session, too many members.
+        """
+        ...
+
+    async def remove_member(self, who: Principal, session_id: str, user: str) -> None:
+        """Share it no more. Members may remove themselves. The user's streams and attachments end at once.
+
+        Raises:
+            NotFound: The user is no member.
+            Invalid: The user is the owner.
+        """
+        ...
 
     async def send(self, who: Principal, session_id: str, message: SendMessage) -> Turn:
         """Accept a prompt; returns when it is recorded, before it is answered.

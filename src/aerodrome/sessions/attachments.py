@@ -34,6 +34,11 @@ class Attachment(Protocol):
         ...
 
     @property
+    def passive(self) -> bool:
+        """The client only reads: it joins a session that is loaded, brings nothing to it and is asked nothing."""
+        ...
+
+    @property
     def is_replay(self) -> bool:
         """The client has been attached before and waits for nothing: whoever opens the session does so for it."""
         ...
@@ -109,15 +114,21 @@ class Attachments:
             RuntimeUnavailable: It went away.
         """
         for attachment in self:
-            if await self._open(attachment, runtime, resume=resume):
+            if not attachment.passive and await self._open(attachment, runtime, resume=resume):
                 return attachment
         return None
 
-    async def open_others(self, first: Attachment, runtime: ManagedRuntime) -> None:
-        """The session is loaded: let the others join. Raises as `open_first`."""
-        for attachment in self:
-            if attachment is not first:
-                await self._open(attachment, runtime, resume=True)
+    async def open_others(self, first: Attachment | None, runtime: ManagedRuntime) -> bool:
+        """The session is loaded: let the others join; whether there are any. Raises as `open_first`."""
+        others = [attachment for attachment in self if attachment is not first]
+        for attachment in others:
+            await self._open(attachment, runtime, resume=True)
+        return bool(others)
+
+    async def reopen(self, attachment: Attachment, runtime: ManagedRuntime) -> None:
+        """Have one of them leave and join anew. Raises as `open_first`."""
+        await attachment.close()
+        await self._open(attachment, runtime, resume=True)
 
     async def _open(self, attachment: Attachment, runtime: ManagedRuntime, *, resume: bool) -> bool:
         try:
@@ -135,7 +146,7 @@ class Attachments:
     async def ask(self, method: str, params: Mapping[str, Any]) -> Any:
         """The first answer that is none of refusal; those are asked first that have come last, as the runtime does."""
         refused = RequestRefused(METHOD_NOT_FOUND, method)
-        for attachment in reversed(list(self)):
+        for attachment in reversed([each for each in self if not each.passive]):
             try:
                 return await attachment.ask(method, params)
             except RequestRefused as error:

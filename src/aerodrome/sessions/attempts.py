@@ -16,7 +16,6 @@ from aerodrome.errors import (
     AerodromeError,
     Refused,
     RuntimeUnavailable,
-    StoreUnavailable,
     TurnFailed,
     TurnInterrupted,
 )
@@ -73,8 +72,7 @@ class Attempts:
             Forestalled: Its end was asked for before it was sent (again).
             AerodromeError: What it is to end with.
         """
-        if not self._context.may_serve():
-            raise StoreUnavailable("this node cannot reach its coordination store", retry_after=1.0)
+        await unless(self._context.serving(), run.stop_asked)
         if not await self._books.start(run):
             return
         while True:

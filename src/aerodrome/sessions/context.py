@@ -10,15 +10,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aerodrome._util.clock import Clock
+from aerodrome._util.patience import Patience
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.coordination.ports import Directory, Lease, Leases, Membership
-from aerodrome.errors import AerodromeError
+from aerodrome.errors import AerodromeError, StoreUnavailable
 from aerodrome.events import SessionEvent, host_event
-from aerodrome.model import Isolation, OnBusy, RuntimeKey, SessionRow
+from aerodrome.model import Isolation, OnBusy, RuntimeKey, SessionKey, SessionRow
 from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.pool import RuntimePool
+from aerodrome.sessions.admission import TurnAdmission
 from aerodrome.sessions.ports import Ledger
-from aerodrome.sessions.slots import TurnSlots
 from aerodrome.statestore.ports import SessionFileStore
 
 
@@ -66,7 +67,26 @@ class SessionContext:
     #: Whether its leases hold for certain.
     may_serve: Callable[[], bool]
     tasks: TaskOwner
-    slots: TurnSlots
+    admission: TurnAdmission
+    #: With the coordination store, and with the state store; what of theirs is not patient by itself asks these.
+    patience: Patience = field(default_factory=lambda: Patience(0.0))
+    state_patience: Patience = field(default_factory=lambda: Patience(0.0))
+    #: Whether no other node lives that could run a session of ours.
+    alone: Callable[[], bool] = lambda: True
+    #: Gives other nodes a hint about a session (`sessions.hints`).
+    announce: Callable[[str, SessionKey], None] = lambda kind, key: None
+
+    async def serving(self) -> None:
+        """Wait until this node's leases hold for certain.
+
+        Raises:
+            StoreUnavailable: They did not within the patience.
+        """
+        await self.patience(self._check_serving)
+
+    async def _check_serving(self) -> None:
+        if not self.may_serve():
+            raise StoreUnavailable("this node cannot reach its coordination store", retry_after=1.0)
 
     def host_event(self, event_type: str, data: dict[str, Any]) -> SessionEvent:
         now = datetime.fromtimestamp(self.clock.time(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -8,9 +8,11 @@ stored history (`sessions.replay`).
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from aerodrome.errors import AerodromeError
 from aerodrome.events import SessionEvent
 from aerodrome.sessions.api import Lagging
 
@@ -22,9 +24,16 @@ _SELDOM_STORED = "system.message"
 
 
 class Channel:
-    """One reader's backlog. An asynchronous iterator that ends when the channel is finished."""
+    """One reader's backlog. An asynchronous iterator that ends when the channel is finished.
 
-    def __init__(self, max_bytes: int, on_close: Callable[[Channel], None] | None = None) -> None:
+    Args:
+        reader: Whose it is, for `cut`; ``None`` for whom it is never cut off.
+    """
+
+    def __init__(
+        self, max_bytes: int, on_close: Callable[[Channel], None] | None = None, *, reader: str | None = None
+    ) -> None:
+        self.reader = reader
         self._max_bytes = max_bytes
         self._on_close = on_close
         self._backlog: deque[SessionEvent] = deque()
@@ -33,7 +42,11 @@ class Channel:
         self._preloaded = 0
         self._ready = asyncio.Event()
         self._finished = False
+        self._finished_with: AerodromeError | None = None
         self._lagging = False
+        self._error: Exception | None = None
+        #: See `sessions.api.EventStream`.
+        self.position = ""
 
     @property
     def backlog(self) -> Sequence[SessionEvent]:
@@ -41,7 +54,7 @@ class Channel:
         return tuple(self._backlog)
 
     def put(self, event: SessionEvent) -> None:
-        if self._finished or self._lagging:
+        if self._finished or self._lagging or self._error is not None:
             return
         self._bytes += size_of(event)
         if self._bytes > self._max_bytes:
@@ -53,16 +66,31 @@ class Channel:
 
     def preload(self, events: Sequence[SessionEvent]) -> None:
         """Put events that are there already before everything else; they do not count as lag."""
-        if self._finished or self._lagging:
+        if self._finished or self._lagging or self._error is not None:
             return
         self._backlog.extendleft(reversed(events))
         self._preloaded += len(events)
         if self._backlog:
             self._ready.set()
 
-    def finish(self) -> None:
-        """No more events; the reader still gets what is in the backlog."""
+    def cut_off(self) -> None:
+        """The reader has fallen behind where the events come from."""
+        self._lagging = True
+        self._backlog.clear()
+        self._ready.set()
+
+    def finish(self, error: AerodromeError | None = None) -> None:
+        """No more events; the reader still gets what is in the backlog, and then the error, if there is one."""
+        if not self._finished:
+            self._finished_with = error
         self._finished = True
+        self._ready.set()
+
+    def cut(self, error: Exception) -> None:
+        """The reader gets the error now, and nothing of what it has not read yet."""
+        self._error = error
+        self._backlog.clear()
+        self._preloaded = 0
         self._ready.set()
 
     def close(self) -> None:
@@ -78,8 +106,12 @@ class Channel:
 
     async def __anext__(self) -> SessionEvent:
         while not self._backlog:
+            if self._error is not None:
+                raise copy.copy(self._error)
             if self._lagging:
                 raise Lagging("the reader did not keep up with the session's events")
+            if self._finished_with is not None:
+                raise copy.copy(self._finished_with)
             if self._finished:
                 raise StopAsyncIteration
             self._ready.clear()
@@ -126,18 +158,34 @@ class EventHub:
             channel.put(event)
         return event
 
-    def subscribe(self) -> Channel:
-        channel = Channel(self._reader_bytes, self._channels.discard)
+    @property
+    def readers(self) -> set[str]:
+        """Those of whom it was said who they are."""
+        return {channel.reader for channel in self._channels if channel.reader is not None}
+
+    def subscribe(self, reader: str | None = None) -> Channel:
+        """Args:
+        reader: Whose subscription it is, so that `expel` ends it.
+        """
+        channel = Channel(self._reader_bytes, self._channels.discard, reader=reader)
+        channel.position = self.position
         self._channels.add(channel)
         return channel
+
+    def expel(self, reader: str, error: Exception) -> None:
+        """This reader may not read any more."""
+        for channel in list(self._channels):
+            if channel.reader == reader:
+                self._channels.discard(channel)
+                channel.cut(error)
 
     def kept(self) -> list[SessionEvent]:
         return list(self._kept)
 
-    def finish(self) -> None:
-        """The session is deleted: end every reader's stream."""
+    def finish(self, error: AerodromeError | None = None) -> None:
+        """The session is deleted, or (with an error that says so) has left this node: end every reader's stream."""
         for channel in list(self._channels):
-            channel.finish()
+            channel.finish(error)
 
     def _keep(self, event: SessionEvent) -> None:
         self._kept.append(event)

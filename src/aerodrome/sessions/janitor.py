@@ -2,28 +2,47 @@
 
 Both count from the last *use*, and neither touches a session in a turn (trap 14). What other parts had to put off,
 because a store was away or a node has died, is done here as well.
+
+Every node looks after what it has loaded. What concerns all sessions is done by one node at a time, the one that holds
+a lease of its own (`LEASE`). That saves work and decides nothing: each session that is touched is touched under its own
+lease, so that two nodes which both hold themselves for the chosen one, for a moment, do no harm.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import structlog
 
 from aerodrome.errors import AerodromeError
+from aerodrome.model import SessionKey
 from aerodrome.sessions.context import SessionContext
+from aerodrome.sessions.recovery import Orphans
 from aerodrome.sessions.service import SessionService
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 _PAGE = 100
+#: No tenant can be called so: their names begin with a letter or a digit.
+LEASE = SessionKey("@aerodrome", "janitor")
 
 
 class Janitor:
     def __init__(self, service: SessionService, context: SessionContext) -> None:
         self._service = service
         self._context = context
+        self._orphans = Orphans(context)
+
+    async def chosen(self) -> bool:
+        """Whether the work for all nodes is this one's. Another has it while that lives."""
+        context = self._context
+        if not context.may_serve():
+            return False
+        return await context.leases.acquire(LEASE, context.incarnation()) is not None
 
     async def run(self) -> None:
         """Sweep for ever, often enough for the shorter of the two times."""
@@ -35,19 +54,22 @@ class Janitor:
 
     async def sweep(self) -> None:
         """One round. What fails is logged and left for the next; the rest is done all the same."""
-        works: list[Callable[[], Awaitable[object]]] = [
-            self.hibernate_idle,
-            self.delete_expired,
-            self._service.recover,
-            self._service.tidy,
-        ]
-        for work in works:
-            try:
-                await work()
-            except AerodromeError as error:
-                log.warning("janitor.failed", work=work.__name__, reason=error.detail)
-            except Exception:
-                log.exception("janitor.crashed", work=work.__name__)
+        await self._do(self.hibernate_idle)
+        await self._do(self._service.tidy)
+        await self._do(self._service.members_here.recheck)
+        if await self._do(self.chosen):
+            await self._do(self.delete_expired)
+            await self._do(self._service.recover)
+            await self._do(self._orphans.sweep)
+
+    async def _do(self, work: Callable[[], Awaitable[T]]) -> T | None:
+        try:
+            return await work()
+        except AerodromeError as error:
+            log.warning("janitor.failed", work=work.__name__, reason=error.detail)
+        except Exception:
+            log.exception("janitor.crashed", work=work.__name__)
+        return None
 
     async def hibernate_idle(self) -> int:
         """Put to sleep what has not been used for `sessions.idle_timeout`. Returns how many."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import structlog
 
-from aerodrome.errors import AerodromeError, RuntimeUnavailable
+from aerodrome.errors import AerodromeError, Draining, RuntimeUnavailable
 from aerodrome.events import SessionEvent
 from aerodrome.model import MAX_TITLE, SessionRow, SessionState
 from aerodrome.sessions.activation import Activation
@@ -88,6 +88,11 @@ class LiveSession:
         return self._residency.activation
 
     @property
+    def loaded(self) -> Activation | None:
+        """The activation, if it can be used without waiting for anything."""
+        return self._residency.loaded
+
+    @property
     def state(self) -> State:
         return self._residency.state
 
@@ -152,7 +157,7 @@ class LiveSession:
         self._residency.shut(error)
         await self.turns.join()
         await self._residency.aclose()
-        self.hub.finish()
+        self.hub.finish(error if isinstance(error, Draining) else None)
 
     # --- clients with a connection of their own ---
 
@@ -168,8 +173,20 @@ class LiveSession:
         """The client takes part no more: what the runtime asks of it and it has not answered is answered for it."""
         await self._residency.detach(attachment)
         await attachment.close()
+        await self._fail_calls(attachment.tools)
+
+    async def rejoin(self, attachment: Attachment, tools: frozenset[str]) -> None:
+        """The client may only read any more.
+
+        Args:
+            tools: Those that it has run until now.
+        """
+        await self._residency.rejoin(attachment)
+        await self._fail_calls(tools)
+
+    async def _fail_calls(self, tools: frozenset[str]) -> None:
         if (activation := self.activation) is not None:
-            for request in self._tool_calls.take(attachment.tools):
+            for request in self._tool_calls.take(tools):
                 with suppress(RuntimeUnavailable):
                     await activation.fail_tool(request, "the client that runs this tool has gone")
 

@@ -78,6 +78,11 @@ class Ledger(Protocol):
         """All turns of a session, the oldest first."""
         ...
 
+    async def sessions(self, after: SessionKey | None = None, limit: int = 100) -> list[SessionKey]:
+        """Sessions of which anything is stored, in an order of the store's own, behind `after`: for the search for what
+        a deletion that was cut short has left behind."""
+        ...
+
     async def forget(self, key: SessionKey) -> bool:
         """Remove every turn of the session, for deletion."""
         ...

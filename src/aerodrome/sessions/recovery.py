@@ -1,18 +1,24 @@
-"""Turns that nobody works on any more: their node has crashed, or could not record their end."""
+"""What nodes that have gone have left behind: turns that nobody works on any more, and what a deletion that was cut
+short had not come to yet."""
 
 from __future__ import annotations
 
 import structlog
 
 from aerodrome.errors import AerodromeError, TurnInterrupted
-from aerodrome.model import LastTurn, SessionKind, SessionState, TurnRow, TurnStatus
+from aerodrome.model import LastTurn, SessionKey, SessionKind, SessionState, TurnRow, TurnStatus
 from aerodrome.sessions.context import SessionContext
+from aerodrome.sessions.erase import erase
 from aerodrome.sessions.registry import LiveSessions
 from aerodrome.sessions.run import error_of
 
 log = structlog.get_logger(__name__)
 
 _PAGE = 1000
+#: What a node calls the incarnations it had before, in what it says of itself with a heartbeat.
+EARLIER = "earlier"
+#: Sessions of each store that are looked at in one sweep: a question to the directory for each.
+_LOOKED_AT = 100
 
 
 async def recover(context: SessionContext, sessions: LiveSessions) -> int:
@@ -23,7 +29,12 @@ async def recover(context: SessionContext, sessions: LiveSessions) -> int:
     Raises:
         StoreUnavailable: Not all have been looked at.
     """
-    living = {context.incarnation(), *(node.incarnation for node in await context.membership.nodes())}
+    living = {context.incarnation()}
+    for node in await context.membership.nodes():
+        living.add(node.incarnation)
+        if node.incarnation != context.incarnation():
+            # A node that was held for dead goes on with the turns of its earlier life, and says so.
+            living.update(node.load.get(EARLIER, ()))
     recovered = skipped = 0
     while True:
         # Those that stay unfinished are the first of the next page too.
@@ -67,3 +78,52 @@ async def _interrupt(turn: TurnRow, context: SessionContext, sessions: LiveSessi
         here = sessions.find(turn.key) is not None
         await context.directory.update(turn.key, state=None if here else SessionState.HIBERNATED, last_turn=last)
     return True
+
+
+class Orphans:
+    """Files and turns of sessions that the directory does not know.
+
+    The row of a session goes last (`erase`), so that a deletion that was cut short can be repeated. What is left of one
+    without a row was written behind its deletion: by a node that had read the row, was paused, and did not know; or it
+    is a turn that was accepted in the same moment. A row comes before everything else, so none is about to come.
+    """
+
+    def __init__(self, context: SessionContext) -> None:
+        self._context = context
+        self._files_after: SessionKey | None = None
+        self._turns_after: SessionKey | None = None
+
+    async def sweep(self) -> int:
+        """Look at the next page of each store, and at the first one again after the last. Returns how many sessions
+        were cleared away.
+
+        Raises:
+            StoreUnavailable: Not all have been looked at.
+        """
+        files = await self._context.files.sessions(self._files_after, _LOOKED_AT)
+        turns = await self._context.ledger.sessions(self._turns_after, _LOOKED_AT)
+        cleared = 0
+        for key in sorted({*files, *turns}):
+            cleared += await self._clear(key)
+        self._files_after = files[-1] if len(files) == _LOOKED_AT else None
+        self._turns_after = turns[-1] if len(turns) == _LOOKED_AT else None
+        return cleared
+
+    async def _clear(self, key: SessionKey) -> bool:
+        context = self._context
+        if await context.directory.get(key) is not None:
+            return False
+        lease = await context.leases.acquire(key, context.incarnation())
+        if lease is None:
+            return False  # somebody is at it, or about to find out
+        try:
+            # Under the lease nobody loads it; it may have been opened anew since we looked.
+            if await context.directory.get(key) is not None:
+                return False
+            await erase(
+                key, directory=context.directory, leases=context.leases, ledger=context.ledger, files=context.files
+            )
+        finally:
+            context.release_lease(lease)
+        log.warning("session.remains_cleared", session=str(key))
+        return True

@@ -12,14 +12,17 @@ from typing import Any
 
 import structlog
 
-from aerodrome.errors import AerodromeError, Draining, NotFound, SessionBusy, TurnInterrupted
+from aerodrome.errors import AerodromeError, Draining, NotFound
 from aerodrome.model import LastTurn, RuntimeKey, SessionKey, SessionRow
 from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.sessions.activation import Activation
 from aerodrome.sessions.context import SessionContext, runtime_key
 from aerodrome.sessions.ends import TurnEnds
 from aerodrome.sessions.erase import erase
+from aerodrome.sessions.hints import DELETED
 from aerodrome.sessions.hub import EventHub
 from aerodrome.sessions.live import LiveSession
+from aerodrome.sessions.wake import acquire
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +49,19 @@ class LiveSessions:
     def find(self, key: SessionKey) -> LiveSession | None:
         return self._live.get(key)
 
+    def row_here(self, key: SessionKey) -> SessionRow | None:
+        """The row of a session that is loaded here, which need not be read for every access.
+
+        While this node holds the lease, whoever changes or deletes the session does so through this node, and the live
+        object knows it before the directory does. A lease that was lost without our knowing shows at the latest with
+        the next heartbeat (`may_serve`); for so long a session that was deleted elsewhere may be seen here, and nothing
+        of it can be stored any more. ``None``: ask the directory.
+        """
+        live = self._live.get(key)
+        if live is None or key in self._deletions or not self._context.may_serve():
+            return None
+        return live.row if live.activation is not None and not live.activation.lost.done() else None
+
     def works_on(self, key: SessionKey, turn_id: str) -> bool:
         """Whether a turn is in hand here, were it only that its end is not recorded yet."""
         live = self._live.get(key)
@@ -60,6 +76,15 @@ class LiveSessions:
             live = LiveSession(self._context, row, self.hub(row.key), self.ends, self.delete_ephemeral)
             self._live[row.key] = live
         return live
+
+    def find_hub(self, key: SessionKey) -> EventHub | None:
+        return self._hubs.get(key)
+
+    @property
+    def shared(self) -> list[SessionKey]:
+        """Sessions here that others than their owner take part in, or read."""
+        live = [key for key, live in self._live.items() if live.row.members]
+        return [*live, *(key for key, hub in self._hubs.items() if hub.readers and key not in live)]
 
     def hub(self, key: SessionKey) -> EventHub:
         hub = self._hubs.get(key)
@@ -108,11 +133,31 @@ class LiveSessions:
             except AerodromeError as error:
                 log.warning("session.not_deleted", session=str(row.key), reason=error.detail)
 
-    def give_up_all(self) -> None:
-        """Our leases are void: another node may run our sessions. Nothing more is written for them."""
-        error = TurnInterrupted("this node was held for dead and its sessions may have moved")
+    def give_up_all(self, reason: str, within: float = 0.0) -> None:
+        """Our leases are void, or will be `within` seconds, and other nodes may run our sessions then.
+
+        From now on nothing is written for them. Runtimes that are at work for one are killed, because a tool in it
+        would go on; the others unload theirs, and are killed if that takes more than half of the time. Turns deal with
+        the loss as with that of any runtime: under a new lease, if this node gets one.
+        """
+        given_up = [live.activation for live in self.all if live.activation is not None]
+        working = {id(live.activation.runtime) for live in self.all if live.activation is not None and live.engaged}
+        for activation in given_up:
+            activation.discard(reason)
+            if id(activation.runtime) in working:
+                activation.runtime.kill(reason)
         for live in self.all:
-            self._context.tasks.start(live.runtime_lost(error.detail, error), "give up")
+            self._context.later(live.runtime_lost(reason), "give up")
+        if within > 0:
+            self._context.later(self._kill_late(given_up, reason, within / 2), "give up in time")
+
+    async def _kill_late(self, given_up: list[Activation], reason: str, within: float) -> None:
+        """End the runtimes that still hold what was given up."""
+        await asyncio.sleep(within)
+        held = [live.activation for live in self.all]
+        for activation in given_up:
+            if activation in held and not activation.runtime.lost.is_set():
+                activation.runtime.kill(f"{reason}; and it did not unload its sessions within {within:g} s")
 
     def _runtime_lost(self, runtime: ManagedRuntime) -> None:
         for live in self.all:
@@ -138,7 +183,7 @@ class LiveSessions:
         Whoever comes second waits for the first. Once begun it goes on, whatever becomes of the caller.
 
         Raises:
-            SessionBusy: Another node runs it.
+            SessionElsewhere: Another node runs it.
             StoreUnavailable: It is not, or only in part, deleted.
         """
         deletion = self._deletions.get(row.key)
@@ -150,9 +195,7 @@ class LiveSessions:
 
     async def _delete(self, row: SessionRow) -> None:
         context, key = self._context, row.key
-        lease = await context.leases.acquire(key, context.incarnation())
-        if lease is None:
-            raise SessionBusy("the session is active on another node", retry_after=1.0)
+        lease = await acquire(context, key)
         try:
             if (live := self._live.get(key)) is not None:
                 await self._end(live)
@@ -164,9 +207,20 @@ class LiveSessions:
             context.release_lease(lease)
         self.ends.forget(key)
         self._undeleted.pop(key, None)
+        self.end_hub(key)
+        context.announce(DELETED, key)
+        log.info("session.deleted", session=str(key))
+
+    def end_hub(self, key: SessionKey) -> None:
+        """The session is no more: whoever reads its events is told so."""
         if (hub := self._hubs.pop(key, None)) is not None:
             hub.finish()
-        log.info("session.deleted", session=str(key))
+
+    async def drop_deleted(self, live: LiveSession) -> None:
+        """Its row is gone, which whoever waits for it here does not know yet."""
+        if await self._context.directory.get(live.row.key) is None and live.loaded is None:
+            await self._end(live)
+            self.end_hub(live.row.key)
 
     async def _end(self, live: LiveSession) -> None:
         live.updates.close()
@@ -193,32 +247,44 @@ class LiveSessions:
     # --- the end of the node ---
 
     async def drain(self, timeout: float) -> None:
-        """Let running turns end for up to `timeout` seconds, end the others, put everything to sleep."""
-        await self._each((live.turns.quiet() for live in self.all), timeout)
+        """Let running turns end for up to `timeout` seconds, end the others, put everything to sleep.
+
+        Each session leaves as soon as it is quiet, its lease with it, so that other nodes serve it while long turns of
+        others go on here. Its readers are told to go on elsewhere (`Draining`).
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
         at_once = asyncio.Semaphore(_AT_ONCE)
 
-        async def retire(live: LiveSession) -> None:
+        async def leave(live: LiveSession) -> None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await live.turns.quiet()
             async with at_once:
                 if not await self.hibernate(live):
                     await live.close(Draining("this node stopped before the turn had ended"))
                     await live.updates.flush()
                 self._live.pop(live.row.key, None)
+                self._finish_hub(live.row.key)
 
-        await self._each(retire(live) for live in self.all)
+        await self._each(leave(live) for live in self.all)
         while self._deletions:
             await asyncio.wait(self._deletions.values())
-        for hub in self._hubs.values():
-            hub.finish()
+        for key in list(self._hubs):
+            self._finish_hub(key)
         with suppress(AerodromeError):  # a restart will report them
             await self._record_late_ends()
 
-    async def _each(self, work: Iterable[Coroutine[Any, Any, Any]], timeout: float | None = None) -> None:
-        """Do all at the same time; what is left after `timeout` seconds is cancelled."""
+    def _finish_hub(self, key: SessionKey) -> None:
+        if (hub := self._hubs.get(key)) is not None:
+            hub.finish(Draining("this node is shutting down; go on reading at another", retry_after=1.0))
+
+    async def _each(self, work: Iterable[Coroutine[Any, Any, Any]]) -> None:
+        """Do all at the same time."""
         tasks = [self._context.tasks.start(item, "drain", expected=AerodromeError) for item in work]
         if not tasks:
             return
         try:
-            await asyncio.wait(tasks, timeout=timeout)
+            await asyncio.wait(tasks)
         finally:
             for task in tasks:
                 task.cancel()

@@ -17,6 +17,9 @@ from aerodrome.events import SessionEvent
 from aerodrome.sessions.hub import EventHub, size_of
 from aerodrome.statestore.history import events_after, stored_events
 
+#: The cursor before the first event.
+BEGINNING = "~"
+
 
 def behind(kept: Sequence[SessionEvent], after: str) -> Sequence[SessionEvent] | None:
     """The kept events behind the cursor `after`; ``None`` when it is not among them (any more)."""
@@ -48,7 +51,7 @@ def missed(
         reader does better to read the history itself.
     """
     place = after.partition("~")[0]
-    stored = events_after(text, place)
+    stored = events_after(text, place) if place else stored_events(text)
     if stored is None:
         return None
     known = {event.id for event in kept} | {event.id for event in late}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import structlog
 
@@ -19,6 +20,7 @@ from aerodrome.runtime.machine import RuntimeState
 from aerodrome.sessions.activation import Activation, ActivationRefused
 from aerodrome.sessions.attachments import Attachment, Attachments
 from aerodrome.sessions.context import SessionContext
+from aerodrome.sessions.hints import AWAKE
 from aerodrome.sessions.machine import SessionMachine, State, Stimulus
 from aerodrome.sessions.requests import OpenRequest
 from aerodrome.sessions.row_updates import RowUpdates
@@ -107,6 +109,7 @@ class Residency:
         await self._on_awake(self.activation)
         self._refuse_when_closed()  # in which case `aclose` gives it back
         self.note_state()
+        self._context.announce(AWAKE, self._updates.row.key)
         return self.activation
 
     async def attach(self, attachment: Attachment) -> None:
@@ -130,6 +133,8 @@ class Residency:
                     # It went away meanwhile: what follows is an ordinary wake-up.
                 else:
                     self.attachments.add(attachment)
+                    with suppress(RuntimeUnavailable):  # whose loss is dealt with elsewhere
+                        await activation.attach_last()
                     return
             await self._attach_and_wake(attachment)
 
@@ -151,6 +156,18 @@ class Residency:
         """The client takes part no more. Nothing happens to the session."""
         async with self._transition:
             self.attachments.remove(attachment)
+
+    async def rejoin(self, attachment: Attachment) -> None:
+        """What the client may bring along has changed: have it leave and join anew, if the session is loaded.
+
+        Otherwise, and when the runtime is lost meanwhile, the next loading does so.
+        """
+        async with self._transition:
+            activation = self.activation
+            if attachment in self.attachments and activation is not None and not activation.lost.done():
+                with suppress(RuntimeUnavailable):
+                    await self.attachments.reopen(attachment, activation.runtime)
+                    await activation.attach_last()
 
     def turn_began(self) -> None:
         self._machine.apply(Stimulus.SEND)

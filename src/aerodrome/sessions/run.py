@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -58,6 +59,8 @@ class TurnRun:
         self._on_abandon = on_abandon
         self._callers = 1
         self._channels: set[Channel] = set()
+        #: Of those who wait and may be told to go: settled with the reason.
+        self._expelled: dict[str, asyncio.Future[Exception]] = {}
         self._taken = asyncio.Event()
         self._result: asyncio.Future[TurnRow] = asyncio.get_running_loop().create_future()
         # An error nobody waits for any more (the client has gone) is no news.
@@ -73,9 +76,18 @@ class TurnRun:
 
     # --- for the callers ---
 
-    async def wait(self) -> TurnRow:
-        # `shield`: the turn belongs to nobody's connection.
-        return await asyncio.shield(self._result)
+    async def wait(self, reader: str | None = None) -> TurnRow:
+        if reader is None:
+            # `shield`: the turn belongs to nobody's connection.
+            return await asyncio.shield(self._result)
+        expelled = self._expelled.get(reader)
+        if expelled is None:
+            expelled = self._expelled[reader] = asyncio.get_running_loop().create_future()
+        waiting: set[asyncio.Future[Any]] = {self._result, expelled}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if expelled.done():
+            raise copy.copy(expelled.result())
+        return self._result.result()
 
     async def over(self, timeout: float | None = None) -> bool:
         """Wait for the end, whatever it is. ``False``: it has not come within `timeout` seconds."""
@@ -92,8 +104,8 @@ class TurnRun:
             taking.cancel()
         return self.first_message_id
 
-    def events(self) -> Channel:
-        channel = Channel(self._reader_bytes, self._channels.discard)
+    def events(self, reader: str | None = None) -> Channel:
+        channel = Channel(self._reader_bytes, self._channels.discard, reader=reader)
         if self.ended:
             channel.finish()
         else:
@@ -127,6 +139,15 @@ class TurnRun:
     def publish(self, event: SessionEvent) -> None:
         for channel in list(self._channels):
             channel.put(event)
+
+    def expel(self, reader: str, error: Exception) -> None:
+        """This user may not see any more what becomes of the turn, which goes on."""
+        if (expelled := self._expelled.pop(reader, None)) is not None:
+            expelled.set_result(error)
+        for channel in list(self._channels):
+            if channel.reader == reader:
+                self._channels.discard(channel)
+                channel.cut(error)
 
     def resolve(self, row: TurnRow) -> None:
         assert row.status.is_final, row.status

@@ -1,7 +1,8 @@
 """The sessions of one node: what the front doors call (`sessions.api.Sessions`).
 
 A session costs memory here only while it is *live*: resident in a runtime, or with turns waiting. The directory is
-read on every access, and ownership is its `owner` column, never something read out of an id (trap 4).
+read on every access, unless the session is loaded here (`LiveSessions.row_here`), and who may do what is in its row,
+never something read out of an id (trap 4; see `members`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from aerodrome.errors import (
     Invalid,
     NotFound,
     SessionBusy,
+    SessionElsewhere,
     StoreUnavailable,
     TooLarge,
 )
@@ -34,6 +36,7 @@ from aerodrome.model import (
     Isolation,
     OnBusy,
     Principal,
+    Role,
     RuntimeKey,
     SessionKey,
     SessionKind,
@@ -51,11 +54,14 @@ from aerodrome.sessions.fork import copy_files
 from aerodrome.sessions.history import history_page
 from aerodrome.sessions.hub import Channel, EventHub
 from aerodrome.sessions.live import LiveSession
+from aerodrome.sessions.members import Members, allowed, check, tag
+from aerodrome.sessions.patience import accept
 from aerodrome.sessions.recovery import recover
 from aerodrome.sessions.registry import LiveSessions
-from aerodrome.sessions.replay import behind, last_id, missed
+from aerodrome.sessions.replay import BEGINNING, behind, last_id, missed
 from aerodrome.sessions.run import TurnRun, error_of
 from aerodrome.sessions.wake import parse, read_history
+from aerodrome.statestore.history import stored_events
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +72,8 @@ class SessionService:
     def __init__(self, context: SessionContext) -> None:
         self._context = context
         self._sessions = LiveSessions(context)
+        #: For front doors: `members.listen`.
+        self.members_here = Members(context, self._sessions)
         self._draining = False
 
     @property
@@ -75,6 +83,11 @@ class SessionService:
     def find_live(self, key: SessionKey) -> LiveSession | None:
         return self._sessions.find(key)
 
+    def is_loaded(self, key: SessionKey) -> bool:
+        """Whether the session is loaded here, under a lease that holds."""
+        live = self._sessions.find(key)
+        return live is not None and live.loaded is not None and self._context.may_serve()
+
     @property
     def draining(self) -> bool:
         return self._draining
@@ -82,7 +95,7 @@ class SessionService:
     # --- sessions ---
 
     async def open_session(self, who: Principal, request: OpenSession) -> tuple[SessionRow, bool]:
-        self._accepting()
+        await self._serving()
         self._check(who, request)
         options = self._context.options
         now = self._context.clock.time()
@@ -107,12 +120,12 @@ class SessionService:
         present = await self._context.directory.insert(row)
         if present is None:
             return row, True
-        if not _may_read(who, present):
+        if present.role_of(who) is None:
             raise NotFound("no session under this id can be opened by you; choose another id, or leave it out")
         return await self._as_it_stands(present), False
 
     async def get(self, who: Principal, session_id: str) -> SessionRow:
-        return await self._as_it_stands(await self._readable(who, session_id))
+        return await self._as_it_stands(await self._allowed(who, session_id))
 
     async def list(self, who: Principal, *, cursor: str | None = None, limit: int = 50) -> Page:
         page = await self._context.directory.list(who.tenant, user=who.user, cursor=cursor, limit=limit)
@@ -120,15 +133,27 @@ class SessionService:
         return Page([row for row in rows if row.kind is not SessionKind.EPHEMERAL], page.next)
 
     async def retitle(self, who: Principal, session_id: str, title: str) -> SessionRow:
-        row = await self._readable(who, session_id)
+        row = await self._allowed(who, session_id, Role.WRITER)
         _check_title(title)
         if (live := self._sessions.find(row.key)) is not None:
             live.updates.row = replace(live.updates.row, title=title)
-        await self._context.directory.update(row.key, title=title)
+        await self._context.state_patience(lambda: self._context.directory.update(row.key, title=title))
         return await self.get(who, session_id)
 
     async def delete(self, who: Principal, session_id: str) -> None:
-        await self._sessions.delete(await self._readable(who, session_id))
+        await self._sessions.delete(await self._allowed(who, session_id, Role.OWNER))
+
+    # --- members ---
+
+    async def members(self, who: Principal, session_id: str) -> Sequence[tuple[str, Role]]:
+        """Everybody who has a role, the owner first."""
+        return (await self._allowed(who, session_id)).people
+
+    async def set_member(self, who: Principal, session_id: str, user: str, role: Role) -> SessionRow:
+        return await self._as_it_stands(await self.members_here.set(who, session_id, user, role))
+
+    async def remove_member(self, who: Principal, session_id: str, user: str) -> None:
+        await self.members_here.remove(who, session_id, user)
 
     # --- turns ---
 
@@ -151,10 +176,10 @@ class SessionService:
     async def _send(
         self, who: Principal, session_id: str, message: SendMessage, params: Mapping[str, Any] | None = None
     ) -> TurnRun:
-        self._accepting()
+        await self._serving()
         if len(message.prompt.encode("utf-8", "surrogatepass")) > self._context.options.max_prompt:
             raise TooLarge(f"the prompt is over the limit of {self._context.options.max_prompt} bytes")
-        row = await self._readable(who, session_id)
+        row = await self._allowed(who, session_id, Role.WRITER)
         turn = TurnRow(
             key=row.key,
             id=f"turn_{uuid.uuid4().hex}",
@@ -176,13 +201,45 @@ class SessionService:
         )
         return await self._submit(row, run, message.on_busy or self._context.options.on_busy)
 
+    async def _claim(self, row: SessionRow) -> None:
+        """Where there are other nodes, load the session before it gets a prompt: they may be about to do the same, and
+        whoever has the lease has the queue.
+
+        Raises:
+            SessionElsewhere: That is another node.
+        """
+        if self._context.alone() or row.kind is SessionKind.EPHEMERAL:
+            return
+        live = self._sessions.ensure(row)
+        if live.loaded is not None:
+            return
+        live.hold()
+        try:
+            await live.awake()
+        except SessionElsewhere:
+            raise
+        except AerodromeError as error:
+            log.info("session.not_claimed", session=str(row.key), reason=error.detail)  # the turn will say so
+        finally:
+            live.release()
+
     async def _submit(self, row: SessionRow, run: TurnRun, on_busy: OnBusy) -> TurnRun:
+        await self._claim(row)
         if run.row.idempotency_key is not None and (earlier := await self._earlier(row, run)) is not None:
             return earlier
+        if (earlier := await self._admit(row, run)) is not None:
+            return earlier
         # No await from the last look at what is there until the run is in its queue.
-        self._accepting()
-        live = self._sessions.ensure(row)
-        live.turns.admit(run, on_busy)
+        try:
+            self._accepting()
+            live = self._sessions.ensure(row)
+            if live.busy:
+                # Somebody was faster. Its place, if it got one, may be what the one before it waits for.
+                self._context.admission.withdraw(run.row)
+            live.turns.admit(run, on_busy)
+        except BaseException:
+            self._context.admission.withdraw(run.row)
+            raise
         # A task of its own: others may have joined the turn by its key, whatever becomes of this caller.
         recording = self._context.tasks.start(self._record(live, run, on_busy), "record", expected=AerodromeError)
         try:
@@ -191,9 +248,28 @@ class SessionService:
             run.abandon()
             raise
 
+    async def _admit(self, row: SessionRow, run: TurnRun) -> TurnRun | None:
+        """Ask the limits. Returns the turn under the same key, if one has come in meanwhile.
+
+        Raises:
+            RateLimited: It is one too many.
+        """
+        live = self._sessions.find(row.key)
+        asked = await self._context.admission.accept(run.row, idle=live is None or not live.busy)
+        if not asked or run.row.idempotency_key is None:
+            return None
+        try:
+            earlier = await self._earlier(row, run)
+        except BaseException:
+            self._context.admission.withdraw(run.row)
+            raise
+        if earlier is not None:
+            self._context.admission.withdraw(run.row)
+        return earlier
+
     async def _record(self, live: LiveSession, run: TurnRun, on_busy: OnBusy) -> TurnRun:
         try:
-            present = await self._context.ledger.accept(run.row)
+            present = await accept(self._context.ledger, run.row, self._context.state_patience)
         except BaseException as error:
             live.turns.withdraw(run)
             if isinstance(error, StoreUnavailable):
@@ -238,7 +314,8 @@ class SessionService:
             return running.join()
         row = self._sessions.ends.find(present.key, present.id) or present
         if not row.status.is_final:
-            raise SessionBusy("the prompt with this idempotency key is still being worked on", retry_after=1.0)
+            said = "the prompt with this idempotency key is still being worked on"
+            raise SessionBusy(said, retry_after=1.0, turn=row.id, author=row.author)
         run.resolve(row)
         return run
 
@@ -266,12 +343,12 @@ class SessionService:
             raise
 
     async def abort(self, who: Principal, session_id: str) -> bool:
-        row = await self._readable(who, session_id)
+        row = await self._allowed(who, session_id, Role.WRITER)
         live = self._sessions.find(row.key)
         return live is not None and await live.turns.abort()
 
     async def answer(self, who: Principal, session_id: str, request_id: str, answer: dict[str, Any]) -> None:
-        row = await self._readable(who, session_id)
+        row = await self._allowed(who, session_id, Role.WRITER)
         live = self._sessions.find(row.key)
         if live is None or live.activation is None:
             raise NotFound("no such request is open")
@@ -283,27 +360,37 @@ class SessionService:
 
     # --- clients with a connection of their own ---
 
-    async def live_session(self, who: Principal, session_id: str) -> LiveSession:
+    async def live_session(self, who: Principal, session_id: str, least: Role = Role.READER) -> LiveSession:
         """The session, for a native client: to attach to it, or to ask something of its runtime.
 
         Raises:
             NotFound: There is no such session that the principal may read.
+            Forbidden: The principal's role is less than `least`.
             Draining, StoreUnavailable: This node takes no work now.
         """
-        self._accepting()
-        return self._sessions.ensure(await self._readable(who, session_id))
+        await self._serving()
+        return self._sessions.ensure(await self._allowed(who, session_id, least))
+
+    def still_allowed(self, who: Principal, live: LiveSession, least: Role = Role.READER) -> None:
+        """Look again, without asking the directory, after having waited. Raises as `live_session`."""
+        check(who, live.row, least)
+
+    async def role(self, who: Principal, session_id: str) -> Role | None:
+        """The principal's role as it is in the directory now; ``None``: there is no such session for it."""
+        row = await self._context.directory.get(SessionKey(who.tenant, session_id))
+        return None if row is None else row.role_of(who)
 
     def is_own(self, who: Principal, session_id: str) -> bool:
-        """Whether a session that is loaded here is the principal's."""
+        """Whether a session that is loaded here is the principal's, or shared with it."""
         live = self._sessions.find(SessionKey(who.tenant, session_id))
-        return live is not None and _may_read(who, live.row)
+        return live is not None and live.row.role_of(who) is not None
 
     async def borrow(self, who: Principal) -> ManagedRuntime:
         """Any runtime that serves the principal, for a question that concerns no session; `give_back` it.
 
         Raises as `RuntimePool.reserve`.
         """
-        self._accepting()
+        await self._serving()
         user = self._context.options.isolation_of(who.tenant) is Isolation.USER
         return await self._context.pool.reserve(RuntimeKey(who.tenant, who.user if user else None))
 
@@ -317,13 +404,15 @@ class SessionService:
     async def fork(
         self, who: Principal, session_id: str, *, to_event_id: str | None = None, title: str | None = None
     ) -> SessionRow:
-        """A new session with the history of another one, up to before an event if one is named.
+        """A new session of the caller's with the history of another one, up to before an event if one is named.
+
+        It may be made by whoever may read the other: there is nothing in it but what can be read there.
 
         Raises:
             NotFound: There is no such session.
             Invalid: No such event, or no title.
         """
-        row = await self._readable(who, session_id)
+        row = await self._allowed(who, session_id)
         opened = OpenSession(
             model=row.model,
             title=title or row.title,
@@ -345,7 +434,7 @@ class SessionService:
     async def history(
         self, who: Principal, session_id: str, *, cursor: str | None = None, limit: int = 200
     ) -> MessagePage:
-        row = await self._readable(who, session_id)
+        row = await self._allowed(who, session_id)
         text = await read_history(self._context, row.key)
         # Which message is whose the ledger may learn only when the turn ends.
         live = self._sessions.find(row.key)
@@ -356,19 +445,45 @@ class SessionService:
     async def events(self, who: Principal, session_id: str, *, after: str | None = None) -> Channel:
         if self._draining:
             raise Draining("this node is shutting down; try again", retry_after=1.0)
-        row = await self._readable(who, session_id)
+        row = await self._allowed(who, session_id)
         hub = self._sessions.hub(row.key)
         # From here on nothing is missed; what is published while we look waits in the channel.
-        channel, kept = hub.subscribe(), hub.kept()
+        channel, kept = hub.subscribe(tag(who, row)), hub.kept()
         try:
-            # Deleted meanwhile, it would have told a reader that was not there yet.
-            await self._readable(who, session_id)
+            # Deleted meanwhile, or shared no more, it would have told a reader that was not there yet.
+            await self._allowed(who, session_id)
             if after is not None:
                 channel.preload(await self._missed(row, hub, channel, kept, after))
         except BaseException:
             channel.close()
             raise
         return channel
+
+    async def position(self, who: Principal, session_id: str) -> str:
+        """The cursor at which the session's events stand now."""
+        row = await self._allowed(who, session_id)
+        live = self._sessions.find(row.key)
+        if live is not None and live.loaded is not None and live.hub.position:
+            return live.hub.position
+        return await parse(last_id, await read_history(self._context, row.key)) or BEGINNING
+
+    async def stored_events(self, who: Principal, session_id: str) -> Sequence[SessionEvent]:
+        """The events of the session's history. Raises `NotFound`."""
+        row = await self._allowed(who, session_id)
+        return await parse(stored_events, await read_history(self._context, row.key))
+
+    async def is_at_work(self, who: Principal, session_id: str) -> bool:
+        """Whether some living node has a turn of the session in hand."""
+        row = await self._allowed(who, session_id)
+        if (live := self._sessions.find(row.key)) is not None and live.engaged:
+            return True
+        living = {node.incarnation for node in await self._context.membership.nodes()}
+        return any(turn.incarnation in living for turn in await self._context.ledger.unfinished(row.key))
+
+    def end_events(self, error: AerodromeError) -> Sequence[SessionEvent]:
+        """What is said in a runtime's place of a turn that was lost with it."""
+        data = {"errorType": error.code, "message": error.detail}
+        return [self._context.host_event("session.error", data), self._context.host_event("session.idle", {})]
 
     async def _missed(
         self, row: SessionRow, hub: EventHub, channel: Channel, kept: Sequence[SessionEvent], after: str
@@ -419,9 +534,17 @@ class SessionService:
         """Report turns that nobody works on any more as interrupted (see `recovery`)."""
         return await recover(self._context, self._sessions)
 
-    async def give_up_all(self) -> None:
-        """Our leases are void: another node may run our sessions. Nothing more is written for them."""
-        self._sessions.give_up_all()
+    def deleted_elsewhere(self, key: SessionKey) -> None:
+        """Another node has deleted the session: what is here of it is of no use any more."""
+        live = self._sessions.find(key)
+        if live is None:
+            self._sessions.end_hub(key)
+        elif live.loaded is None:  # what is loaded under our lease nobody else deletes
+            self._context.tasks.start(self._sessions.drop_deleted(live), "drop deleted")
+
+    def give_up_all(self, reason: str, within: float = 0.0) -> None:
+        """Our leases are void, or will be `within` seconds (see `LiveSessions.give_up_all`)."""
+        self._sessions.give_up_all(reason, within)
 
     async def drain(self, timeout: float) -> None:
         """Take nothing new, let running turns end for up to `timeout` seconds, put everything to sleep."""
@@ -429,6 +552,12 @@ class SessionService:
         await self._sessions.drain(timeout)
 
     # --- inside ---
+
+    async def _serving(self) -> None:
+        """Wait for the coordination store as long as may be. Raises as `_accepting`."""
+        if not self._draining:
+            await self._context.serving()
+        self._accepting()
 
     def _accepting(self) -> None:
         if self._draining:
@@ -449,14 +578,8 @@ class SessionService:
             allowed = ", ".join(sorted(self._context.options.tools.allowed(isolation))) or "none"
             raise Invalid(f"these tools are not allowed here: {', '.join(refused)}; allowed are: {allowed}")
 
-    async def _readable(self, who: Principal, session_id: str) -> SessionRow:
-        """The row, if the principal may know of it. Whether it exists is told to nobody else."""
-        row = None
-        if valid_session_id(session_id):
-            row = await self._context.directory.get(SessionKey(who.tenant, session_id))
-        if row is None or not _may_read(who, row):
-            raise NotFound("there is no such session")
-        return row
+    async def _allowed(self, who: Principal, session_id: str, least: Role = Role.READER) -> SessionRow:
+        return await allowed(self._context, self._sessions, who, session_id, least)
 
     async def _as_it_stands(self, row: SessionRow) -> SessionRow:
         """The row with the state of this moment: a crashed node leaves `running` behind."""
@@ -472,10 +595,6 @@ class SessionService:
         if row.state is not SessionState.HIBERNATED and await self._context.leases.holder(row.key) is None:
             return replace(row, state=SessionState.HIBERNATED)
         return row
-
-
-def _may_read(who: Principal, row: SessionRow) -> bool:
-    return row.key.tenant == who.tenant and row.owner == who.user
 
 
 def _check_title(title: str) -> None:

@@ -138,11 +138,13 @@ class Turns:
             raise copy.copy(self._closed_with)
         if self.busy:
             self._refuse_when_busy(on_busy)
-        elif self._residency.loaded is not None and self._slot_is_free:
+        elif self._residency.loaded is not None and self._context.admission.free(run.row):
             self._books.start_at_once(run)
         if on_busy is OnBusy.INTERRUPT:
             for waiting in self._queue:
                 waiting.at_once = False
+                # It would keep the one that comes before it now from having a place.
+                self._context.admission.withdraw(waiting.row)
             self._queue.appendleft(run)
             self._passed.set()
         else:
@@ -154,6 +156,7 @@ class Turns:
     def withdraw(self, run: TurnRun) -> None:
         """The run could not be recorded: it never was."""
         self._queue.remove(run)
+        self._context.admission.withdraw(run.row)
         run.recorded.set_result(False)
 
     def accept(self, run: TurnRun, on_busy: OnBusy) -> None:
@@ -168,7 +171,8 @@ class Turns:
         if self._updates.row.kind is SessionKind.EPHEMERAL:
             raise Conflict("an ephemeral session takes one prompt")
         if on_busy is OnBusy.REJECT:
-            raise SessionBusy("a turn is running in this session", turn=self.all[0].id)
+            holder = self.all[0].row
+            raise SessionBusy("a turn is running in this session", turn=holder.id, author=holder.author)
         # The first of the queue does not wait for another when the worker has not come to it yet.
         waiting = len(self._queue) - (self._current is None)
         if waiting >= self._context.options.max_queued:
@@ -294,6 +298,7 @@ class Turns:
                         self._vanish(run)
                 finally:
                     self._current = None
+                    self._context.admission.withdraw(run.row)
                 await self._rest()
         except asyncio.CancelledError:
             for run in self.all:
@@ -317,21 +322,17 @@ class Turns:
             # Somebody may wait for the place it could make.
             self._context.pool.notify()
 
-    @property
-    def _slot_is_free(self) -> bool:
-        return self._context.slots.free(self._updates.row.key.tenant)
-
     async def _take(self, run: TurnRun) -> None:
         try:
             if run.stop_asked.done():
                 raise Forestalled
             async with AsyncExitStack() as stack:
-                slot = self._context.slots.hold(self._updates.row.key.tenant)
-                if self._slot_is_free:
-                    await stack.enter_async_context(slot)
+                place = self._context.admission.hold(run.row)
+                if self._context.admission.free(run.row):
+                    await stack.enter_async_context(place)
                 else:
                     run.at_once = False  # what the ledger says of it may be another thing by then
-                    await unless(stack.enter_async_context(slot), run.stop_asked)
+                    await unless(stack.enter_async_context(place), run.stop_asked)
                 await self._attempts.bring_to_end(run)
         except Forestalled:
             await self._books.end(run, *outcome_as_asked(run))

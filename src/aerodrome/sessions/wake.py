@@ -17,7 +17,7 @@ from typing import TypeVar
 import structlog
 
 from aerodrome.coordination.ports import Lease
-from aerodrome.errors import Fenced, NotFound, SessionBusy
+from aerodrome.errors import Fenced, NotFound, SessionElsewhere, StoreUnavailable
 from aerodrome.events import SessionEvent
 from aerodrome.model import SessionKey, SessionRow
 from aerodrome.policy.session_params import session_params
@@ -41,14 +41,13 @@ async def take_lease(context: SessionContext, row: SessionRow) -> tuple[Lease, S
     """The session's lease with a new epoch, announced to the state store, and its row as it is now.
 
     Raises:
-        SessionBusy: Another node runs the session.
+        SessionElsewhere: Another node runs the session.
         NotFound: It has been deleted.
+        StoreUnavailable: A store is away, for longer than we wait.
     """
     # A session that was deleted and made anew must not begin with epochs its earlier life has used.
     floor = max(await context.files.epoch(row.key), int(row.created_at * 1000))
-    lease = await context.leases.acquire(row.key, context.incarnation(), floor=floor)
-    if lease is None:
-        raise SessionBusy("the session is active on another node", retry_after=1.0)
+    lease = await acquire(context, row.key, floor=floor)
     try:
         present = await context.directory.get(row.key)
         if present is None:
@@ -57,11 +56,28 @@ async def take_lease(context: SessionContext, row: SessionRow) -> tuple[Lease, S
         await context.files.raise_epoch(row.key, lease.epoch)
     except Fenced:
         context.release_lease(lease)
-        raise SessionBusy("the session has just been taken over by another node", retry_after=1.0) from None
+        raise SessionElsewhere("the session has just been taken over by another node", retry_after=1.0) from None
     except BaseException:
         context.release_lease(lease)
         raise
     return lease, present
+
+
+async def acquire(context: SessionContext, key: SessionKey, *, floor: int = 0) -> Lease:
+    """The lease, once this node may have one. Raises as `take_lease`."""
+
+    async def acquire_once() -> Lease:
+        await context.serving()
+        # Asked again, it has a new epoch; one that we have not learned of is void with that.
+        lease = await context.leases.acquire(key, context.incarnation(), floor=floor)
+        if lease is not None:
+            return lease
+        if await context.leases.holder(key) is not None:
+            raise SessionElsewhere("the session is active on another node", retry_after=1.0)
+        # Free, and not for us: the store holds this node for dead, or has lost its memory. The next beat mends that.
+        raise StoreUnavailable("the coordination store does not know this node (any more)", retry_after=1.0)
+
+    return await context.patience(acquire_once)
 
 
 async def read_history(context: SessionContext, key: SessionKey) -> str:
@@ -104,7 +120,7 @@ async def wake(
     Raises:
         Capacity, RuntimeUnavailable, Draining: No runtime can be had (see `RuntimePool.reserve`).
         ActivationRefused: The runtime was lost while it loaded the session, or refused it.
-        SessionBusy: Another node runs the session.
+        SessionElsewhere: Another node runs the session.
         NotFound: It has been deleted.
         StoreUnavailable: Lease or files could not be read or written.
     """
@@ -120,12 +136,14 @@ async def wake(
             runtime,
             context.files,
             request_timeout=context.options.request_timeout,
+            patience=context.state_patience,
+            may_serve=context.may_serve,
             on_event=on_event,
             on_request_expired=on_request_expired,
         )
         await activation.open(_params(context, row, runtime), attachments, resume=bool(history))
-        if lease.incarnation != context.incarnation():
-            # Held for dead in the meantime, so that the lease is void.
+        if lease.incarnation != context.incarnation() or not context.may_serve():
+            # Held for dead in the meantime, so that the lease is void, or about to be.
             activation.discard("its lease was lost")
             await attachments.close()
             await activation.unload()

@@ -80,6 +80,11 @@ class SessionFileStore(Protocol):
 
     async def total_bytes(self, key: SessionKey) -> int: ...
 
+    async def sessions(self, after: SessionKey | None = None, limit: int = 100) -> list[SessionKey]:
+        """Sessions of which anything is stored, in an order of the store's own, behind `after`: for the search for what
+        a deletion that was cut short has left behind."""
+        ...
+
     async def delete_session(self, key: SessionKey) -> bool:
         """Remove every file *and* the epoch row. Nothing of the session remains. ``False``: there was nothing."""
         ...

@@ -4,8 +4,8 @@ Bound to the activation's epoch for its whole life. After the first write that t
 later write is refused as well: the CLI keeps the events of a failed append and writes them with the next one that
 succeeds (docs/facts.md, "Session files"), which would put a turn into the history that was reported as failed, or,
 after a lost lease, behind somebody else's. For the same reason writes are carried out one after the other: none may
-overtake one that is about to fail. (What any file system would refuse, such as removing what is not there, is an
-ordinary answer and closes nothing.)
+overtake one that is about to fail. A store that is away for a moment is waited for. (What any file system would
+refuse, such as removing what is not there, is an ordinary answer and closes nothing.)
 
 Results and errors have the shapes of the SDK's `SessionFsHandler`: a write answers null or an error object, a read
 answers an object with an `error` in it. `exists` has no place for an error: there, and only there, a store that
@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from aerodrome._util.patience import Patience
 from aerodrome.errors import AerodromeError, StoreUnavailable
 from aerodrome.model import SessionKey
 from aerodrome.statestore.ports import FileInfo, SessionFileStore
@@ -51,12 +52,14 @@ class SessionFs:
         epoch: int,
         *,
         home: str,
+        patience: Patience | None = None,
         on_failed_write: Callable[[AerodromeError], None],
     ) -> None:
         self._store = store
         self._key = key
         self._epoch = epoch
         self._home = posixpath.normpath(home)
+        self._patience = patience or Patience(0.0)
         self._on_failed_write = on_failed_write
         self._closed = False
         self._writing = asyncio.Lock()
@@ -136,7 +139,12 @@ class SessionFs:
 
     async def _append_file(self, params: Params) -> Any:
         return await self._guard(
-            self._store.append, self._key, self._epoch, self._path(params["path"]), params["content"]
+            self._store.append,
+            self._key,
+            self._epoch,
+            self._path(params["path"]),
+            params["content"],
+            appends=True,
         )
 
     async def _mkdir(self, params: Params) -> Any:
@@ -153,12 +161,14 @@ class SessionFs:
         source, target = self._path(params["src"]), self._path(params["dest"])
         return await self._guard(self._store.rename, self._key, self._epoch, source, target)
 
-    async def _guard(self, write: Callable[..., Awaitable[None]], *args: Any, **kwargs: Any) -> Any:
+    async def _guard(
+        self, write: Callable[..., Awaitable[None]], *args: Any, appends: bool = False, **kwargs: Any
+    ) -> Any:
         async with self._writing:
             if self._closed:
                 return _error("UNKNOWN", "this activation of the session is closed for writing")
             try:
-                await write(*args, **kwargs)
+                await self._write_patiently(write, args, kwargs, appends=appends)
             except OSError as error:
                 if error.errno not in _ORDINARY:
                     self._fail(StoreUnavailable(f"a session file could not be written: {error}"))
@@ -171,6 +181,42 @@ class SessionFs:
                 self._fail(StoreUnavailable(f"a session file may not have been written: {type(error).__name__}"))
                 raise
         return None
+
+    async def _write_patiently(
+        self, write: Callable[..., Awaitable[None]], args: Any, kwargs: Any, *, appends: bool
+    ) -> None:
+        """Do it, again after the store was away. The try that failed may have been done all the same, and an event must
+        not stand in the history twice. (Nobody else writes under our epoch.)"""
+        if appends and args[2] != EVENTS_PATH:
+            await write(*args, **kwargs)  # a text that may well stand there twice: nobody could tell
+            return
+        failed: StoreUnavailable | None = None
+
+        async def attempt() -> None:
+            nonlocal failed
+            if failed is not None:
+                if self._closed:
+                    raise failed  # given up while we waited
+                if appends and await self._is_appended(*args):
+                    return
+            try:
+                await write(*args, **kwargs)
+            except StoreUnavailable as error:
+                failed = error
+                raise
+            except (FileNotFoundError, FileExistsError):
+                if failed is None:
+                    raise
+                # Removed, renamed or made by the try before.
+
+        await self._patience(attempt)
+
+    async def _is_appended(self, key: SessionKey, epoch: int, path: str, content: str) -> bool:
+        try:
+            # Events have ids: what ends with these was written by the try before.
+            return (await self._store.read(key, path)).endswith(content)
+        except FileNotFoundError:
+            return False
 
     def _fail(self, error: AerodromeError) -> None:
         if not self._closed:

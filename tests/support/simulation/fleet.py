@@ -140,7 +140,7 @@ class SimulatedNode:
             ledger=ledger,
             # What no session of the simulation asks for.
             pool=nothing,
-            slots=nothing,
+            admission=nothing,
             credentials=nothing,
         )
 

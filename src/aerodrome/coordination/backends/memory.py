@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from aerodrome._util.clock import Clock, SystemClock
+from aerodrome.coordination.backends.listeners import Listeners
 from aerodrome.coordination.ports import Admission, Beat, Cap, ClusterEvent, Lease, Node, Rate
 from aerodrome.model import SessionKey
 
@@ -38,7 +39,7 @@ class MemoryCoordination:
         self._leases: dict[SessionKey, _Held] = {}
         self._epoch_floor = 0
         self._draining: set[str] = set()
-        self._listeners: list[Callable[[ClusterEvent], None]] = []
+        self._listeners = Listeners()
         #: By name, the theoretical arrival time of the next admission (GCRA).
         self._arrivals: dict[str, float] = {}
         #: By cap, the places taken and whose they are.
@@ -120,12 +121,10 @@ class MemoryCoordination:
     # Events
 
     async def publish(self, event: ClusterEvent) -> None:
-        for callback in list(self._listeners):
-            asyncio.get_running_loop().call_soon(callback, event)
+        asyncio.get_running_loop().call_soon(self._listeners.tell, event)
 
     def listen(self, callback: Callable[[ClusterEvent], None]) -> Callable[[], None]:
-        self._listeners.append(callback)
-        return lambda: self._listeners.remove(callback)
+        return self._listeners.add(callback)
 
     # Limits
 

@@ -19,6 +19,7 @@ from aerodrome._util.clock import Clock, SystemClock
 from aerodrome._util.schema import Schema
 from aerodrome._util.sqlite import Database
 from aerodrome.coordination.backends import sqlite_limits
+from aerodrome.coordination.backends.names import ascii_name
 from aerodrome.coordination.backends.sqlite_events import SqliteEvents
 from aerodrome.coordination.backends.sqlite_lives import ALIVE
 from aerodrome.coordination.ports import Admission, Beat, Cap, ClusterEvent, Lease, Node, Rate
@@ -208,11 +209,11 @@ class SqliteCoordination:
         self, place: str, incarnation: str, *, rates: Sequence[Rate] = (), caps: Sequence[Cap] = ()
     ) -> Admission:
         return await self._database.write(
-            lambda connection: sqlite_limits.admit(connection, self._now(), place, incarnation, rates, caps)
+            lambda connection: sqlite_limits.admit(connection, self._now(), ascii_name(place), incarnation, rates, caps)
         )
 
     async def vacate(self, place: str) -> None:
-        await self._database.write(lambda connection: sqlite_limits.vacate(connection, place))
+        await self._database.write(lambda connection: sqlite_limits.vacate(connection, ascii_name(place)))
 
 
 def read_boot_id(path: str = "/proc/sys/kernel/random/boot_id") -> str:

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aerodrome.coordination.backends.names import ascii_name
 from aerodrome.coordination.backends.sqlite_lives import ALIVE
 from aerodrome.coordination.ports import Admission, Cap, Rate
 
@@ -35,12 +36,12 @@ def admit(
             return Admission(exceeded=rate, retry_after=wait)
     connection.executemany(
         "INSERT OR REPLACE INTO rate (name, arrival) VALUES (?, ?)",
-        [(rate.name, arrival + rate.period / rate.limit) for rate, arrival in arrivals],
+        [(ascii_name(rate.name), arrival + rate.period / rate.limit) for rate, arrival in arrivals],
     )
     # An arrival in the past says as much as none; there would be a row for every user who ever came.
     connection.execute("DELETE FROM rate WHERE arrival < :now", now)
     for cap in caps:
-        parameters = {**now, "cap": cap.name, "place": place}
+        parameters = {**now, "cap": ascii_name(cap.name), "place": place}
         connection.execute(
             "DELETE FROM place WHERE cap = :cap AND incarnation NOT IN"
             f" (SELECT incarnation FROM node AS n WHERE {ALIVE})",
@@ -54,7 +55,7 @@ def admit(
             return Admission(full=cap)
     connection.executemany(
         "INSERT OR REPLACE INTO place (cap, place, incarnation) VALUES (?, ?, ?)",
-        [(cap.name, place, incarnation) for cap in caps],
+        [(ascii_name(cap.name), place, incarnation) for cap in caps],
     )
     return Admission()
 
@@ -64,6 +65,6 @@ def vacate(connection: sqlite3.Connection, place: str) -> None:
 
 
 def _arrival(connection: sqlite3.Connection, rate: Rate, now: float) -> float:
-    row = connection.execute("SELECT arrival FROM rate WHERE name = ?", (rate.name,)).fetchone()
+    row = connection.execute("SELECT arrival FROM rate WHERE name = ?", (ascii_name(rate.name),)).fetchone()
     # No rate is ever used up for longer than its period: an arrival after that is of another boot's clock.
     return now if row is None or row[0] > now + rate.period else max(row[0], now)

@@ -98,6 +98,10 @@ class MemoryLedger:
     async def turns(self, key: SessionKey) -> list[TurnRow]:
         return copy.deepcopy(list(self._of(key)))
 
+    async def sessions(self, after: SessionKey | None = None, limit: int = 100) -> list[SessionKey]:
+        known = sorted({key for key, _ in self._rows if after is None or key > after})
+        return known[:limit]
+
     async def forget(self, key: SessionKey) -> bool:
         gone = [row.id for row in self._of(key)]
         for turn_id in gone:

@@ -127,6 +127,13 @@ class PostgresLedger:
         found = await self._database.execute(self.queries[query], parameters, binary=True)
         return [_row(values) for values in found.rows]
 
+    async def sessions(self, after: SessionKey | None = None, limit: int = 100) -> list[SessionKey]:
+        found = await self._database.execute(
+            self.queries["sessions"],
+            {"tenant": after.tenant if after else "", "session": after.id if after else "", "limit": limit},
+        )
+        return [SessionKey(tenant, session) for tenant, session in found.rows]
+
     async def forget(self, key: SessionKey) -> bool:
         gone = await self._database.execute(self.queries["forget"], {"tenant": key.tenant, "session": key.id})
         return gone.count > 0 or gone.repeated

@@ -66,3 +66,7 @@ SELECT {columns} FROM turn WHERE tenant = %(tenant)s AND session = %(session)s O
 
 -- name: forget
 DELETE FROM turn WHERE tenant = %(tenant)s AND session = %(session)s
+
+-- name: sessions
+SELECT DISTINCT tenant, session FROM turn
+WHERE (tenant, session) > (%(tenant)s, %(session)s) ORDER BY tenant, session LIMIT %(limit)s

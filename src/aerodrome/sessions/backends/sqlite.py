@@ -144,6 +144,16 @@ class SqliteLedger:
 
         return await self._database.read(select)
 
+    async def sessions(self, after: SessionKey | None = None, limit: int = 100) -> list[SessionKey]:
+        def sessions(connection: sqlite3.Connection) -> list[SessionKey]:
+            rows = connection.execute(
+                "SELECT DISTINCT tenant, session FROM turn WHERE (tenant, session) > (?, ?) ORDER BY 1, 2 LIMIT ?",
+                (*(after or ("", "")), limit),
+            )
+            return [SessionKey(*row) for row in rows]
+
+        return await self._database.read(sessions)
+
     async def forget(self, key: SessionKey) -> bool:
         def forget(connection: sqlite3.Connection) -> bool:
             return connection.execute("DELETE FROM turn WHERE tenant = ? AND session = ?", key).rowcount > 0

@@ -95,7 +95,7 @@ class PostgresFileStore:
         return 0 if row is None else int(row[0])
 
     async def raise_epoch(self, key: SessionKey, epoch: int) -> None:
-        if await self._one("raise_epoch", key, epoch=epoch) is None:
+        if await self._one("raise_epoch", key, epoch=epoch, write=_number()) is None:
             raise _fenced(key, epoch, await self.epoch(key))
 
     # Writing
@@ -144,7 +144,7 @@ class PostgresFileStore:
 
     async def _change(self, query: str, key: SessionKey, epoch: int, paths: list[_Path], **parameters: Any) -> None:
         """Call the function behind the query, and raise what it answers. `paths`: what `OSError`s are about."""
-        number = secrets.randbits(62) + 1
+        number = _number()
         async with self._turns.of(key):
             row = await self._one(query, key, epoch=epoch, write=number, **paths[0].way, **parameters)
         assert row is not None
@@ -207,6 +207,12 @@ class PostgresFileStore:
         row = await self._one("total_bytes", key)
         return 0 if row is None else int(row[0])
 
+    async def sessions(self, after: SessionKey | None = None, limit: int = 100) -> list[SessionKey]:
+        found = await self._database.execute(
+            self._queries["sessions"], _named(after or SessionKey("", ""), limit=limit)
+        )
+        return [SessionKey(tenant, session) for tenant, session in found.rows]
+
     async def _absent(self, key: SessionKey, where: _Path) -> OSError:
         row = await self._one("blocked", key, parents=where.parents, names=where.names)
         return os_error(errno.ENOTDIR if row is not None and row[0] else errno.ENOENT, where.path)
@@ -233,6 +239,11 @@ class _Turns:
             lock, users = self._locks.pop(key)
             if users > 1:
                 self._locks[key] = lock, users - 1
+
+
+def _number() -> int:
+    """A name for a write, by which its repetition is known."""
+    return secrets.randbits(62) + 1
 
 
 def _named(key: SessionKey, **parameters: Any) -> dict[str, Any]:

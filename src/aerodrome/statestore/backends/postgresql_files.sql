@@ -4,8 +4,11 @@
 SELECT epoch FROM file_session WHERE tenant = %(tenant)s AND session = %(session)s
 
 -- name: raise_epoch
-INSERT INTO file_session AS s (tenant, session, epoch) VALUES (%(tenant)s, %(session)s, %(epoch)s)
-ON CONFLICT (tenant, session) DO UPDATE SET epoch = excluded.epoch WHERE s.epoch < excluded.epoch
+-- Once, but for a repetition of this very call whose answer was lost.
+INSERT INTO file_session AS s (tenant, session, epoch, last_write)
+VALUES (%(tenant)s, %(session)s, %(epoch)s, %(write)s)
+ON CONFLICT (tenant, session) DO UPDATE SET epoch = excluded.epoch, last_write = excluded.last_write
+WHERE s.epoch < excluded.epoch OR s.epoch = excluded.epoch AND s.last_write = excluded.last_write
 RETURNING epoch
 
 -- name: put
@@ -62,3 +65,7 @@ ORDER BY f.name
 -- name: blocked
 SELECT file_blocked_1(id, %(parents)s::bytea[], %(names)s::bytea[]) FROM file_session
 WHERE tenant = %(tenant)s AND session = %(session)s
+
+-- name: sessions
+SELECT tenant, session FROM file_session
+WHERE (tenant, session) > (%(tenant)s, %(session)s) ORDER BY tenant, session LIMIT %(limit)s

@@ -150,6 +150,16 @@ class SqliteFileStore:
 
         return await self._database.read(total)
 
+    async def sessions(self, after: SessionKey | None = None, limit: int = 100) -> list[SessionKey]:
+        def sessions(connection: sqlite3.Connection) -> list[SessionKey]:
+            rows = connection.execute(
+                "SELECT tenant, session FROM file_session WHERE (tenant, session) > (?, ?) ORDER BY 1, 2 LIMIT ?",
+                (*(after or ("", "")), limit),
+            )
+            return [SessionKey(*row) for row in rows]
+
+        return await self._database.read(sessions)
+
     async def _read(self, key: SessionKey, look: Callable[[Tree], T]) -> T:
         def read(connection: sqlite3.Connection) -> T:
             row = _session(connection, key)

@@ -1,0 +1,3 @@
+-- ARGV: offset, incarnation.
+bury(ARGV[2])
+return 1

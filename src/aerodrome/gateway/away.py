@@ -1,0 +1,246 @@
+"""A client's sessions that run on other nodes, and how they come back when those go (DESIGN section 3).
+
+The client's frames for such a session go to the node that runs it, on a connection of the client's own, and that node
+serves them as its own client's. Here is remembered what the client opened the session with and has changed since, so
+that it can be opened again wherever the session runs next: here, or on a third node. One hop at most: what a node is
+sent by another it does itself, or gives back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from aerodrome.coordination.ports import Node
+from aerodrome.errors import AerodromeError, Draining, NotFound, Refused, SessionBusy, TurnInterrupted, all_codes
+from aerodrome.gateway.commands import Request
+from aerodrome.gateway.replay import Changes
+from aerodrome.gateway.router import NODE_LINK, params_of
+from aerodrome.gateway.sessions import open_again
+from aerodrome.model import SessionKey
+from aerodrome.peers.shapes import MOVED, SESSION_MOVED, SessionMoved
+from aerodrome.runtime.link import LinkClosed, RemoteError
+from aerodrome.wire import envelope
+
+if TYPE_CHECKING:
+    from aerodrome.gateway.client import GatewayClient
+
+log = structlog.get_logger(__name__)
+
+#: Seconds between two tries to open a session again.
+_FIRST_RETRY, _LAST_RETRY = 0.05, 1.0
+#: They name a session and concern no runtime.
+_HERE = frozenset(
+    {"session.getMetadata", "session.getLastId", "session.list", "sessions.fork", "session.getForeground"}
+)
+#: What is meant for the moment in which the client asked, and not for later ones.
+_ONCE = frozenset({"continuePendingWork", "openCanvases", "name"})
+
+
+@dataclass(slots=True)
+class Away:
+    """A session that the client is attached to at another node."""
+
+    incarnation: str
+    #: Parameters of the client's `session.create` or `session.resume`, as they came.
+    asked: Mapping[str, Any]
+    changes: Changes = field(default_factory=Changes)
+
+    def params(self, session_id: str) -> dict[str, Any]:
+        """Of the `session.resume` that attaches the client anew. It is not told of it: it never was away."""
+        kept = {name: value for name, value in self.asked.items() if name not in _ONCE}
+        if self.changes.tools is not None:
+            kept["tools"] = self.changes.tools
+        return {**kept, "sessionId": session_id, "disableResume": True}
+
+
+class AwaySessions:
+    """Those of one client."""
+
+    def __init__(self, client: GatewayClient) -> None:
+        self._client = client
+        self._away: dict[str, Away] = {}
+        self._returning: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def keys(self) -> list[SessionKey]:
+        tenant = self._client.who.tenant if self._client.principal is not None else ""
+        return [SessionKey(tenant, session_id) for session_id in self._away]
+
+    # --- requests ---
+
+    async def takes(self, request: Request) -> bool:
+        """Send the request to the node that runs its session. ``False``: it is for this one.
+
+        Raises:
+            SessionMoved: Another node has sent it here, and here is not where the session runs.
+            AerodromeError: The node that runs the session cannot be found, or reached.
+        """
+        client = self._client
+        session_id = request.session_id or envelope.session_of(request.params)
+        if session_id is None or client.principal is None or request.method in _HERE:
+            return False
+        if (returning := self._returning.get(session_id)) is not None:
+            await asyncio.wait({returning})
+        away = self._away.get(session_id)
+        link_id = f"{NODE_LINK}{away.incarnation}" if away is not None else ""
+        if request.returned or not client.has_link(link_id):
+            node = await client.gateway.cluster.elsewhere(SessionKey(client.who.tenant, session_id))
+            if node is not None and client.relayed:
+                raise SessionMoved("the session runs on another node")
+            where = node.incarnation if node is not None else client.gateway.cluster.own
+            if self._attached_at(session_id) not in (None, where):
+                self.move(session_id)
+                await asyncio.wait({self._returning[session_id]})
+                node = await client.gateway.cluster.elsewhere(SessionKey(client.who.tenant, session_id))
+            if node is None:
+                return False
+            link_id = (await client.link_to_node(node)).id
+        request.session_id = session_id
+        if request.method in ("session.create", "session.resume"):
+            client.router.take_part(session_id)
+            client.router.bind(session_id, link_id)
+        client.run(client.router.send(request, link_id))
+        return True
+
+    def answered(self, request: Request, *, done: bool) -> None:
+        """A node has opened or left the session for the client, or has refused to."""
+        session_id, router = request.session_id or "", self._client.router
+        if request.method in ("session.create", "session.resume"):
+            if done and request.link is not None:
+                self._away[session_id] = Away(request.link.removeprefix(NODE_LINK), params_of(request))
+                router.ready(session_id)
+            elif session_id not in self._away and session_id not in self._client.attachments:
+                router.leave(session_id)
+        elif done:
+            self._away.pop(session_id, None)
+            router.leave(session_id)
+
+    def remember(self, request: Request) -> bool:
+        """A request that must hold wherever the session goes was carried out."""
+        away = self._away.get(request.session_id or "")
+        if away is not None:
+            away.changes.note(request.method, params_of(request))
+        return away is not None
+
+    # --- moves ---
+
+    def _attached_at(self, session_id: str) -> str | None:
+        if (away := self._away.get(session_id)) is not None:
+            return away.incarnation
+        return self._client.gateway.cluster.own if session_id in self._client.attachments else None
+
+    def runs_at(self, session_id: str, incarnation: str) -> None:
+        """A node has loaded the session. If the client is attached to it at another one, it goes there."""
+        if self._attached_at(session_id) in (None, incarnation) or session_id in self._returning:
+            return
+        if self._client.relayed:
+            self._client.start(self._give_back(session_id), "give back")
+        else:
+            self.move(session_id)
+
+    async def _give_back(self, session_id: str) -> None:
+        """The node that relays the client has to look where the session runs."""
+        await self._client.detach(session_id)
+        self._client.connection.write(envelope.notification_frame(MOVED, {"sessionId": session_id}))
+
+    def link_lost(self, link_id: str) -> None:
+        """The node has gone, or does not want us any more: its sessions come back."""
+        for session_id in [id_ for id_, away in self._away.items() if f"{NODE_LINK}{away.incarnation}" == link_id]:
+            self.move(session_id)
+
+    def move(self, session_id: str) -> None:
+        """Attach the client anew where the session runs now, or here if it runs nowhere."""
+        if session_id not in self._returning:
+            task = self._client.start(self._move(session_id), f"move {session_id}")
+            if task is not None:
+                self._returning[session_id] = task
+                task.add_done_callback(lambda _: self._returning.pop(session_id, None))
+
+    async def _move(self, session_id: str) -> None:
+        client, router = self._client, self._client.router
+        router.hold_back(session_id)
+        attachment = client.attachments.get(session_id)
+        if attachment is not None:
+            self._away[session_id] = Away(client.gateway.cluster.own, attachment.asked, attachment.changes)
+            await client.detach(session_id, leave=False)
+        away = self._away.get(session_id)
+        if away is None:
+            client.run(router.release(session_id, []))
+            return
+        try:
+            await self._attach_again(session_id, away)
+            history = await client.gateway.sessions.stored_events(client.who, session_id)
+        except AerodromeError as error:
+            # For good: deleted meanwhile, or refused what was accepted before.
+            log.warning("gateway.session_not_back", session=session_id, reason=error.detail)
+            self._away.pop(session_id, None)
+            client.run(router.release(session_id, []))
+            router.leave(session_id)
+            if isinstance(error, NotFound):
+                client.tell_lifecycle("session.deleted", session_id)
+            return
+        client.run(router.release(session_id, history))
+        await self._tell_end(session_id)
+        log.info("gateway.session_back", session=session_id, node=self._attached_at(session_id))
+
+    async def _attach_again(self, session_id: str, away: Away) -> None:
+        """Try until it works. Raises what will not pass by itself."""
+        client = self._client
+        delay = _FIRST_RETRY
+        while True:
+            try:
+                node = await client.gateway.cluster.elsewhere(SessionKey(client.who.tenant, session_id))
+                if node is None:
+                    del self._away[session_id]
+                    try:
+                        await open_again(client.gateway, client, session_id, away.asked, away.changes)
+                    except BaseException:
+                        self._away[session_id] = away
+                        raise
+                else:
+                    await self._attach_at(node, session_id, away)
+                return
+            except (NotFound, Refused):
+                raise
+            except AerodromeError as error:
+                if not error.retryable or (isinstance(error, Draining) and client.gateway.sessions.draining):
+                    raise
+                log.debug("gateway.session_not_back_yet", session=session_id, reason=error.detail)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _LAST_RETRY)
+
+    async def _attach_at(self, node: Node, session_id: str, away: Away) -> None:
+        client = self._client
+        link = await client.link_to_node(node)
+        client.router.bind(session_id, link.id)
+        try:
+            await link.request("session.resume", away.params(session_id))
+            for method, params in away.changes.requests:
+                await link.request(method, {**params, "sessionId": session_id})
+        except (LinkClosed, TimeoutError) as error:
+            client.router.hold_back(session_id)
+            raise SessionBusy(f"the node {node.name} did not answer: {error}") from error
+        except RemoteError as error:
+            client.router.hold_back(session_id)
+            kind = all_codes().get(error.problem or "")
+            if error.problem == SESSION_MOVED or (kind is not None and kind.retryable):
+                raise SessionBusy(f"the node {node.name} does not take the session: {error}") from error
+            if error.problem == NotFound.code:
+                raise NotFound(error.message) from error
+            raise Refused(error.message) from error
+        away.incarnation = node.incarnation
+        client.router.ready(session_id)
+
+    async def _tell_end(self, session_id: str) -> None:
+        """If the client was told of a turn that nobody works on any more, say that it has ended."""
+        client = self._client
+        if not client.router.at_work(session_id) or await client.gateway.sessions.is_at_work(client.who, session_id):
+            return
+        error = TurnInterrupted("the node that ran the turn has gone")
+        events = client.gateway.sessions.end_events(error)
+        client.run(client.router.tell(session_id, events, from_host=True))

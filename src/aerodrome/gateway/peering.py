@@ -1,0 +1,221 @@
+"""The node's side of another node's own connection: the work of HTTP callers over there (`peers.shapes`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+from msgspec import UNSET, Raw, UnsetType
+
+from aerodrome._util.tasks import TaskOwner, first_of
+from aerodrome.errors import AerodromeError, Invalid
+from aerodrome.model import Principal, Role, SessionKey
+from aerodrome.peers import shapes
+from aerodrome.runtime.frames import FrameConnection
+from aerodrome.runtime.link import Link, LinkClosed, RequestRefused
+from aerodrome.sessions.api import EventStream, Lagging
+from aerodrome.sessions.run import TurnRun
+from aerodrome.sessions.service import SessionService
+from aerodrome.wire import envelope
+
+log = structlog.get_logger(__name__)
+
+#: Requests of another node that are served at the same time.
+_MAX_INBOUND = 1024
+
+
+class _Request(msgspec.Struct):
+    who: dict[str, Any]
+    session: str
+    stream: int = 0
+    message: dict[str, Any] | None = None
+    after: str | None = None
+    name: str = ""
+    arguments: list[Any] = msgspec.field(default_factory=list)
+
+
+class _About(msgspec.Struct):
+    stream: int
+    events: bool = False
+
+
+class _TurnStream:
+    def __init__(self, run: TurnRun, reader: str) -> None:
+        self.run = run
+        self.reader = reader
+        #: From its admission on; whether they are wanted is said a moment later.
+        self.events = run.events(reader)
+        self.wanted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def follow(self, wanted: bool) -> None:
+        if not self.wanted.done():
+            self.wanted.set_result(wanted)
+        if not wanted:
+            self.events.close()
+
+
+class PeerServer:
+    """Args:
+    moved: Whether another node runs a session now.
+    peer: Name of the node at the other end, for the log.
+    on_closed: Called once.
+    """
+
+    def __init__(
+        self,
+        connection: FrameConnection,
+        sessions: SessionService,
+        *,
+        moved: Callable[[SessionKey], Any],
+        peer: str,
+        on_closed: Callable[[PeerServer], None],
+    ) -> None:
+        self._sessions = sessions
+        self._moved = moved
+        self._peer = peer
+        self._on_closed = on_closed
+        self._turns: dict[int, _TurnStream] = {}
+        self._events: dict[int, EventStream] = {}
+        self._tasks = TaskOwner("peer server")
+        self._link = Link(self, max_inbound=_MAX_INBOUND, connection=connection)
+
+    async def aclose(self) -> None:
+        await self._link.aclose()
+        await self._tasks.aclose()
+
+    # --- LinkHandler ---
+
+    async def on_request(self, method: str, params: Raw | UnsetType) -> Any:
+        try:
+            request = _decode(params, _Request)
+            who = msgspec.convert(request.who, Principal)
+            if method == shapes.SEND:
+                return {"value": await self._send(who, request)}
+            if method == shapes.EVENTS:
+                await self._subscribe(who, request)
+                return {"value": None}
+            if method == shapes.CALL:
+                return {"value": await self._call(who, request)}
+        except AerodromeError as error:
+            return {"error": shapes.error_to_wire(error)}
+        raise RequestRefused(envelope.METHOD_NOT_FOUND, method)
+
+    def on_notification(self, method: str, params: Raw | UnsetType) -> None:
+        about = _decode(params, _About)
+        turn = self._turns.get(about.stream)
+        if method == shapes.FOLLOW and turn is not None:
+            turn.follow(about.events)
+        elif method == shapes.ABANDON and turn is not None:
+            turn.run.abandon()
+        elif method == shapes.CLOSE:
+            if turn is not None:
+                turn.follow(False)
+            if (events := self._events.pop(about.stream, None)) is not None:
+                events.close()
+
+    def on_closed(self, reason: str) -> None:
+        # Its callers may still be there and find the outcomes in the ledger: a turn is not abandoned for that.
+        for turn in self._turns.values():
+            turn.follow(False)
+        for events in self._events.values():
+            events.close()
+        self._turns.clear()
+        self._events.clear()
+        log.info("peers.node_disconnected", node=self._peer, reason=reason)
+        self._on_closed(self)
+
+    # --- turns ---
+
+    async def _send(self, who: Principal, request: _Request) -> Any:
+        await self._must_be_here(who, request.session)
+        message = shapes.message_of(request.message)
+        run = await self._sessions.send(who, request.session, message)
+        stream = _TurnStream(run, who.user)
+        if self._link.closed:
+            stream.follow(False)
+            return None
+        self._turns[request.stream] = stream
+        self._tasks.start(self._tell_turn(request.stream, stream), "tell turn", expected=LinkClosed)
+        return shapes.to_wire(run.row)
+
+    async def _tell_turn(self, number: int, stream: _TurnStream) -> None:
+        over = asyncio.ensure_future(stream.run.over())
+        try:
+            await first_of(stream.wanted, over)
+            try:
+                if stream.wanted.done() and stream.wanted.result():
+                    await self._tell_events(number, stream.events)
+                ended = shapes.Ended(number, row=shapes.to_wire(await stream.run.wait(stream.reader)))
+            except AerodromeError as error:
+                ended = shapes.Ended(number, error=shapes.error_to_wire(error))
+            await self._link.notify(shapes.ENDED, ended)
+        finally:
+            over.cancel()
+            stream.events.close()
+            self._turns.pop(number, None)
+
+    # --- events ---
+
+    async def _subscribe(self, who: Principal, request: _Request) -> None:
+        await self._must_be_here(who, request.session)
+        events = await self._sessions.events(who, request.session, after=request.after)
+        if self._link.closed:
+            events.close()
+            return
+        self._events[request.stream] = events
+        self._tasks.start(self._tell_all(request.stream, events), "tell events", expected=LinkClosed)
+
+    async def _tell_all(self, number: int, events: EventStream) -> None:
+        try:
+            try:
+                ended = shapes.Ended(number, lagging=not await self._tell_events(number, events))
+            except AerodromeError as error:
+                ended = shapes.Ended(number, error=shapes.error_to_wire(error))
+            await self._link.notify(shapes.ENDED, ended)
+        finally:
+            events.close()
+            self._events.pop(number, None)
+
+    async def _tell_events(self, number: int, events: EventStream) -> bool:
+        """``False``: the other node did not keep up."""
+        try:
+            async for event in events:
+                await self._link.notify(shapes.TOLD, shapes.Told(number, shapes.event_to_wire(event)))
+        except Lagging:
+            return False
+        return True
+
+    # --- what is done at once ---
+
+    async def _call(self, who: Principal, request: _Request) -> Any:
+        await self._must_be_here(who, request.session)
+        sessions, session = self._sessions, request.session
+        match request.name, request.arguments:
+            case "retitle", [str(title)]:
+                return shapes.to_wire(await sessions.retitle(who, session, title))
+            case "set_member", [str(user), str(role)]:
+                return shapes.to_wire(await sessions.set_member(who, session, user, Role(role)))
+            case "remove_member", [str(user)]:
+                return await sessions.remove_member(who, session, user)
+            case "delete", []:
+                return await sessions.delete(who, session)
+            case "abort", []:
+                return await sessions.abort(who, session)
+            case "answer", [str(request_id), dict(answer)]:
+                return await sessions.answer(who, session, request_id, answer)
+        raise Invalid(f"no call {request.name!r}: the nodes run different versions")
+
+    async def _must_be_here(self, who: Principal, session_id: str) -> None:
+        """Raises `SessionMoved`: another node runs it, which the one that asks has to find out."""
+        if await self._moved(SessionKey(who.tenant, session_id)) is not None:
+            raise shapes.SessionMoved("the session has moved to another node")
+
+
+def _decode(params: Raw | UnsetType, kind: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(b"{}" if params is UNSET else params, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Invalid(f"another node sends what cannot be read: {error}") from error

@@ -1,0 +1,159 @@
+"""What one node knows of the others: who lives, and who runs a session.
+
+The list of the living is read about once a heartbeat. Who runs a session is asked of the coordination store when it is
+not loaded here, and never when there is nobody else. Hints (`ClusterEvents`) only make things faster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from aerodrome._util.tasks import TaskOwner
+from aerodrome.coordination.ports import ClusterEvent, ClusterEvents, Leases, Membership, Node
+from aerodrome.errors import AerodromeError, SessionElsewhere
+from aerodrome.model import SessionKey
+from aerodrome.sessions.hints import AWAKE, DELETED, MEMBERS
+
+log = structlog.get_logger(__name__)
+
+
+class Cluster:
+    """Args:
+    incarnation: The one this node lives in now.
+    loaded: Whether a session is loaded here, under a lease that holds.
+    interval: Seconds between two looks at who lives.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        leases: Leases,
+        events: ClusterEvents,
+        *,
+        incarnation: Callable[[], str],
+        loaded: Callable[[SessionKey], bool],
+        interval: float,
+    ) -> None:
+        #: Told of the session that a node has loaded, and which one that is.
+        self.on_awake: list[Callable[[SessionKey, str], None]] = []
+        #: Told of a session that was deleted elsewhere.
+        self.on_deleted: list[Callable[[SessionKey], None]] = []
+        #: Told of a session whose members were changed elsewhere.
+        self.on_members: list[Callable[[SessionKey], None]] = []
+        #: Told of the incarnations that have gone.
+        self.on_gone: list[Callable[[frozenset[str]], None]] = []
+        #: Sessions that somebody here wants to follow wherever they go.
+        self.followed: list[Callable[[], Sequence[SessionKey]]] = []
+        self._membership = membership
+        self._leases = leases
+        self._events = events
+        self._incarnation = incarnation
+        self._loaded = loaded
+        self._interval = interval
+        self._nodes: dict[str, Node] = {}
+        self._tasks = TaskOwner("cluster")
+        self._stop_listening: Callable[[], None] | None = None
+
+    async def start(self) -> None:
+        self._stop_listening = self._events.listen(self._on_event)
+        await self.refresh()
+        self._tasks.start(self._run(), "follow the others")
+
+    async def aclose(self) -> None:
+        if self._stop_listening is not None:
+            self._stop_listening()
+            self._stop_listening = None
+        await self._tasks.aclose()
+
+    @property
+    def own(self) -> str:
+        return self._incarnation()
+
+    @property
+    def alone(self) -> bool:
+        """No other node lives, as far as we know."""
+        return all(incarnation == self.own for incarnation in self._nodes)
+
+    def lives(self, incarnation: str) -> bool:
+        return incarnation in self._nodes
+
+    def node(self, incarnation: str) -> Node | None:
+        return self._nodes.get(incarnation)
+
+    async def elsewhere(self, key: SessionKey) -> Node | None:
+        """The node that runs the session, if it is another one.
+
+        Raises:
+            SessionElsewhere: It is, and says of no address where it could be asked.
+            StoreUnavailable: Who runs it cannot be found out.
+        """
+        if self.alone or self._loaded(key):
+            return None
+        lease = await self._leases.holder(key)
+        if lease is None or lease.incarnation == self.own:
+            return None
+        if lease.incarnation not in self._nodes:
+            await self.refresh()
+        node = self._nodes.get(lease.incarnation)
+        if node is not None and not node.address:
+            raise SessionElsewhere(
+                f"the session is active on the node {node.name}, which other nodes cannot reach (server.advertise)",
+                retry_after=1.0,
+            )
+        return node
+
+    def announce(self, kind: str, key: SessionKey) -> None:
+        """Give the others a hint; to ourselves as well."""
+        if self.alone:
+            self._on_event(ClusterEvent(kind, str(key), self.own))
+        elif not self._tasks.closed:
+            event = ClusterEvent(kind, str(key), self.own)
+            self._tasks.start(self._events.publish(event), f"announce {kind}", expected=AerodromeError)
+
+    async def refresh(self) -> None:
+        """Read who lives. Raises `StoreUnavailable`."""
+        nodes = {node.incarnation: node for node in await self._membership.nodes()}
+        gone = frozenset(self._nodes) - frozenset(nodes)
+        self._nodes = nodes
+        if gone:
+            log.info("cluster.nodes_gone", incarnations=sorted(gone))
+            for callback in self.on_gone:
+                callback(gone)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval)
+            try:
+                await self.refresh()
+                if not self.alone:
+                    await self._follow()
+            except AerodromeError as error:
+                log.warning("cluster.not_followed", reason=error.detail)
+            except Exception:
+                log.exception("cluster.crashed")
+
+    async def _follow(self) -> None:
+        """Find out by ourselves what a lost hint would have told."""
+        keys = {key for followed in self.followed for key in followed() if not self._loaded(key)}
+        if keys:
+            for key, lease in (await self._leases.holders(sorted(keys))).items():
+                self._awake(key, lease.incarnation)
+
+    def _on_event(self, event: ClusterEvent) -> None:
+        told = {DELETED: self.on_deleted, MEMBERS: self.on_members}.get(event.kind)
+        if told is None and event.kind != AWAKE:
+            return
+        tenant, _, session_id = event.subject.partition("/")
+        key = SessionKey(tenant, session_id)
+        if event.kind == AWAKE:
+            self._awake(key, event.node)
+        elif event.node != self.own:
+            for callback in told or ():
+                callback(key)
+
+    def _awake(self, key: SessionKey, incarnation: str) -> None:
+        for callback in self.on_awake:
+            callback(key, incarnation)

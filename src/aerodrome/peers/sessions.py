@@ -1,0 +1,285 @@
+"""The sessions of all nodes, as a front door of this one sees them (`sessions.api.Sessions`).
+
+What concerns a session that another node runs is asked of that node, in the caller's name; everything else is done
+here. One hop at most: a node that is asked by another does it itself, or says that the session has moved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import structlog
+
+from aerodrome.coordination.ports import Node, Page
+from aerodrome.errors import Draining, RuntimeUnavailable, SessionBusy, SessionElsewhere
+from aerodrome.model import Principal, Role, SessionKey, SessionRow
+from aerodrome.peers import shapes
+from aerodrome.peers.cluster import Cluster
+from aerodrome.peers.events import FollowingStream, Source
+from aerodrome.peers.link import PeerGone, PeerLink, PeerLinks, PeerStream
+from aerodrome.peers.turns import ReadTurn, RemoteTurn
+from aerodrome.sessions.api import Ask, EventStream, MessagePage, OpenSession, SendMessage, Turn
+from aerodrome.sessions.hub import Channel
+from aerodrome.sessions.replay import BEGINNING
+from aerodrome.sessions.service import SessionService
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+#: Seconds between two looks at who runs a session that is moving.
+_RETRY = 0.1
+#: Idempotency keys of our own, for prompts that are forwarded without one: sent twice, they count once.
+_OWN_KEY = "aerodrome-forwarded-"
+
+
+@dataclass(slots=True)
+class _Here:
+    where: str
+    events: EventStream
+    broken: bool = False
+
+
+class _There:
+    """A subscription at another node."""
+
+    def __init__(self, link: PeerLink, reader_bytes: int) -> None:
+        self.where = link.node.incarnation
+        self.broken = False
+        self._channel = Channel(reader_bytes, lambda _: self.stream.close())
+        self.events: EventStream = self._channel
+        self.stream = PeerStream(link, on_told=self._on_told, on_ended=self._on_ended)
+
+    def _on_told(self, event: shapes.EventOnWire) -> None:
+        self._channel.put(shapes.event_of(event))
+
+    def _on_ended(self, ended: shapes.Ended | None) -> None:
+        # An error (no member any more) is told by whoever is asked next.
+        self.broken = ended is None or ended.error is not None
+        if ended is not None and ended.lagging:
+            self._channel.cut_off()
+        self._channel.finish()
+
+
+class ClusterSessions:
+    """Args:
+    local: The sessions of this node.
+    read_turn: Reads a turn in the ledger.
+    patience: Seconds to look for the node that runs a session while it moves.
+    reader_bytes: How far a reader of events may be behind.
+    """
+
+    def __init__(
+        self,
+        local: SessionService,
+        cluster: Cluster,
+        links: PeerLinks,
+        read_turn: ReadTurn,
+        *,
+        patience: float,
+        reader_bytes: int,
+    ) -> None:
+        self._local = local
+        self._cluster = cluster
+        self._links = links
+        self._read_turn = read_turn
+        self._patience = patience
+        self._reader_bytes = reader_bytes
+        self._following: dict[SessionKey, set[FollowingStream]] = {}
+        cluster.on_awake.append(self._on_awake)
+        cluster.followed.append(lambda: list(self._following))
+
+    # --- what any node does ---
+
+    async def open_session(self, who: Principal, request: OpenSession) -> tuple[SessionRow, bool]:
+        return await self._local.open_session(who, request)
+
+    async def get(self, who: Principal, session_id: str) -> SessionRow:
+        return await self._local.get(who, session_id)
+
+    async def list(self, who: Principal, *, cursor: str | None = None, limit: int = 50) -> Page:
+        return await self._local.list(who, cursor=cursor, limit=limit)
+
+    async def history(
+        self, who: Principal, session_id: str, *, cursor: str | None = None, limit: int = 200
+    ) -> MessagePage:
+        return await self._local.history(who, session_id, cursor=cursor, limit=limit)
+
+    async def ask(self, who: Principal, request: Ask) -> Turn:
+        return await self._local.ask(who, request)
+
+    # --- what the node does that runs the session ---
+
+    async def retitle(self, who: Principal, session_id: str, title: str) -> SessionRow:
+        value = await self._where_it_runs(
+            who,
+            session_id,
+            lambda: self._local.retitle(who, session_id, title),
+            lambda link: self._call(link, who, session_id, "retitle", title),
+        )
+        return value if isinstance(value, SessionRow) else shapes.session_row_of(value)
+
+    async def set_member(self, who: Principal, session_id: str, user: str, role: Role) -> SessionRow:
+        value = await self._where_it_runs(
+            who,
+            session_id,
+            lambda: self._local.set_member(who, session_id, user, role),
+            lambda link: self._call(link, who, session_id, "set_member", user, role),
+        )
+        return value if isinstance(value, SessionRow) else shapes.session_row_of(value)
+
+    async def remove_member(self, who: Principal, session_id: str, user: str) -> None:
+        await self._where_it_runs(
+            who,
+            session_id,
+            lambda: self._local.remove_member(who, session_id, user),
+            lambda link: self._call(link, who, session_id, "remove_member", user),
+        )
+
+    async def delete(self, who: Principal, session_id: str) -> None:
+        await self._where_it_runs(
+            who,
+            session_id,
+            lambda: self._local.delete(who, session_id),
+            lambda link: self._call(link, who, session_id, "delete"),
+        )
+
+    async def abort(self, who: Principal, session_id: str) -> bool:
+        return bool(
+            await self._where_it_runs(
+                who,
+                session_id,
+                lambda: self._local.abort(who, session_id),
+                lambda link: self._call(link, who, session_id, "abort"),
+            )
+        )
+
+    async def answer(self, who: Principal, session_id: str, request_id: str, answer: dict[str, Any]) -> None:
+        await self._where_it_runs(
+            who,
+            session_id,
+            lambda: self._local.answer(who, session_id, request_id, answer),
+            lambda link: self._call(link, who, session_id, "answer", request_id, answer),
+        )
+
+    async def send(self, who: Principal, session_id: str, message: SendMessage) -> Turn:
+        if not self._cluster.alone and message.idempotency_key is None:
+            # Forwarded to a node that goes before it answers, the prompt is sent once more to the next one.
+            message = replace(message, idempotency_key=f"{_OWN_KEY}{uuid.uuid4()}")
+        return await self._where_it_runs(
+            who,
+            session_id,
+            lambda: self._local.send(who, session_id, message),
+            lambda link: self._send_there(link, who, session_id, message),
+        )
+
+    async def events(self, who: Principal, session_id: str, *, after: str | None = None) -> EventStream:
+        if after is None and not self._cluster.alone:
+            after = await self._local.position(who, session_id)
+        source = await self._subscribe(who, session_id, after)
+        key = SessionKey(who.tenant, session_id)
+        stream = FollowingStream(
+            lambda cursor: self._subscribe(who, session_id, cursor or BEGINNING),
+            source=source,
+            cursor=after,
+            on_close=lambda closed: self._unfollow(key, closed),
+        )
+        self._following.setdefault(key, set()).add(stream)
+        return stream
+
+    # --- inside ---
+
+    async def _subscribe(self, who: Principal, session_id: str, after: str | None) -> Source:
+        async def here() -> Source:
+            return _Here(self._cluster.own, await self._local.events(who, session_id, after=after))
+
+        async def there(link: PeerLink) -> Source:
+            source = _There(link, self._reader_bytes)
+            link.begin(source.stream)
+            try:
+                await link.request(
+                    shapes.EVENTS,
+                    {"who": shapes.to_wire(who), "session": session_id, "after": after, "stream": source.stream.id},
+                )
+            except BaseException:
+                source.events.close()
+                raise
+            return source
+
+        return await self._where_it_runs(who, session_id, here, there)
+
+    def _on_awake(self, key: SessionKey, incarnation: str) -> None:
+        for stream in list(self._following.get(key, ())):
+            stream.runs_at(incarnation)
+
+    def _unfollow(self, key: SessionKey, stream: FollowingStream) -> None:
+        streams = self._following.get(key)
+        if streams is not None:
+            streams.discard(stream)
+            if not streams:
+                del self._following[key]
+
+    async def _send_there(self, link: PeerLink, who: Principal, session_id: str, message: SendMessage) -> Turn:
+        turn = RemoteTurn(link, self._read_turn, reader_bytes=self._reader_bytes)
+        link.begin(turn.stream)
+        try:
+            row = await link.request(
+                shapes.SEND,
+                {
+                    "who": shapes.to_wire(who),
+                    "session": session_id,
+                    "message": shapes.to_wire(message),
+                    "stream": turn.stream.id,
+                },
+            )
+        except BaseException:
+            turn.stream.close()
+            raise
+        turn.accepted(shapes.turn_row_of(row))
+        return turn
+
+    async def _call(self, link: PeerLink, who: Principal, session_id: str, name: str, *arguments: Any) -> Any:
+        return await link.request(
+            shapes.CALL,
+            {"who": shapes.to_wire(who), "session": session_id, "name": name, "arguments": arguments},
+        )
+
+    async def _where_it_runs(
+        self,
+        who: Principal,
+        session_id: str,
+        here: Callable[[], Awaitable[T]],
+        there: Callable[[PeerLink], Awaitable[T]],
+    ) -> T:
+        """Do it here, or have the node do it that runs the session; look again while the session moves.
+
+        Raises:
+            SessionBusy: It is not to be found within `patience` seconds, or whatever was asked says so.
+        """
+        key = SessionKey(who.tenant, session_id)
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self._patience
+        while True:
+            node = await self._cluster.elsewhere(key)
+            try:
+                if node is None:
+                    return await here()
+                return await there(await self._links.to(node))
+            except (SessionElsewhere, PeerGone, Draining) as error:
+                # Draining here: it is for the caller to go to another node, not for us.
+                if loop.time() >= give_up or (node is None and isinstance(error, Draining)):
+                    raise _for_callers(error, node) from error
+            await asyncio.sleep(_RETRY)
+
+
+def _for_callers(error: SessionElsewhere | PeerGone | Draining, node: Node | None) -> Exception:
+    if isinstance(error, Draining):
+        return error
+    if isinstance(error, SessionElsewhere):
+        return SessionBusy("the session is moving between nodes; try again", retry_after=1.0)
+    name = node.name if node is not None else "?"
+    return RuntimeUnavailable(f"the node {name}, which runs the session, does not answer", retry_after=2.0)

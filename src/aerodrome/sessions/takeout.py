@@ -1,0 +1,182 @@
+"""Everything that is stored of a user or a tenant: to be handed over, or erased, on request.
+
+A user's own sessions are theirs with all that is in them, whoever wrote it. In a session of somebody else, theirs are
+the membership and the turns they wrote; those turns stay, because they are part of the owner's conversation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from aerodrome._util.clock import Clock
+from aerodrome.coordination.ports import Beat, Coordination, Directory, Node
+from aerodrome.errors import StoreUnavailable
+from aerodrome.model import SessionKey, SessionRow
+from aerodrome.sessions.erase import erase
+from aerodrome.sessions.ports import Ledger
+from aerodrome.statestore.ports import SessionFileStore
+
+_PAGE = 200
+#: Seconds: life of the node we are while we hold leases, and between two tries for one that is taken.
+_TTL, _RETRY = 60.0, 0.5
+
+
+class Stores(Protocol):
+    @property
+    def coordination(self) -> Coordination: ...
+    @property
+    def directory(self) -> Directory: ...
+    @property
+    def files(self) -> SessionFileStore: ...
+    @property
+    def ledger(self) -> Ledger: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """A tenant's sessions, or one user's in it."""
+
+    tenant: str
+    user: str | None = None
+
+    def owns(self, row: SessionRow) -> bool:
+        return self.user is None or row.owner == self.user
+
+
+async def rows_of(directory: Directory, whose: Whose) -> list[SessionRow]:
+    """The sessions of `whose`, those shared with the user included, by id.
+
+    Listings are by last use: a session that is used while we turn the pages moves to one that we have turned. So the
+    pages are turned until nothing new is found.
+    """
+    found: dict[SessionKey, SessionRow] = {}
+    known = -1
+    while known < len(found):
+        known, cursor = len(found), None
+        while True:
+            page = await directory.list(whose.tenant, user=whose.user, cursor=cursor, limit=_PAGE)
+            found |= {row.key: row for row in page.rows}
+            if (cursor := page.next) is None:
+                break
+    return [found[key] for key in sorted(found)]
+
+
+async def take_out(row: SessionRow, *, files: SessionFileStore, ledger: Ledger) -> dict[str, Any]:
+    """Everything stored of a session, as JSON values: `options`, `turns`, `files` (path -> text)."""
+    turns = [asdict(turn) for turn in await ledger.turns(row.key)]
+    contents = {path: await files.read(row.key, path) for path in await _paths(files, row.key, "/")}
+    return {"options": row.options, "turns": turns, "files": contents}
+
+
+async def take_out_membership(row: SessionRow, user: str, *, ledger: Ledger) -> dict[str, Any]:
+    """What is a member's in a session of somebody else: `role`, and the `turns` they wrote."""
+    turns = [asdict(turn) for turn in await ledger.turns(row.key) if turn.author == user]
+    return {"tenant": row.key.tenant, "session": row.key.id, "role": row.members.get(user), "turns": turns}
+
+
+async def _paths(files: SessionFileStore, key: SessionKey, directory: str) -> list[str]:
+    found: list[str] = []
+    for name, info in await files.listdir(key, directory):
+        path = f"{directory.rstrip('/')}/{name}"
+        found += await _paths(files, key, path) if info.is_directory else [path]
+    return found
+
+
+@dataclass(slots=True)
+class Erased:
+    sessions: list[SessionKey] = field(default_factory=list)
+    #: Sessions of others that the user was a member of.
+    memberships: list[SessionKey] = field(default_factory=list)
+    #: Not erased, because that node has it loaded: key -> name of the node.
+    refused: dict[SessionKey, str] = field(default_factory=dict)
+
+
+class Eraser:
+    """Erases sessions as a node of its own, which no other one takes the lease from meanwhile.
+
+    Args:
+        wait: Seconds to wait, for all sessions together, for those that are loaded to be put to sleep.
+    """
+
+    def __init__(self, stores: Stores, incarnation: str, clock: Clock, wait: float = 0.0) -> None:
+        self._stores = stores
+        self._incarnation = incarnation
+        self._clock = clock
+        self._give_up = clock.monotonic() + wait
+
+    async def erase_all(self, whose: Whose, said: Callable[[str], None] = lambda text: None) -> Erased:
+        """Erase all that is `whose`, until a listing finds no more of it but what is refused."""
+        done = Erased()
+        while True:
+            rows = [row for row in await rows_of(self._stores.directory, whose) if row.key not in done.refused]
+            if not rows:
+                return done
+            for row in rows:
+                if whose.owns(row):
+                    await self._erase_one(row.key, done, said)
+                else:
+                    assert whose.user is not None
+                    await self._stores.directory.set_member(row.key, whose.user, None)
+                    done.memberships.append(row.key)
+
+    async def _erase_one(self, key: SessionKey, done: Erased, said: Callable[[str], None]) -> None:
+        if (holder := await self.erase(key, said)) is not None:
+            done.refused[key] = holder
+        else:
+            done.sessions.append(key)
+
+    async def erase(self, key: SessionKey, said: Callable[[str], None] = lambda text: None) -> str | None:
+        """Erase one session: ``None``, or else the name of the node that has it loaded and goes on having it."""
+        stores = self._stores
+        told = False
+        while await stores.coordination.acquire(key, self._incarnation, floor=await stores.files.epoch(key)) is None:
+            if self._clock.monotonic() >= self._give_up:
+                return await self._holder(key)
+            if not told:
+                said(f"waiting for {key}, which {await self._holder(key)} has loaded")
+                told = True
+            await asyncio.sleep(_RETRY)
+        await erase(
+            key,
+            directory=stores.directory,
+            leases=stores.coordination,
+            ledger=stores.ledger,
+            files=stores.files,
+        )
+        return None
+
+    async def _holder(self, key: SessionKey) -> str:
+        lease = await self._stores.coordination.holder(key)
+        nodes: Sequence[Node] = await self._stores.coordination.nodes()
+        names = {node.incarnation: node.name for node in nodes}
+        return "another node" if lease is None else f"node {names.get(lease.incarnation, lease.incarnation)}"
+
+
+@asynccontextmanager
+async def eraser(stores: Stores, clock: Clock, *, wait: float = 0.0) -> AsyncIterator[Eraser]:
+    """An eraser, alive as long as the block."""
+    node = Node(name="aerodrome-sessions-rm", incarnation=f"cli-{secrets.token_hex(8)}")
+    await stores.coordination.join(node, _TTL)
+    beating = asyncio.create_task(_beat(stores.coordination, node.incarnation), name="heartbeat of sessions rm")
+    try:
+        yield Eraser(stores, node.incarnation, clock, wait)
+    finally:
+        beating.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await beating
+        await stores.coordination.leave(node.incarnation)
+
+
+async def _beat(coordination: Coordination, incarnation: str) -> None:
+    beat = Beat.ALIVE
+    while beat is not Beat.DEAD:
+        await asyncio.sleep(_TTL / 4)
+        # A store that is away for a moment ends nothing: leases are not taken away by silence shorter than the ttl.
+        with contextlib.suppress(StoreUnavailable):
+            beat = await coordination.heartbeat(incarnation)

@@ -1,0 +1,167 @@
+"""What only the PostgreSQL adapter has to know: races of statements, servers that restart or hang."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from aerodrome._util.postgres import Postgres
+from aerodrome.coordination.backends.postgresql import PostgresCoordination
+from aerodrome.coordination.ports import Beat, Cap, ClusterEvent, Node
+from aerodrome.errors import StoreUnavailable
+from aerodrome.model import SessionKey
+from support.coordination import TTL, taken
+from support.postgres import fetch, fresh_schema, postgres, server
+from support.stores import paused
+from support.waiting import until
+
+KEY = SessionKey("acme", "chat")
+LONG = 600.0
+
+
+@asynccontextmanager
+async def store(database: Postgres, **options: Any) -> AsyncIterator[PostgresCoordination]:
+    coordination = PostgresCoordination(database, **options)
+    await coordination.open()
+    try:
+        yield coordination
+    finally:
+        await coordination.aclose()
+
+
+async def test_a_beat_on_its_way_does_not_bring_back_whoever_is_being_taken_from() -> None:
+    ahead = 0.0
+    async with postgres() as db, store(db, offset=lambda: ahead) as a, store(db, offset=lambda: ahead) as b:
+        await a.join(Node("a", "a-1"), TTL)
+        await a.join(Node("b", "b-1"), LONG)
+        lease = await taken(a, KEY, "a-1")
+        holding = await db.connect()
+        async with holding.transaction():
+            # The beat has begun, in time, and is held up before it is stored.
+            await holding.execute("SELECT FROM node WHERE incarnation = 'a-1' FOR UPDATE")
+            ahead = TTL / 2
+            beating = asyncio.create_task(a.heartbeat("a-1"))
+            await until_waiting(db, 1)
+            ahead = TTL + 1  # dead without that beat, alive with it
+            taking = asyncio.create_task(b.acquire(KEY, "b-1"))
+            await until_waiting(db, 2)
+        await holding.close()
+        beat, taken_over = await asyncio.gather(beating, taking)
+        # Whoever comes first, both cannot win.
+        assert (beat is Beat.DEAD) is (taken_over is not None)
+        holder = await a.holder(KEY)
+        assert holder == (taken_over or lease)
+
+
+async def until_waiting(db: Postgres, count: int) -> None:
+    """Until so many of this database's connections wait for a lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'aerodrome'"
+    async with asyncio.timeout(20):
+        while (await fetch(db, query))[0][0] < count:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_session_that_is_forgotten_while_it_is_taken_keeps_its_epochs_rising() -> None:
+    schema = fresh_schema()
+    async with postgres(schema) as first, postgres(schema) as second, store(first) as a, store(second) as b:
+        await a.join(Node("a", "a-1"), LONG)
+        epochs = []
+        for _ in range(30):
+            lease = await taken(a, KEY, "a-1")
+            epochs.append(lease.epoch)
+            _, again = await asyncio.gather(a.forget(KEY), taken(b, KEY, "a-1"))
+            epochs.append(again.epoch)
+        assert epochs == sorted(set(epochs))
+
+
+async def test_limits_of_many_names_at_once_never_deadlock() -> None:
+    schema = fresh_schema()
+    async with postgres(schema) as first, postgres(schema) as second, store(first) as a, store(second) as b:
+        await a.join(Node("a", "a-1"), LONG)
+        caps = [Cap(f"c-{number}", 1000) for number in range(6)]
+        query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        before = await fetch(first, query)
+        works = [
+            (a, b)[number % 2].admit(f"t-{number}", "a-1", caps=caps[:: 1 if number % 3 else -1])
+            for number in range(60)
+        ]
+        for admission in await asyncio.gather(*works):
+            assert admission.full is None
+        ((deadlocks,),) = await fetch(
+            first, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        )
+        assert deadlocks == before[0][0]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+async def test_a_restarted_server_is_waited_for_and_heard_again(how: signal.Signals) -> None:
+    with server() as postgresql:
+        async with postgres(url=postgresql.url, deadline=20.0) as db, store(db) as a:
+            heard: list[ClusterEvent] = []
+            a.listen(heard.append)
+            await a.publish(ClusterEvent("before", ""))
+            await until(lambda: bool(heard))
+            await a.join(Node("a", "a-1"), LONG)
+            lease = await taken(a, KEY, "a-1", floor=8)
+            postgresql.stop(how)
+            working = asyncio.create_task(a.nodes())
+            with pytest.raises(StoreUnavailable):
+                await PostgresCoordination(db, beat_deadline=0.2).heartbeat("a-1")
+            await asyncio.to_thread(postgresql.start)
+            await working
+            if how is signal.SIGKILL:
+                # What is not logged is gone; the epochs are not.
+                assert await a.heartbeat("a-1") is Beat.DEAD
+                await a.join(Node("a", "a-2"), LONG)
+                assert (await taken(a, KEY, "a-2")).epoch == lease.epoch + 1
+            else:
+                assert await a.heartbeat("a-1") is Beat.ALIVE
+                assert await a.holder(KEY) == lease
+            while ClusterEvent("after", "") not in heard:
+                await a.publish(ClusterEvent("after", ""))
+                await asyncio.sleep(0.05)
+
+
+async def test_a_server_that_hangs_is_given_up_in_time_and_all_goes_on_afterwards() -> None:
+    with server() as postgresql:
+        limits: dict[str, Any] = {"deadline": 1.0, "statement_timeout": 0.5}
+        async with postgres(url=postgresql.url, **limits) as db, store(db, beat_deadline=0.5) as a:
+            await a.join(Node("a", "a-1"), LONG)
+            began = monotonic()
+            with paused(postgresql):
+                calls = [a.heartbeat("a-1"), a.acquire(KEY, "a-1"), a.publish(ClusterEvent("lost", ""))]
+                failed = await asyncio.gather(*calls, return_exceptions=True)
+            assert monotonic() - began < 20.0
+            assert [type(error) for error in failed] == [StoreUnavailable] * 3
+            assert await a.heartbeat("a-1") is Beat.ALIVE
+
+
+async def test_what_is_stored_does_not_grow_with_what_was() -> None:
+    offset = 0.0
+    async with postgres() as db, store(db, offset=lambda: offset) as a:
+        for life in range(5):
+            incarnation = f"a-{life}"
+            await a.join(Node("a", incarnation), TTL)
+            for number in range(10):
+                await a.admit(f"t-{life}-{number}", incarnation, caps=[Cap("c", 1000)])
+            offset += TTL
+        await a.join(Node("b", "b-1"), TTL)
+        assert await fetch(db, "SELECT incarnation FROM node") == [("b-1",)]
+        assert await fetch(db, "SELECT count(*) FROM place") == [(0,)]
+
+
+async def test_schemas_hear_only_their_own() -> None:
+    async with postgres() as one, postgres() as two, store(one) as a, store(two) as b:
+        heard: list[ClusterEvent] = []
+        a.listen(heard.append)
+        await a.publish(ClusterEvent("mine", ""))
+        await b.publish(ClusterEvent("theirs", ""))
+        await a.publish(ClusterEvent("last", ""))
+        await until(lambda: len(heard) == 2)
+        assert [event.kind for event in heard] == ["mine", "last"]

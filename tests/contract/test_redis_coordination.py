@@ -1,0 +1,312 @@
+"""What only the Redis adapter has to know: servers that restart, hang, refuse, fail over, or are a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import signal
+import ssl
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from aerodrome._util.redis_url import RedisUrl
+from aerodrome.coordination.backends.redis import RedisCoordination
+from aerodrome.coordination.ports import Beat, Cap, ClusterEvent, Lease, Node, Rate
+from aerodrome.errors import ConfigError, StoreUnavailable
+from aerodrome.model import SessionKey
+from support.coordination import TTL, taken
+from support.stores import ValkeyServer, paused, valkey
+from support.waiting import until
+
+KEY = SessionKey("acme", "chat")
+#: A time to live that no test outlives.
+LONG = 600.0
+
+
+@asynccontextmanager
+async def store(url: str, **options: Any) -> AsyncIterator[RedisCoordination]:
+    coordination = RedisCoordination(RedisUrl.parse(url), **options)
+    await coordination.open()
+    try:
+        yield coordination
+    finally:
+        await coordination.aclose()
+
+
+async def works(coordination: RedisCoordination) -> None:
+    """A little of everything."""
+    await coordination.join(Node("a", "a-1", "127.0.0.1:1"), LONG)
+    assert await coordination.heartbeat("a-1", {"sessions": 1}) is Beat.ALIVE
+    lease = await taken(coordination, KEY, "a-1", floor=4)
+    assert await coordination.holders([KEY]) == {KEY: lease}
+    assert await coordination.release(lease)
+    assert lease == Lease(KEY, "a-1", 5)
+    admission = await coordination.admit("t", "a-1", rates=[Rate("r", 1, 60.0)], caps=[Cap("c", 1)])
+    assert (admission.exceeded, admission.full) == (None, None)
+    await coordination.vacate("t")
+    heard: list[ClusterEvent] = []
+    coordination.listen(heard.append)
+    await coordination.publish(ClusterEvent("k", "s"))
+    await until(lambda: heard == [ClusterEvent("k", "s")])
+
+
+async def test_an_emptied_server_is_filled_again_by_those_who_are_there() -> None:
+    with valkey() as server:
+        async with store(server.url) as a, store(server.url) as b:
+            heard: list[ClusterEvent] = []
+            a.listen(heard.append)
+            await a.join(Node("a", "a-1"), LONG)
+            lease = await taken(a, KEY, "a-1", floor=7)
+            await a.admit("t-1", "a-1", caps=[Cap("c", 1)])
+            for lose in (server.empty, server.restart):
+                lose()
+                # Scripts, heartbeats, leases and listeners: nothing that was there is there any more.
+                assert await a.heartbeat("a-1") is Beat.DEAD
+                assert await a.nodes() == []
+                assert await b.acquire(KEY, "a-1") is None
+                assert not await a.release(lease)
+                await a.join(Node("a", "a-1"), LONG)
+                before, lease = lease, await taken(a, KEY, "a-1", floor=lease.epoch)
+                assert lease.epoch == before.epoch + 1
+                assert (await a.admit("t-2", "a-1", caps=[Cap("c", 1)])).full is None
+                heard.clear()
+                while not heard:
+                    await b.publish(ClusterEvent("after", ""))
+                    await asyncio.sleep(0.05)
+
+
+async def test_a_server_that_is_away_for_a_moment_is_waited_for() -> None:
+    with valkey() as server:
+        async with store(server.url, patience=20.0) as a:
+            await a.join(Node("a", "a-1"), LONG)
+            server.stop()
+            waiting = asyncio.create_task(a.nodes())
+            with pytest.raises(StoreUnavailable) as caught:
+                await a.heartbeat("a-1")  # tried once: the next is due soon
+            assert caught.value.detail == "the Redis server cannot be reached"
+            await asyncio.to_thread(server.start)
+            assert await waiting == []
+
+
+async def test_a_server_that_hangs_is_given_up_in_time_and_all_goes_on_afterwards() -> None:
+    with valkey() as server:
+        async with store(server.url, timeout=0.3) as a:
+            await a.join(Node("a", "a-1"), LONG)
+            heard: list[ClusterEvent] = []
+            a.listen(heard.append)
+            await a.publish(ClusterEvent("before", ""))
+            await until(lambda: bool(heard))
+            began = monotonic()
+            with paused(server):
+                calls = [a.heartbeat("a-1"), a.acquire(KEY, "a-1"), a.nodes(), a.publish(ClusterEvent("lost", ""))]
+                failed = await asyncio.gather(*calls, return_exceptions=True)
+            assert monotonic() - began < 5.0
+            assert [str(error) for error in failed] == ["the Redis server does not answer"] * 4
+            assert await a.heartbeat("a-1") is Beat.ALIVE
+            lease = await taken(a, KEY, "a-1")
+            assert await a.holder(KEY) == lease  # no answer to an earlier question is taken for this one's
+            await a.publish(ClusterEvent("after", ""))
+            await until(lambda: heard[-1] == ClusterEvent("after", ""))
+
+
+async def test_a_connection_that_listens_and_is_cut_is_made_again() -> None:
+    with valkey() as server:
+        async with store(server.url) as a, store(server.url) as b:
+            heard: list[ClusterEvent] = []
+            a.listen(heard.append)
+            await a.publish(ClusterEvent("before", ""))
+            await until(lambda: bool(heard))
+            assert server.command("CLIENT", "KILL", "TYPE", "pubsub") == b":1\r\n"
+            while ClusterEvent("after", "") not in heard:
+                await b.publish(ClusterEvent("after", ""))
+                await asyncio.sleep(0.05)
+
+
+async def test_a_connection_that_listens_to_nobody_is_noticed() -> None:
+    with valkey() as server:
+        async with store(server.url, timeout=0.3) as a:
+            a._events._idle = 0.05
+            heard: list[ClusterEvent] = []
+            a.listen(heard.append)
+            await a.publish(ClusterEvent("before", ""))
+            await until(lambda: bool(heard))
+            with paused(server):
+                await until(lambda: not a._events._subscribed.is_set())
+            await until(lambda: a._events._subscribed.is_set())
+            await a.publish(ClusterEvent("after", ""))
+            await until(lambda: heard[-1] == ClusterEvent("after", ""))
+
+
+async def test_only_what_is_needed_has_to_be_allowed_and_refusals_tell_no_secret() -> None:
+    rules = "on >s3cret/#x ~{fleet}:* &{fleet}:* -@all"
+    commands = (
+        "+ping +client|setinfo +client|setname +select +eval +evalsha +time +publish +subscribe +get +set +zadd"
+        " +zscore +zrem +zrangebyscore +hget +hset +hdel +hexists +hlen +hgetall +sadd +srem +sismember"
+    )
+    users = [f"default {rules} {commands}", f"poor {rules} +ping", "nobody on nopass -@all"]
+    with valkey({"user": users}) as server:
+        at = f"127.0.0.1:{server.port}"
+        async with store(f"redis://default:s3cret%2F%23x@{at}", prefix="fleet") as a:
+            await works(a)
+        for credentials, words in (
+            ("default:wr0ng", "refuses the user or the password"),
+            ("poor:s3cret%2F%23x", "does not let this user do what is needed; see its ACL"),
+        ):
+            with pytest.raises(StoreUnavailable) as caught:
+                async with store(f"redis://{credentials}@{at}", prefix="fleet") as a:
+                    await a.join(Node("a", "a-1"), LONG)
+            assert caught.value.detail == f"the Redis server {words}"
+        async with store(f"redis://default:s3cret%2F%23x@{at}", prefix="another") as a:
+            with pytest.raises(StoreUnavailable, match="see its ACL"):
+                await a.nodes()
+
+
+async def test_a_socket_and_a_database_of_its_own() -> None:
+    socket = f"/tmp/aerodrome-{secrets.token_hex(4)}.sock"
+    with valkey({"unixsocket": socket}) as server:
+        async with store(f"unix://{socket}?db=3") as a, store(server.url) as other:
+            await works(a)
+            assert await other.nodes() == []
+        async with store(f"redis://127.0.0.1:{server.port}/3") as same:
+            assert len(await same.nodes()) == 1
+
+
+async def test_tls_is_of_use_only_with_a_certificate_that_is_trusted(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    with valkey({"requirepass": "s3cret"}) as server:
+        async with in_front(server.port, context) as port:
+            async with store(f"rediss://:s3cret@127.0.0.1:{port}?ca_file={certificate}") as a:
+                await works(a)
+            with pytest.raises(StoreUnavailable, match="certificate that is not trusted; see ca_file"):
+                async with store(f"rediss://:s3cret@127.0.0.1:{port}"):
+                    pass
+            with pytest.raises(ConfigError, match="names a ca_file that is not there: /nowhere"):
+                async with store(f"rediss://:s3cret@127.0.0.1:{port}?ca_file=/nowhere"):
+                    pass
+
+
+def make_certificate(directory: Path) -> tuple[Path, Path]:
+    certificate, key = directory / "cert.pem", directory / "key.pem"
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=aerodrome", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    return certificate, key
+
+
+@asynccontextmanager
+async def in_front(port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
+    """A port that speaks TLS, before one that does not."""
+    ways: set[asyncio.Task[None]] = set()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind, ahead = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            async with asyncio.TaskGroup() as group:
+                ways.update(group.create_task(pump(*way)) for way in ((reader, ahead), (behind, writer)))
+        finally:
+            ahead.close()
+            writer.close()
+
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            sink.write(data)
+        sink.close()
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context) as server:
+        yield server.sockets[0].getsockname()[1]
+        await until(lambda: all(way.done() for way in ways))
+
+
+async def test_several_fleets_share_a_server_by_their_prefix(valkey_server: ValkeyServer) -> None:
+    one, two = f"f-{secrets.token_hex(4)}", f"f-{secrets.token_hex(4)}"
+    async with store(valkey_server.url, prefix=one) as a, store(valkey_server.url, prefix=two) as b:
+        heard: list[ClusterEvent] = []
+        b.listen(heard.append)
+        await b.publish(ClusterEvent("mine", ""))
+        await works(a)
+        assert await b.nodes() == []
+        await b.publish(ClusterEvent("last", ""))
+        await until(lambda: len(heard) >= 2)
+        assert [event.kind for event in heard] == ["mine", "last"]
+
+
+async def test_a_cluster_keeps_all_of_a_fleet_in_one_slot() -> None:
+    with valkey({"cluster-enabled": "yes"}) as one, valkey({"cluster-enabled": "yes"}) as two:
+        assert one.command("CLUSTER", "ADDSLOTSRANGE", "0", "8191") == b"+OK\r\n"
+        assert two.command("CLUSTER", "ADDSLOTSRANGE", "8192", "16383") == b"+OK\r\n"
+        assert one.command("CLUSTER", "MEET", "127.0.0.1", str(two.port), str(two.bus_port)) == b"+OK\r\n"
+        await until(lambda: all(b"cluster_state:ok" in server.command("CLUSTER", "INFO") for server in (one, two)))
+        for number in range(6):  # in slots of either
+            server = (one, two)[number % 2]
+            async with store(f"redis+cluster://127.0.0.1:{server.port}", prefix=f"fleet-{number}") as a:
+                await works(a)
+        sizes = [int(server.command("DBSIZE")[1:-2]) for server in (one, two)]
+        assert all(sizes)
+
+
+async def test_sentinels_lead_to_whoever_is_the_primary() -> None:
+    with valkey() as primary, valkey({"replicaof": f"127.0.0.1 {primary.port}"}) as replica:
+        await until(lambda: b"master_link_status:up" in replica.command("INFO", "replication"))
+        config = {
+            "sentinel monitor": f"mymaster 127.0.0.1 {primary.port} 1",
+            "sentinel down-after-milliseconds": "mymaster 300",
+            "sentinel failover-timeout": "mymaster 2000",
+        }
+        with valkey(config, sentinel=True) as sentinel:
+            sentinels = f"127.0.0.1:1,127.0.0.1:{sentinel.port}"  # one of them is down
+            async with store(f"redis+sentinel://{sentinels}/mymaster", timeout=5.0, patience=30.0) as a:
+                await works(a)
+                port = str(replica.port).encode()
+                await until(lambda: port in sentinel.command("SENTINEL", "REPLICAS", "mymaster"), timeout=30.0)
+                before = await taken(a, KEY, "a-1")
+                primary.stop(signal.SIGKILL)
+                await until(lambda: b"role:master" in replica.command("INFO", "replication"), timeout=30.0)
+                again = await taken(a, KEY, "a-1", floor=before.epoch)
+                assert again.epoch > before.epoch
+                assert await a.heartbeat("a-1") is Beat.ALIVE
+                heard: list[ClusterEvent] = []
+                a.listen(heard.append)
+                while not heard:
+                    await a.publish(ClusterEvent("after", ""))
+                    await asyncio.sleep(0.05)
+
+
+async def test_what_is_stored_does_not_grow_with_what_was(valkey_server: ValkeyServer) -> None:
+    prefix, offset = f"test-{secrets.token_hex(6)}", 0.0
+
+    def size(name: str) -> bytes:
+        return valkey_server.command({"nodes": "ZCARD", "drain": "SCARD"}.get(name, "HLEN"), f"{{{prefix}}}:{name}")
+
+    async with store(valkey_server.url, prefix=prefix, offset=lambda: offset) as a:
+        for life in range(5):
+            incarnation = f"a-{life}"
+            await a.join(Node("a", incarnation), TTL)
+            await a.ask_to_drain(incarnation)
+            for number in range(10):
+                lease = await taken(a, SessionKey("acme", f"s-{number}"), incarnation)
+                await a.release(lease)
+                await a.admit(f"t-{life}-{number}", incarnation, caps=[Cap("c", 1000)])
+            offset += TTL
+        await a.join(Node("b", "b-1"), TTL)
+        assert [size(name) for name in ("nodes", "node", "ttl", "load")] == [b":1\r\n"] * 4
+        assert [size(name) for name in ("drain", "leases", "places", "cap:c")] == [b":0\r\n"] * 4
+
+
+async def test_names_with_any_character_are_one_key_each(valkey_server: ValkeyServer) -> None:
+    async with store(valkey_server.url, prefix=f"test-{secrets.token_hex(6)}") as a:
+        await a.join(Node("a", "a-1"), LONG)
+        keys = [SessionKey("a", "b c"), SessionKey("a b", "c"), SessionKey('a"', ",b"), SessionKey("ü", "\ud800")]
+        leases = {key: await taken(a, key, "a-1") for key in keys}
+        assert await a.holders(keys) == leases
