@@ -170,7 +170,7 @@ async def test_trap_13_two_nodes_keep_it_one_line(tmp_path: Path, model: ModelSe
         assert await on_a.text(SESSION, FIRST) == "answer 1"
         of_a = asyncio.create_task(on_a.http.post(f"/sessions/{SESSION}/messages", json={"prompt": SECOND}))
         await model.gate_reached("held")
-        assert (await on_b.say(SESSION, THIRD, expect=409))["code"] == "session_busy"
+        assert (await on_b.say(SESSION, THIRD, expect=409, on_busy="reject"))["code"] == "session_busy"
         runtimes = a.runtimes()
         with stopped(a.process.pid):
             assert await insist(on_b, THIRD) == "answer 3"
