@@ -399,7 +399,10 @@ class Node:
         )
 
     async def _reborn(self) -> None:
-        self.sessions.give_up_all("this node was held for dead, and its sessions may have moved")
+        # Others may have them already; what does not unload them soon is killed all the same.
+        self.sessions.give_up_all(
+            "this node was held for dead, and its sessions may have moved", within=self._heartbeat.lapse_time
+        )
 
     def _session_context(self) -> SessionContext:
         tasks = TaskOwner("sessions")

@@ -42,7 +42,7 @@ async def open_state(settings: Settings, clock: Clock) -> AsyncIterator[Postgres
     """
     state = settings.state
     database = Postgres(
-        state.url, schema=state.database_schema, max_connections=state.connections, deadline=state.retry
+        state.url, schema=state.database_schema, max_connections=state.connections, deadline=state.patience
     )
     async with database:
         files = PostgresFileStore(

@@ -279,6 +279,17 @@ async def test_no_listing_scans_or_sorts_the_table(tmp_path: Path) -> None:
 # What only the PostgreSQL adapter has to know
 
 
+async def test_whatever_text_a_user_sends_for_a_model_is_stored() -> None:
+    async with postgres() as db:
+        store = PostgresDirectory(db)
+        await store.open()
+        strange = row(model="\ud800 \0 gpt")
+        assert await store.insert(strange) is None
+        assert await store.get(KEY) == strange
+        assert await store.update(KEY, model="\udfff\0")
+        assert await store.get(KEY) == replace(strange, model="\udfff\0")
+
+
 async def test_with_100_000_rows_open_and_lists_walk_an_index() -> None:
     async with postgres(statement_timeout=60.0) as db:
         store = PostgresDirectory(db)

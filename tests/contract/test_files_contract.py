@@ -495,3 +495,18 @@ async def test_delete_session_is_complete(bench: Bench) -> None:
     assert not await store.delete_session(KEY)
     for table in ("file_session", "file", "file_chunk"):
         assert await bench.fetch(f"SELECT * FROM {table}") == []
+
+
+async def test_the_sessions_with_files_are_walked_in_pages(pair: Pair) -> None:
+    keys = [SessionKey("walk", "b"), SessionKey("walk", "a"), SessionKey("zeta", "a")]
+    for key in keys:
+        await pair.a.raise_epoch(key, 1)  # an epoch alone is something that is stored
+    found: list[SessionKey] = []
+    while page := await pair.b.sessions(found[-1] if found else None, 2):
+        assert len(page) <= 2
+        found += page
+    assert set(keys) <= set(found)
+    assert len(found) == len(set(found))
+    for key in keys:
+        await pair.a.delete_session(key)
+    assert not set(keys) & set(await pair.b.sessions())

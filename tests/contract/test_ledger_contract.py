@@ -227,3 +227,18 @@ async def test_a_freed_key_may_be_used_for_another_try(pair: Pair) -> None:
     first = await pair.b.get(KEY, "t-1")
     assert first is not None
     assert (first.status, first.idempotency_key) == (TurnStatus.FAILED, None)
+
+
+async def test_the_sessions_with_turns_are_walked_in_pages(pair: Pair) -> None:
+    assert await pair.a.sessions() == []
+    keys = [SessionKey("acme", "b"), SessionKey("acme", "a"), SessionKey("beta", "a")]
+    for key in keys:
+        for id_ in ("t-1", "t-2"):
+            await pair.a.accept(turn(id_, key))
+    found: list[SessionKey] = []
+    while page := await pair.b.sessions(found[-1] if found else None, 2):
+        assert len(page) <= 2
+        found += page
+    assert sorted(found) == sorted(keys)
+    await pair.a.forget(keys[0])
+    assert sorted(await pair.b.sessions()) == sorted(keys[1:])

@@ -29,9 +29,10 @@ from aerodrome.statestore.provider import EVENTS_PATH
 from support.cli import OFFLINE, TOKEN, launch_spec, launcher
 from support.histories import Shape
 from support.host import User
+from support.postgres import fresh_schema
 from support.sdk_clients import Chat, Client, Endpoint, connected
 from support.server import Server, aerodrome, new_key, serve, user_of, write_config
-from support.stores import ValkeyServer
+from support.stores import ValkeyServer, shared_postgres, valkey
 
 pytestmark = [pytest.mark.cli, pytest.mark.timeout(180)]
 
@@ -152,13 +153,25 @@ def _empty_sqlite(directory: Path) -> None:
     connection.close()
 
 
-@pytest.fixture(params=["sqlite"])
-def stores(request: pytest.FixtureRequest) -> SharedStores:
-    return {"sqlite": SharedStores("", _empty_sqlite)}[request.param]
+@pytest.fixture(params=["sqlite", "redis+postgresql"])
+def stores(request: pytest.FixtureRequest) -> Iterator[SharedStores]:
+    if request.param == "sqlite":
+        yield SharedStores("", _empty_sqlite)
+        return
+    # One of its own, to be emptied.
+    with valkey() as server:
+        state = f'[state]\nurl = "{shared_postgres().url}"\ndatabase_schema = "{fresh_schema()}"'
+        yield SharedStores(f'url = "{server.url}"\n{state}', lambda _: server.empty())
+
+
+async def configure(directory: Path, model: ModelServer, stores: SharedStores) -> Path:
+    config = write_config(directory, model.base_url, stores.settings)
+    await aerodrome("migrate", "--config", str(config), json_output=False)
+    return config
 
 
 async def test_trap_13_two_nodes_keep_it_one_line(tmp_path: Path, model: ModelServer, stores: SharedStores) -> None:
-    config = write_config(tmp_path, model.base_url, stores.settings)
+    config = await configure(tmp_path, model, stores)
     key = await new_key(config)
     async with (
         serve(config) as a,
@@ -170,7 +183,7 @@ async def test_trap_13_two_nodes_keep_it_one_line(tmp_path: Path, model: ModelSe
         assert await on_a.text(SESSION, FIRST) == "answer 1"
         of_a = asyncio.create_task(on_a.http.post(f"/sessions/{SESSION}/messages", json={"prompt": SECOND}))
         await model.gate_reached("held")
-        assert (await on_b.say(SESSION, THIRD, expect=409))["code"] == "session_busy"
+        assert (await on_b.say(SESSION, THIRD, expect=409, on_busy="reject"))["code"] == "session_busy"
         runtimes = a.runtimes()
         with stopped(a.process.pid):
             assert await insist(on_b, THIRD) == "answer 3"
@@ -207,7 +220,7 @@ async def test_trap_08_the_store_refuses_a_holder_that_nobody_has_told(
 ) -> None:
     """The coordination store has lost its memory, so that the session is free to take while A is in mid-turn, well, and
     a long way from its next heartbeat. Nothing but the epoch stands in its way."""
-    config = write_config(tmp_path, model.base_url, stores.settings)
+    config = await configure(tmp_path, model, stores)
     config.write_text(config.read_text().replace('"200ms"', '"20s"').replace('ttl = "1s"', 'ttl = "60s"'))
     key = await new_key(config)
     async with serve(config) as a, user_of(a, key) as on_a:

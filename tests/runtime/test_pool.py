@@ -554,3 +554,65 @@ async def test_stubborn_runtimes_are_killed_when_the_pool_closes(tmp_path: Path)
     async with running_pool(runtime) as pool:
         await asyncio.gather(*(pool.reserve(key) for key in (ALICE, BOB)))
     assert processes_at_home(tmp_path) == []
+
+
+# --- sessions that are not let go of ---
+
+
+class Stuck:
+    """A runtime that does not answer `session.detach` until `gate` is set, and everything else."""
+
+    def __init__(self, runtime: ManagedRuntime) -> None:
+        self.gate = asyncio.Event()
+        self._request = runtime.control.request
+        runtime.control.request = self.request  # type: ignore[method-assign]
+        runtime.control._timeout = 0.05
+
+    async def request(self, method: str, params: dict[str, Any], *, timeout: float | None = None) -> Any:
+        if method != "session.detach":
+            return await self._request(method, params, timeout=timeout or 5)
+        await self.gate.wait()
+        return {"success": True}
+
+
+async def test_a_session_does_not_come_to_a_runtime_that_has_not_let_go_of_it(tmp_path: Path) -> None:
+    async with fakes(tmp_path) as pool:
+        first = await pool.reserve(ACME, "s1")
+        stuck = Stuck(first)
+        assert not await first.let_go("s1")
+        assert not first.lost.is_set()
+        pool.release(first)
+        second = await pool.reserve(ACME, "s1")
+        assert second is not first
+        assert await pool.reserve(ACME, "s2") is first  # it has less to do
+        pool.release(first)
+        stuck.gate.set()
+        await until(lambda: not first.letting_go)
+        assert await pool.reserve(ACME, "s1") is first
+
+
+async def test_a_session_that_gets_stuck_again_has_to_wait(tmp_path: Path) -> None:
+    async with fakes(tmp_path) as pool:
+        gates = []
+        for _ in range(2):
+            runtime = await pool.reserve(ACME, "s1")
+            gates.append(Stuck(runtime).gate)
+            assert not await runtime.let_go("s1")
+            pool.release(runtime)
+        with pytest.raises(RuntimeUnavailable, match="let go"):
+            await pool.reserve(ACME, "s1")
+        gates[0].set()
+        await until(lambda: not pool.runtimes[0].letting_go or not pool.runtimes[1].letting_go)
+        pool.release(await pool.reserve(ACME, "s1"))
+        gates[1].set()
+
+
+async def test_a_runtime_that_leaves_a_request_unanswered_is_ended_when_it_hangs(tmp_path: Path) -> None:
+    async with fakes(tmp_path) as pool:
+        runtime = await pool.reserve(ACME)
+        assert await runtime.answers("session.send")
+        assert not runtime.lost.is_set()
+        process_of(runtime).suspend()
+        runtime._options = replace(runtime._options, ping_timeout=0.1)
+        assert not await runtime.answers("session.send")
+        assert "session.send" in runtime.lost_reason

@@ -9,7 +9,7 @@ import pytest
 from aerodrome._util.patience import Patience
 from aerodrome.coordination.ports import Node
 from aerodrome.errors import SessionBusy, StoreUnavailable
-from aerodrome.model import SessionKey, TurnStatus
+from aerodrome.model import SessionKey, SessionState, TurnStatus
 from support.scripted_node import ALICE, ScriptedNode, Unsteady, scripted_node, settle
 from support.waiting import until
 
@@ -94,6 +94,19 @@ async def test_who_waits_too_long_is_told_when_to_come_again() -> None:
         assert failure.value.retry_after
         back(node)
         await node.open("s1")
+
+
+async def test_a_list_does_not_wait_for_the_coordination_store() -> None:
+    patience = Watched()
+    async with scripted_node(patience=patience) as a, scripted_node(a.stores, name="b", patience=patience) as b:
+        await a.open("s1")
+        await a.say("s1", "one")
+        await a.service.live[0].updates.flush()
+        away(a, "holder", "holders")
+        (row,) = (await b.service.list(ALICE)).rows
+        assert row.state is SessionState.RESIDENT, "as it was last said to be"
+        assert patience.waits == 0
+        back(a)
 
 
 async def test_a_write_that_fails_for_good_ends_the_turn_loudly() -> None:

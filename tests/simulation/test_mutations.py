@@ -10,7 +10,7 @@ from support.simulation.run import shrink, simulate
 #: Seeds to try; the hardest to find takes some hundreds.
 SEEDS = 4_000
 #: Plans have 10 to 60 events; what is left must be for a person to read.
-SHORT = 16
+SHORT = 25
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)

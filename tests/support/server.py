@@ -35,7 +35,7 @@ api_key = "test-key"
 model = "gpt-4.1"
 [coordination]
 heartbeat = "200ms"
-ttl = "1s"
+ttl = "2s"
 {extra}
 """
     )

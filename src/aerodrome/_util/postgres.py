@@ -367,8 +367,10 @@ async def _roll_back(connection: Connection) -> None:
     try:
         with _watched(connection, 2.0):
             await connection.execute("ROLLBACK")
-    except (psycopg.Error, asyncio.CancelledError):
+    except BaseException as error:
         await connection.close()
+        if not isinstance(error, psycopg.Error):
+            raise
 
 
 @contextmanager

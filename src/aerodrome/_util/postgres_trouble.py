@@ -27,6 +27,7 @@ _BY_STATE: dict[str, Trouble] = {
     "57P02": Trouble("has crashed and recovers", 2.0, passing=True, lost=True),
     "57P03": Trouble("is starting up or shutting down", 2.0, passing=True, lost=True),
     "57P05": _AWAY,
+    "25P03": Trouble("has ended a transaction that stood still", 1.0, passing=True, lost=True),
     "53300": Trouble("has no connection left; raise its max_connections", 2.0, passing=True, lost=True),
     "40001": _CONFLICT,
     "40P01": _CONFLICT,

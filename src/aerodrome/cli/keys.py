@@ -69,7 +69,8 @@ def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `aerodrome keys ls` shows it.")],
     config: ConfigOption = None,
 ) -> None:
-    """Withdraw a key. A running server may trust it for another `auth.key_cache` (5 s)."""
+    """Withdraw a key. Running nodes are told; one that does not hear it trusts the key for another `auth.key_cache`
+    (5 s)."""
     if not _run(config, lambda keys: keys.revoke(key_id)):
         raise NotFound(f"there is no key {key_id}; `aerodrome keys ls` lists them")
     say(f"Revoked {key_id}.")

@@ -200,11 +200,6 @@ class StateSettings(Section):
         default="aerodrome", description="PostgreSQL: the schema that holds the tables."
     )
     connections: int = Field(default=10, ge=1, description="PostgreSQL: most connections of this node.")
-    retry: Duration = Field(
-        default=15.0,
-        description="PostgreSQL: how long a call goes on trying while the server is away, such as during a restart, "
-        "before the error `store_unavailable`.",
-    )
     patience: Duration = Field(
         default=15.0,
         description="How long a request, or a turn that is being stored, waits for the state store when it is away or "
@@ -390,7 +385,9 @@ class ProviderSection(ProviderSettings):
 
 class AuthSettings(Section):
     key_cache: Duration = Field(
-        default=5.0, description="How long a checked API key is trusted; a revoked one works for as long at most."
+        default=5.0,
+        description="How long a checked API key is trusted; a revoked one works for as long at most, where the news of "
+        "its revocation is lost.",
     )
 
 

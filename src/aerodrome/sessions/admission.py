@@ -9,7 +9,7 @@ idle and the turn is about to run, and once to give the place back. Without limi
 
 When that store is away the limits are open: prompts are accepted at any rate, and the node's own ceilings are what
 protects it. A node that cannot reach the store serves for two thirds of the time to live at most anyway, and to refuse
-everybody because somebody may be over a limit would make an outage of what is none yet (ADR 0020).
+everybody because somebody may be over a limit would make an outage of what is none yet (ADR 0019).
 """
 
 from __future__ import annotations

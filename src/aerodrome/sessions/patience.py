@@ -2,8 +2,9 @@
 
 They are those that somebody waits for and that may be made twice: reads, and writes whose repetition changes nothing.
 Missing are the bookkeeping that is written behind what happens (`Directory.update`, `Ledger.note`, `Leases.release`),
-which has its own ways of coming later, and what has to be looked at before it is repeated: `Leases.acquire`
-(`sessions.wake`), `Ledger.accept` (below), and the appends of session files (`statestore.provider`).
+which has its own ways of coming later; what a listing only polishes its rows with (`Leases.holder`); and what has to be
+looked at before it is repeated: `Leases.acquire` and the announcement of an epoch (`sessions.wake`), `Ledger.accept`
+(below), and the appends of session files (`statestore.provider`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from aerodrome.sessions.ports import Ledger
 from aerodrome.statestore.ports import SessionFileStore
 
 _DIRECTORY = ("insert", "get", "set_member", "remove", "list", "unused_since", "count")
-_LEASES = ("holder", "holders", "forget")
+_LEASES = ("forget",)
 _LEDGER = ("start", "finish", "get", "by_idempotency_key", "unfinished", "turns", "sessions", "forget")
-_FILES = ("epoch", "raise_epoch", "write", "read", "stat", "listdir", "total_bytes", "sessions", "delete_session")
+_FILES = ("epoch", "write", "read", "stat", "listdir", "total_bytes", "sessions", "delete_session")
 
 
 def patient_directory(directory: Directory, patience: Patience) -> Directory:

@@ -134,7 +134,7 @@ class LiveSessions:
                 log.warning("session.not_deleted", session=str(row.key), reason=error.detail)
 
     def give_up_all(self, reason: str, within: float = 0.0) -> None:
-        """Our leases are void, or will be `within` seconds, and other nodes may run our sessions then.
+        """Our leases are void, or will be in `within` seconds, and other nodes may run our sessions then.
 
         From now on nothing is written for them. Runtimes that are at work for one are killed, because a tool in it
         would go on; the others unload theirs, and are killed if that takes more than half of the time. Turns deal with

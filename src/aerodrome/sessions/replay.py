@@ -51,7 +51,7 @@ def missed(
         reader does better to read the history itself.
     """
     place = after.partition("~")[0]
-    stored = events_after(text, place) if place else stored_events(text)
+    stored = stored_events(text) if after == BEGINNING else events_after(text, place)
     if stored is None:
         return None
     known = {event.id for event in kept} | {event.id for event in late}

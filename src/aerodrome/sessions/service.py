@@ -563,7 +563,7 @@ class SessionService:
             self._context.tasks.start(self._sessions.drop_deleted(live), "drop deleted")
 
     def give_up_all(self, reason: str, within: float = 0.0) -> None:
-        """Our leases are void, or will be `within` seconds (see `LiveSessions.give_up_all`)."""
+        """Our leases are void, or will be in `within` seconds (see `LiveSessions.give_up_all`)."""
         self._sessions.give_up_all(reason, within)
 
     async def drain(self, timeout: float) -> None:
@@ -612,9 +612,13 @@ class SessionService:
                 last_used_at=max(row.last_used_at, live.row.last_used_at),
                 title=live.row.title or row.title,
             )
-        if row.state is not SessionState.HIBERNATED and await self._context.leases.holder(row.key) is None:
-            return replace(row, state=SessionState.HIBERNATED)
-        return row
+        if row.state is SessionState.HIBERNATED:
+            return row
+        try:
+            held = await self._context.leases.holder(row.key) is not None
+        except StoreUnavailable:
+            return row  # what was last said of it; a list does not wait for what it only polishes
+        return row if held else replace(row, state=SessionState.HIBERNATED)
 
 
 def _check_title(title: str) -> None:

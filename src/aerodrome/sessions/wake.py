@@ -45,6 +45,11 @@ async def take_lease(context: SessionContext, row: SessionRow) -> tuple[Lease, S
         NotFound: It has been deleted.
         StoreUnavailable: A store is away, for longer than we wait.
     """
+    # As a whole: an epoch can be announced once, and whether that was done is not known when the answer is lost.
+    return await context.state_patience(lambda: _take_lease(context, row))
+
+
+async def _take_lease(context: SessionContext, row: SessionRow) -> tuple[Lease, SessionRow]:
     # A session that was deleted and made anew must not begin with epochs its earlier life has used.
     floor = max(await context.files.epoch(row.key), int(row.created_at * 1000))
     lease = await acquire(context, row.key, floor=floor)

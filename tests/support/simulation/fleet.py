@@ -19,7 +19,7 @@ from aerodrome.errors import AerodromeError, SessionBusy, StoreUnavailable
 from aerodrome.model import SessionKey, SessionRow
 from aerodrome.sessions.context import SessionContext, SessionOptions
 from aerodrome.sessions.erase import erase
-from aerodrome.sessions.wake import repair_history, take_lease
+from aerodrome.sessions.wake import acquire, repair_history, take_lease
 from aerodrome.statestore.provider import EVENTS_PATH, SessionFs
 from support.simulation.history import Histories, chain, record
 from support.simulation.network import Network, Remote
@@ -124,6 +124,7 @@ class SimulatedNode:
         self._leases = leases
         self.heartbeat = build.heartbeat(leases, name, interval=INTERVAL, ttl=TTL, clock=self.clock, load=dict)
         self.heartbeat.on_reborn = self._give_up_all
+        self.heartbeat.on_lapse = self._lapse
         self.tasks = _Tasks("node")
         nothing: Any = None
         ledger: Any = _NoLedger()
@@ -178,6 +179,9 @@ class SimulatedNode:
         return not self.loop.killed
 
     async def _give_up_all(self) -> None:
+        self._lapse()
+
+    def _lapse(self) -> None:
         self._world.say(f"{self.name} gives up {[key.id for key in self.residents]}")
         for key in list(self.residents):
             self._lose(key)
@@ -218,9 +222,7 @@ class SimulatedNode:
         self._accepting()
         async with self._locks.setdefault(row.key, asyncio.Lock()):
             context = self.context
-            lease = await context.leases.acquire(row.key, context.incarnation())
-            if lease is None:
-                raise SessionBusy("the session is active on another node")
+            lease = await acquire(context, row.key)
             try:
                 self._lose(row.key)
                 await erase(

@@ -62,7 +62,11 @@ def _faults(chance: random.Random) -> list[Event]:
             continue
         # Where it hurts most: when a store has just done this for a node, and the node does not know it yet.
         machine, moment = chance.choice(MACHINES), chance.choice(_MOMENTS)
-        kinds = [chance.choice(_KINDS)] if chance.random() < 0.6 else ["pause", chance.choice(_KINDS)]
+        kinds = (
+            [chance.choice(_KINDS)]
+            if chance.random() < 0.6
+            else ["pause", chance.choice((*_KINDS, "empty", "empty", "empty"))]
+        )
         events += [Event(at, "when", (machine, moment, _fault(chance, at, kind, machine))) for kind in kinds]
     return events
 

@@ -1,6 +1,6 @@
 -- session -> who owns it, what it was opened with, where it stands. Ids sort by their bytes (COLLATE "C"), as the
--- cursors of listings do. `title` is text that may hold NUL and lone surrogates; `options` is JSON, as text, because
--- jsonb refuses both.
+-- cursors of listings do. `model` and `title` are a user's text, which may hold NUL and lone surrogates; `options` is
+-- JSON, as text, because jsonb refuses both.
 CREATE TABLE session (
     tenant           text COLLATE "C" NOT NULL,
     id               text COLLATE "C" NOT NULL,
@@ -8,7 +8,7 @@ CREATE TABLE session (
     kind             text NOT NULL,
     isolation        text NOT NULL,
     state            text NOT NULL,
-    model            text,
+    model            bytea,
     title            bytea,
     options          text NOT NULL,
     created_at       double precision NOT NULL,
