@@ -323,6 +323,7 @@ class GatewayClient:
             RuntimeUnavailable: The runtime has gone, or the client has.
         """
         if (link := self._links.get(runtime.id)) is not None:
+            link.in_hand = True
             return link
         opening = self._opening.get(runtime.id)
         if opening is None:
@@ -345,6 +346,7 @@ class GatewayClient:
         )
         if link.connection.closed:
             raise RuntimeUnavailable("the connection to the runtime went as it was opened")
+        link.in_hand = True
         self._links[link.id] = link
         self._regulate()
         return link
@@ -356,7 +358,8 @@ class GatewayClient:
     def close_unused_links(self) -> None:
         """A runtime whose sessions have all gone elsewhere need not be connected to."""
         for link in list(self._links.values()):
-            if not self.router.bound(link.id) and link.id not in self._opening:
+            in_hand, link.in_hand = link.in_hand, False
+            if not self.router.bound(link.id) and not in_hand and link.id not in self._opening:
                 link.connection.close("nothing goes by it any more")
 
     # --- what the runtimes wait for ---

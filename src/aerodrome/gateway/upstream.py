@@ -42,6 +42,8 @@ class Upstream:
         self.connection = FrameConnection(self, max_frame=max_frame, other="the runtime", skip=True)
         self._owner = owner
         self._timeout = timeout
+        #: Given to somebody since the last look for links that nothing goes by; he may be about to use it.
+        self.in_hand = False
         self._numbers = 0
         self._pending: dict[str, asyncio.Future[envelope.Message]] = {}
 
@@ -83,8 +85,11 @@ class Upstream:
             raise
         return link
 
-    async def request(self, method: str, params: Mapping[str, Any]) -> Raw | UnsetType:
+    async def request(self, method: str, params: Mapping[str, Any], *, timeout: float | None = None) -> Raw | UnsetType:
         """Ask something of our own; the result's own bytes.
+
+        Args:
+            timeout: Seconds, at most those of the link.
 
         Raises:
             RemoteError: The runtime refused.
@@ -104,7 +109,7 @@ class Upstream:
         self.connection.write(frame)
         self._owner.on_asking()
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(min(self._timeout, timeout or self._timeout)):
                 message = await future
         finally:
             self._pending.pop(request_id, None)
