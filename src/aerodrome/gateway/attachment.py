@@ -21,7 +21,7 @@ from aerodrome.gateway.upstream import Upstream
 from aerodrome.policy.open_params import OpenContext, runtime_open_params
 from aerodrome.policy.profiles import Profile
 from aerodrome.runtime.link import LinkClosed, RemoteError
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.supervisor import LET_GO, ManagedRuntime
 from aerodrome.sessions.live import LiveSession
 
 log = structlog.get_logger(__name__)
@@ -213,7 +213,7 @@ class NativeAttachment:
         if link is None or link.connection.closed:
             return
         try:
-            await link.request("session.detach", {"sessionId": self.session_id})
+            await link.request("session.detach", {"sessionId": self.session_id}, timeout=LET_GO)
         except (LinkClosed, RemoteError):
             pass  # there is nothing to let go of
         except TimeoutError:
@@ -242,8 +242,8 @@ class NativeAttachment:
     async def ask(self, method: str, params: Mapping[str, Any]) -> Any:
         return await self._owner.ask(self.session_id, method, params)
 
-    def answer_hooks(self, reason: str) -> None:
-        self._run(self._owner.router.answer_hooks(self.session_id, reason))
+    def refuse_hooks(self, reason: str | None) -> None:
+        self._run(self._owner.router.refuse_hooks(self.session_id, reason))
 
     def suspect(self, reason: str) -> None:
         if self._owner.keeps_waiting(self.session_id):

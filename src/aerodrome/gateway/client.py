@@ -417,6 +417,7 @@ class GatewayClient:
 
     async def _link(self, link_id: str, open_it: Callable[[], Coroutine[Any, Any, Upstream]]) -> Upstream:
         if (link := self._links.get(link_id)) is not None:
+            link.in_hand = True
             return link
         opening = self._opening.get(link_id)
         if opening is None:
@@ -436,6 +437,7 @@ class GatewayClient:
         link = await opening
         if link.connection.closed:
             raise PeerGone("the connection went as it was opened", retry_after=1.0)
+        link.in_hand = True
         self._links[link.id] = link
         self._regulate()
         return link
@@ -447,7 +449,8 @@ class GatewayClient:
     def close_unused_links(self) -> None:
         """A runtime whose sessions have all gone elsewhere need not be connected to."""
         for link in list(self._links.values()):
-            if not self.router.bound(link.id) and link.id not in self._opening:
+            in_hand, link.in_hand = link.in_hand, False
+            if not self.router.bound(link.id) and not in_hand and link.id not in self._opening:
                 link.connection.close("nothing goes by it any more")
 
     # --- what the runtimes wait for ---

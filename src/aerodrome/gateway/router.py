@@ -151,6 +151,8 @@ class _Binding:
         self._order: deque[str] = deque()
         #: Message ids of prompts that were sent again: what the runtime says, and what the client knows.
         self.aliases: dict[bytes, bytes] = {}
+        #: Why the client's hooks are not asked at this moment.
+        self.refuses_hooks: str | None = None
         #: Bodies held back until an alias is known, or until what was missed before them is told.
         self.held: list[bytes] | None = None
         #: What was told before bodies were held back for the sake of what was missed.
@@ -395,6 +397,8 @@ class Router:
         if binding is None or binding.unasked or (binding.link or binding.latest) != link:
             text = f"{message.method}: nobody here takes part in that session"
             return [ToRuntime(link, _error(message.id, problems.METHOD_NOT_FOUND, text))]
+        if message.method == _HOOKS and binding.refuses_hooks is not None:
+            return [ToRuntime(link, _error(message.id, problems.INTERNAL_ERROR, binding.refuses_hooks))]
         self._numbers += 1
         self._asked[self._numbers] = _Asked(session_id, message.method, link, message.id)
         params = bytes(message.params) if message.params is not UNSET else b"{}"
@@ -465,9 +469,15 @@ class Router:
         """Whether the client has not answered something before which a runtime does nothing else for the session."""
         return any(asked.session_id == session_id and asked.method in _HELD_UP_BY for asked in self._asked.values())
 
-    def answer_hooks(self, session_id: str, reason: str) -> Sequence[Command]:
-        """Answer with an error what was asked of the client's hooks; its own answers come too late then."""
+    def refuse_hooks(self, session_id: str, reason: str | None) -> Sequence[Command]:
+        """Answer with an error what was asked of the client's hooks, and is until ``None`` is said; its own answers
+        come too late then."""
+        binding = self._sessions.get(session_id)
+        if binding is not None:
+            binding.refuses_hooks = reason
         commands: list[Command] = []
+        if reason is None:
+            return commands
         for number, asked in list(self._asked.items()):
             if asked.session_id == session_id and asked.method == _HOOKS and asked.link is not None:
                 assert asked.id is not None

@@ -52,6 +52,8 @@ class Upstream:
         self._timeout = timeout
         #: Another node would refuse the ids that we use with runtimes; these no client can guess and use itself.
         self._ids = OWN_IDS if runtime is not None else f"{secrets.token_hex(8)}:"
+        #: Given to somebody since the last look for links that nothing goes by; he may be about to use it.
+        self.in_hand = False
         self._numbers = 0
         self._pending: dict[str, asyncio.Future[envelope.Message]] = {}
 
@@ -120,8 +122,11 @@ class Upstream:
             self.connection.abort("it could not be opened")
             raise
 
-    async def request(self, method: str, params: Mapping[str, Any]) -> Raw | UnsetType:
+    async def request(self, method: str, params: Mapping[str, Any], *, timeout: float | None = None) -> Raw | UnsetType:
         """Ask something of our own; the result's own bytes.
+
+        Args:
+            timeout: Seconds, at most those of the link.
 
         Raises:
             RemoteError: The runtime refused.
@@ -141,7 +146,7 @@ class Upstream:
         self.connection.write(frame)
         self._owner.on_asking()
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(min(self._timeout, timeout or self._timeout)):
                 message = await future
         finally:
             self._pending.pop(request_id, None)
