@@ -228,10 +228,9 @@ class Answers:
 
     async def _abort(self, client: GatewayClient, request: Request, params: Params) -> Answer:
         live = await self._gateway.sessions.live_session(client.who, _session_id(params), Role.WRITER)
-        if not live.turns.stop_running() and (activation := live.activation) is not None:
+        if not live.turns.stop_running() and (activation := live.loaded) is not None:
             # Perhaps the runtime is at work on something that no prompt of ours began.
-            if not activation.lost.done():
-                await activation.abort()
+            await activation.abort()
         self._gateway.sessions.let_go(live)
         return {"success": True}
 
