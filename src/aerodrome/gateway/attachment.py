@@ -93,7 +93,7 @@ class NativeAttachment:
         self._profile = profile
         self._kept = dict(kept)
         #: What the client had before it asked anew, as long as that is not accepted.
-        self._earlier: tuple[dict[str, Any], Mapping[str, Any], Changes] | None = None
+        self._earlier: tuple[dict[str, Any], Mapping[str, Any], Changes, bool] | None = None
         self._finished: AerodromeError | None = None
         #: What the client has changed since it opened the session.
         self.changes = changes or Changes()
@@ -127,7 +127,7 @@ class NativeAttachment:
 
     def ask_anew(self, kept: Mapping[str, Any], asked: Mapping[str, Any], *, passive: bool = False) -> None:
         """The client opens the session again, with other parameters. Refused, it has the earlier ones again."""
-        self._earlier = (self._kept, self.asked, self.changes)
+        self._earlier = (self._kept, self.asked, self.changes, self._passive)
         self._kept = dict(kept)
         self.asked = asked
         self._opened = False
@@ -142,7 +142,7 @@ class NativeAttachment:
     def take_back(self) -> None:
         """What the client has asked for anew could not be had: what it had before holds again."""
         if self._earlier is not None:
-            (self._kept, self.asked, self.changes), self._earlier = self._earlier, None
+            (self._kept, self.asked, self.changes, self._passive), self._earlier = self._earlier, None
             self._opened = True
 
     # --- Attachment ---
