@@ -31,12 +31,20 @@ async def hop(data_dir: Path, model: ModelServer, **sections: Any) -> AsyncItera
     """Sections as those of `support.host.host`."""
     quick = {"heartbeat": "100ms", "ttl": "5s", **sections.pop("coordination", {})}
     server = sections.pop("server", {})
+    runtime = sections.pop("runtime", {})
     async with AsyncExitStack() as stack:
         front, back = [
             await stack.enter_async_context(
-                host(data_dir, model, server={"node_name": name, **server}, coordination=quick, **sections)
+                host(
+                    data_dir,
+                    model,
+                    server={"node_name": name, **server},
+                    coordination=quick,
+                    runtime=options,
+                    **sections,
+                )
             )
-            for name in ("front", "back")
+            for name, options in (("front", {**runtime, "warm": 0}), ("back", runtime))
         ]
         await until(lambda: not (front.node.cluster.alone or back.node.cluster.alone))
         send_on(front, back)
