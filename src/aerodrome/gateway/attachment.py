@@ -27,9 +27,9 @@ from aerodrome.sessions.live import LiveSession
 log = structlog.get_logger(__name__)
 
 #: What is meant for the moment in which the client asked, and not for later ones.
-_ONCE = frozenset({"continuePendingWork", "openCanvases", "name"})
+ONCE = frozenset({"continuePendingWork", "openCanvases", "name"})
 #: What a session knows from its history, with all the changes since it was opened.
-_REMEMBERED = frozenset({"model", "reasoningEffort", "reasoningSummary", "contextTier", "agent"})
+REMEMBERED = frozenset({"model", "reasoningEffort", "reasoningSummary", "contextTier", "agent"})
 
 
 class AttachmentOwner(Protocol):
@@ -197,7 +197,7 @@ class NativeAttachment:
             return {"sessionId": self.session_id, "disableResume": True}
         kept = dict(self._kept)
         if self._opened:
-            for name in _ONCE | (_REMEMBERED if resume else frozenset()):
+            for name in ONCE | (REMEMBERED if resume else frozenset()):
                 kept.pop(name, None)
             if self.changes.tools is not None:
                 kept["tools"] = self.changes.tools

@@ -33,6 +33,7 @@ from aerodrome.gateway.bodies import read
 from aerodrome.gateway.commands import (
     Changed,
     Command,
+    Gone,
     Moved,
     Place,
     Relayed,
@@ -232,6 +233,8 @@ class GatewayClient:
                 self.away.answered(command.request, done=command.done)
             elif isinstance(command, Moved):
                 self.away.move(command.session_id)
+            elif isinstance(command, Gone):
+                self.away.gone(command.session_id, command.link)
         if flush:
             self._flush()
 
@@ -317,6 +320,9 @@ class GatewayClient:
         while True:
             if tries:
                 await asyncio.sleep(min(0.02 * 2 ** min(tries, 6), 0.5))
+            if request.returned > _RETURNS:
+                # It drains, say, and keeps the session for a turn that takes long.
+                raise SessionBusy("the node that runs the session takes nothing new; try again", retry_after=1.0)
             try:
                 if await self.away.takes(request):
                     return None
@@ -328,7 +334,7 @@ class GatewayClient:
                 log.debug("gateway.session_elsewhere", method=request.method, reason=error.detail)
                 if self.relayed:
                     raise SessionMoved("the session runs on another node") from error
-                if loop.time() >= give_up or request.returned > _RETURNS:
+                if loop.time() >= give_up:
                     raise SessionBusy("the session is moving between nodes; try again", retry_after=1.0) from error
                 tries += 1
 

@@ -163,7 +163,7 @@ class Gateway:
         return client.connection
 
     def _expect_connected(self, client: GatewayClient) -> None:
-        if client.principal is None and not client.gone:
+        if client.principal is None and not client.is_node and not client.gone:
             client.close(Unauthenticated(f"no `connect` with a good key within {self.limits.connect_timeout:g} s"))
 
     async def authenticate(self, credential: str) -> Principal:

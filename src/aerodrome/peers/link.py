@@ -74,13 +74,16 @@ class PeerLink:
             PeerGone: It is not there, or does not take us for a node.
         """
         self = cls(node, timeout)
-        host, port = address_of(node)
         try:
+            host, port = address_of(node)
             self._link = await Link.connect(host, port, self, timeout=timeout)
             await self._link.request("connect", {"token": node.peer_token, "node": own}, timeout=timeout)
         except (LinkClosed, RemoteError, TimeoutError) as error:
             await self.aclose()
             raise PeerGone(f"the node {node.name} cannot be reached: {error}", retry_after=1.0) from error
+        except BaseException:
+            await self.aclose()
+            raise
         return self
 
     @property
@@ -214,7 +217,10 @@ class PeerLinks:
 
 
 def address_of(node: Node) -> tuple[str, int]:
+    """Raises `PeerGone`: it says of none that can be read."""
     host, _, port = node.address.rpartition(":")
+    if not (host and port.isascii() and port.isdigit()):
+        raise PeerGone(f"the node {node.name} says of no address where it could be reached", retry_after=1.0)
     return host.strip("[]"), int(port)
 
 

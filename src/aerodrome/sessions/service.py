@@ -227,6 +227,7 @@ class SessionService:
             log.info("session.not_claimed", session=str(row.key), reason=error.detail)  # the turn will say so
         finally:
             live.release()
+            self._sessions.forget(live)
 
     async def _submit(self, row: SessionRow, run: TurnRun, on_busy: OnBusy) -> TurnRun:
         await self._claim(row)
