@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from support.fleet_chaos.run import chaos
 
 def main() -> int:
     options = _arguments()
+    logging.getLogger("copilot").setLevel(logging.CRITICAL)
     given = Options(users=options.users, seconds=options.minutes * 60, turns=options.turns, pause=options.pause)
     if options.seed is not None:
         given = Options(given.users, given.seconds, given.turns, given.pause, options.seed)

@@ -218,7 +218,10 @@ class ChaosFleet:
 
 
 def _complains(line: str) -> bool:
-    return '"level":"error"' in line.replace('": "', '":"') or line.startswith("Traceback")
+    """Whether it is an error that is no store's being away."""
+    if line.startswith("Traceback"):
+        return True
+    return '"level": "error"' in line and '.unavailable"' not in line
 
 
 def _serves(process: psutil.Process) -> bool:

@@ -11,7 +11,7 @@ HEARTBEAT, TTL = 0.2, 2.0
 #: The coordination and the state store are waited for as long as a restart here can take.
 STORE_PATIENCE = 15.0
 #: Seconds that one prompt may take from its first try to its outcome, over all faults that meet it.
-PATIENCE = 90.0
+PATIENCE = 40.0
 NODES = ("a", "b", "c")
 
 

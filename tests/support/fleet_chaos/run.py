@@ -17,7 +17,7 @@ from support.fleet_chaos.fleet import fleet
 from support.fleet_chaos.http_user import HttpUser
 from support.fleet_chaos.options import NODES, Options
 from support.fleet_chaos.report import measure
-from support.fleet_chaos.sdk_user import TOOL, SdkUser
+from support.fleet_chaos.sdk_user import SdkUser, tool_of
 from support.fleet_chaos.transcript import Transcript
 from support.fleet_chaos.users import Session, Speaker, Talker, World
 from support.fleet_chaos.watch import Watch
@@ -126,7 +126,7 @@ async def _speakers(world: World, tenants: dict[str, str]) -> AsyncIterator[dict
     found: dict[str, tuple[Speaker, str]] = {}
     for number, user in enumerate(tenants):
         if number % 3 == 2:
-            found[user] = SdkUser(world, user), TOOL
+            found[user] = SdkUser(world, user), tool_of(user)
         else:
             found[user] = HttpUser(world, user, streams=number % 3 == 1), _BUILT_IN
     try:

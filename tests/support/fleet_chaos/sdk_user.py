@@ -13,8 +13,10 @@ from support.fleet_chaos.transcript import Outcome, Prompt
 from support.fleet_chaos.users import SILENCE, Placed, World
 from support.sdk_clients import Chat, Client, Endpoint, custom_tool
 
-#: What the scripted model is told to call.
-TOOL = 'look {"x": "there"}'
+
+def tool_of(user: str) -> str:
+    """What the scripted model is told to call. A session has no two tools of one name (docs/facts.md)."""
+    return f'look_{user} {{"x": "there"}}'
 
 
 class Gone(Exception):
@@ -42,6 +44,9 @@ class SdkUser(Placed):
             # Nobody who has gone on to another node is told what becomes of it.
             message = await _within(SILENCE, chat.send(prompt.text))
             outcome, detail = await self._outcome(chat, prompt, message)
+        except asyncio.CancelledError:
+            transcript.say(f"{prompt} at {self.node} has seen {_seen(chat)}")
+            raise
         except Gone as error:
             transcript.counts["connections lost of SDK clients"] += 1
             transcript.end(prompt, Outcome.UNKNOWN, str(error))
@@ -97,7 +102,7 @@ class SdkUser(Placed):
             self._client = Client(sdk, endpoint, "empty")
             await self._refusable(sdk.start())
         if session not in self._chats:
-            tool = custom_tool("look", skip_permission=True)
+            tool = custom_tool(f"look_{self.user}", skip_permission=True)
             self._chats[session] = await self._refusable(self._client.resume(session, tools=[tool]))
         return self._chats[session]
 
@@ -119,6 +124,16 @@ class SdkUser(Placed):
         if client is not None:
             client.forget()
             await client.vanish()
+
+
+def _seen(chat: Chat) -> list[str]:
+    """The events since the prompt, but for pieces."""
+    kinds = [(event.type.value, event.data) for event in chat.events]
+    return [
+        f"{kind} {getattr(data, 'content', '')}{getattr(data, 'originating_message_id', '')}"
+        for kind, data in kinds
+        if "delta" not in kind
+    ][-60:]
 
 
 def _code(error: JsonRpcError) -> str:

@@ -13,7 +13,7 @@ from support.fleet_chaos.transcript import Prompt, Transcript
 from support.fleet_chaos.watch import Watch
 
 #: Seconds without a sign of life after which a node is left for another.
-SILENCE = 8.0
+SILENCE = 6.0
 
 
 @dataclass(frozen=True, slots=True)
