@@ -185,7 +185,10 @@ class AwaySessions:
                 client.tell_lifecycle("session.deleted", session_id)
             return
         client.run(router.release(session_id, history))
-        await self._tell_end(session_id)
+        try:
+            await self._tell_end(session_id, router.lost_prompts(session_id, history))
+        except AerodromeError as error:
+            log.warning("gateway.end_not_told", session=session_id, reason=error.detail)
         log.info("gateway.session_back", session=session_id, node=self._attached_at(session_id))
 
     async def _attach_again(self, session_id: str, away: Away) -> None:
@@ -236,11 +239,15 @@ class AwaySessions:
         away.incarnation = node.incarnation
         client.router.ready(session_id)
 
-    async def _tell_end(self, session_id: str) -> None:
-        """If the client was told of a turn that nobody works on any more, say that it has ended."""
+    async def _tell_end(self, session_id: str, lost: list[str]) -> None:
+        """Say that turns have ended which nobody works on any more: the one that the client was told of, and those of
+        its prompts that were taken (`lost`, message ids) and had not begun."""
         client = self._client
-        if not client.router.at_work(session_id) or await client.gateway.sessions.is_at_work(client.who, session_id):
+        if not lost and not client.router.at_work(session_id):
+            return
+        authors = await client.gateway.sessions.authors_at_work(client.who, session_id)
+        if client.who.user in authors or (authors and not lost):
             return
         error = TurnInterrupted("the node that ran the turn has gone")
-        events = client.gateway.sessions.end_events(error)
+        events = client.gateway.sessions.end_events(error, lost, idle=not authors)
         client.run(client.router.tell(session_id, events, from_host=True))

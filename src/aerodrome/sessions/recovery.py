@@ -22,6 +22,21 @@ EARLIER = "earlier"
 _LOOKED_AT = 100
 
 
+async def living_incarnations(context: SessionContext) -> set[str]:
+    """Those of the living, and those they had before: a node that was held for dead goes on with the turns of its
+    earlier life, and says so.
+
+    Raises:
+        StoreUnavailable: That cannot be found out.
+    """
+    living: set[str] = set()
+    for node in await context.membership.nodes():
+        living.add(node.incarnation)
+        if node.incarnation != context.incarnation():
+            living.update(node.load.get(EARLIER, ()))
+    return living
+
+
 async def recover(context: SessionContext, sessions: LiveSessions) -> int:
     """Report the turns of nodes that have gone as interrupted. Returns how many.
 
@@ -33,15 +48,9 @@ async def recover(context: SessionContext, sessions: LiveSessions) -> int:
     """
     own = context.incarnation()
     settled = context.settled()
-    living = {own}
-    nodes = await context.membership.nodes()
-    if settled and all(node.incarnation != own for node in nodes):
+    living = await living_incarnations(context)
+    if own not in living:
         return 0  # a list that we are not in is that of a store that has lost its memory, or we are dead
-    for node in nodes:
-        living.add(node.incarnation)
-        if node.incarnation != context.incarnation():
-            # A node that was held for dead goes on with the turns of its earlier life, and says so.
-            living.update(node.load.get(EARLIER, ()))
     recovered = skipped = 0
     while True:
         # Those that stay unfinished are the first of the next page too.
