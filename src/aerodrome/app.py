@@ -284,7 +284,7 @@ class Node:
         self.sessions = SessionService(context)
         self.cluster.on_deleted.append(self.sessions.deleted_elsewhere)
         self.cluster.on_members.append(lambda key: self._soon(self.sessions.members_here.refresh(key), "members"))
-        self.cluster.on_gone.append(lambda _: self._soon(self.sessions.recover(), "recover"))
+        self.cluster.on_gone.append(lambda _: self._soon(self._recover(), "recover"))
         self.janitor = Janitor(self.sessions, context)
         self._heartbeat.on_reborn = self._reborn
         self._heartbeat.on_lapse = self._lapsed
@@ -295,6 +295,7 @@ class Node:
         self._stack.push_async_callback(self.cluster.aclose)
         self._stack.push_async_callback(context.tasks.aclose)
         await self.sessions.recover()
+        self._soon(self._recover(), "recover")
         await self.pool.start()
         self._stack.push_async_callback(self.pool.aclose)
         self._tasks.start(self.janitor.run(), "janitor")
@@ -398,7 +399,14 @@ class Node:
             within=self._heartbeat.lapse_time,
         )
 
+    async def _recover(self) -> None:
+        """Once it is certain who has gone."""
+        while (wait := self._heartbeat.unsettled) > 0:  # noqa: ASYNC110 - it may be born again meanwhile
+            await asyncio.sleep(min(wait, self.settings.coordination.ttl))
+        await self.sessions.recover()
+
     async def _reborn(self) -> None:
+        self._soon(self._recover(), "recover")
         # Others may have them already; what does not unload them soon is killed all the same.
         self.sessions.give_up_all(
             "this node was held for dead, and its sessions may have moved", within=self._heartbeat.lapse_time
@@ -423,6 +431,7 @@ class Node:
             may_serve=lambda: self._heartbeat.check(),
             tasks=tasks,
             alone=lambda: self.cluster.alone,
+            settled=lambda: self._heartbeat.unsettled == 0,
             announce=lambda kind, key: self.cluster.announce(kind, key),
             admission=self._admission(tasks),
             patience=patience,

@@ -69,6 +69,8 @@ class Heartbeat:
         self._ttl = ttl
         self._clock = clock
         self._load = load
+        #: When this incarnation joined.
+        self._joined_at = -math.inf
         #: Before the first beat, and after we were told that we are dead, there was none that counts.
         self._last_beat = -math.inf
         #: Whether there are no leases to give up, because that has been done or there never were any.
@@ -92,6 +94,13 @@ class Heartbeat:
         """Seconds between `on_lapse` and the moment in which others may take the leases."""
         return self._ttl * (1 - _FENCED_AFTER)
 
+    @property
+    def unsettled(self) -> float:
+        """Seconds until the list of the living can be relied on. A store that has lost its memory has an empty one, and
+        all who live join anew within the time to live; who joins does not know whether that has just happened.
+        """
+        return max(0.0, self._joined_at + self._ttl - self._clock.monotonic())
+
     def check(self) -> bool:
         """`may_serve`, and the leases given up if not."""
         if self.may_serve:
@@ -106,6 +115,7 @@ class Heartbeat:
     async def start(self) -> None:
         """Join. Raises `StoreUnavailable`."""
         await self._join()
+        self._joined_at = self._last_beat
         self._tasks.start(self._run(), "beat")
 
     async def advertise(self, address: str) -> None:
@@ -151,10 +161,14 @@ class Heartbeat:
         self._last_beat = -math.inf
         self._lapsed = True
         self.earlier.append(self.incarnation)
+        self._joined_at = math.inf
         self.node = replace(self.node, incarnation=_incarnation(self.node.name), peer_token=_peer_token())
         if self.on_reborn is not None:
             await self.on_reborn()
+        # With what it says of its earlier lives: their turns are still worked on here.
+        self.node = replace(self.node, load=self._load())
         await self._join()
+        self._joined_at = self._last_beat
 
     async def _join(self) -> None:
         asked_at = self._clock.monotonic()
@@ -198,6 +212,11 @@ class Heartbeat:
 
 def _incarnation(name: str) -> str:
     return f"{name}-{secrets.token_hex(8)}"
+
+
+def name_in(incarnation: str) -> str:
+    """The name of the node whose life it is, or was."""
+    return incarnation.rpartition("-")[0]
 
 
 def _peer_token() -> str:

@@ -231,7 +231,7 @@ class AwaySessions:
             return
         client.run(router.release(session_id, history))
         log.info("gateway.session_back", session=session_id, node=self._attached_at(session_id))
-        await self._until_it_works(partial(self._tell_end, session_id))
+        await self._until_it_works(partial(self._tell_end, session_id, router.lost_prompts(session_id, history)))
 
     async def _until_it_works(self, what: Callable[[], Awaitable[T]]) -> T:
         """Raises what will not pass by itself."""
@@ -286,11 +286,15 @@ class AwaySessions:
         away.incarnation = node.incarnation
         client.router.ready(session_id)
 
-    async def _tell_end(self, session_id: str) -> None:
-        """If the client was told of a turn that nobody works on any more, say that it has ended."""
+    async def _tell_end(self, session_id: str, lost: list[str]) -> None:
+        """Say that turns have ended which nobody works on any more: the one that the client was told of, and those of
+        its prompts that were taken (`lost`, message ids) and had not begun."""
         client = self._client
-        if not client.router.at_work(session_id) or await client.gateway.sessions.is_at_work(client.who, session_id):
+        if not lost and not client.router.at_work(session_id):
+            return
+        authors = await client.gateway.sessions.authors_at_work(client.who, session_id)
+        if client.who.user in authors or (authors and not lost):
             return
         error = TurnInterrupted("the node that ran the turn has gone")
-        events = client.gateway.sessions.end_events(error)
+        events = client.gateway.sessions.end_events(error, lost, idle=not authors)
         client.run(client.router.tell(session_id, events, from_host=True))

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -97,10 +98,31 @@ _TASK_TRANSITION = "task_transition"
 _OF_MOVES = frozenset({"session.shutdown", "session.resume"})
 
 
+class _Data(msgspec.Struct):
+    messageId: str | None = None  # noqa: N815 - the wire's name
+
+
 class _Head(msgspec.Struct):
     id: str = ""
     type: str = ""
     ephemeral: bool = False
+
+
+class _Event(msgspec.Struct):
+    data: _Data
+    id: str = ""
+
+
+class _Sent(msgspec.Struct):
+    messageId: str  # noqa: N815 - the wire's name
+
+
+class _EventFrame(msgspec.Struct):
+    event: _Event
+
+
+class _EventNotification(msgspec.Struct):
+    params: _EventFrame
 
 
 class _Scope(msgspec.Struct):
@@ -129,6 +151,7 @@ class _Notification(msgspec.Struct):
 
 
 _decode_notification = msgspec.json.Decoder(_Notification).decode
+_decode_event = msgspec.json.Decoder(_Event).decode
 #: How the CLI begins a notification. Only a hint that saves decoding a frame twice.
 _EVENT_PREFIX = b'{"jsonrpc":"2.0","method":"'
 
@@ -168,6 +191,9 @@ class _Binding:
         self._stored: deque[str] = deque(maxlen=_STORED)
         #: As far as the client was told, the session is at work.
         self.working = False
+        #: Prompts of the client that another node has taken and whose end has not been told, by message id, and whether
+        #: they have begun.
+        self.sent: dict[str, bool] = {}
         #: The client's user may only read.
         self.reads_only = False
         #: The client is asked nothing: neither by a runtime's requests, nor by events.
@@ -189,6 +215,7 @@ class _Binding:
             self.working = True
         elif event_type == _WORK_ENDS:
             self.working = False
+            self.sent = {message_id: False for message_id, begun in self.sent.items() if not begun}
         self._told.add(event_id)
         self._order.append(event_id)
         if len(self._order) > _REMEMBERED:
@@ -197,6 +224,16 @@ class _Binding:
 
     def has(self, event_id: str) -> bool:
         return event_id in self._told
+
+    def note_sent(self, answer: envelope.Message) -> None:
+        """A prompt of the client's was taken by the node that runs the session."""
+        if not answer.is_error and isinstance(answer.result, Raw):
+            with suppress(msgspec.DecodeError):
+                self.sent[msgspec.json.decode(answer.result, type=_Sent).messageId] = False
+
+    def note_begun(self, message_id: str | None) -> None:
+        if message_id in self.sent:
+            self.sent[message_id] = True
 
     def translate(self, body: bytes) -> bytes:
         for latest, first in self.aliases.items():
@@ -396,6 +433,8 @@ class Router:
         if binding is not None and binding.aliases:
             body = binding.translate(body)
         answer = ToClient(encode_frame(body))
+        if request.method == "session.send" and link.startswith(NODE_LINK) and binding is not None:
+            binding.note_sent(message)
         if request.method in REMEMBERED and not message.is_error:
             return [answer, Changed(request)]
         if link.startswith(NODE_LINK) and request.method in _OPENING | _LEAVING:
@@ -426,6 +465,11 @@ class Router:
             if binding is None or (binding.link or binding.latest) != link or params.event is None:
                 return ()
             known = not binding.note(params.event.id, params.event.type, ephemeral=params.event.ephemeral)
+            if binding.sent and params.event.type == "user.message":
+                with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    translated = binding.translate(body)
+                    event = msgspec.json.decode(translated, type=_EventNotification).params.event
+                    binding.note_begun(event.data.messageId or event.id)
             if known or (binding.unasked and readers.asks(params.event.type)):
                 return ()
             return self._to_client(binding, body, params.event.id)
@@ -625,6 +669,8 @@ class Router:
                 continue
             if not binding.note(event.id, event.type, ephemeral=event.ephemeral):
                 continue
+            if binding.sent and event.type == "user.message":
+                binding.note_begun(_message_of(event))
             if binding.unasked and readers.asks(event.type):
                 continue
             body = b'{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"%b","event":%b}}' % (
@@ -676,6 +722,16 @@ class Router:
         binding = self._sessions.get(session_id)
         return binding is not None and binding.working
 
+    def lost_prompts(self, session_id: str, history: Sequence[SessionEvent]) -> list[str]:
+        """Message ids of the client's prompts that the node it was attached to had taken, and that do not stand in the
+        session's stored events. They are forgotten here."""
+        binding = self._sessions.get(session_id)
+        if binding is None or not binding.sent:
+            return []
+        sent, binding.sent = binding.sent, {}
+        stored = {_message_of(event) for event in history if event.type == "user.message"}
+        return [message_id for message_id in sent if message_id not in stored]
+
     def alias(self, session_id: str, first_id: str, latest_id: str | None) -> Sequence[Command]:
         """A prompt is sent again (`latest_id` is ``None``): hold back what is told until its new id is known."""
         binding = self._sessions.get(session_id)
@@ -703,6 +759,14 @@ def _behind(history: Sequence[SessionEvent], known: frozenset[str]) -> Sequence[
         if history[place].id in known:
             return history[place + 1 :]
     return ()
+
+
+def _message_of(event: SessionEvent) -> str | None:
+    """The message id of a stored `user.message`."""
+    try:
+        return _decode_event(event.raw).data.messageId or event.id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return event.id
 
 
 def params_of(request: Request) -> dict[str, Any]:

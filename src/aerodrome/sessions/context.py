@@ -73,6 +73,9 @@ class SessionContext:
     state_patience: Patience = field(default_factory=lambda: Patience(0.0))
     #: Whether no other node lives that could run a session of ours.
     alone: Callable[[], bool] = lambda: True
+    #: Whether a node that is not among the living has gone for certain. Not so for a while after this one has joined:
+    #: the store may have lost its memory, and the others are about to say that they live.
+    settled: Callable[[], bool] = lambda: True
     #: Gives other nodes a hint about a session (`sessions.hints`).
     announce: Callable[[str, SessionKey], None] = lambda kind, key: None
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import structlog
 
+from aerodrome.coordination.ports import Lease
 from aerodrome.errors import AerodromeError
 from aerodrome.model import SessionKey
 from aerodrome.sessions.context import SessionContext
@@ -36,21 +37,25 @@ class Janitor:
         self._service = service
         self._context = context
         self._orphans = Orphans(context)
+        self._lease: Lease | None = None
 
     async def chosen(self) -> bool:
         """Whether the work for all nodes is this one's. Another has it while that lives."""
         context = self._context
-        if not context.may_serve():
-            return False
-        return await context.leases.acquire(LEASE, context.incarnation()) is not None
+        self._lease = await context.leases.acquire(LEASE, context.incarnation()) if context.may_serve() else None
+        return self._lease is not None
 
     async def run(self) -> None:
         """Sweep for ever, often enough for the shorter of the two times."""
         options = self._context.options
         interval = max(0.05, min(30.0, options.idle_timeout / 4, options.ttl / 4))
-        while True:
-            await asyncio.sleep(interval)
-            await self.sweep()
+        try:
+            while True:
+                await asyncio.sleep(interval)
+                await self.sweep()
+        finally:
+            if self._lease is not None:
+                self._context.release_lease(self._lease)  # the next need not wait until this node is held for dead
 
     async def sweep(self) -> None:
         """One round. What fails is logged and left for the next; the rest is done all the same."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import structlog
 
+from aerodrome.coordination.heartbeat import name_in
 from aerodrome.errors import AerodromeError, TurnInterrupted
 from aerodrome.model import LastTurn, SessionKey, SessionKind, SessionState, TurnRow, TurnStatus
 from aerodrome.sessions.context import SessionContext
@@ -21,20 +22,35 @@ EARLIER = "earlier"
 _LOOKED_AT = 100
 
 
+async def living_incarnations(context: SessionContext) -> set[str]:
+    """Those of the living, and those they had before: a node that was held for dead goes on with the turns of its
+    earlier life, and says so.
+
+    Raises:
+        StoreUnavailable: That cannot be found out.
+    """
+    living: set[str] = set()
+    for node in await context.membership.nodes():
+        living.add(node.incarnation)
+        if node.incarnation != context.incarnation():
+            living.update(node.load.get(EARLIER, ()))
+    return living
+
+
 async def recover(context: SessionContext, sessions: LiveSessions) -> int:
     """Report the turns of nodes that have gone as interrupted. Returns how many.
 
-    Ephemeral sessions are deleted with the turn that was left behind.
+    Ephemeral sessions are deleted with the turn that was left behind. As long as it is not certain who has gone
+    (`SessionContext.settled`), only the turns are reported that an earlier process of this node has left.
 
     Raises:
         StoreUnavailable: Not all have been looked at.
     """
-    living = {context.incarnation()}
-    for node in await context.membership.nodes():
-        living.add(node.incarnation)
-        if node.incarnation != context.incarnation():
-            # A node that was held for dead goes on with the turns of its earlier life, and says so.
-            living.update(node.load.get(EARLIER, ()))
+    own = context.incarnation()
+    settled = context.settled()
+    living = await living_incarnations(context)
+    if own not in living:
+        return 0  # a list that we are not in is that of a store that has lost its memory, or we are dead
     recovered = skipped = 0
     while True:
         # Those that stay unfinished are the first of the next page too.
@@ -42,7 +58,8 @@ async def recover(context: SessionContext, sessions: LiveSessions) -> int:
         page = await context.ledger.unfinished(limit=limit, except_of=living)
         for turn in page[skipped:]:
             # One that we accepted before we were held for dead is still worked on here.
-            if not sessions.works_on(turn.key, turn.id) and await _interrupt(turn, context, sessions):
+            certain = settled or name_in(turn.incarnation) == name_in(own)
+            if certain and not sessions.works_on(turn.key, turn.id) and await _interrupt(turn, context, sessions):
                 recovered += 1
             else:
                 skipped += 1

@@ -57,7 +57,7 @@ from aerodrome.sessions.hub import Channel, EventHub
 from aerodrome.sessions.live import LiveSession
 from aerodrome.sessions.members import Members, allowed, check, tag
 from aerodrome.sessions.patience import accept
-from aerodrome.sessions.recovery import recover
+from aerodrome.sessions.recovery import living_incarnations, recover
 from aerodrome.sessions.registry import LiveSessions
 from aerodrome.sessions.replay import BEGINNING, behind, last_id, missed
 from aerodrome.sessions.run import TurnRun, error_of
@@ -493,18 +493,36 @@ class SessionService:
         row = await self._allowed(who, session_id)
         return await parse(stored_events, await read_history(self._context, row.key))
 
-    async def is_at_work(self, who: Principal, session_id: str) -> bool:
-        """Whether some living node has a turn of the session in hand."""
-        row = await self._allowed(who, session_id)
-        if (live := self._sessions.find(row.key)) is not None and live.engaged:
-            return True
-        living = {node.incarnation for node in await self._context.membership.nodes()}
-        return any(turn.incarnation in living for turn in await self._context.ledger.unfinished(row.key))
+    async def authors_at_work(self, who: Principal, session_id: str) -> set[str]:
+        """Whose turns of the session a living node has in hand; not asked before it is certain who has gone.
 
-    def end_events(self, error: AerodromeError) -> Sequence[SessionEvent]:
-        """What is said in a runtime's place of a turn that was lost with it."""
+        Raises:
+            NotFound: There is no such session.
+            StoreUnavailable: That cannot be found out.
+        """
+        while not self._context.settled():  # noqa: ASYNC110 - time does it
+            await asyncio.sleep(0.1)
+        row = await self._allowed(who, session_id)
+        authors = set()
+        if (live := self._sessions.find(row.key)) is not None and live.engaged:
+            authors = {run.row.author for run in live.turns.all} or {who.user}
+        living = await living_incarnations(self._context)
+        turns = await self._context.ledger.unfinished(row.key)
+        return authors | {turn.author for turn in turns if turn.incarnation in living}
+
+    def end_events(
+        self, error: AerodromeError, messages: Sequence[str] = (), *, idle: bool = True
+    ) -> Sequence[SessionEvent]:
+        """What is said in a runtime's place of a turn that was lost with it.
+
+        Args:
+            messages: Ids of the prompts that it is about, if they are known.
+            idle: Nothing else is worked on.
+        """
+        said: list[dict[str, Any]] = [{"originatingMessageId": message} for message in messages] or [{}]
         data = {"errorType": error.code, "message": error.detail}
-        return [self._context.host_event("session.error", data), self._context.host_event("session.idle", {})]
+        events = [self._context.host_event("session.error", {**data, **more}) for more in said]
+        return [*events, self._context.host_event("session.idle", {})] if idle else events
 
     async def _missed(
         self, row: SessionRow, hub: EventHub, channel: Channel, kept: Sequence[SessionEvent], after: str

@@ -1,0 +1,33 @@
+"""How long, how many, and how fast the coordination of the fleet is."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+#: Of `coordination`, in seconds: short, so that a run sees many nodes die.
+HEARTBEAT, TTL = 0.2, 2.0
+#: The coordination and the state store are waited for as long as a restart here can take.
+STORE_PATIENCE = 15.0
+#: Seconds that one prompt may take from its first try to its outcome, over all faults that meet it.
+PATIENCE = 40.0
+NODES = ("a", "b", "c")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    users: int = 24
+    #: Length of the time of trouble.
+    seconds: float = 180.0
+    #: End it earlier, after so many turns.
+    turns: int | None = None
+    #: Between the beginnings of two faults, about.
+    pause: float = 4.0
+    seed: int = field(default_factory=lambda: random.randrange(1 << 32))
+    #: Where logs and configuration go.
+    directory: Path | None = None
+
+    def chance(self, name: str) -> random.Random:
+        """A source of chance of its own for each part, so that one does not shift what another draws."""
+        return random.Random(f"{self.seed}:{name}")

@@ -1,0 +1,93 @@
+"""What users said, and what they were told became of it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    #: The turn has ended and its caller was told so: it stands in the history, once.
+    ACKNOWLEDGED = "acknowledged"
+    #: Reported as interrupted or failed: it stands there at most once.
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    #: Its caller could not learn it (an SDK client that lost its connection): at most once.
+    UNKNOWN = "unknown"
+    #: Refused before it was taken, and not tried again under the same name: at most once.
+    REFUSED = "refused"
+
+
+@dataclass(slots=True, eq=False)
+class Prompt:
+    session: str
+    user: str
+    text: str
+    #: What the answer says, if there is one.
+    answer: str
+    #: Monotonic seconds of the first try and of the outcome.
+    began: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+    outcome: Outcome | None = None
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.answer} of {self.user} in {self.session}"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeKill:
+    at: float
+    node: str
+    #: Sessions that it had loaded.
+    sessions: tuple[str, ...]
+
+
+class Transcript:
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.prompts: list[Prompt] = []
+        #: Everything that is only counted: faults, retries, refusals.
+        self.counts: Counter[str] = Counter()
+        self.kills: list[NodeKill] = []
+        #: Beginning and end of each fault, with its kind.
+        self.faults: list[tuple[float, float, str]] = []
+        self.log: list[str] = []
+
+    def say(self, text: str) -> None:
+        """One line of the run's own log."""
+        self.log.append(f"{time.monotonic() - self.started:7.2f}  {text}")
+
+    def end(self, prompt: Prompt, outcome: Outcome, detail: str = "") -> None:
+        prompt.outcome, prompt.detail, prompt.ended = outcome, detail, time.monotonic()
+        if outcome is not Outcome.ACKNOWLEDGED:
+            self.say(f"{prompt}: {outcome} {detail}".rstrip())
+
+    def of(self, session: str) -> list[Prompt]:
+        return [prompt for prompt in self.prompts if prompt.session == session]
+
+    @property
+    def turns(self) -> int:
+        """With an outcome."""
+        return sum(prompt.outcome is not None for prompt in self.prompts)
+
+    def recoveries(self) -> Iterator[tuple[float, bool]]:
+        """Seconds from each kill of a node to the next served turn of each session that it ran, and whether no other
+        fault came between. Of sessions that nobody asked anything then, from the time somebody did."""
+        for kill in self.kills:
+            for session in kill.sessions:
+                after = [
+                    prompt
+                    for prompt in self.of(session)
+                    if prompt.outcome is Outcome.ACKNOWLEDGED and (prompt.ended or 0.0) > kill.at
+                ]
+                if not after:
+                    continue
+                first = min(after, key=lambda prompt: prompt.ended or 0.0)
+                ended = first.ended or 0.0
+                asked = min((p.began for p in self.of(session) if (p.ended or ended) > kill.at), default=first.began)
+                alone = all(end <= kill.at or begin >= ended or begin == kill.at for begin, end, _ in self.faults)
+                yield ended - max(kill.at, asked), alone
