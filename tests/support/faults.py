@@ -25,7 +25,7 @@ from aerodrome._util.tasks import TaskOwner
 _PIECE = 1 << 16
 
 
-@dataclass
+@dataclass(eq=False)
 class _Link:
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
     #: It has lost something, or shall: nothing passes any more, in neither direction.
@@ -75,18 +75,22 @@ class Wire:
     # --- inside ---
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._owner.start(self._serve(reader, writer), "link")
-
-    async def aclose(self) -> None:
-        await self._owner.aclose()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         link = _Link([writer], dead=self._deaf)
-        if self._refuse:
+        if self._refuse or self._owner.closed:
             _reset(link)
             return
         self._links.add(link)
+        self._owner.start(self._serve(link, reader, writer), "link")
+
+    async def aclose(self) -> None:
+        await self._owner.aclose()
+        for link in self._links:
+            for one in link.writers:
+                one.transport.abort()
+        await asyncio.sleep(0)  # the transports let go of their sockets
+
+    async def _serve(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             if link.dead:
                 await self._swallow_all(reader)
@@ -163,4 +167,5 @@ async def wire(host: str, port: int) -> AsyncIterator[Wire]:
         try:
             yield made
         finally:
+            server.close()
             await made.aclose()
