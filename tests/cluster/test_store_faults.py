@@ -49,7 +49,9 @@ class Faulty:
 
 
 @asynccontextmanager
-async def faulty(directory: Path, model: ModelServer, store: str, *names: str, extra: str = "") -> AsyncIterator[Faulty]:
+async def faulty(
+    directory: Path, model: ModelServer, store: str, *names: str, extra: str = ""
+) -> AsyncIterator[Faulty]:
     """Node `a`, and those that are named, with their state in PostgreSQL and coordination in `store`."""
     postgres, schema = shared_server(), fresh_schema()
     state = postgres.url
@@ -99,9 +101,7 @@ async def test_short_trouble_with_the_coordination_store_costs_no_turn(
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_short_trouble_with_the_state_store_costs_no_turn(
-    tmp_path: Path, model: ModelServer, fault: str
-) -> None:
+async def test_short_trouble_with_the_state_store_costs_no_turn(tmp_path: Path, model: ModelServer, fault: str) -> None:
     async with faulty(tmp_path, model, "valkey") as running:
         await short_trouble(running, model, running.state, fault)
 

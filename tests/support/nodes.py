@@ -28,9 +28,7 @@ class Nodes:
         if environment is not None:
             self._environments[name] = environment
         self.servers[name] = await self._stack.enter_async_context(
-            serve(
-                self.config, environment={"AERODROME_SERVER__NODE_NAME": name, **self._environments.get(name, {})}
-            )
+            serve(self.config, environment={"AERODROME_SERVER__NODE_NAME": name, **self._environments.get(name, {})})
         )
         return self.servers[name]
 
