@@ -18,7 +18,6 @@ from support.faults import Wire, wire
 from support.nodes import Nodes, eventually, nodes
 from support.sdk_clients import requests_of
 from support.server import write_config
-from support.stores import free_port
 
 pytestmark = pytest.mark.cli
 
@@ -49,16 +48,11 @@ class Apart:
 @pytest.fixture
 async def apart(tmp_path: Path, model: ModelServer) -> AsyncIterator[Apart]:
     async with AsyncExitStack() as stack:
-        port = free_port()
-        between = await stack.enter_async_context(wire("127.0.0.1", port))
+        between = await stack.enter_async_context(wire())
         fleet = await stack.enter_async_context(nodes(write_config(tmp_path, model.base_url), "a"))
-        await fleet.start(
-            "b",
-            {
-                "AERODROME_SERVER__GATEWAY": f"127.0.0.1:{port}",
-                "AERODROME_SERVER__ADVERTISE": f"127.0.0.1:{between.port}",
-            },
-        )
+        b = await fleet.start("b", {"AERODROME_SERVER__ADVERTISE": between.address})
+        host, _, port = b.gateway.rpartition(":")
+        between.upstream = host, int(port)
         yield Apart(fleet, between)
 
 

@@ -36,6 +36,7 @@ class Wire:
     """Made by `wire`."""
 
     def __init__(self, upstream: tuple[str, int]) -> None:
+        #: Host and port of the server.
         self.upstream = upstream
         self.port = 0
         #: Connections that were made through it.
@@ -77,7 +78,7 @@ class Wire:
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         link = _Link([writer], dead=self._deaf)
-        if self._refuse or self._owner.closed:
+        if self._refuse or self._owner.closed or not self.upstream[1]:
             _reset(link)
             return
         self._links.add(link)
@@ -158,8 +159,8 @@ def _reset(link: _Link) -> None:
 
 
 @asynccontextmanager
-async def wire(host: str, port: int) -> AsyncIterator[Wire]:
-    """A wire to this server."""
+async def wire(host: str = "", port: int = 0) -> AsyncIterator[Wire]:
+    """A wire to this server; without one it leads nowhere until `upstream` is set."""
     made = Wire((host, port))
     server = await asyncio.start_server(made.accept, "127.0.0.1", 0)
     async with server:
