@@ -20,6 +20,7 @@ from aerodrome.gateway.commands import Request
 from aerodrome.gateway.problems import refusal_frame
 from aerodrome.gateway.sessions import open_session
 from aerodrome.model import Role, SessionRow
+from aerodrome.peers.liveness import Liveness
 from aerodrome.peers.shapes import principal_of
 from aerodrome.policy.methods import checked_params, needs_check
 from aerodrome.policy.shapes import Refusal
@@ -120,6 +121,7 @@ class Answers:
             return {"ok": True}
         principal = principal_of(params.get("onBehalfOf"))
         client.relayed = True
+        Liveness(client.connection, self._gateway.peer_silence)
         self._gateway.admit(client, principal, "")
         return self._hello(client, params)
 

@@ -406,7 +406,13 @@ class GatewayClient:
         return await self._link(
             f"{NODE_LINK}{node.incarnation}",
             lambda: Upstream.open_to_node(
-                self, node, self.hello, self.who, timeout=self.gateway.request_timeout, max_frame=limits.max_frame
+                self,
+                node,
+                self.hello,
+                self.who,
+                timeout=self.gateway.request_timeout,
+                max_frame=limits.max_frame,
+                silence=self.gateway.peer_silence,
             ),
         )
 

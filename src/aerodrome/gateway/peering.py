@@ -14,6 +14,7 @@ from aerodrome._util.tasks import TaskOwner, first_of
 from aerodrome.errors import AerodromeError, Invalid, SessionElsewhere
 from aerodrome.model import Principal, Role, SessionKey
 from aerodrome.peers import shapes
+from aerodrome.peers.liveness import Liveness
 from aerodrome.runtime.frames import FrameConnection
 from aerodrome.runtime.link import Link, LinkClosed, RequestRefused
 from aerodrome.sessions.api import EventStream, Lagging
@@ -61,6 +62,7 @@ class PeerServer:
     """Args:
     moved: Whether another node runs a session now.
     peer: Name of the node at the other end, for the log.
+    silence: Seconds in which nothing is heard of it, and after which it is held for gone.
     on_closed: Called once.
     """
 
@@ -71,6 +73,7 @@ class PeerServer:
         *,
         moved: Callable[[SessionKey], Any],
         peer: str,
+        silence: float,
         on_closed: Callable[[PeerServer], None],
     ) -> None:
         self._sessions = sessions
@@ -83,6 +86,7 @@ class PeerServer:
         self._starting: dict[int, str | None] = {}
         self._tasks = TaskOwner("peer server")
         self._link = Link(self, max_inbound=_MAX_INBOUND, connection=connection)
+        Liveness(connection, silence)
 
     async def aclose(self) -> None:
         await self._link.aclose()
@@ -91,6 +95,8 @@ class PeerServer:
     # --- LinkHandler ---
 
     async def on_request(self, method: str, params: Raw | UnsetType) -> Any:
+        if method == shapes.PING:
+            return {"value": None}
         number = 0
         try:
             request = _decode(params, _Request)

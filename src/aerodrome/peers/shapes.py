@@ -23,6 +23,8 @@ T = TypeVar("T")
 SEND = "aerodrome.send"
 EVENTS = "aerodrome.events"
 CALL = "aerodrome.call"
+#: The Copilot protocol's own, which a node that relays a client sends as well: whether anybody is there.
+PING = "ping"
 #: Its notifications about a stream it has begun: `{"stream"}`.
 FOLLOW = "aerodrome.follow"
 ABANDON = "aerodrome.abandon"
