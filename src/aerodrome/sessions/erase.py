@@ -3,10 +3,11 @@
 Whoever deletes may be paused at any point, for longer than its lease lasts, and go on under the feet of those who came
 after it. So every step says what exactly it is about, and does nothing when that has gone (ADR 0021):
 
-1. A lease with a new epoch, and a look at the directory: is it still the session that is meant?
+1. A lease with a new epoch, which is announced: whoever had the session before can write no more. Then a look at the
+   directory: is it still the session that is meant, and still unused?
 2. `delete_session`, the point of no return: the files go and a mark is left, unless somebody newer has announced an
    epoch. Until the mark is removed nobody can load the session, and whoever tries to finishes the deletion.
-3. The turns that were there at the beginning; the row, if it is still the one of that session.
+3. The turns that were there at the look; the row, if it is still the one of that session.
 4. The mark, if it is still that of our epoch; the lease, if it is still ours.
 
 One that was cut short can be repeated by anybody. Which session an id belongs to is told by the time it was opened at:
@@ -25,6 +26,7 @@ from aerodrome.statestore.ports import Deleted, SessionFileStore
 
 #: In place of the time a session was opened at: remains that belong to no row.
 NO_SESSION = -1.0
+DELETED = "the session has been deleted"
 
 
 class Stores(Protocol):
@@ -51,11 +53,32 @@ def epoch_floor(stored: int, created_at: float) -> int:
     return max(stored, int(created_at * 1000))
 
 
+async def announce(stores: Stores, lease: Lease) -> None:
+    """`raise_epoch`; a deletion that was begun and is not at its end is finished instead.
+
+    Raises:
+        NotFound: The session has been deleted.
+        Fenced: Somebody newer has taken it over.
+        StoreUnavailable: A store is away; whether the epoch is announced is not known.
+    """
+    key = lease.key
+    try:
+        await stores.files.raise_epoch(key, lease.epoch)
+    except Deleted as deleted:
+        present = await _present(stores, key)
+        if present == deleted.created_at:
+            await erase(stores, lease, deleted.created_at)
+            raise NotFound(DELETED) from None
+        # The last that was left of an earlier session under this id.
+        await stores.files.forget_session(key, deleted.epoch)
+        await stores.files.raise_epoch(key, lease.epoch)
+
+
 async def erase(stores: Stores, lease: Lease, created_at: float) -> bool:
     """Remove files, ledger, directory row and lease; nothing of the session remains (trap 20).
 
     Args:
-        lease: With an epoch that has not been announced.
+        lease: With an epoch that has been announced.
         created_at: Which session is meant; `NO_SESSION`: whatever is left without one.
 
     Returns:
@@ -70,42 +93,12 @@ async def erase(stores: Stores, lease: Lease, created_at: float) -> bool:
     turns = await stores.ledger.turn_ids(key)
     if await _present(stores, key) not in (created_at, None):
         return False
-    try:
-        await stores.files.delete_session(key, lease.epoch, created_at)
-    except Deleted as other:
-        if await _present(stores, key) == other.created_at:
-            raise
-        await stores.files.forget_session(key, other.epoch)
-        await stores.files.delete_session(key, lease.epoch, created_at)
+    await stores.files.delete_session(key, lease.epoch, created_at)
     await stores.ledger.forget(key, turns)
     await stores.directory.remove(key, created_at)
     await stores.files.forget_session(key, lease.epoch)
     await stores.leases.forget(lease)
     return True
-
-
-async def announce(stores: Stores, lease: Lease) -> None:
-    """`raise_epoch`; a deletion that was begun and is not at its end is finished instead.
-
-    Raises:
-        NotFound: The session has been deleted.
-        Fenced: Somebody newer has taken it over.
-        StoreUnavailable: A store is away.
-    """
-    key = lease.key
-    try:
-        await stores.files.raise_epoch(key, lease.epoch)
-    except Deleted as deleted:
-        present = await _present(stores, key)
-        if present == deleted.created_at:
-            await erase(stores, lease, deleted.created_at)
-            raise NotFound("the session has been deleted") from None
-        # The last that was left of an earlier session under this id.
-        await stores.files.forget_session(key, deleted.epoch)
-        if present is None:
-            await stores.leases.forget(lease)
-            raise NotFound("the session has been deleted") from None
-        await stores.files.raise_epoch(key, lease.epoch)
 
 
 async def _present(stores: Stores, key: SessionKey) -> float | None:

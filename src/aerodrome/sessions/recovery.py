@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import structlog
 
-from aerodrome.errors import AerodromeError, Fenced, TurnInterrupted
+from aerodrome.errors import AerodromeError, Fenced, NotFound, TurnInterrupted
 from aerodrome.model import LastTurn, SessionKey, SessionKind, SessionState, TurnRow, TurnStatus
 from aerodrome.sessions.context import SessionContext
-from aerodrome.sessions.erase import NO_SESSION, erase
+from aerodrome.sessions.erase import NO_SESSION, announce, erase
 from aerodrome.sessions.registry import LiveSessions
 from aerodrome.sessions.run import error_of
 
@@ -117,10 +117,11 @@ class Orphans:
         if lease is None:
             return False  # somebody is at it, or about to find out
         try:
+            await announce(context, lease)
             # It may have been opened anew since we looked.
             if not await erase(context, lease, NO_SESSION):
                 return False
-        except Fenced:
+        except (Fenced, NotFound):
             return False
         finally:
             context.release_lease(lease)

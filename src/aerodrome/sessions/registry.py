@@ -12,17 +12,16 @@ from typing import Any
 
 import structlog
 
-from aerodrome.errors import AerodromeError, Draining, Fenced, NotFound
+from aerodrome.errors import AerodromeError, Draining, NotFound
 from aerodrome.model import LastTurn, RuntimeKey, SessionKey, SessionRow
 from aerodrome.runtime.supervisor import ManagedRuntime
 from aerodrome.sessions.activation import Activation
 from aerodrome.sessions.context import SessionContext, runtime_key
+from aerodrome.sessions.deletion import delete
 from aerodrome.sessions.ends import TurnEnds
-from aerodrome.sessions.erase import erase
 from aerodrome.sessions.hints import DELETED
 from aerodrome.sessions.hub import EventHub
 from aerodrome.sessions.live import LiveSession
-from aerodrome.sessions.wake import acquire, taken_over
 
 log = structlog.get_logger(__name__)
 
@@ -183,7 +182,7 @@ class LiveSessions:
     # --- deletion ---
 
     async def delete(self, row: SessionRow, *, unused_since: float | None = None) -> bool:
-        """Everything of the session goes, from the runtime and from every store (see `erase`).
+        """Everything of the session goes, from the runtime and from every store (see `deletion`).
 
         Whoever comes second waits for the first. Once begun it goes on, whatever becomes of the caller.
 
@@ -208,21 +207,13 @@ class LiveSessions:
 
     async def _delete(self, row: SessionRow, unused_since: float | None) -> bool:
         context, key = self._context, row.key
-        lease = await acquire(context, row)
-        try:
-            if unused_since is not None:
-                # A node that had the lease until now may have used it. One that has it after us announces its epoch.
-                present = await context.directory.get(key)
-                if present is None or present.last_used_at >= unused_since:
-                    return False
+
+        async def end() -> None:
             if (live := self._live.get(key)) is not None:
                 await self._end(live)
-            await erase(context, lease, row.created_at)
-        except Fenced:
-            raise taken_over() from None
-        finally:
-            # After a deletion there is nothing to release; after one that failed, others may try.
-            context.release_lease(lease)
+
+        if not await delete(context, row, unused_since=unused_since, end=end):
+            return False
         self.ends.forget(key)
         self._undeleted.pop(key, None)
         self.end_hub(key)

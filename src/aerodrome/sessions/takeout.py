@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 from aerodrome._util.clock import Clock
 from aerodrome.coordination.ports import Beat, ClusterEvent, Coordination, Directory, Leases, Node
-from aerodrome.errors import Fenced, StoreUnavailable
+from aerodrome.errors import Fenced, NotFound, StoreUnavailable
 from aerodrome.model import SessionKey, SessionRow
-from aerodrome.sessions.erase import epoch_floor, erase
+from aerodrome.sessions.erase import announce, epoch_floor, erase
 from aerodrome.sessions.hints import DELETED, MEMBERS
 from aerodrome.sessions.ports import Ledger
 from aerodrome.statestore.ports import SessionFileStore
@@ -164,11 +164,15 @@ class Eraser:
             return False
         places = _Places(stores.directory, stores.coordination, stores.ledger, stores.files)
         try:
-            return await erase(places, lease, row.created_at) or True  # it has gone, and its id is used again
+            await announce(places, lease)
+            await erase(places, lease, row.created_at)
+        except NotFound:
+            pass  # what an earlier deletion had left has been done
         except Fenced:
             return False
         finally:
             await stores.coordination.release(lease)
+        return True
 
     async def _announce(self, kind: str, key: SessionKey) -> None:
         """A hint to those who have it here or read in it."""

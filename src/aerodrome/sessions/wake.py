@@ -52,9 +52,8 @@ async def take_lease(context: SessionContext, row: SessionRow) -> tuple[Lease, S
 
 
 async def _take_lease(context: SessionContext, row: SessionRow) -> tuple[Lease, SessionRow]:
-    lease = await acquire(context, row)
+    lease = await claim(context, row)
     try:
-        await announce(context, lease)
         present = await context.directory.get(row.key)
         if present is None:
             # What we have just announced would be all that is left of it.
@@ -62,16 +61,27 @@ async def _take_lease(context: SessionContext, row: SessionRow) -> tuple[Lease, 
             await context.leases.forget(lease)
         if present is None or present.created_at != row.created_at:
             raise NotFound("the session has been deleted")
+    except BaseException:
+        context.release_lease(lease)
+        raise
+    return lease, present
+
+
+async def claim(context: SessionContext, row: SessionRow) -> Lease:
+    """The session's lease with a new epoch, announced to the state store. Raises as `take_lease`."""
+    lease = await acquire(context, row)
+    try:
+        await announce(context, lease)
     except Fenced:
         context.release_lease(lease)
         raise taken_over() from None
     except BaseException as error:
         context.release_lease(lease)
         if isinstance(error, NotFound):
-            # Perhaps by somebody who could not say so any more.
+            # Whoever began the deletion could not say so any more.
             context.announce(DELETED, row.key)
         raise
-    return lease, present
+    return lease
 
 
 def taken_over() -> SessionElsewhere:

@@ -106,16 +106,16 @@ class SessionFileStore(Protocol):
         ...
 
     async def delete_session(self, key: SessionKey, epoch: int, created_at: float) -> None:
-        """Remove every file, and mark the session as deleted, also when nothing is stored: nobody can announce an epoch
-        until the mark is removed. The same deletion may be begun again, also in a later epoch.
+        """Remove every file, and mark the session as deleted: nobody can announce an epoch until the mark is removed.
 
         Args:
-            epoch: Of the lease under which it is deleted; it has not been announced.
+            epoch: The announced one. A deletion that was begun before may be begun again, by anybody, in its own epoch
+                or a later one.
             created_at: Which session is meant, should its id be used again.
 
         Raises:
+            Fenced: Somebody newer has taken the session, or its deletion, over.
             Deleted: Another session under this id is marked.
-            Fenced: This epoch, or a later one, has been announced: somebody has taken the session over.
         """
         ...
 

@@ -9,12 +9,9 @@ RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     marked bigint;
 BEGIN
-    INSERT INTO file_session AS s (tenant, session, epoch, deleted_of)
-    VALUES (a_tenant, a_session, an_epoch, a_created_at)
-    ON CONFLICT (tenant, session) DO UPDATE
-    SET epoch = excluded.epoch, deleted_of = excluded.deleted_of, bytes = 0
-    WHERE s.epoch < excluded.epoch AND coalesce(s.deleted_of, excluded.deleted_of) = excluded.deleted_of
-       OR s.epoch = excluded.epoch AND s.deleted_of = excluded.deleted_of
+    UPDATE file_session AS s SET epoch = an_epoch, deleted_of = a_created_at, bytes = 0
+    WHERE s.tenant = a_tenant AND s.session = a_session
+      AND (s.epoch = an_epoch AND s.deleted_of IS NULL OR s.epoch <= an_epoch AND s.deleted_of = a_created_at)
     RETURNING s.id INTO marked;
     IF marked IS NULL THEN
         RETURN false;

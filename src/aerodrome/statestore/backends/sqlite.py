@@ -104,16 +104,13 @@ class SqliteFileStore:
         def delete(connection: sqlite3.Connection) -> None:
             again = _check_not_deleted(connection, key, but=created_at)
             row = _session(connection, key)
-            if row is not None and (row[1] > epoch or (row[1] == epoch and not again)):
-                raise _fenced(key, epoch, row[1])
-            if row is not None:
-                # Their chunks go with them (ON DELETE CASCADE).
-                connection.execute("DELETE FROM file WHERE session_id = ?", (row[0],))
+            if row is None or row[1] > epoch or (row[1] < epoch and not again):
+                raise _fenced(key, epoch, None if row is None else row[1])
+            # Their chunks go with them (ON DELETE CASCADE).
+            connection.execute("DELETE FROM file WHERE session_id = ?", (row[0],))
             connection.execute(
-                "INSERT INTO file_session (tenant, session, epoch, deleted_of) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT (tenant, session) DO UPDATE"
-                " SET epoch = excluded.epoch, deleted_of = excluded.deleted_of, bytes = 0",
-                (*key, epoch, created_at),
+                "UPDATE file_session SET epoch = ?, deleted_of = ?, bytes = 0 WHERE id = ?",
+                (epoch, created_at, row[0]),
             )
 
         await self._database.write(delete)
