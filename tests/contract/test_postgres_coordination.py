@@ -75,7 +75,7 @@ async def test_a_session_that_is_forgotten_while_it_is_taken_keeps_its_epochs_ri
         for _ in range(30):
             lease = await taken(a, KEY, "a-1")
             epochs.append(lease.epoch)
-            _, again = await asyncio.gather(a.forget(KEY), taken(b, KEY, "a-1"))
+            _, again = await asyncio.gather(a.forget(lease), taken(b, KEY, "a-1"))
             epochs.append(again.epoch)
         assert epochs == sorted(set(epochs))
 

@@ -118,8 +118,11 @@ class PostgresCoordination:
         ]
         return {lease.key: lease for lease in leases}
 
-    async def forget(self, key: SessionKey) -> None:
-        await self._run("forget", _named(key))
+    async def forget(self, lease: Lease) -> bool:
+        forgotten = await self._run(
+            "forget", {**_named(lease.key), "incarnation": lease.incarnation, "epoch": lease.epoch}
+        )
+        return forgotten.count == 1 or forgotten.repeated
 
     # Events
 

@@ -31,7 +31,6 @@ _ASK_TO_DRAIN = load_script("ask_to_drain")
 _ACQUIRE = load_script("acquire")
 _RELEASE = load_script("release")
 _HOLDERS = load_script("holders")
-_FORGET = load_script("forget")
 _ADMIT = load_script("admit")
 _VACATE = load_script("vacate")
 
@@ -119,8 +118,9 @@ class RedisCoordination:
             leases[key] = Lease(key, incarnation.decode(), int(epoch))
         return leases
 
-    async def forget(self, key: SessionKey) -> None:
-        await self._run(_FORGET, _field(key))
+    async def forget(self, lease: Lease) -> bool:
+        # A lease that was given back leaves nothing either.
+        return await self.release(lease)
 
     # Events
 
