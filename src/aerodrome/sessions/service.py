@@ -59,10 +59,9 @@ from aerodrome.sessions.members import Members, allowed, check, tag
 from aerodrome.sessions.patience import accept
 from aerodrome.sessions.recovery import recover
 from aerodrome.sessions.registry import LiveSessions
-from aerodrome.sessions.replay import BEGINNING, behind, last_id, missed
+from aerodrome.sessions.replay import BEGINNING, behind, behind_latest, last_id, missed
 from aerodrome.sessions.run import TurnRun, error_of
 from aerodrome.sessions.wake import parse, read_history
-from aerodrome.statestore.history import stored_events
 from aerodrome.wire.envelope import size_of
 
 log = structlog.get_logger(__name__)
@@ -488,10 +487,14 @@ class SessionService:
             return live.hub.position
         return await parse(last_id, await read_history(self._context, row.key)) or BEGINNING
 
-    async def stored_events(self, who: Principal, session_id: str) -> Sequence[SessionEvent]:
-        """The events of the session's history. Raises `NotFound`."""
+    async def events_behind(self, who: Principal, session_id: str, known: Sequence[str]) -> Sequence[SessionEvent]:
+        """What was told, here or elsewhere, behind the latest of these events (`known`: their ids, the latest first).
+        None when none of them is found. Raises `NotFound`."""
         row = await self._allowed(who, session_id)
-        return await parse(stored_events, await read_history(self._context, row.key))
+        text = await read_history(self._context, row.key)
+        hub = self._sessions.find_hub(row.key)
+        kept, position = (hub.kept(), hub.position) if hub is not None else ([], "")
+        return await parse(partial(behind_latest, known=known, kept=kept, position=position), text)
 
     async def is_at_work(self, who: Principal, session_id: str) -> bool:
         """Whether some living node has a turn of the session in hand."""
