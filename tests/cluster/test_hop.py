@@ -235,8 +235,8 @@ async def test_only_who_has_a_node_s_token_speaks_for_others(nodes: Hop, client:
                 answer = await stranger.request("connect", {"token": token, **hello})
                 assert answer["error"]["code"] == -32002
     async with raw(nodes.front.gateway_address) as stranger:
-        hello = {"token": bob, "onBehalfOf": alice, "node": "front-1"}
-        assert "result" in await stranger.request("connect", hello)
+        mine: dict[str, Any] = {"token": bob, "onBehalfOf": alice, "node": "front-1"}
+        assert "result" in await stranger.request("connect", mine)
         said = await stranger.request("auth.getStatus", {"sessionId": chat.id})
         assert said["result"]["login"] == "bob"
         answer = await stranger.request("session.getMessages", {"sessionId": chat.id})
