@@ -491,9 +491,10 @@ class SessionService:
         """What was told, here or elsewhere, behind the latest of these events (`known`: their ids, the latest first).
         None when none of them is found. Raises `NotFound`."""
         row = await self._allowed(who, session_id)
-        text = await read_history(self._context, row.key)
+        # Before the history is read: what comes after this the caller hears by itself.
         hub = self._sessions.find_hub(row.key)
         kept, position = (hub.kept(), hub.position) if hub is not None else ([], "")
+        text = await read_history(self._context, row.key)
         return await parse(partial(behind_latest, known=known, kept=kept, position=position), text)
 
     async def is_at_work(self, who: Principal, session_id: str) -> bool:
