@@ -14,6 +14,7 @@ from copilot import ToolInvocation, ToolResult
 from copilot._jsonrpc import JsonRpcError
 
 from aerodrome.demo.model import ModelServer
+from aerodrome.gateway.away import AwaySessions
 from aerodrome.model import SessionKey
 from aerodrome.sessions.live import LiveSession
 from support.host import Host, User, host, until
@@ -222,6 +223,30 @@ async def test_a_client_s_session_moves_and_its_tools_with_it(pair: Pair) -> Non
         '[[tool: look {"x": "there"}]][[then]][[say: three]]',
         '[[tool: look {"x": "there"}]][[then]][[say: four]]',
     ]
+
+
+async def test_a_client_that_comes_late_is_told_of_a_turn_that_it_has_missed(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its first event to its end, which is stored nowhere."""
+    at_a, _ = await pair.users()
+    client = await pair.client(pair.b)
+    chat = await client.create(session_id="sdk-3", streaming=True)
+    assert await chat.turn("[[say: one]]") == "one"
+    await pair.hibernate("sdk-3")
+    chat.events.clear()
+    with monkeypatch.context() as late:
+        late.setattr(AwaySessions, "runs_at", lambda *_: None)
+        assert await at_a.text("sdk-3", "[[say: t w o]]") == "t w o"
+    (mine,) = [found for found in pair.b.node.gateway.clients if "sdk-3" in found.attachments]
+    mine.away.move("sdk-3")
+    await chat.until("session.idle")
+    assert chat.answers == ["t w o"]
+    assert chat.data("session.error") == []
+    kinds = [event.type.value for event in chat.events]
+    assert kinds.index("user.message") < kinds.index("assistant.message") < kinds.index("session.idle")
+    told = [event.id for event in chat.events]
+    assert len(told) == len(set(told))
 
 
 async def test_members_at_different_nodes_see_one_order_and_lose_access_at_once(pair: Pair) -> None:

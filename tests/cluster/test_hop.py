@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from aerodrome.demo.model import ModelServer
 from aerodrome.gateway.client import GatewayClient
 from aerodrome.gateway.router import NODE_LINK
 from aerodrome.model import SessionKey
+from aerodrome.peers.link import PeerLink
 from support.hop import Hop, hop
 from support.host import until
+from support.misbehaving import raw
 from support.sdk_clients import Chat, Client, Endpoint, connected, custom_tool
 
 pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
@@ -206,3 +209,41 @@ async def test_a_deleted_session_is_forgotten_at_both_nodes(nodes: Hop, client: 
     assert (await alice.http.delete(f"/sessions/{chat.id}")).status_code == 204
     await until(lambda: here(nodes).away.keys == [] and not here(nodes).router.is_bound(chat.id))
     client.forget()
+
+
+async def test_a_link_between_nodes_is_not_taken_for_a_stranger(nodes: Hop, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = nodes.back.node.gateway
+    monkeypatch.setattr(gateway, "limits", replace(gateway.limits, connect_timeout=0.2))
+    (node,) = [found for found in await nodes.front.node.stores.coordination.nodes() if found.name == "back"]
+    link = await PeerLink.open(node, own="front-1", timeout=10, silence=10)
+    with pytest.raises(ConnectionResetError):  # whoever comes later and says nothing is cut off
+        async with raw(nodes.back.gateway_address) as stranger:
+            await stranger.receive()
+    assert not link.closed
+    await link.aclose()
+
+
+async def test_only_who_has_a_node_s_token_speaks_for_others(nodes: Hop, client: Client) -> None:
+    chat = await client.create()
+    await chat.turn("one")
+    alice = {"tenant": "acme", "user": "alice", "roles": ["admin"]}
+    bob = await nodes.front.key("bob")
+    tokens = {node.name: node.peer_token for node in await nodes.front.node.stores.coordination.nodes()}
+    for token in ("", "wrong", tokens["front"]):
+        async with raw(nodes.back.gateway_address) as stranger:
+            for hello in ({"onBehalfOf": alice}, {"node": "front-1"}):
+                answer = await stranger.request("connect", {"token": token, **hello})
+                assert answer["error"]["code"] == -32002
+    async with raw(nodes.front.gateway_address) as stranger:
+        mine: dict[str, Any] = {"token": bob, "onBehalfOf": alice, "node": "front-1"}
+        assert "result" in await stranger.request("connect", mine)
+        said = await stranger.request("auth.getStatus", {"sessionId": chat.id})
+        assert said["result"]["login"] == "bob"
+        answer = await stranger.request("session.getMessages", {"sessionId": chat.id})
+        assert "Session not found" in answer["error"]["message"]
+        # Nothing but what concerns a session goes to the node that runs it, were it named.
+        answer = await stranger.request("connect", {"token": "wrong", "onBehalfOf": alice, "sessionId": chat.id})
+        assert answer["error"]["code"] == -32002
+        for method in ("aerodrome.send", "aerodrome.events", "aerodrome.call"):
+            answer = await stranger.request(method, {"who": alice, "session": chat.id, "sessionId": chat.id})
+            assert answer["error"]["data"]["code"] == "forbidden"

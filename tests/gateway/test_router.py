@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aerodrome.events import SessionEvent
-from aerodrome.gateway.commands import Command, Place, Request, Serve, ToClient, Told, ToOwn, ToRuntime
+from aerodrome.gateway.commands import Command, Gone, Place, Request, Serve, ToClient, Told, ToOwn, ToRuntime
 from aerodrome.gateway.router import Router
 from aerodrome.policy.profiles import Profile
 from aerodrome.wire.framing import FrameDecoder, Oversized
@@ -685,3 +685,70 @@ def test_who_is_expelled_hears_nothing_more_and_holds_nobody_up() -> None:
     assert to_client(router.from_runtime("rt-1", body(id=2, result={"events": []})))[0]["result"] == {"events": []}
     assert not router.from_runtime("rt-1", event("s1", "e9"))
     placed(router.from_client(request(3, "session.getMessages", sessionId="s1")))
+
+
+# --- other nodes ---
+
+NODE = "node:b-1"
+
+
+def stored(event_id: str) -> SessionEvent:
+    raw = json.dumps({"type": "assistant.message", "data": {}, "id": event_id}).encode()
+    return SessionEvent(event_id, "assistant.message", raw, cursor=event_id)
+
+
+def told_ids(commands: Sequence[Command]) -> list[str]:
+    return [message["params"]["event"]["id"] for message in to_client(commands)]
+
+
+def test_what_another_node_says_of_a_session_s_life_is_passed_on() -> None:
+    """That node knows whose it is, also when the client takes part in it no more."""
+    router = make()
+    deleted = body(method="session.lifecycle", params={"type": "session.deleted", "sessionId": "left"})
+    assert to_client(router.from_runtime(NODE, deleted)) == [json.loads(deleted)]
+    assert Gone("left", NODE) in router.from_runtime(NODE, deleted)
+    assert router.from_runtime("rt-1", deleted) == ()
+
+
+def test_what_was_missed_while_a_session_changed_nodes_is_told_in_order_and_once() -> None:
+    router = bound("s", link=NODE)
+    assert told_ids(router.from_runtime(NODE, event("s", "e1"))) == ["e1"]
+    router.hold_back("s")
+    assert router.known("s") == ["e1"]
+    router.bind("s", "node:c-1")
+    assert router.from_runtime("node:c-1", event("s", "e3")) == ()
+    # That node goes, too: what it said is held, and the client does not have it.
+    router.lost("node:c-1")
+    router.hold_back("s")
+    assert router.known("s") == ["e1"]
+    router.bind("s", "node:d-1")
+    assert router.from_runtime("node:d-1", event("s", "e5")) == ()
+    missed = [stored(event_id) for event_id in ("e2", "e3", "e4", "e5", "e6")]
+    assert told_ids(router.release("s", missed)) == ["e2", "e3", "e4", "e5", "e6"]
+    assert router.from_runtime("node:d-1", event("s", "e6")) == ()
+    assert told_ids(router.from_runtime("node:d-1", event("s", "e7"))) == ["e7"]
+    router.hold_back("s")
+    assert router.known("s")[0] == "e7"
+
+
+def test_a_long_answer_does_not_push_out_what_a_client_is_known_to_have() -> None:
+    router = bound("s", link=NODE)
+    router.from_runtime(NODE, event("s", "e1"))
+    for number in range(5000):
+        piece = {"type": "assistant.message_delta", "data": {}, "id": f"d{number}", "ephemeral": True}
+        router.from_runtime(NODE, body(method="session.event", params={"sessionId": "s", "event": piece}))
+    router.hold_back("s")
+    assert router.known("s") == ["e1"]
+
+
+@pytest.mark.parametrize("code", ["session_moved", "draining"])
+def test_what_another_node_gives_back_is_placed_anew_and_what_a_runtime_says_so_is_not(code: str) -> None:
+    for link in (NODE, "rt-1"):
+        router = bound("s", link=link)
+        router.from_client(request(1, "session.getMessages", sessionId="s"))
+        commands = router.from_runtime(link, body(id=1, error={"code": -32000, "message": "", "data": {"code": code}}))
+        if link == NODE:
+            assert placed(commands).returned == 1
+            assert router.unanswered == 1
+        else:
+            assert error_of(commands)["data"] == {"code": code}

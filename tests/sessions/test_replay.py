@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from aerodrome.events import SessionEvent
 from aerodrome.sessions.hub import EventHub
-from aerodrome.sessions.replay import behind, last_id, missed, unpublished
+from aerodrome.sessions.replay import behind, behind_latest, last_id, missed, unpublished
 
 MUCH = 1 << 30
 
@@ -119,3 +119,30 @@ def test_the_last_id_is_found_behind_torn_lines() -> None:
     assert last_id(history([event(1), event(2)])) == "e2"
     assert last_id(history([event(1)]) + '{"type": "t", "id": "e2", "da') == "e1"
     assert last_id("\n\n\x00\n") == ""
+
+
+@given(data=st.data())
+def test_who_comes_from_elsewhere_is_told_what_is_behind_the_latest_that_it_has(data: st.DataObject) -> None:
+    """Some of what it has was cut off the history, some came while the hub was another node's; what is told after we
+    have looked it hears by itself, though it may be stored already."""
+    flags = data.draw(st.lists(st.booleans(), min_size=1, max_size=25))
+    events = [event(number, ephemeral=flag) for number, flag in enumerate(flags)]
+    begun, told = sorted(data.draw(st.lists(st.integers(0, len(events)), min_size=2, max_size=2)))
+    hub = EventHub(reader_bytes=MUCH, kept_bytes=data.draw(st.integers(0, 3000)))
+    hub.position = last_id(history(events[:begun]))
+    for item in events[begun:told]:
+        hub.publish(item)
+    kept, position = hub.kept(), hub.position
+    has = data.draw(st.integers(0, told))
+    stored = [item.id for item in events[:has] if not item.ephemeral]
+    known = ["cut off", *reversed(stored)][: data.draw(st.integers(1, 5))]
+    found = behind_latest(history(events), known, kept=kept, position=position)
+    ids = [item.id for item in found]
+    assert len(ids) == len(set(ids))
+    assert ids == sorted(ids, key=lambda name: int(name[1:]))
+    if len(known) > 1 and position:
+        last = int(known[1][1:])
+        there = {item.id for item in kept} | {item.id for item in events[:told] if not item.ephemeral}
+        assert ids == [item.id for item in events[last + 1 : told] if item.id in there]
+    elif len(known) == 1:
+        assert ids == []

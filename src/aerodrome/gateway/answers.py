@@ -18,10 +18,10 @@ from aerodrome.errors import AerodromeError, Forbidden, Invalid, NotFound, TurnF
 from aerodrome.gateway.client import GatewayClient
 from aerodrome.gateway.commands import Request
 from aerodrome.gateway.problems import refusal_frame
-from aerodrome.gateway.sessions import open_session
+from aerodrome.gateway.sessions import open_session, resume_behind
 from aerodrome.model import Role, SessionRow
 from aerodrome.peers.liveness import Liveness
-from aerodrome.peers.shapes import principal_of
+from aerodrome.peers.shapes import KNOWN, principal_of
 from aerodrome.policy.methods import checked_params, needs_check
 from aerodrome.policy.shapes import Refusal
 from aerodrome.runtime.control import PROTOCOL_VERSION
@@ -39,6 +39,7 @@ Answer = Any
 
 #: Sessions that `session.list` names at most; the protocol has no pages.
 MAX_LISTED = 1000
+_MOST_KNOWN = 64
 #: Of `connect`, what is said to runtimes in the client's name.
 _HELLO = ("supportedTaskKinds", "clientInfo")
 
@@ -89,6 +90,9 @@ class Answers:
         if method is None:
             raise Forbidden(f"{request.method} is not offered by this host")
         params: Mapping[str, Any] = _read(request)
+        if client.relayed and isinstance(known := dict(params).pop(KNOWN, None), list):
+            request.known = [event_id for event_id in known[:_MOST_KNOWN] if isinstance(event_id, str) and event_id]
+            params = {name: value for name, value in params.items() if name != KNOWN}
         if needs_check(request.method) and client.router.profile is not None:
             checked = checked_params(request.method, client.router.profile, params)
             if isinstance(checked, Refusal):
@@ -156,7 +160,9 @@ class Answers:
         return await open_session(self._gateway, client, params, resume=False)
 
     async def _resume(self, client: GatewayClient, request: Request, params: Params) -> Answer:
-        return await open_session(self._gateway, client, params, resume=True)
+        if request.known is None:
+            return await open_session(self._gateway, client, params, resume=True)
+        return await resume_behind(self._gateway, client, params, request.known)
 
     async def _detach(self, client: GatewayClient, request: Request, params: Params) -> Answer:
         session_id = _session_id(params)

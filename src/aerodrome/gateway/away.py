@@ -34,7 +34,7 @@ from aerodrome.gateway.replay import Changes
 from aerodrome.gateway.router import NODE_LINK, params_of
 from aerodrome.gateway.sessions import open_again
 from aerodrome.model import SessionKey, SessionRow
-from aerodrome.peers.shapes import MOVED, SESSION_MOVED, SessionMoved
+from aerodrome.peers.shapes import KNOWN, MOVED, SESSION_MOVED, SessionMoved
 from aerodrome.policy.methods import Handling
 from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.wire import envelope
@@ -209,13 +209,11 @@ class AwaySessions:
         if attachment is not None:
             self._away[session_id] = Away(client.gateway.cluster.own, attachment.asked, attachment.changes)
             await client.detach(session_id, leave=False)
-        history: Sequence[SessionEvent] = ()
+        missed: Sequence[SessionEvent] = ()
         try:
             while (away := self._away.get(session_id)) is not None:
                 await self._until_it_works(partial(self._attach, session_id, away))
-                history = await self._until_it_works(
-                    partial(client.gateway.sessions.stored_events, client.who, session_id)
-                )
+                missed = await self._until_it_works(partial(self._missed, session_id))
                 if router.is_bound(session_id):
                     break
                 router.hold_back(session_id)  # the node has gone again meanwhile
@@ -229,9 +227,28 @@ class AwaySessions:
             if isinstance(error, NotFound):
                 client.tell_lifecycle("session.deleted", session_id)
             return
-        client.run(router.release(session_id, history))
+        client.run(router.release(session_id, missed))
         log.info("gateway.session_back", session=session_id, node=self._attached_at(session_id))
-        await self._until_it_works(partial(self._tell_end, session_id, router.lost_prompts(session_id, history)))
+        try:
+            lost = await self._until_it_works(partial(self._lost_prompts, session_id))
+            await self._until_it_works(partial(self._tell_end, session_id, lost))
+        except AerodromeError as error:
+            log.warning("gateway.end_not_told", session=session_id, reason=error.detail)
+
+    async def _lost_prompts(self, session_id: str) -> list[str]:
+        """Message ids of the client's prompts that went with the node which had taken them."""
+        client = self._client
+        if not client.router.has_sent(session_id):
+            return []
+        history = await client.gateway.sessions.stored_events(client.who, session_id)
+        return client.router.lost_prompts(session_id, history)
+
+    async def _missed(self, session_id: str) -> Sequence[SessionEvent]:
+        """Of a session that is here now. Another node tells it before it answers."""
+        if session_id in self._away:
+            return ()
+        client = self._client
+        return await client.gateway.sessions.events_behind(client.who, session_id, client.router.known(session_id))
 
     async def _until_it_works(self, what: Callable[[], Awaitable[T]]) -> T:
         """Raises what will not pass by itself."""
@@ -267,7 +284,7 @@ class AwaySessions:
         link = await client.link_to_node(node)
         client.router.bind(session_id, link.id)
         try:
-            await link.request("session.resume", away.params(row))
+            await link.request("session.resume", {**away.params(row), KNOWN: client.router.known(session_id)})
             for method, params in away.changes.requests:
                 await link.request(method, {**params, "sessionId": session_id})
         except (LinkClosed, TimeoutError) as error:

@@ -31,6 +31,8 @@ class Request(msgspec.Struct):
     expelled: bool = False
     #: Called when it has been answered, or never will be.
     on_done: Callable[[], None] | None = None
+    #: The latest events that the client has, which another node relays: it is told what has come behind them.
+    known: list[str] | None = None
     #: How often another node has given it back, because it does not run the session.
     returned: int = 0
 

@@ -185,9 +185,10 @@ class _Binding:
         #: Bodies, events with their ids, held back until an alias is known, or until what was missed before them is
         #: told.
         self.held: list[tuple[str | None, bytes]] | None = None
-        #: What was told before bodies were held back for the sake of what was missed, while they are.
-        self.before: frozenset[str] | None = None
-        #: Ids of the latest stored events that were told.
+        #: Bodies are held back for the sake of what was missed.
+        self.moving = False
+        #: Ids of the latest stored events that were told before that, the latest first.
+        self.known: list[str] = []
         self._stored: deque[str] = deque(maxlen=_STORED)
         #: As far as the client was told, the session is at work.
         self.working = False
@@ -201,8 +202,8 @@ class _Binding:
 
     def hold_back(self) -> None:
         # Also when the session has to be looked for again: what was held in between the client does not have.
-        if self.before is None:
-            self.before = frozenset(self._told) | frozenset(self._stored)
+        if not self.moving:
+            self.moving, self.known = True, list(reversed(self._stored))
         self.held = self.held if self.held is not None else []
 
     def note(self, event_id: str, event_type: str, *, ephemeral: bool) -> bool:
@@ -699,16 +700,21 @@ class Router:
             binding.link = None
             binding.hold_back()
 
-    def release(self, session_id: str, history: Sequence[SessionEvent]) -> Sequence[Command]:
-        """Tell what the client has missed of the session's stored events, and then what was kept meanwhile."""
+    def known(self, session_id: str) -> list[str]:
+        """Ids of the stored events that the client was told before `hold_back`, the latest first."""
+        binding = self._sessions.get(session_id)
+        return binding.known if binding is not None else []
+
+    def release(self, session_id: str, missed: Sequence[SessionEvent]) -> Sequence[Command]:
+        """Tell what the client has missed, and what was kept meanwhile, of which some may be among it."""
         binding = self._sessions.get(session_id)
         if binding is None:
             return ()
         held, binding.held = deque(binding.held or ()), None
-        before, binding.before = binding.before or frozenset(), None
+        binding.moving = False
         waiting = {event_id for event_id, _ in held if event_id is not None}
         commands: list[Command] = []
-        for event in _behind(history, before):
+        for event in missed:
             if event.id not in waiting:
                 commands += self.tell(session_id, [event], from_host=True)
             while event.id in waiting:  # in the order of the history, and what is not stored where it was told
@@ -721,6 +727,11 @@ class Router:
         """Whether the client was told of work in the session and not of its end."""
         binding = self._sessions.get(session_id)
         return binding is not None and binding.working
+
+    def has_sent(self, session_id: str) -> bool:
+        """Whether prompts of the client are with another node, as far as it was told."""
+        binding = self._sessions.get(session_id)
+        return binding is not None and bool(binding.sent)
 
     def lost_prompts(self, session_id: str, history: Sequence[SessionEvent]) -> list[str]:
         """Message ids of the client's prompts that the node it was attached to had taken, and that do not stand in the
@@ -742,7 +753,7 @@ class Router:
             return ()
         if latest_id != first_id:
             binding.aliases[latest_id.encode()] = first_id.encode()
-        if binding.before is not None:
+        if binding.moving:
             return ()  # the session is changing nodes
         held, binding.held = binding.held or [], None
         return [self._passed_on(binding, body) for _, body in held]
@@ -751,14 +762,6 @@ class Router:
         if self._requests.pop(request.id, None) is not None:
             self._bytes -= request.size
         _release(request)
-
-
-def _behind(history: Sequence[SessionEvent], known: frozenset[str]) -> Sequence[SessionEvent]:
-    """The events behind the last one that is known; none, when no one is."""
-    for place in range(len(history) - 1, -1, -1):
-        if history[place].id in known:
-            return history[place + 1 :]
-    return ()
 
 
 def _message_of(event: SessionEvent) -> str | None:

@@ -7,12 +7,13 @@ is not found. `session.resume` of an id that does not exist is an error, as with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
 
 from aerodrome.errors import AerodromeError, Conflict, Invalid, Refused, TooLarge
+from aerodrome.events import SessionEvent
 from aerodrome.gateway.attachment import NativeAttachment
 from aerodrome.gateway.problems import RuntimeRefused
 from aerodrome.gateway.replay import Changes
@@ -61,6 +62,32 @@ async def open_session(
         if created:
             gateway.tell_lifecycle(row, "session.created", besides=client)
     return await _attach(gateway, client, row, kept, params)
+
+
+async def resume_behind(
+    gateway: Gateway, client: GatewayClient, params: Mapping[str, Any], known: Sequence[str]
+) -> bytes | Refusal:
+    """Resume it for a client that was attached elsewhere, and have it told what it has missed, in order.
+
+    Args:
+        known: Ids of events that it has, the latest first.
+    """
+    session_id, router = str(params.get("sessionId")), client.router
+    new = session_id not in client.attachments
+    router.take_part(session_id)
+    router.hold_back(session_id)
+    events: Sequence[SessionEvent] = ()
+    try:
+        result = await open_session(gateway, client, params, resume=True)
+        # Now all that comes is told to the client, too; what came before is known here.
+        events = await gateway.sessions.events_behind(client.who, session_id, known)
+    except BaseException:
+        if new and session_id not in client.attachments:
+            router.leave(session_id)
+        raise
+    finally:
+        client.run(router.release(session_id, events))
+    return result
 
 
 async def _attach(

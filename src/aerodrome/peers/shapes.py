@@ -35,6 +35,10 @@ ENDED = "aerodrome.ended"
 #: To a node that relays a client's connection: `{"sessionId"}` runs on another node now.
 MOVED = "aerodrome.moved"
 
+#: A parameter of the `session.resume` by which a node brings a client's session back: ids of events that the client
+#: has, the latest first. It is told what has come behind them.
+KNOWN = "aerodromeKnown"
+
 #: Error code of a request that was meant for the node which runs the session, and is not that one (any more). Nothing
 #: was done; ask again who is. Only nodes see it.
 SESSION_MOVED = "session_moved"

@@ -17,6 +17,7 @@ from aerodrome.events import SessionEvent
 from aerodrome.sessions.hub import size_of
 from aerodrome.statestore.history import events_after, stored_events
 
+_UNBOUNDED = 1 << 62
 #: The cursor before the first event.
 BEGINNING = "~"
 
@@ -59,6 +60,26 @@ def missed(
     at_place = behind(kept, place)
     found = [*(event for event in told if event.id not in known), *(kept if at_place is None else at_place)]
     return found if sum(map(size_of, found)) <= max_bytes else None
+
+
+def behind_latest(
+    text: str, known: Sequence[str], *, kept: Sequence[SessionEvent], position: str
+) -> Sequence[SessionEvent]:
+    """The events behind the latest of those whose ids are known, of which some may not be in the history any more; none
+    when all are too old.
+
+    Args:
+        known: The latest first.
+        text, kept, position: As of `missed`.
+    """
+    for event_id in known:
+        if (found := behind(kept, event_id)) is not None:
+            return found
+        if event_id in text:
+            found = missed(text, event_id, kept=kept, late=(), position=position, max_bytes=_UNBOUNDED)
+            if found is not None:
+                return found
+    return ()
 
 
 def unpublished(text: str, position: str, kept: Sequence[SessionEvent]) -> list[SessionEvent]:

@@ -59,7 +59,7 @@ from aerodrome.sessions.members import Members, allowed, check, tag
 from aerodrome.sessions.patience import accept
 from aerodrome.sessions.recovery import living_incarnations, recover
 from aerodrome.sessions.registry import LiveSessions
-from aerodrome.sessions.replay import BEGINNING, behind, last_id, missed
+from aerodrome.sessions.replay import BEGINNING, behind, behind_latest, last_id, missed
 from aerodrome.sessions.run import TurnRun, error_of
 from aerodrome.sessions.wake import parse, read_history
 from aerodrome.statestore.history import stored_events
@@ -487,6 +487,16 @@ class SessionService:
         if live is not None and live.loaded is not None and live.hub.position:
             return live.hub.position
         return await parse(last_id, await read_history(self._context, row.key)) or BEGINNING
+
+    async def events_behind(self, who: Principal, session_id: str, known: Sequence[str]) -> Sequence[SessionEvent]:
+        """What was told, here or elsewhere, behind the latest of these events (`known`: their ids, the latest first).
+        None when none of them is found. Raises `NotFound`."""
+        row = await self._allowed(who, session_id)
+        # Before the history is read: what comes after this the caller hears by itself.
+        hub = self._sessions.find_hub(row.key)
+        kept, position = (hub.kept(), hub.position) if hub is not None else ([], "")
+        text = await read_history(self._context, row.key)
+        return await parse(partial(behind_latest, known=known, kept=kept, position=position), text)
 
     async def stored_events(self, who: Principal, session_id: str) -> Sequence[SessionEvent]:
         """The events of the session's history. Raises `NotFound`."""
