@@ -381,7 +381,9 @@ class Node:
             loaded=lambda key: self.sessions.is_loaded(key),
             interval=self.settings.coordination.heartbeat,
         )
-        self._links = PeerLinks(own=lambda: self._heartbeat.incarnation, timeout=_PEER_TIMEOUT)
+        self._links = PeerLinks(
+            own=lambda: self._heartbeat.incarnation, timeout=_PEER_TIMEOUT, silence=peer_silence(self.settings)
+        )
         self._stack.push_async_callback(self._links.aclose)
         cluster.on_gone.append(self._links.nodes_gone)
         return cluster
@@ -518,6 +520,11 @@ def patience(settings: Settings) -> float:
     return settings.coordination.ttl + 5.0
 
 
+def peer_silence(settings: Settings) -> float:
+    """Seconds in which a connection to another node may bring nothing: as long as its heartbeats may stay away."""
+    return settings.coordination.ttl
+
+
 def advertised(host: str, port: int) -> Address:
     """Where other nodes find a gateway that listens there: at this machine's own name, if it listens everywhere."""
     return Address(socket.getfqdn() if host in ("0.0.0.0", "::") else host, port)  # noqa: S104 - compared, not bound
@@ -531,6 +538,7 @@ def gateway_options(settings: Settings, cli_version: str) -> GatewayOptions:
         profile_of=settings.policy.of,
         credentials_of=lambda tenant: credentials_of(settings.provider.of(tenant)),
         tools=ToolPolicy(isolated=settings.policy.tools, host=settings.policy.host_tools),
+        peer_silence=peer_silence(settings),
         patience=patience(settings),
         limits=GatewayLimits(
             max_clients=limits.max_clients,

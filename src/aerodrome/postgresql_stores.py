@@ -66,17 +66,22 @@ async def open_coordination(settings: Settings) -> AsyncIterator[PostgresCoordin
         ConfigError: Its tables do not suit this release.
     """
     coordination = settings.coordination
-    database = Postgres(
-        coordination.url,
-        schema=coordination.database_schema,
-        max_connections=4,
-        deadline=coordination.retry,
-        # Two seconds later the connection is cut; that has to leave time for another heartbeat.
-        statement_timeout=max(0.5, coordination.ttl / 4),
-        lock_timeout=max(0.5, coordination.ttl / 4),
-    )
-    async with database:
-        store = PostgresCoordination(database, beat_deadline=coordination.ttl / 2)
+
+    def connections(most: int) -> Postgres:
+        return Postgres(
+            coordination.url,
+            schema=coordination.database_schema,
+            max_connections=most,
+            deadline=coordination.retry,
+            statement_timeout=max(0.1, coordination.ttl / 6),
+            lock_timeout=max(0.1, coordination.ttl / 6),
+            # Before a heartbeat is given up (a quarter of the time to live): the driver does not let go of a statement
+            # that is cancelled until the server has confirmed that, and one that is not there never does.
+            hang=max(0.15, coordination.ttl / 5),
+        )
+
+    async with connections(4) as database, connections(1) as beats:
+        store = PostgresCoordination(database, beats=beats, beat_deadline=coordination.ttl / 2)
         await store.open()
         try:
             yield store

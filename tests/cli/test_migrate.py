@@ -111,8 +111,9 @@ def test_a_role_that_may_not_make_tables_is_told_so(run: Run, config: Path, sche
             await stores.ledger.accept(TurnRow(key, "t-1", "alice", TurnStatus.QUEUED, "hello"))
             await stores.directory.insert(SessionRow(key, "alice"))
             assert await stores.directory.set_member(key, "bob", Role.READER) is not None
-            assert await stores.directory.remove(key)
-            assert await stores.files.delete_session(key)
+            assert await stores.directory.remove(key, 0.0)
+            await stores.files.delete_session(key, 1, 0.0)
+            assert await stores.files.forget_session(key, 1)
 
     asyncio.run(use_everything())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,16 +116,35 @@ async def test_trap_07_release_is_an_atomic_compare_and_never_frees_the_next_hol
     assert await pair.b.holder(KEY) == again
 
 
+async def test_only_the_lease_one_has_is_forgotten(pair: Pair) -> None:
+    """A deletion that is late leaves alone what others have taken in the meantime."""
+    await join_both(pair)
+    old = await taken(pair.a, KEY, "a-1")
+    stale = await taken(pair.a, KEY, "a-1")
+    assert not await pair.a.forget(old)
+    assert await pair.b.holder(KEY) == stale
+    await pair.a.leave("a-1")
+    current = await taken(pair.b, KEY, "b-1")
+    assert not await pair.a.forget(stale)
+    assert not await pair.a.forget(replace(current, incarnation="a-1"))
+    assert await pair.a.holder(KEY) == current
+    assert await pair.b.release(current)
+    assert not await pair.b.forget(current)
+    assert (await taken(pair.b, KEY, "b-1")).epoch > current.epoch
+
+
 async def test_epochs_never_go_back(pair: Pair) -> None:
     await join_both(pair)
     assert (await taken(pair.a, KEY, "a-1", floor=41)).epoch == 42
-    assert (await taken(pair.a, KEY, "a-1", floor=7)).epoch == 43
-    await pair.a.forget(KEY)
+    last = await taken(pair.a, KEY, "a-1", floor=7)
+    assert last.epoch == 43
+    assert await pair.b.forget(last)
     assert await pair.b.holder(KEY) is None
     # Deleted and made again: still above what a paused node may hold of the first one, with and without a floor.
-    assert (await taken(pair.b, KEY, "b-1")).epoch == 44
-    await pair.b.forget(KEY)
-    await pair.b.forget(KEY)
+    last = await taken(pair.b, KEY, "b-1")
+    assert last.epoch == 44
+    assert await pair.b.forget(last)
+    assert not await pair.b.forget(last)
     assert (await taken(pair.a, KEY, "a-1", floor=100)).epoch == 101
     assert (await taken(pair.a, OTHER, "a-1")).epoch > 44
 

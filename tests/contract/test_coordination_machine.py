@@ -127,10 +127,12 @@ class CoordinationMachine(RuleBasedStateMachine):
         if self.holders.get(lease.key) == lease:
             del self.holders[lease.key]
 
-    @rule(key=keys)
-    def forget(self, key: SessionKey) -> None:
-        self.ask(lambda store: store.forget(key))
-        self.holders.pop(key, None)
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(self.leases or [Lease(KEYS[0], "n-1", 1)]))
+        assert self.ask(lambda store: store.forget(lease)) is (self.holders.get(lease.key) == lease)
+        if self.holders.get(lease.key) == lease:
+            del self.holders[lease.key]
 
     @rule(incarnation=incarnations)
     def ask_to_drain(self, incarnation: str) -> None:

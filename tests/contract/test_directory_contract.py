@@ -116,9 +116,12 @@ async def test_last_use_never_goes_back(pair: Pair) -> None:
 
 async def test_remove(pair: Pair) -> None:
     await pair.a.insert(FULL)
-    assert not await pair.b.remove(SessionKey("other", "chat"))
-    assert await pair.b.remove(KEY)
-    assert not await pair.a.remove(KEY)
+    assert not await pair.b.remove(SessionKey("other", "chat"), FULL.created_at)
+    # Another session that had the same id before it.
+    assert not await pair.b.remove(KEY, FULL.created_at - 0.001)
+    assert await pair.a.get(KEY) == FULL
+    assert await pair.b.remove(KEY, FULL.created_at)
+    assert not await pair.a.remove(KEY, FULL.created_at)
     assert await pair.a.get(KEY) is None
     assert await pair.a.insert(row()) is None
 
@@ -161,7 +164,7 @@ async def test_pages_do_not_shift_when_rows_come_and_go(pair: Pair) -> None:
     first = await pair.a.list("acme", limit=2)
     assert [row.key.id for row in first.rows] == ["5", "4"]
     await pair.b.insert(row("new", last_used_at=99.0))
-    await pair.b.remove(SessionKey("acme", "4"))  # the very row the cursor names
+    await pair.b.remove(SessionKey("acme", "4"), 1.5)  # the very row the cursor names
     second = await pair.a.list("acme", cursor=first.next, limit=2)
     assert [row.key.id for row in second.rows] == ["3", "2"]
 
@@ -209,7 +212,9 @@ async def test_members_are_made_changed_and_removed(pair: Pair) -> None:
 async def test_members_go_with_their_session(pair: Pair) -> None:
     await pair.a.insert(row(members={"bob": Role.WRITER}))
     assert await pair.b.insert(row(members={"eve": Role.OWNER})) == row(members={"bob": Role.WRITER})
-    assert await pair.b.remove(KEY)
+    assert not await pair.b.remove(KEY, row().created_at + 1)
+    assert await pair.a.get(KEY) == row(members={"bob": Role.WRITER})
+    assert await pair.b.remove(KEY, row().created_at)
     assert await pair.a.set_member(KEY, "eve", Role.OWNER) is None
     assert await pair.a.insert(row()) is None
     assert await pair.b.get(KEY) == row()

@@ -86,9 +86,14 @@ class DirectoryMachine(RuleBasedStateMachine):
                 last_used_at=max(row.last_used_at, at or 0.0),
             )
 
-    @rule(key=keys)
-    def remove(self, key: SessionKey) -> None:
-        assert self.ask(lambda store: store.remove(key)) is (self.rows.pop(key, None) is not None)
+    @rule(key=keys, at=times, its_own=st.booleans())
+    def remove(self, key: SessionKey, at: float, its_own: bool) -> None:
+        row = self.rows.get(key)
+        at = row.created_at if row is not None and its_own else at
+        removed = row is not None and row.created_at == at
+        assert self.ask(lambda store: store.remove(key, at)) is removed
+        if removed:
+            del self.rows[key]
 
     @rule(key=keys, user=st.sampled_from(["carol", "dave"]), role=st.sampled_from([None, *Role]))
     def set_member(self, key: SessionKey, user: str, role: Role | None) -> None:

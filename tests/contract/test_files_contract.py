@@ -22,7 +22,7 @@ from aerodrome.errors import Fenced, TooLarge
 from aerodrome.model import SessionKey
 from aerodrome.statestore.backends.postgresql import PostgresFileStore
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
-from aerodrome.statestore.ports import FileInfo, SessionFileStore
+from aerodrome.statestore.ports import Deleted, FileInfo, SessionFileStore
 from support import databases
 from support import postgres as postgresql
 
@@ -157,10 +157,91 @@ async def test_trap_08_a_paused_holder_that_wakes_up_cannot_write_over_its_succe
 
 async def test_a_deleted_session_cannot_be_written_back(pair: Pair) -> None:
     await pair.a.append(KEY, 1, EVENTS, "one\n")
-    assert await pair.b.delete_session(KEY)
+    await pair.b.raise_epoch(KEY, 2)
+    await pair.b.delete_session(KEY, 2, 10.0)
+    for epoch, forgotten in ((2, True), (0, False)):
+        with pytest.raises(Fenced):
+            await pair.a.append(KEY, 1, EVENTS, "two\n")
+        assert await pair.a.listdir(KEY, "/") == []
+        assert await pair.a.total_bytes(KEY) == 0
+        assert await pair.a.epoch(KEY) == epoch
+        assert await pair.b.forget_session(KEY, 2) is forgotten
+
+
+async def test_nobody_announces_an_epoch_while_a_deletion_is_not_at_its_end(pair: Pair) -> None:
+    await pair.a.append(KEY, 1, EVENTS, "one\n")
+    await pair.b.raise_epoch(KEY, 5)
+    await pair.b.delete_session(KEY, 5, 10.0)
+    for epoch in (2, 5, 6):
+        with pytest.raises(Deleted) as deleted:
+            await pair.a.raise_epoch(KEY, epoch)
+        assert (deleted.value.epoch, deleted.value.created_at) == (5, 10.0)
+    assert KEY in await pair.a.sessions()
+    assert not await pair.a.forget_session(KEY, 4)
+    assert await pair.a.forget_session(KEY, 5)
+    assert KEY not in await pair.a.sessions()
+    await pair.a.raise_epoch(KEY, 6)
+
+
+async def test_whoever_is_newer_keeps_a_session_from_its_deletion(pair: Pair) -> None:
+    await pair.a.append(KEY, 1, EVENTS, "one\n")
+    await pair.a.raise_epoch(KEY, 5)
+    for epoch in (1, 4, 6):
+        with pytest.raises(Fenced) as refused:
+            await pair.b.delete_session(KEY, epoch, 10.0)
+        assert not isinstance(refused.value, Deleted)
+        assert not await pair.b.forget_session(KEY, epoch)
+    await pair.a.append(KEY, 5, EVENTS, "two\n")
+    assert await pair.b.read(KEY, EVENTS) == "one\ntwo\n"
+
+
+async def test_a_deletion_is_begun_again_by_whoever_comes(pair: Pair) -> None:
+    await pair.a.append(KEY, 1, EVENTS, "one\n")
+    await pair.a.raise_epoch(KEY, 2)
+    await pair.a.delete_session(KEY, 2, 10.1)
+    await pair.a.delete_session(KEY, 2, 10.1)  # as after an answer that was lost
+    await pair.b.delete_session(KEY, 3, 10.1)
     with pytest.raises(Fenced):
-        await pair.a.append(KEY, 1, EVENTS, "two\n")
-    assert await pair.a.epoch(KEY) == 0
+        await pair.a.delete_session(KEY, 2, 10.1)
+    # Whose deletion has been taken over by somebody newer leaves the mark to it.
+    assert not await pair.a.forget_session(KEY, 2)
+    with pytest.raises(Deleted):
+        await pair.a.raise_epoch(KEY, 4)
+    assert await pair.b.forget_session(KEY, 3)
+
+
+async def test_a_deletion_of_one_session_is_not_that_of_another_under_its_id(pair: Pair) -> None:
+    await pair.a.raise_epoch(KEY, 2)
+    await pair.a.delete_session(KEY, 2, 10.25)
+    for epoch in (1, 2, 3):
+        with pytest.raises(Deleted) as deleted:
+            await pair.b.delete_session(KEY, epoch, 11.0)
+        assert (deleted.value.epoch, deleted.value.created_at) == (2, 10.25)
+
+
+async def test_a_session_that_has_no_epoch_cannot_be_deleted(pair: Pair) -> None:
+    with pytest.raises(Fenced):
+        await pair.a.delete_session(OTHER, 7, -1.0)
+    assert await pair.b.epoch(OTHER) == 0
+
+
+async def test_a_write_that_raced_with_a_deletion_leaves_nothing(pair: Pair) -> None:
+    async def write_all() -> int:
+        for number in range(200):
+            try:
+                await pair.a.append(KEY, 1, f"/f{number}", "x")
+            except Fenced:
+                return number
+        return 200
+
+    writing = asyncio.create_task(write_all())
+    while await pair.b.total_bytes(KEY) == 0:
+        await asyncio.sleep(0)
+    await pair.b.raise_epoch(KEY, 2)
+    await pair.b.delete_session(KEY, 2, 10.0)
+    assert await writing < 200
+    assert await pair.b.listdir(KEY, "/") == []
+    assert await pair.b.total_bytes(KEY) == 0
 
 
 async def test_a_write_that_raced_with_a_take_over_is_before_it_or_refused(pair: Pair) -> None:
@@ -233,7 +314,8 @@ async def test_sessions_do_not_see_each_other(pair: Pair) -> None:
     await pair.a.write(OTHER, 1, "/f", "beta!")
     assert await pair.a.read(KEY, "/f") == "acme"
     assert (await pair.a.total_bytes(KEY), await pair.a.total_bytes(OTHER)) == (4, 5)
-    assert await pair.b.delete_session(OTHER)
+    await pair.b.delete_session(OTHER, 1, 10.0)
+    assert await pair.b.forget_session(OTHER, 1)
     assert await pair.a.read(KEY, "/f") == "acme"
 
 
@@ -491,8 +573,11 @@ async def test_delete_session_is_complete(bench: Bench) -> None:
     await store.raise_epoch(KEY, 5)
     for number in range(10):
         await store.append(KEY, 5, f"/d/{number % 3}/f", "x" * 100)
-    assert await store.delete_session(KEY)
-    assert not await store.delete_session(KEY)
+    await store.delete_session(KEY, 5, 10.0)
+    for table in ("file", "file_chunk"):
+        assert await bench.fetch(f"SELECT * FROM {table}") == []
+    assert await store.forget_session(KEY, 5)
+    assert not await store.forget_session(KEY, 5)
     for table in ("file_session", "file", "file_chunk"):
         assert await bench.fetch(f"SELECT * FROM {table}") == []
 
@@ -508,5 +593,5 @@ async def test_the_sessions_with_files_are_walked_in_pages(pair: Pair) -> None:
     assert set(keys) <= set(found)
     assert len(found) == len(set(found))
     for key in keys:
-        await pair.a.delete_session(key)
+        assert await pair.a.forget_session(key, 1)
     assert not set(keys) & set(await pair.b.sessions())

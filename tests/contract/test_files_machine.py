@@ -18,7 +18,7 @@ from aerodrome.errors import Fenced, TooLarge
 from aerodrome.model import SessionKey
 from aerodrome.statestore.backends.postgresql import PostgresFileStore
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
-from aerodrome.statestore.ports import SessionFileStore
+from aerodrome.statestore.ports import Deleted, SessionFileStore
 from support.databases import database
 from support.postgres import postgres
 
@@ -198,7 +198,10 @@ class FilesMachine(RuleBasedStateMachine):
     @rule(really=st.sampled_from([False] * 9 + [True]))
     def delete(self, really: bool) -> None:
         if really:
-            assert self.run(self.store.delete_session(KEY)) is (self.epoch > 0)
+            self.raise_epoch(higher=True)
+            self.run(self.store.delete_session(KEY, self.epoch, 10.0))
+            self.check(self.store.raise_epoch(KEY, self.epoch + 1), Deleted)
+            assert self.run(self.store.forget_session(KEY, self.epoch))
             self.model, self.epoch = Model(), 0
 
     @invariant()

@@ -168,13 +168,26 @@ async def test_unfinished_turns_are_found_in_the_order_of_acceptance(pair: Pair)
     assert [row.id for row in await pair.b.turns(KEY)] == ["z", "done", "a"]
 
 
+async def test_only_the_turns_that_are_named_are_forgotten(pair: Pair) -> None:
+    """What was accepted in a session that has the id now is no part of the one that had it before."""
+    await pair.a.accept(turn("t-1"))
+    await pair.a.accept(turn("t-2"))
+    await pair.a.accept(turn("t-1", OTHER))
+    assert await pair.b.forget(KEY, ["t-1"])
+    assert await pair.a.turn_ids(KEY) == ["t-2"]
+    assert await pair.a.turn_ids(OTHER) == ["t-1"]
+
+
 async def test_forget_is_complete(pair: Pair) -> None:
     await pair.a.accept(FULL)
     await pair.a.accept(turn("t-2"))
     await pair.a.accept(turn(key=OTHER))
-    assert await pair.b.forget(KEY)
-    assert not await pair.a.forget(KEY)
+    assert await pair.b.turn_ids(KEY) == [FULL.id, "t-2"]
+    assert await pair.b.forget(KEY, [FULL.id, "t-2", "unknown"])
+    assert not await pair.a.forget(KEY, [FULL.id, "t-2"])
+    assert not await pair.a.forget(KEY, [])
     assert await pair.a.turns(KEY) == []
+    assert await pair.a.turn_ids(KEY) == []
     assert await pair.a.unfinished() == [turn(key=OTHER)]
     assert await pair.a.accept(FULL) is None  # its idempotency key is free again
 
@@ -240,5 +253,5 @@ async def test_the_sessions_with_turns_are_walked_in_pages(pair: Pair) -> None:
         assert len(page) <= 2
         found += page
     assert sorted(found) == sorted(keys)
-    await pair.a.forget(keys[0])
+    await pair.a.forget(keys[0], await pair.a.turn_ids(keys[0]))
     assert sorted(await pair.b.sessions()) == sorted(keys[1:])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aerodrome._util.postgres import Postgres
+from aerodrome._util.postgres import Postgres, Transaction
 from aerodrome.coordination.backends.postgresql import PostgresCoordination
 from aerodrome.coordination.ports import Beat, Cap, ClusterEvent, Node
 from aerodrome.errors import StoreUnavailable
@@ -75,7 +75,7 @@ async def test_a_session_that_is_forgotten_while_it_is_taken_keeps_its_epochs_ri
         for _ in range(30):
             lease = await taken(a, KEY, "a-1")
             epochs.append(lease.epoch)
-            _, again = await asyncio.gather(a.forget(KEY), taken(b, KEY, "a-1"))
+            _, again = await asyncio.gather(a.forget(lease), taken(b, KEY, "a-1"))
             epochs.append(again.epoch)
         assert epochs == sorted(set(epochs))
 
@@ -165,3 +165,26 @@ async def test_schemas_hear_only_their_own() -> None:
         await a.publish(ClusterEvent("last", ""))
         await until(lambda: len(heard) == 2)
         assert [event.kind for event in heard] == ["mine", "last"]
+
+
+async def test_a_heartbeat_waits_for_no_other_call() -> None:
+    schema = fresh_schema()
+    async with (
+        postgres(schema, max_connections=1, deadline=0.3) as db,
+        postgres(schema, max_connections=1) as own,
+        store(db, beats=own) as a,
+    ):
+        await a.join(Node("a", "a-1"), LONG)
+        entered, done = asyncio.Event(), asyncio.Event()
+
+        async def hold(_: Transaction) -> None:
+            entered.set()
+            await done.wait()
+
+        holding = asyncio.create_task(db.read(hold))
+        await entered.wait()
+        assert await a.heartbeat("a-1") is Beat.ALIVE
+        with pytest.raises(StoreUnavailable, match="in use"):
+            await a.nodes()
+        done.set()
+        await holding

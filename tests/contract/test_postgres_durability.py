@@ -151,7 +151,9 @@ async def test_a_file_operation_whose_answer_is_lost_is_done_once() -> None:
         assert [name for name, _ in await files.listdir(KEY, "/")] == ["d", "state"]
         assert await files.total_bytes(KEY) == len(events) + 2
         arm()
-        assert await files.delete_session(KEY)
+        await files.delete_session(KEY, 1, 10.0)
+        arm()
+        assert await files.forget_session(KEY, 1)
         assert await files.epoch(KEY) == 0
 
 
@@ -165,7 +167,7 @@ async def test_a_row_whose_answer_is_lost_is_written_once_and_counts_as_ours() -
         assert await stores.ledger.finish(KEY, "t-1", TurnStatus.COMPLETED, 2.0)
         assert not await stores.ledger.finish(KEY, "t-1", TurnStatus.FAILED, 3.0)
         arm()
-        assert await stores.ledger.forget(KEY)
+        assert await stores.ledger.forget(KEY, ["t-1"])
 
         key = StoredKey(KeyInfo("k-1", "acme", "alice", frozenset(), None, 1.0), b"digest")
         arm()
@@ -183,7 +185,7 @@ async def test_a_row_whose_answer_is_lost_is_written_once_and_counts_as_ours() -
         assert shared is not None
         assert shared.members == {"bob": Role.READER}
         arm()
-        assert await stores.directory.remove(KEY)
+        assert await stores.directory.remove(KEY, session.created_at)
         assert await stores.directory.get(KEY) is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import shutil
 import signal
@@ -114,6 +115,27 @@ async def test_a_server_that_hangs_is_given_up_in_time_and_all_goes_on_afterward
             assert await a.holder(KEY) == lease  # no answer to an earlier question is taken for this one's
             await a.publish(ClusterEvent("after", ""))
             await until(lambda: heard[-1] == ClusterEvent("after", ""))
+
+
+async def test_a_burst_of_calls_takes_no_more_connections_than_its_share() -> None:
+    with valkey() as server:
+        async with store(server.url, timeout=30.0) as a:
+            await a.join(Node("a", "a-1"), LONG)
+            leases = await asyncio.gather(*(taken(a, SessionKey("acme", f"s-{n}"), "a-1") for n in range(500)))
+            assert {lease.epoch for lease in leases} == {1}
+            (clients,) = re.findall(rb"connected_clients:(\d+)", server.command("INFO", "clients"))
+            assert int(clients) <= 64 + 1  # and the one that asks
+
+
+async def test_a_heartbeat_waits_for_no_other_call(valkey_server: ValkeyServer) -> None:
+    prefix = f"test-{secrets.token_hex(6)}"
+    async with store(valkey_server.url, prefix=prefix, timeout=0.5, patience=0.1) as a:
+        await a.join(Node("a", "a-1"), LONG)
+        for _ in range(64):
+            await a._client._room.acquire()
+        assert await a.heartbeat("a-1") is Beat.ALIVE
+        with pytest.raises(StoreUnavailable, match="slower than it is asked"):
+            await a.nodes()
 
 
 async def test_a_connection_that_listens_and_is_cut_is_made_again() -> None:

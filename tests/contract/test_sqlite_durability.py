@@ -173,7 +173,8 @@ async def test_a_full_disk_can_be_mended_by_deleting_sessions(tmp_path: Path) ->
         await db.write(limit_pages(2))
         with pytest.raises(StoreUnavailable):
             await store.append(KEY, 1, EVENTS, "y" * 50_000)
-        assert await store.delete_session(old)
+        await store.delete_session(old, 1, 10.0)
+        assert await store.forget_session(old, 1)
         await store.append(KEY, 1, EVENTS, "y" * 50_000)
 
 

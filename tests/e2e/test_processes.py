@@ -130,7 +130,8 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path, model: ModelServe
 
 
 async def test_two_processes_share_one_store(tmp_path: Path, model: ModelServer) -> None:
-    """A session is active in one of them at a time; the other takes over when the first lets go or dies."""
+    """A session is active in one at a time, and the other asks that one; it takes over when the first lets go or
+    dies."""
     config = write_config(tmp_path, model.base_url, "[sessions]\nidle_timeout = '400ms'")
     key = await new_key(config)
     async with (
@@ -145,7 +146,7 @@ async def test_two_processes_share_one_store(tmp_path: Path, model: ModelServer)
         assert first.runtimes()[0].pid in {row["pid"] for row in listed}
         held = asyncio.create_task(alice_first.say("s1", "[[gate: held]] two"))
         await model.gate_reached("held")
-        busy = await alice_second.http.post("/sessions/s1/messages", json={"prompt": "three"})
+        busy = await alice_second.http.post("/sessions/s1/messages", json={"prompt": "three", "on_busy": "reject"})
         assert busy.status_code == 409, busy.text
         assert busy.json()["code"] == "session_busy"
         model.open_gate("held")

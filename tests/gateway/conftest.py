@@ -10,14 +10,15 @@ import pytest_asyncio
 
 from aerodrome.demo.model import ModelServer
 from support.cli import cli
-from support.sdk_clients import Endpoint, direct_endpoint, gateway_endpoint
+from support.sdk_clients import Endpoint, direct_endpoint, forwarded_endpoint, gateway_endpoint
 from support.session_fs import stored_endpoint
 
 __all__ = ["cli"]
 
-#: "direct": the CLI itself, which shows that a test is right. "gateway": Aerodrome in its place. A third, "stored", is
-#: the CLI with its session files in our store, to find out what that alone changes.
-ENDPOINTS = ("direct", "gateway")
+#: "direct": the CLI itself, which shows that a test is right. "gateway": Aerodrome in its place. "forwarded": the same,
+#: where another node than the client's runs the session. A fourth, "stored", is the CLI with its session files in our
+#: store, to find out what that alone changes.
+ENDPOINTS = ("direct", "gateway", "forwarded")
 
 
 @pytest.fixture(scope="module", params=ENDPOINTS)
@@ -43,6 +44,8 @@ async def endpoint(
             opened = direct_endpoint(directory, cli, model)
         case "stored":
             opened = stored_endpoint(directory, cli, model)
+        case "forwarded":
+            opened = forwarded_endpoint(directory, model)
         case _:
             opened = gateway_endpoint(directory, model)
     async with opened as found:

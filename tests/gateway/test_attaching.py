@@ -47,8 +47,8 @@ async def test_a_session_that_is_deleted_while_a_client_attaches(node: Host, mon
     asked, go_on = asyncio.Event(), asyncio.Event()
     ask = Upstream.request
 
-    async def late(self: Upstream, method: str, params: Mapping[str, Any]) -> Raw | UnsetType:
-        result = await ask(self, method, params)
+    async def late(self: Upstream, method: str, params: Mapping[str, Any], **more: Any) -> Raw | UnsetType:
+        result = await ask(self, method, params, **more)
         if method == "session.resume":
             asked.set()
             await go_on.wait()

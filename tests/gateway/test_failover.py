@@ -20,6 +20,7 @@ from copilot._jsonrpc import JsonRpcError
 from aerodrome.demo.model import ModelServer
 from aerodrome.model import SessionKey
 from aerodrome.sessions.live import LiveSession
+from support.hop import Hop, hop
 from support.host import Host, host, until
 from support.sdk_clients import Chat, Endpoint, connected, custom_tool
 
@@ -34,16 +35,30 @@ def model() -> Iterator[ModelServer]:
         yield server
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def node(model: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
-    """A node with a warm runtime in reserve."""
-    async with host(tmp_path_factory.mktemp("node"), model, runtime={"warm": 1}) as running:
-        yield running
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["gateway", "forwarded"])
+async def nodes(
+    request: pytest.FixtureRequest, model: ModelServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Hop]:
+    """One node where clients connect, and one where their sessions run, with a warm runtime in reserve; or one that is
+    both."""
+    directory, warm = tmp_path_factory.mktemp("node"), {"warm": 1}
+    if request.param == "forwarded":
+        async with hop(directory, model, runtime=warm) as two:
+            yield two
+    else:
+        async with host(directory, model, runtime=warm) as running:
+            yield Hop(running, running)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def endpoint(node: Host) -> Endpoint:
-    return Endpoint("gateway", node.gateway_address, await node.key())
+async def node(nodes: Hop) -> Host:
+    """Where the sessions run."""
+    return nodes.back
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def endpoint(nodes: Hop) -> Endpoint:
+    return Endpoint("gateway", nodes.front.gateway_address, await nodes.front.key())
 
 
 def live(node: Host, chat: Chat) -> LiveSession:

@@ -63,7 +63,7 @@ async def test_a_stranger_may_not_send_a_large_frame(node: Host) -> None:
         with suppress(OSError):
             await stranger.write(frame)
         assert await stranger.fate() is Fate.CLOSED
-    assert stall.worst < 0.5
+    assert stall.worst < 1.0
 
 
 async def test_a_frame_of_very_many_values_is_refused_and_stops_nobody(node: Host) -> None:
@@ -75,7 +75,7 @@ async def test_a_frame_of_very_many_values_is_refused_and_stops_nobody(node: Hos
                 await client.write(frame)
                 answer = await client.answer_to(1)
             assert answer["error"]["code"] == -32602
-            assert stall.worst < 0.7
+            assert stall.worst < 1.0
 
 
 async def test_a_large_frame_is_read_before_those_that_come_behind_it(node: Host) -> None:

@@ -221,7 +221,7 @@ async def test_trap_08_the_store_refuses_a_holder_that_nobody_has_told(
     """The coordination store has lost its memory, so that the session is free to take while A is in mid-turn, well, and
     a long way from its next heartbeat. Nothing but the epoch stands in its way."""
     config = await configure(tmp_path, model, stores)
-    config.write_text(config.read_text().replace('"200ms"', '"20s"').replace('ttl = "1s"', 'ttl = "60s"'))
+    config.write_text(config.read_text().replace('"200ms"', '"20s"').replace('ttl = "2s"', 'ttl = "60s"'))
     key = await new_key(config)
     async with serve(config) as a, user_of(a, key) as on_a:
         await on_a.open(SESSION)

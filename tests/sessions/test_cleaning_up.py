@@ -156,7 +156,7 @@ async def test_what_is_left_of_a_session_without_a_row_is_cleared_away(
         await settle()
         # As a paused node leaves it: the row is gone, and files and a turn were written behind the deletion.
         for session_id in ("s1", "s2"):
-            await a.stores.directory.remove(SessionKey("acme", session_id))
+            await a.remove_row(session_id)
         for _ in range(4):
             await a.janitor.sweep()
             await settle()
@@ -187,7 +187,7 @@ async def test_a_session_that_is_opened_again_meanwhile_stays() -> None:
         await a.service.hibernate(a.service.live[0])
         await settle()
         (row,) = (await a.stores.directory.list("acme")).rows
-        await a.stores.directory.remove(KEY)
+        await a.remove_row("s1")
         acquire = a.stores.coordination.acquire
 
         async def opened_first(*args: object, **kwargs: object) -> object:

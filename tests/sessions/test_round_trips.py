@@ -102,7 +102,7 @@ async def test_in_doubt_the_directory_is_asked(doubt: str) -> None:
         else:
             assert live.activation is not None
             live.activation.discard("fenced")
-        await node.stores.directory.remove(live.row.key)
+        await node.stores.directory.remove(live.row.key, live.row.created_at)
         with pytest.raises(NotFound):
             await node.service.get(ALICE, "s1")
         node.may_serve = True

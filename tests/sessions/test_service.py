@@ -707,7 +707,7 @@ async def test_a_fenced_session_is_told_as_interrupted() -> None:
         assert await ended(run) is TurnStatus.INTERRUPTED
         assert run.row.error is not None
         assert run.row.error["code"] == "turn_interrupted"
-        await node.stores.files.delete_session(SessionKey("acme", "a"))
+        await node.stores.files.forget_session(SessionKey("acme", "a"), 1 << 60)
 
 
 async def test_without_its_coordination_store_a_node_takes_and_sends_nothing() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,16 @@ class Nodes:
         self.servers: dict[str, Server] = {}
         self._stack = stack
         self._keys: dict[tuple[str, str], str] = {}
+        self._environments: dict[str, Mapping[str, str]] = {}
 
-    async def start(self, name: str) -> Server:
+    async def start(self, name: str, environment: Mapping[str, str] | None = None) -> Server:
+        """Args:
+        environment: Settings of this node alone, and of what is started again under its name.
+        """
+        if environment is not None:
+            self._environments[name] = environment
         self.servers[name] = await self._stack.enter_async_context(
-            serve(self.config, environment={"AERODROME_SERVER__NODE_NAME": name})
+            serve(self.config, environment={"AERODROME_SERVER__NODE_NAME": name, **self._environments.get(name, {})})
         )
         return self.servers[name]
 

@@ -27,7 +27,7 @@ from aerodrome.sessions.run import TurnRun
 from aerodrome.sessions.service import SessionService
 from aerodrome.sessions.slots import TurnSlots
 from aerodrome.statestore.history import messages
-from aerodrome.statestore.ports import FileInfo
+from aerodrome.statestore.ports import Deleted, FileInfo
 from aerodrome.statestore.provider import EVENTS_PATH
 from support.scripted_runtime import LoadedSession, ScriptedPool, ScriptedRuntime
 
@@ -43,11 +43,14 @@ class MemoryFiles:
     def __init__(self) -> None:
         self.files: dict[SessionKey, dict[str, str]] = {}
         self.epochs: dict[SessionKey, int] = {}
+        #: Marks of deletions that have begun.
+        self.deleted: dict[SessionKey, float] = {}
 
     async def epoch(self, key: SessionKey) -> int:
         return self.epochs.get(key, 0)
 
     async def raise_epoch(self, key: SessionKey, epoch: int) -> None:
+        self._check_not_deleted(key)
         if epoch <= self.epochs.get(key, 0):
             raise Fenced("an older epoch")
         self.epochs[key] = epoch
@@ -76,9 +79,25 @@ class MemoryFiles:
     async def sessions(self, after: SessionKey | None = None, limit: int = 100) -> list[SessionKey]:
         return sorted(key for key in self.files.keys() | self.epochs.keys() if after is None or key > after)[:limit]
 
-    async def delete_session(self, key: SessionKey) -> bool:
-        self.epochs.pop(key, None)
-        return self.files.pop(key, None) is not None
+    async def delete_session(self, key: SessionKey, epoch: int, created_at: float) -> None:
+        self._check_not_deleted(key, but=created_at)
+        stored = self.epochs.get(key, 0)
+        if stored > epoch or (stored < epoch and key not in self.deleted):
+            raise Fenced(f"at epoch {stored}")
+        self.files.pop(key, None)
+        self.epochs[key], self.deleted[key] = epoch, created_at
+
+    async def forget_session(self, key: SessionKey, epoch: int) -> bool:
+        if self.epochs.get(key) != epoch:
+            return False
+        del self.epochs[key]
+        self.files.pop(key, None)
+        self.deleted.pop(key, None)
+        return True
+
+    def _check_not_deleted(self, key: SessionKey, but: float | None = None) -> None:
+        if (mark := self.deleted.get(key)) is not None and mark != but:
+            raise Deleted(key, self.epochs[key], mark)
 
     def _check(self, key: SessionKey, epoch: int) -> None:
         if self.epochs.get(key) != epoch:
@@ -253,6 +272,12 @@ class ScriptedNode:
             or key in stores.coordination._leases
             or any(row.key == key for row in stores.ledger._rows.values())
         )
+
+    async def remove_row(self, session_id: str) -> None:
+        """Out of the directory, and nowhere else."""
+        row = await self.stores.directory.get(SessionKey("acme", session_id))
+        assert row is not None
+        assert await self.stores.directory.remove(row.key, row.created_at)
 
     async def stop(self) -> None:
         """End without a drain, as a crash does to whoever waits; the stores stay."""

@@ -20,6 +20,7 @@ from copilot import CopilotClient, RuntimeConnection, Tool, ToolInvocation, Tool
 from aerodrome.demo.completions import ChatRequest
 from aerodrome.demo.model import ModelServer
 from support.cli import OFFLINE, TOKEN, launch_spec, launcher
+from support.hop import hop
 from support.host import host
 from support.relay import relaying
 
@@ -32,7 +33,7 @@ PATIENCE = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    #: "direct" or "gateway".
+    #: "direct", "stored", "gateway" or "forwarded".
     kind: str
     #: "host:port".
     address: str
@@ -45,7 +46,7 @@ class Endpoint:
 
 def gateway(endpoint: Endpoint) -> bool:
     """Whether Aerodrome answers. What is different then is so on purpose (docs/gateway.md)."""
-    return endpoint.kind == "gateway"
+    return endpoint.kind in ("gateway", "forwarded")
 
 
 @asynccontextmanager
@@ -68,6 +69,15 @@ async def gateway_endpoint(directory: Path, model: ModelServer) -> AsyncIterator
     """A node whose gateway stands where the CLI would; `alice@acme` connects, with an API key for token."""
     async with host(directory, model) as running:
         yield Endpoint("gateway", running.gateway_address, await running.key("alice", "acme"))
+
+
+@asynccontextmanager
+async def forwarded_endpoint(directory: Path, model: ModelServer) -> AsyncIterator[Endpoint]:
+    """As `gateway_endpoint`, but every session runs at another node."""
+    async with hop(directory, model) as nodes:
+        yield Endpoint("forwarded", nodes.front.gateway_address, await nodes.front.key("alice", "acme"))
+        # Else it would say of the other kind what it says of this one.
+        assert nodes.front.node.pool.runtimes == []
 
 
 class Client:

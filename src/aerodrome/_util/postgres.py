@@ -97,6 +97,8 @@ class Postgres:
         deadline: Seconds a call goes on trying while the server is away.
         statement_timeout: Seconds after which the server ends a statement.
         lock_timeout: Seconds a statement waits for a lock.
+        hang: Seconds after which a connection is cut on which a statement was not answered at all; two more than
+            `statement_timeout` unless given.
 
     Raises:
         ConfigError: `url` cannot be understood.
@@ -111,11 +113,12 @@ class Postgres:
         deadline: float = 15.0,
         statement_timeout: float = 10.0,
         lock_timeout: float = 5.0,
+        hang: float | None = None,
     ) -> None:
         self.schema = schema
         self.deadline = deadline
         self._conninfo = _conninfo(url)
-        self._patience = statement_timeout + 2.0
+        self._patience = statement_timeout + 2.0 if hang is None else hang
         self._setup = sql.SQL(
             "SET search_path TO {schema}; SET statement_timeout = {statement}; SET lock_timeout = {lock};"
             " SET idle_in_transaction_session_timeout = {idle}; SET client_encoding = 'UTF8'"

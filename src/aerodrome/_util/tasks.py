@@ -30,7 +30,11 @@ class TaskOwner:
         return self._closed
 
     def start(
-        self, coroutine: Coroutine[Any, Any, Any], name: str, *, expected: type[Exception] | tuple[()] = ()
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        name: str,
+        *,
+        expected: type[Exception] | tuple[type[Exception], ...] = (),
     ) -> asyncio.Task[Any]:
         """Run it in a context of its own: a task outlives the request that happened to start it, and what that
         request has bound, such as its id and user for the log, must not stand in the lines of later ones.
@@ -46,7 +50,7 @@ class TaskOwner:
         task.add_done_callback(lambda done: self._done(done, expected))
         return task
 
-    def _done(self, task: asyncio.Task[Any], expected: type[Exception] | tuple[()]) -> None:
+    def _done(self, task: asyncio.Task[Any], expected: type[Exception] | tuple[type[Exception], ...]) -> None:
         self._tasks.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return

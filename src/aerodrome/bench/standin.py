@@ -16,7 +16,7 @@ import uvloop
 from aerodrome.bench.children import serve
 from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.gateway.server import Gateway, GatewayOptions
-from aerodrome.model import Isolation, Principal, SessionKey, SessionRow
+from aerodrome.model import Isolation, Principal, Role, SessionKey, SessionRow
 from aerodrome.observability.logging import configure_logging
 from aerodrome.peers.cluster import Cluster
 from aerodrome.policy.profiles import Profile
@@ -59,12 +59,20 @@ class _Live:
         pass
 
 
+class _Members:
+    """Of `sessions.members.Members`, the same."""
+
+    def listen(self, listener: object) -> None:
+        pass
+
+
 class _Sessions:
     """Of `SessionService`, the same."""
 
     draining = False
 
     def __init__(self, runtime: _Runtime) -> None:
+        self.members_here = _Members()
         self._runtime = runtime
         self._live: dict[SessionKey, _Live] = {}
 
@@ -73,7 +81,7 @@ class _Sessions:
         self._live[row.key] = _Live(row, self._runtime)
         return row, True
 
-    async def live_session(self, who: Principal, session_id: str) -> _Live:
+    async def live_session(self, who: Principal, session_id: str, least: Role = Role.READER) -> _Live:
         return self._live[SessionKey(who.tenant, session_id)]
 
     def is_own(self, who: Principal, session_id: str) -> bool:

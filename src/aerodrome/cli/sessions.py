@@ -169,9 +169,9 @@ def remove(
         async with eraser(stores, SystemClock(), wait=seconds) as erasing:
             if whose is not None:
                 return await erasing.erase_all(whose, note), revoked
-            key = (await _row(stores, SessionKey(tenant, session_id or ""))).key
-            holder = await erasing.erase(key, note)
-            return (Erased([key]) if holder is None else Erased(refused={key: holder})), revoked
+            row = await _row(stores, SessionKey(tenant, session_id or ""))
+            holder = await erasing.erase(row, note)
+            return (Erased([row.key]) if holder is None else Erased(refused={row.key: holder})), revoked
 
     done, revoked = _run(config, erase_them)
     _tell(done, revoked, as_json)

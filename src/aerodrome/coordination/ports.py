@@ -111,8 +111,11 @@ class Leases(Protocol):
         """The valid leases of these sessions, in one round trip; sessions that nobody holds are left out."""
         ...
 
-    async def forget(self, key: SessionKey) -> None:
-        """Remove every trace of the session, for deletion."""
+    async def forget(self, lease: Lease) -> bool:
+        """Give it back, and remove every trace of the session but a floor for the epochs of later ones: for deletion.
+
+        ``False``: it was no longer ours (nothing is changed).
+        """
         ...
 
 
@@ -223,8 +226,9 @@ class Directory(Protocol):
         """
         ...
 
-    async def remove(self, key: SessionKey) -> bool:
-        """Remove the row and its members. ``False``: there is none."""
+    async def remove(self, key: SessionKey, created_at: float) -> bool:
+        """Remove the row that was made at that time, and its members. ``False``: there is none, or another one that was
+        opened under the same id since (ADR 0021)."""
         ...
 
     async def list(

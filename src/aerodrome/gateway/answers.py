@@ -20,6 +20,7 @@ from aerodrome.gateway.commands import Request
 from aerodrome.gateway.problems import refusal_frame
 from aerodrome.gateway.sessions import open_session
 from aerodrome.model import Role, SessionRow
+from aerodrome.peers.liveness import Liveness
 from aerodrome.peers.shapes import principal_of
 from aerodrome.policy.methods import checked_params, needs_check
 from aerodrome.policy.shapes import Refusal
@@ -118,11 +119,9 @@ class Answers:
         if isinstance(node := params.get("node"), str):
             client.is_node = node
             return {"ok": True}
-        try:
-            principal = principal_of(params.get("onBehalfOf"))
-        except msgspec.ValidationError as error:
-            raise Invalid(f"`onBehalfOf` is no principal: {error}") from error
+        principal = principal_of(params.get("onBehalfOf"))
         client.relayed = True
+        Liveness(client.connection, self._gateway.peer_silence)
         self._gateway.admit(client, principal, "")
         return self._hello(client, params)
 
@@ -228,12 +227,9 @@ class Answers:
 
     async def _abort(self, client: GatewayClient, request: Request, params: Params) -> Answer:
         live = await self._gateway.sessions.live_session(client.who, _session_id(params), Role.WRITER)
-        if not live.turns.stop_running() and live.activation is not None:
+        if not live.turns.stop_running() and (activation := live.loaded) is not None:
             # Perhaps the runtime is at work on something that no prompt of ours began.
-            live.attachments.answer_hooks("the turn is aborted")
-            request.session_id = live.row.key.id
-            await client.place(request)
-            return None
+            await activation.abort()
         self._gateway.sessions.let_go(live)
         return {"success": True}
 

@@ -21,15 +21,15 @@ from aerodrome.gateway.upstream import Upstream
 from aerodrome.policy.open_params import OpenContext, runtime_open_params
 from aerodrome.policy.profiles import Profile
 from aerodrome.runtime.link import LinkClosed, RemoteError
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.supervisor import LET_GO, ManagedRuntime
 from aerodrome.sessions.live import LiveSession
 
 log = structlog.get_logger(__name__)
 
 #: What is meant for the moment in which the client asked, and not for later ones.
-_ONCE = frozenset({"continuePendingWork", "openCanvases", "name"})
+ONCE = frozenset({"continuePendingWork", "openCanvases", "name"})
 #: What a session knows from its history, with all the changes since it was opened.
-_REMEMBERED = frozenset({"model", "reasoningEffort", "reasoningSummary", "contextTier", "agent"})
+REMEMBERED = frozenset({"model", "reasoningEffort", "reasoningSummary", "contextTier", "agent"})
 
 
 class AttachmentOwner(Protocol):
@@ -93,7 +93,7 @@ class NativeAttachment:
         self._profile = profile
         self._kept = dict(kept)
         #: What the client had before it asked anew, as long as that is not accepted.
-        self._earlier: tuple[dict[str, Any], Mapping[str, Any], Changes] | None = None
+        self._earlier: tuple[dict[str, Any], Mapping[str, Any], Changes, bool] | None = None
         self._finished: AerodromeError | None = None
         #: What the client has changed since it opened the session.
         self.changes = changes or Changes()
@@ -127,7 +127,7 @@ class NativeAttachment:
 
     def ask_anew(self, kept: Mapping[str, Any], asked: Mapping[str, Any], *, passive: bool = False) -> None:
         """The client opens the session again, with other parameters. Refused, it has the earlier ones again."""
-        self._earlier = (self._kept, self.asked, self.changes)
+        self._earlier = (self._kept, self.asked, self.changes, self._passive)
         self._kept = dict(kept)
         self.asked = asked
         self._opened = False
@@ -142,7 +142,7 @@ class NativeAttachment:
     def take_back(self) -> None:
         """What the client has asked for anew could not be had: what it had before holds again."""
         if self._earlier is not None:
-            (self._kept, self.asked, self.changes), self._earlier = self._earlier, None
+            (self._kept, self.asked, self.changes, self._passive), self._earlier = self._earlier, None
             self._opened = True
 
     # --- Attachment ---
@@ -197,7 +197,7 @@ class NativeAttachment:
             return {"sessionId": self.session_id, "disableResume": True}
         kept = dict(self._kept)
         if self._opened:
-            for name in _ONCE | (_REMEMBERED if resume else frozenset()):
+            for name in ONCE | (REMEMBERED if resume else frozenset()):
                 kept.pop(name, None)
             if self.changes.tools is not None:
                 kept["tools"] = self.changes.tools
@@ -213,7 +213,7 @@ class NativeAttachment:
         if link is None or link.connection.closed:
             return
         try:
-            await link.request("session.detach", {"sessionId": self.session_id})
+            await link.request("session.detach", {"sessionId": self.session_id}, timeout=LET_GO)
         except (LinkClosed, RemoteError):
             pass  # there is nothing to let go of
         except TimeoutError:
@@ -242,8 +242,8 @@ class NativeAttachment:
     async def ask(self, method: str, params: Mapping[str, Any]) -> Any:
         return await self._owner.ask(self.session_id, method, params)
 
-    def answer_hooks(self, reason: str) -> None:
-        self._run(self._owner.router.answer_hooks(self.session_id, reason))
+    def refuse_hooks(self, reason: str | None) -> None:
+        self._run(self._owner.router.refuse_hooks(self.session_id, reason))
 
     def suspect(self, reason: str) -> None:
         if self._owner.keeps_waiting(self.session_id):

@@ -9,20 +9,33 @@ sent by another it does itself, or gives back.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
 from aerodrome.coordination.ports import Node
-from aerodrome.errors import AerodromeError, Draining, NotFound, Refused, SessionBusy, TurnInterrupted, all_codes
+from aerodrome.errors import (
+    AerodromeError,
+    Draining,
+    NotFound,
+    Refused,
+    SessionBusy,
+    SessionElsewhere,
+    TurnInterrupted,
+    all_codes,
+)
+from aerodrome.events import SessionEvent
+from aerodrome.gateway.attachment import ONCE, REMEMBERED
 from aerodrome.gateway.commands import Request
 from aerodrome.gateway.replay import Changes
 from aerodrome.gateway.router import NODE_LINK, params_of
 from aerodrome.gateway.sessions import open_again
-from aerodrome.model import SessionKey
+from aerodrome.model import SessionKey, SessionRow
 from aerodrome.peers.shapes import MOVED, SESSION_MOVED, SessionMoved
+from aerodrome.policy.methods import Handling
 from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.wire import envelope
 
@@ -31,14 +44,20 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 #: Seconds between two tries to open a session again.
 _FIRST_RETRY, _LAST_RETRY = 0.05, 1.0
-#: They name a session and concern no runtime.
-_HERE = frozenset(
-    {"session.getMetadata", "session.getLastId", "session.list", "sessions.fork", "session.getForeground"}
+#: What of that which a gateway answers itself is for the node to answer that runs the session. Nothing else is,
+#: whatever session it names: above all not `connect`.
+_THERE = frozenset(
+    {
+        *("session.create", "session.resume", "session.send", "session.abort"),
+        *("session.detach", "session.destroy", "session.delete"),
+    }
 )
-#: What is meant for the moment in which the client asked, and not for later ones.
-_ONCE = frozenset({"continuePendingWork", "openCanvases", "name"})
+#: Seconds that a request waits for the end of a move before it looks how long it has waited.
+_LOOK = 1.0
 
 
 @dataclass(slots=True)
@@ -50,12 +69,14 @@ class Away:
     asked: Mapping[str, Any]
     changes: Changes = field(default_factory=Changes)
 
-    def params(self, session_id: str) -> dict[str, Any]:
+    def params(self, row: SessionRow) -> dict[str, Any]:
         """Of the `session.resume` that attaches the client anew. It is not told of it: it never was away."""
-        kept = {name: value for name, value in self.asked.items() if name not in _ONCE}
+        kept = {name: value for name, value in self.asked.items() if name not in ONCE | REMEMBERED}
         if self.changes.tools is not None:
             kept["tools"] = self.changes.tools
-        return {**kept, "sessionId": session_id, "disableResume": True}
+        if row.model is not None:
+            kept["model"] = row.model  # as it was changed since; without one it would get the default
+        return {**kept, "sessionId": row.key.id, "disableResume": True}
 
 
 class AwaySessions:
@@ -82,10 +103,11 @@ class AwaySessions:
         """
         client = self._client
         session_id = request.session_id or envelope.session_of(request.params)
-        if session_id is None or client.principal is None or request.method in _HERE:
+        if session_id is None or client.principal is None:
             return False
-        if (returning := self._returning.get(session_id)) is not None:
-            await asyncio.wait({returning})
+        if request.rule.handling is Handling.GATEWAY and request.method not in _THERE:
+            return False
+        await self._moved(session_id)
         away = self._away.get(session_id)
         link_id = f"{NODE_LINK}{away.incarnation}" if away is not None else ""
         if request.returned or not client.has_link(link_id):
@@ -95,7 +117,7 @@ class AwaySessions:
             where = node.incarnation if node is not None else client.gateway.cluster.own
             if self._attached_at(session_id) not in (None, where):
                 self.move(session_id)
-                await asyncio.wait({self._returning[session_id]})
+                await self._moved(session_id)
                 node = await client.gateway.cluster.elsewhere(SessionKey(client.who.tenant, session_id))
             if node is None:
                 return False
@@ -107,6 +129,12 @@ class AwaySessions:
         client.run(client.router.send(request, link_id))
         return True
 
+    async def _moved(self, session_id: str) -> None:
+        """Wait for the end of a move that is under way. Raises `SessionElsewhere`: it has not come in a while."""
+        returning = self._returning.get(session_id)
+        if returning is not None and not (await asyncio.wait({returning}, timeout=_LOOK))[0]:
+            raise SessionElsewhere("the session is on its way from one node to another", retry_after=1.0)
+
     def answered(self, request: Request, *, done: bool) -> None:
         """A node has opened or left the session for the client, or has refused to."""
         session_id, router = request.session_id or "", self._client.router
@@ -114,11 +142,24 @@ class AwaySessions:
             if done and request.link is not None:
                 self._away[session_id] = Away(request.link.removeprefix(NODE_LINK), params_of(request))
                 router.ready(session_id)
-            elif session_id not in self._away and session_id not in self._client.attachments:
+            elif session_id in self._away:
+                router.ready(session_id)  # the session is as it was
+            elif session_id not in self._client.attachments:
                 router.leave(session_id)
         elif done:
             self._away.pop(session_id, None)
             router.leave(session_id)
+
+    def gone(self, session_id: str, link_id: str) -> None:
+        """The node behind this link says that the session is deleted, or not the client's any more."""
+        away = self._away.get(session_id)
+        if away is not None and link_id == f"{NODE_LINK}{away.incarnation}" and session_id not in self._returning:
+            self.forget(session_id)
+
+    def forget(self, session_id: str) -> None:
+        """The client takes part in the session no more, wherever it runs."""
+        if self._away.pop(session_id, None) is not None:
+            self._client.router.leave(session_id)
 
     def remember(self, request: Request) -> bool:
         """A request that must hold wherever the session goes was carried out."""
@@ -168,61 +209,65 @@ class AwaySessions:
         if attachment is not None:
             self._away[session_id] = Away(client.gateway.cluster.own, attachment.asked, attachment.changes)
             await client.detach(session_id, leave=False)
-        away = self._away.get(session_id)
-        if away is None:
-            client.run(router.release(session_id, []))
-            return
+        history: Sequence[SessionEvent] = ()
         try:
-            await self._attach_again(session_id, away)
-            history = await client.gateway.sessions.stored_events(client.who, session_id)
-        except AerodromeError as error:
+            while (away := self._away.get(session_id)) is not None:
+                await self._until_it_works(partial(self._attach, session_id, away))
+                history = await self._until_it_works(
+                    partial(client.gateway.sessions.stored_events, client.who, session_id)
+                )
+                if router.is_bound(session_id):
+                    break
+                router.hold_back(session_id)  # the node has gone again meanwhile
+        except Exception as error:
+            client.run(router.release(session_id, ()))
+            self.forget(session_id)
+            if not isinstance(error, AerodromeError):
+                raise
             # For good: deleted meanwhile, or refused what was accepted before.
             log.warning("gateway.session_not_back", session=session_id, reason=error.detail)
-            self._away.pop(session_id, None)
-            client.run(router.release(session_id, []))
-            router.leave(session_id)
             if isinstance(error, NotFound):
                 client.tell_lifecycle("session.deleted", session_id)
             return
         client.run(router.release(session_id, history))
-        try:
-            await self._tell_end(session_id, router.lost_prompts(session_id, history))
-        except AerodromeError as error:
-            log.warning("gateway.end_not_told", session=session_id, reason=error.detail)
         log.info("gateway.session_back", session=session_id, node=self._attached_at(session_id))
+        await self._until_it_works(partial(self._tell_end, session_id, router.lost_prompts(session_id, history)))
 
-    async def _attach_again(self, session_id: str, away: Away) -> None:
-        """Try until it works. Raises what will not pass by itself."""
-        client = self._client
+    async def _until_it_works(self, what: Callable[[], Awaitable[T]]) -> T:
+        """Raises what will not pass by itself."""
         delay = _FIRST_RETRY
         while True:
             try:
-                node = await client.gateway.cluster.elsewhere(SessionKey(client.who.tenant, session_id))
-                if node is None:
-                    del self._away[session_id]
-                    try:
-                        await open_again(client.gateway, client, session_id, away.asked, away.changes)
-                    except BaseException:
-                        self._away[session_id] = away
-                        raise
-                else:
-                    await self._attach_at(node, session_id, away)
-                return
+                return await what()
             except (NotFound, Refused):
                 raise
             except AerodromeError as error:
-                if not error.retryable or (isinstance(error, Draining) and client.gateway.sessions.draining):
+                if not error.retryable or (isinstance(error, Draining) and self._client.gateway.sessions.draining):
                     raise
-                log.debug("gateway.session_not_back_yet", session=session_id, reason=error.detail)
+                log.debug("gateway.session_not_back_yet", reason=error.detail)
             await asyncio.sleep(delay)
             delay = min(delay * 2, _LAST_RETRY)
 
+    async def _attach(self, session_id: str, away: Away) -> None:
+        client = self._client
+        node = await client.gateway.cluster.elsewhere(SessionKey(client.who.tenant, session_id))
+        if node is not None:
+            await self._attach_at(node, session_id, away)
+            return
+        del self._away[session_id]
+        try:
+            await open_again(client.gateway, client, session_id, away.asked, away.changes)
+        except BaseException:
+            self._away[session_id] = away
+            raise
+
     async def _attach_at(self, node: Node, session_id: str, away: Away) -> None:
         client = self._client
+        row = await client.gateway.sessions.get(client.who, session_id)
         link = await client.link_to_node(node)
         client.router.bind(session_id, link.id)
         try:
-            await link.request("session.resume", away.params(session_id))
+            await link.request("session.resume", away.params(row))
             for method, params in away.changes.requests:
                 await link.request(method, {**params, "sessionId": session_id})
         except (LinkClosed, TimeoutError) as error:
@@ -236,6 +281,8 @@ class AwaySessions:
             if error.problem == NotFound.code:
                 raise NotFound(error.message) from error
             raise Refused(error.message) from error
+        if not client.router.is_bound(session_id):
+            raise SessionBusy(f"the node {node.name} went as it took the session", retry_after=1.0)
         away.incarnation = node.incarnation
         client.router.ready(session_id)
 

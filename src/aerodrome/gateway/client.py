@@ -33,6 +33,7 @@ from aerodrome.gateway.bodies import read
 from aerodrome.gateway.commands import (
     Changed,
     Command,
+    Gone,
     Moved,
     Place,
     Relayed,
@@ -232,6 +233,8 @@ class GatewayClient:
                 self.away.answered(command.request, done=command.done)
             elif isinstance(command, Moved):
                 self.away.move(command.session_id)
+            elif isinstance(command, Gone):
+                self.away.gone(command.session_id, command.link)
         if flush:
             self._flush()
 
@@ -317,6 +320,9 @@ class GatewayClient:
         while True:
             if tries:
                 await asyncio.sleep(min(0.02 * 2 ** min(tries, 6), 0.5))
+            if request.returned > _RETURNS:
+                # It drains, say, and keeps the session for a turn that takes long.
+                raise SessionBusy("the node that runs the session takes nothing new; try again", retry_after=1.0)
             try:
                 if await self.away.takes(request):
                     return None
@@ -328,7 +334,7 @@ class GatewayClient:
                 log.debug("gateway.session_elsewhere", method=request.method, reason=error.detail)
                 if self.relayed:
                     raise SessionMoved("the session runs on another node") from error
-                if loop.time() >= give_up or request.returned > _RETURNS:
+                if loop.time() >= give_up:
                     raise SessionBusy("the session is moving between nodes; try again", retry_after=1.0) from error
                 tries += 1
 
@@ -400,7 +406,13 @@ class GatewayClient:
         return await self._link(
             f"{NODE_LINK}{node.incarnation}",
             lambda: Upstream.open_to_node(
-                self, node, self.hello, self.who, timeout=self.gateway.request_timeout, max_frame=limits.max_frame
+                self,
+                node,
+                self.hello,
+                self.who,
+                timeout=self.gateway.request_timeout,
+                max_frame=limits.max_frame,
+                silence=self.gateway.peer_silence,
             ),
         )
 
@@ -417,6 +429,7 @@ class GatewayClient:
 
     async def _link(self, link_id: str, open_it: Callable[[], Coroutine[Any, Any, Upstream]]) -> Upstream:
         if (link := self._links.get(link_id)) is not None:
+            link.in_hand = True
             return link
         opening = self._opening.get(link_id)
         if opening is None:
@@ -436,6 +449,7 @@ class GatewayClient:
         link = await opening
         if link.connection.closed:
             raise PeerGone("the connection went as it was opened", retry_after=1.0)
+        link.in_hand = True
         self._links[link.id] = link
         self._regulate()
         return link
@@ -447,7 +461,8 @@ class GatewayClient:
     def close_unused_links(self) -> None:
         """A runtime whose sessions have all gone elsewhere need not be connected to."""
         for link in list(self._links.values()):
-            if not self.router.bound(link.id) and link.id not in self._opening:
+            in_hand, link.in_hand = link.in_hand, False
+            if not self.router.bound(link.id) and not in_hand and link.id not in self._opening:
                 link.connection.close("nothing goes by it any more")
 
     # --- what the runtimes wait for ---

@@ -89,4 +89,11 @@ class Moved(msgspec.Struct, frozen=True):
     session_id: str
 
 
-Command = ToClient | ToRuntime | Serve | Place | ToOwn | Told | Changed | Relayed | Moved
+class Gone(msgspec.Struct, frozen=True):
+    """Another node, which ran the session for the client, says that it is no more, or no more the client's."""
+
+    session_id: str
+    link: str
+
+
+Command = ToClient | ToRuntime | Serve | Place | ToOwn | Told | Changed | Relayed | Moved | Gone

@@ -32,6 +32,7 @@ def role_changed(gateway: Gateway, row: SessionRow, user: str, before: Role | No
 
 def _expel(gateway: Gateway, client: GatewayClient, session_id: str) -> None:
     attachment = client.attachments.pop(session_id, None)
+    client.away.forget(session_id)
     client.run(client.router.expel(session_id))
     client.tell_lifecycle("session.deleted", session_id)
     if attachment is not None:

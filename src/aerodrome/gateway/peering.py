@@ -11,9 +11,10 @@ import structlog
 from msgspec import UNSET, Raw, UnsetType
 
 from aerodrome._util.tasks import TaskOwner, first_of
-from aerodrome.errors import AerodromeError, Invalid
+from aerodrome.errors import AerodromeError, Invalid, SessionElsewhere
 from aerodrome.model import Principal, Role, SessionKey
 from aerodrome.peers import shapes
+from aerodrome.peers.liveness import Liveness
 from aerodrome.runtime.frames import FrameConnection
 from aerodrome.runtime.link import Link, LinkClosed, RequestRefused
 from aerodrome.sessions.api import EventStream, Lagging
@@ -61,6 +62,7 @@ class PeerServer:
     """Args:
     moved: Whether another node runs a session now.
     peer: Name of the node at the other end, for the log.
+    silence: Seconds in which nothing is heard of it, and after which it is held for gone.
     on_closed: Called once.
     """
 
@@ -71,6 +73,7 @@ class PeerServer:
         *,
         moved: Callable[[SessionKey], Any],
         peer: str,
+        silence: float,
         on_closed: Callable[[PeerServer], None],
     ) -> None:
         self._sessions = sessions
@@ -79,8 +82,11 @@ class PeerServer:
         self._on_closed = on_closed
         self._turns: dict[int, _TurnStream] = {}
         self._events: dict[int, EventStream] = {}
+        #: Streams that are being begun, and what the other node has said of them meanwhile: that it wants them no more.
+        self._starting: dict[int, str | None] = {}
         self._tasks = TaskOwner("peer server")
         self._link = Link(self, max_inbound=_MAX_INBOUND, connection=connection)
+        Liveness(connection, silence)
 
     async def aclose(self) -> None:
         await self._link.aclose()
@@ -89,9 +95,14 @@ class PeerServer:
     # --- LinkHandler ---
 
     async def on_request(self, method: str, params: Raw | UnsetType) -> Any:
+        if method == shapes.PING:
+            return {"value": None}
+        number = 0
         try:
             request = _decode(params, _Request)
-            who = msgspec.convert(request.who, Principal)
+            if number := request.stream:
+                self._starting[number] = None
+            who = shapes.principal_of(request.who)
             if method == shapes.SEND:
                 return {"value": await self._send(who, request)}
             if method == shapes.EVENTS:
@@ -99,13 +110,22 @@ class PeerServer:
                 return {"value": None}
             if method == shapes.CALL:
                 return {"value": await self._call(who, request)}
+        except SessionElsewhere as error:
+            return {"error": shapes.error_to_wire(shapes.SessionMoved(error.detail))}  # lost the race for it
         except AerodromeError as error:
             return {"error": shapes.error_to_wire(error)}
+        finally:
+            self._starting.pop(number, None)
         raise RequestRefused(envelope.METHOD_NOT_FOUND, method)
 
     def on_notification(self, method: str, params: Raw | UnsetType) -> None:
-        about = _decode(params, _About)
+        # Behind the requests before it, which are served in tasks of their own.
+        asyncio.get_running_loop().call_soon(self._hear, method, _decode(params, _About))
+
+    def _hear(self, method: str, about: _About) -> None:
         turn = self._turns.get(about.stream)
+        if method in (shapes.ABANDON, shapes.CLOSE) and about.stream in self._starting:
+            self._starting[about.stream] = self._starting[about.stream] or method
         if method == shapes.FOLLOW and turn is not None:
             turn.follow(about.events)
         elif method == shapes.ABANDON and turn is not None:
@@ -137,7 +157,9 @@ class PeerServer:
         message = shapes.message_of(request.message)
         run = await self._sessions.send(who, request.session, message)
         stream = _TurnStream(run, who.user)
-        if self._link.closed:
+        if self._starting.get(request.stream) == shapes.ABANDON:
+            run.abandon()
+        if self._unwanted(request.stream):
             stream.follow(False)
             return None
         self._turns[request.stream] = stream
@@ -149,9 +171,11 @@ class PeerServer:
         try:
             await first_of(stream.wanted, over)
             try:
+                told = True
                 if stream.wanted.done() and stream.wanted.result():
-                    await self._tell_events(number, stream.events)
-                ended = shapes.Ended(number, row=shapes.to_wire(await stream.run.wait(stream.reader)))
+                    told = await self._tell_events(number, stream.events)
+                row = await stream.run.wait(stream.reader)
+                ended = shapes.Ended(number, row=shapes.to_wire(row), lagging=not told)
             except AerodromeError as error:
                 ended = shapes.Ended(number, error=shapes.error_to_wire(error))
             await self._link.notify(shapes.ENDED, ended)
@@ -160,12 +184,15 @@ class PeerServer:
             stream.events.close()
             self._turns.pop(number, None)
 
+    def _unwanted(self, number: int) -> bool:
+        return self._link.closed or self._starting.get(number) is not None
+
     # --- events ---
 
     async def _subscribe(self, who: Principal, request: _Request) -> None:
         await self._must_be_here(who, request.session)
         events = await self._sessions.events(who, request.session, after=request.after)
-        if self._link.closed:
+        if self._unwanted(request.stream):
             events.close()
             return
         self._events[request.stream] = events
@@ -200,7 +227,7 @@ class PeerServer:
             case "retitle", [str(title)]:
                 return shapes.to_wire(await sessions.retitle(who, session, title))
             case "set_member", [str(user), str(role)]:
-                return shapes.to_wire(await sessions.set_member(who, session, user, Role(role)))
+                return shapes.to_wire(await sessions.set_member(who, session, user, _role(role)))
             case "remove_member", [str(user)]:
                 return await sessions.remove_member(who, session, user)
             case "delete", []:
@@ -215,6 +242,13 @@ class PeerServer:
         """Raises `SessionMoved`: another node runs it, which the one that asks has to find out."""
         if await self._moved(SessionKey(who.tenant, session_id)) is not None:
             raise shapes.SessionMoved("the session has moved to another node")
+
+
+def _role(name: str) -> Role:
+    try:
+        return Role(name)
+    except ValueError:
+        raise Invalid(f"no role {name!r}: the nodes run different versions") from None
 
 
 def _decode(params: Raw | UnsetType, kind: type[Any]) -> Any:

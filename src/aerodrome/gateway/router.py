@@ -42,6 +42,7 @@ from aerodrome.gateway.bodies import Incoming, answer_body, read
 from aerodrome.gateway.commands import (
     Changed,
     Command,
+    Gone,
     Moved,
     Place,
     Relayed,
@@ -72,12 +73,15 @@ _GIVEN_BACK = frozenset({"session_moved", "draining"})
 _OPENING = frozenset({"session.create", "session.resume"})
 _LEAVING = frozenset({"session.detach", "session.destroy", "session.delete"})
 _MOVED = "aerodrome.moved"
+_DELETED = "session.deleted"
 #: Events between which a session is at work.
 _WORK_BEGINS = frozenset({"user.message", "assistant.turn_start"})
 _WORK_ENDS = "session.idle"
 #: How many of the latest events of a session are remembered as told. The sessions room keeps fewer for those who
 #: missed some.
 _REMEMBERED = 2048
+#: The same, of those that are stored: one long answer may be made of more pieces than are remembered.
+_STORED = 64
 _HOOKS = "hooks.invoke"
 #: Before these are answered a runtime does nothing else for their session.
 _HELD_UP_BY = frozenset({_HOOKS, "systemMessage.transform"})
@@ -101,6 +105,7 @@ class _Data(msgspec.Struct):
 class _Head(msgspec.Struct):
     id: str = ""
     type: str = ""
+    ephemeral: bool = False
 
 
 class _Event(msgspec.Struct):
@@ -129,6 +134,7 @@ class _Params(msgspec.Struct):
     event: _Head | None = None
     scope: _Scope | None = None
     kind: str | None = None
+    type: str | None = None
 
 
 class _ErrorData(msgspec.Struct):
@@ -174,10 +180,15 @@ class _Binding:
         self._order: deque[str] = deque()
         #: Message ids of prompts that were sent again: what the runtime says, and what the client knows.
         self.aliases: dict[bytes, bytes] = {}
-        #: Bodies held back until an alias is known, or until what was missed before them is told.
-        self.held: list[bytes] | None = None
-        #: What was told before bodies were held back for the sake of what was missed.
-        self.before: frozenset[str] = frozenset()
+        #: Why the client's hooks are not asked at this moment.
+        self.refuses_hooks: str | None = None
+        #: Bodies, events with their ids, held back until an alias is known, or until what was missed before them is
+        #: told.
+        self.held: list[tuple[str | None, bytes]] | None = None
+        #: What was told before bodies were held back for the sake of what was missed, while they are.
+        self.before: frozenset[str] | None = None
+        #: Ids of the latest stored events that were told.
+        self._stored: deque[str] = deque(maxlen=_STORED)
         #: As far as the client was told, the session is at work.
         self.working = False
         #: Prompts of the client that another node has taken and whose end has not been told, by message id, and whether
@@ -189,13 +200,17 @@ class _Binding:
         self.unasked = False
 
     def hold_back(self) -> None:
-        self.before = frozenset(self._told)
+        # Also when the session has to be looked for again: what was held in between the client does not have.
+        if self.before is None:
+            self.before = frozenset(self._told) | frozenset(self._stored)
         self.held = self.held if self.held is not None else []
 
-    def note(self, event_id: str, event_type: str) -> bool:
+    def note(self, event_id: str, event_type: str, *, ephemeral: bool) -> bool:
         """Remember an event as told. ``False``: it was told before."""
         if event_id in self._told:
             return False
+        if not ephemeral:
+            self._stored.append(event_id)
         if event_type in _WORK_BEGINS:
             self.working = True
         elif event_type == _WORK_ENDS:
@@ -434,6 +449,8 @@ class Router:
         if binding is None or binding.unasked or (binding.link or binding.latest) != link:
             text = f"{message.method}: nobody here takes part in that session"
             return [ToRuntime(link, _error(message.id, problems.METHOD_NOT_FOUND, text))]
+        if message.method == _HOOKS and binding.refuses_hooks is not None:
+            return [ToRuntime(link, _error(message.id, problems.INTERNAL_ERROR, binding.refuses_hooks))]
         self._numbers += 1
         self._asked[self._numbers] = _Asked(session_id, message.method, link, message.id)
         params = bytes(message.params) if message.params is not UNSET else b"{}"
@@ -447,7 +464,7 @@ class Router:
             binding = self._sessions.get(params.sessionId or "")
             if binding is None or (binding.link or binding.latest) != link or params.event is None:
                 return ()
-            known = not binding.note(params.event.id, params.event.type)
+            known = not binding.note(params.event.id, params.event.type, ephemeral=params.event.ephemeral)
             if binding.sent and params.event.type == "user.message":
                 with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                     translated = binding.translate(body)
@@ -455,10 +472,16 @@ class Router:
                     binding.note_begun(event.data.messageId or event.id)
             if known or (binding.unasked and readers.asks(params.event.type)):
                 return ()
-            return self._to_client(binding, body)
+            return self._to_client(binding, body, params.event.id)
         if notification.method == _MOVED:
             return [Moved(params.sessionId)] if params.sessionId and link.startswith(NODE_LINK) else ()
         if notification.method == "session.lifecycle":
+            if link.startswith(NODE_LINK):
+                # That node knows whose it is, also when the client takes part in it no more.
+                told: list[Command] = [ToClient(encode_frame(body))]
+                if params.type == _DELETED and params.sessionId:
+                    told.append(Gone(params.sessionId, link))
+                return told
             known = params.sessionId is not None and (
                 params.sessionId in self._sessions or self._is_own(params.sessionId)
             )
@@ -467,11 +490,15 @@ class Router:
             return [ToClient(encode_frame(body))] if params.scope.sessionId in self._sessions else ()
         return ()
 
-    def _to_client(self, binding: _Binding, body: bytes) -> Sequence[Command]:
+    def _to_client(self, binding: _Binding, body: bytes, event_id: str | None = None) -> Sequence[Command]:
         if binding.held is not None:
-            binding.held.append(body)
+            binding.held.append((event_id, body))
             return ()
-        return [ToClient(encode_frame(binding.translate(body) if binding.aliases else body))]
+        return [self._passed_on(binding, body)]
+
+    @staticmethod
+    def _passed_on(binding: _Binding, body: bytes) -> ToClient:
+        return ToClient(encode_frame(binding.translate(body) if binding.aliases else body))
 
     # --- what the shell reports ---
 
@@ -509,9 +536,15 @@ class Router:
         """Whether the client has not answered something before which a runtime does nothing else for the session."""
         return any(asked.session_id == session_id and asked.method in _HELD_UP_BY for asked in self._asked.values())
 
-    def answer_hooks(self, session_id: str, reason: str) -> Sequence[Command]:
-        """Answer with an error what was asked of the client's hooks; its own answers come too late then."""
+    def refuse_hooks(self, session_id: str, reason: str | None) -> Sequence[Command]:
+        """Answer with an error what was asked of the client's hooks, and is until ``None`` is said; its own answers
+        come too late then."""
+        binding = self._sessions.get(session_id)
+        if binding is not None:
+            binding.refuses_hooks = reason
         commands: list[Command] = []
+        if reason is None:
+            return commands
         for number, asked in list(self._asked.items()):
             if asked.session_id == session_id and asked.method == _HOOKS and asked.link is not None:
                 assert asked.id is not None
@@ -634,7 +667,7 @@ class Router:
         for event in events:
             if event.type.startswith("aerodrome.") or event.type in _OF_MOVES:
                 continue
-            if not binding.note(event.id, event.type):
+            if not binding.note(event.id, event.type, ephemeral=event.ephemeral):
                 continue
             if binding.sent and event.type == "user.message":
                 binding.note_begun(_message_of(event))
@@ -644,7 +677,7 @@ class Router:
                 session_id.encode(),
                 event.raw,
             )
-            commands.extend(self._to_client(binding, body))
+            commands.extend(self._to_client(binding, body, event.id))
         return commands
 
     def catch_up(self, session_id: str, kept: Sequence[SessionEvent]) -> Sequence[Command]:
@@ -671,14 +704,18 @@ class Router:
         binding = self._sessions.get(session_id)
         if binding is None:
             return ()
-        held, binding.held = binding.held or [], None
+        held, binding.held = deque(binding.held or ()), None
+        before, binding.before = binding.before or frozenset(), None
+        waiting = {event_id for event_id, _ in held if event_id is not None}
         commands: list[Command] = []
-        for place in range(len(history) - 1, -1, -1):
-            if history[place].id in binding.before:
-                commands.extend(self.tell(session_id, history[place + 1 :], from_host=True))
-                break
-        commands.extend(ToClient(encode_frame(binding.translate(body))) for body in held)
-        return commands
+        for event in _behind(history, before):
+            if event.id not in waiting:
+                commands += self.tell(session_id, [event], from_host=True)
+            while event.id in waiting:  # in the order of the history, and what is not stored where it was told
+                event_id, body = held.popleft()
+                waiting.discard(event_id or "")
+                commands.append(self._passed_on(binding, body))
+        return [*commands, *(self._passed_on(binding, body) for _, body in held)]
 
     def at_work(self, session_id: str) -> bool:
         """Whether the client was told of work in the session and not of its end."""
@@ -705,13 +742,23 @@ class Router:
             return ()
         if latest_id != first_id:
             binding.aliases[latest_id.encode()] = first_id.encode()
+        if binding.before is not None:
+            return ()  # the session is changing nodes
         held, binding.held = binding.held or [], None
-        return [ToClient(encode_frame(binding.translate(body))) for body in held]
+        return [self._passed_on(binding, body) for _, body in held]
 
     def _done(self, request: Request) -> None:
         if self._requests.pop(request.id, None) is not None:
             self._bytes -= request.size
         _release(request)
+
+
+def _behind(history: Sequence[SessionEvent], known: frozenset[str]) -> Sequence[SessionEvent]:
+    """The events behind the last one that is known; none, when no one is."""
+    for place in range(len(history) - 1, -1, -1):
+        if history[place].id in known:
+            return history[place + 1 :]
+    return ()
 
 
 def _message_of(event: SessionEvent) -> str | None:

@@ -56,6 +56,8 @@ class GatewayOptions:
     limits: GatewayLimits = field(default_factory=GatewayLimits)
     #: Seconds that a runtime may take to answer our own requests.
     request_timeout: float = 30.0
+    #: Seconds in which nothing is heard of another node on a connection, and after which it is held for gone.
+    peer_silence: float = 5.0
     #: Seconds to look for the node that runs a session while it moves.
     patience: float = 10.0
 
@@ -77,6 +79,7 @@ class Gateway:
         self.sessions = sessions
         self.cluster = cluster
         self.patience = options.patience
+        self.peer_silence = options.peer_silence
         self.limits = options.limits
         self.request_timeout = options.request_timeout
         self.cli_version = options.cli_version
@@ -163,7 +166,7 @@ class Gateway:
         return client.connection
 
     def _expect_connected(self, client: GatewayClient) -> None:
-        if client.principal is None and not client.gone:
+        if client.principal is None and not client.is_node and not client.gone:
             client.close(Unauthenticated(f"no `connect` with a good key within {self.limits.connect_timeout:g} s"))
 
     async def authenticate(self, credential: str) -> Principal:
@@ -220,6 +223,7 @@ class Gateway:
                 self.sessions,
                 moved=self.cluster.elsewhere,
                 peer=client.is_node,
+                silence=self.peer_silence,
                 on_closed=self._peers.discard,
             )
         )

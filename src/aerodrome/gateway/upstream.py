@@ -19,7 +19,8 @@ from aerodrome.errors import RuntimeUnavailable
 from aerodrome.gateway.router import NODE_LINK, OWN_IDS, problem_code
 from aerodrome.model import Principal
 from aerodrome.peers.link import PeerGone, address_of
-from aerodrome.peers.shapes import to_wire
+from aerodrome.peers.liveness import Liveness
+from aerodrome.peers.shapes import PING, to_wire
 from aerodrome.runtime.frames import FrameConnection
 from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.runtime.supervisor import ManagedRuntime
@@ -52,6 +53,8 @@ class Upstream:
         self._timeout = timeout
         #: Another node would refuse the ids that we use with runtimes; these no client can guess and use itself.
         self._ids = OWN_IDS if runtime is not None else f"{secrets.token_hex(8)}:"
+        #: Given to somebody since the last look for links that nothing goes by; he may be about to use it.
+        self.in_hand = False
         self._numbers = 0
         self._pending: dict[str, asyncio.Future[envelope.Message]] = {}
 
@@ -96,8 +99,12 @@ class Upstream:
         *,
         timeout: float,
         max_frame: int,
+        silence: float,
     ) -> Upstream:
         """Connect to another node in the client's name.
+
+        Args:
+            silence: Seconds in which nothing is heard of the node, and after which it is held for gone.
 
         Raises:
             PeerGone: It is not there, or refuses.
@@ -106,9 +113,11 @@ class Upstream:
         on_behalf_of = to_wire(principal)
         try:
             hello = {**hello, "token": node.peer_token, "onBehalfOf": on_behalf_of}
-            await link._connect(*address_of(node), hello)
+            async with asyncio.timeout(silence):
+                await link._connect(*address_of(node), hello)
         except (OSError, LinkClosed, RemoteError) as error:
             raise PeerGone(f"no connection to the node {node.name}: {error}", retry_after=1.0) from error
+        Liveness(link.connection, silence, link._ping)
         return link
 
     async def _connect(self, host: str, port: int, hello: Mapping[str, Any]) -> None:
@@ -120,8 +129,16 @@ class Upstream:
             self.connection.abort("it could not be opened")
             raise
 
-    async def request(self, method: str, params: Mapping[str, Any]) -> Raw | UnsetType:
+    def _ping(self) -> None:
+        """The answer is one to nobody: that there is one is enough, and the client need not be read for it."""
+        self._numbers += 1
+        self.connection.write(envelope.request_frame(f"{self._ids}{self._numbers}", PING, {}))
+
+    async def request(self, method: str, params: Mapping[str, Any], *, timeout: float | None = None) -> Raw | UnsetType:
         """Ask something of our own; the result's own bytes.
+
+        Args:
+            timeout: Seconds, at most those of the link.
 
         Raises:
             RemoteError: The runtime refused.
@@ -141,7 +158,7 @@ class Upstream:
         self.connection.write(frame)
         self._owner.on_asking()
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(min(self._timeout, timeout or self._timeout)):
                 message = await future
         finally:
             self._pending.pop(request_id, None)

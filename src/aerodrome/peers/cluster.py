@@ -54,6 +54,8 @@ class Cluster:
         self._loaded = loaded
         self._interval = interval
         self._nodes: dict[str, Node] = {}
+        #: One look after the other: the answer to an earlier one must not replace that to a later one.
+        self._looking = asyncio.Lock()
         self._tasks = TaskOwner("cluster")
         self._stop_listening: Callable[[], None] | None = None
 
@@ -107,17 +109,18 @@ class Cluster:
 
     def announce(self, kind: str, key: SessionKey) -> None:
         """Give the others a hint; to ourselves as well."""
-        if self.alone:
-            self._on_event(ClusterEvent(kind, str(key), self.own))
-        elif not self._tasks.closed:
-            event = ClusterEvent(kind, str(key), self.own)
+        event = ClusterEvent(kind, str(key), self.own)
+        # Not by way of the others: a hint may be lost. That it comes a second time does no harm.
+        self._on_event(event)
+        if not self.alone and not self._tasks.closed:
             self._tasks.start(self._events.publish(event), f"announce {kind}", expected=AerodromeError)
 
     async def refresh(self) -> None:
         """Read who lives. Raises `StoreUnavailable`."""
-        nodes = {node.incarnation: node for node in await self._membership.nodes()}
-        gone = frozenset(self._nodes) - frozenset(nodes)
-        self._nodes = nodes
+        async with self._looking:
+            nodes = {node.incarnation: node for node in await self._membership.nodes()}
+            gone = frozenset(self._nodes) - frozenset(nodes)
+            self._nodes = nodes
         if gone:
             log.info("cluster.nodes_gone", incarnations=sorted(gone))
             for callback in self.on_gone:
@@ -137,7 +140,10 @@ class Cluster:
 
     async def _follow(self) -> None:
         """Find out by ourselves what a lost hint would have told."""
-        keys = {key for followed in self.followed for key in followed() if not self._loaded(key)}
+        followed = {key for each in self.followed for key in each()}
+        keys = {key for key in followed if not self._loaded(key)}
+        for key in followed - keys:
+            self._awake(key, self.own)
         if keys:
             for key, lease in (await self._leases.holders(sorted(keys))).items():
                 self._awake(key, lease.incarnation)

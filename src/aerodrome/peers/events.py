@@ -67,6 +67,9 @@ class FollowingStream:
         self._told: set[str] = set()
         self._order: deque[str] = deque()
         self._moved = False
+        #: Where the session was loaded latest, as far as we were told while we were looking for it.
+        self._heard: str | None = None
+        self._looking = False
         self._closed = False
 
     @property
@@ -80,7 +83,9 @@ class FollowingStream:
 
     def runs_at(self, incarnation: str) -> None:
         """The session was loaded by this node."""
-        if incarnation != self._source.where and not self._moved:
+        if self._looking:
+            self._heard = incarnation
+        elif incarnation != self._source.where and not self._moved:
             self._moved = True
             # Ends the iteration over what the source still has.
             self._source.events.close()
@@ -105,19 +110,27 @@ class FollowingStream:
 
     async def _switch(self) -> bool:
         """``False``: the reader has gone. Raises what will not pass by itself, such as `NotFound`."""
-        while not self._closed:
-            try:
-                self._source = await self._begin(self._cursor)
-            except Draining:
-                raise
-            except _PASSING as error:
-                log.debug("peers.not_followed", reason=error.detail)
-                await asyncio.sleep(_RETRY)
-                continue
-            if self._closed:
-                self._source.events.close()
-            return not self._closed
-        return False
+        self._looking = True
+        try:
+            while not self._closed:
+                self._heard = None
+                try:
+                    self._source = await self._begin(self.position or None)
+                except Draining:
+                    raise
+                except _PASSING as error:
+                    log.debug("peers.not_followed", reason=error.detail)
+                    await asyncio.sleep(_RETRY)
+                    continue
+                if self._closed:
+                    self._source.events.close()
+                elif self._heard in (None, self._source.where):
+                    return True
+                else:
+                    self._source.events.close()  # it has gone on, while we found it here
+            return False
+        finally:
+            self._looking = False
 
     def _note(self, event: SessionEvent) -> bool:
         if event.id in self._told:

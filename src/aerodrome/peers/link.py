@@ -15,6 +15,7 @@ from aerodrome._util.tasks import TaskOwner
 from aerodrome.coordination.ports import Node
 from aerodrome.errors import AerodromeError, RuntimeUnavailable
 from aerodrome.peers import shapes
+from aerodrome.peers.liveness import Liveness
 from aerodrome.runtime.link import Link, LinkClosed, RemoteError, RequestRefused
 from aerodrome.wire.envelope import METHOD_NOT_FOUND
 
@@ -65,22 +66,27 @@ class PeerLink:
         self._tasks = TaskOwner("peer link")
 
     @classmethod
-    async def open(cls, node: Node, *, own: str, timeout: float) -> PeerLink:
+    async def open(cls, node: Node, *, own: str, timeout: float, silence: float) -> PeerLink:
         """Args:
         own: The incarnation that calls.
-        timeout: Seconds for the connection, and for each answer.
+        timeout: Seconds for each answer.
+        silence: Seconds in which nothing is heard of the node, and after which it is held for gone.
 
         Raises:
             PeerGone: It is not there, or does not take us for a node.
         """
         self = cls(node, timeout)
-        host, port = address_of(node)
         try:
-            self._link = await Link.connect(host, port, self, timeout=timeout)
-            await self._link.request("connect", {"token": node.peer_token, "node": own}, timeout=timeout)
+            host, port = address_of(node)
+            self._link = await Link.connect(host, port, self, timeout=silence)
+            await self._link.request("connect", {"token": node.peer_token, "node": own}, timeout=silence)
         except (LinkClosed, RemoteError, TimeoutError) as error:
             await self.aclose()
             raise PeerGone(f"the node {node.name} cannot be reached: {error}", retry_after=1.0) from error
+        except BaseException:
+            await self.aclose()
+            raise
+        Liveness(self._link.connection, silence, self._ping)
         return self
 
     @property
@@ -130,6 +136,12 @@ class PeerLink:
         if not self._link.closed and not self._tasks.closed:
             self._tasks.start(self._tell(method, params), method)
 
+    def _ping(self) -> None:
+        if not self._tasks.closed:
+            asking = self._link.request(shapes.PING, {}, timeout=self._timeout)
+            # Whether it is answered is for `Liveness` to see.
+            self._tasks.start(asking, shapes.PING, expected=(LinkClosed, RemoteError, TimeoutError))
+
     async def _tell(self, method: str, params: Mapping[str, Any]) -> None:
         with suppress(LinkClosed):  # who waits for something is told by `on_closed`
             await self._link.notify(method, params)
@@ -166,9 +178,10 @@ class PeerLink:
 class PeerLinks:
     """One link to each node that is needed, opened when it is."""
 
-    def __init__(self, *, own: Callable[[], str], timeout: float) -> None:
+    def __init__(self, *, own: Callable[[], str], timeout: float, silence: float) -> None:
         self._own = own
         self._timeout = timeout
+        self._silence = silence
         self._links: dict[str, PeerLink] = {}
         self._opening: dict[str, asyncio.Task[PeerLink]] = {}
         self._tasks = TaskOwner("peers")
@@ -193,7 +206,7 @@ class PeerLinks:
             raise
 
     async def _open(self, node: Node) -> PeerLink:
-        link = await PeerLink.open(node, own=self._own(), timeout=self._timeout)
+        link = await PeerLink.open(node, own=self._own(), timeout=self._timeout, silence=self._silence)
         self._links[node.incarnation] = link
         return link
 
@@ -214,7 +227,10 @@ class PeerLinks:
 
 
 def address_of(node: Node) -> tuple[str, int]:
+    """Raises `PeerGone`: it says of none that can be read."""
     host, _, port = node.address.rpartition(":")
+    if not (host and port.isascii() and port.isdigit()):
+        raise PeerGone(f"the node {node.name} says of no address where it could be reached", retry_after=1.0)
     return host.strip("[]"), int(port)
 
 

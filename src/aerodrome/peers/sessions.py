@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import structlog
 
 from aerodrome.coordination.ports import Node, Page
-from aerodrome.errors import Draining, RuntimeUnavailable, SessionBusy, SessionElsewhere
+from aerodrome.errors import Draining, NotFound, RuntimeUnavailable, SessionBusy, SessionElsewhere
 from aerodrome.model import Principal, Role, SessionKey, SessionRow
 from aerodrome.peers import shapes
 from aerodrome.peers.cluster import Cluster
@@ -141,12 +141,25 @@ class ClusterSessions:
         )
 
     async def delete(self, who: Principal, session_id: str) -> None:
-        await self._where_it_runs(
-            who,
-            session_id,
-            lambda: self._local.delete(who, session_id),
-            lambda link: self._call(link, who, session_id, "delete"),
-        )
+        asked = False
+
+        async def there(link: PeerLink) -> None:
+            nonlocal asked
+            again, asked = asked, True
+            try:
+                await self._call(link, who, session_id, "delete")
+            except NotFound:
+                if not again:
+                    raise
+
+        async def here() -> None:
+            try:
+                await self._local.delete(who, session_id)
+            except NotFound:
+                if not asked:
+                    raise  # else the node that went before it answered has done it
+
+        await self._where_it_runs(who, session_id, here, there)
 
     async def abort(self, who: Principal, session_id: str) -> bool:
         return bool(
@@ -175,6 +188,7 @@ class ClusterSessions:
             session_id,
             lambda: self._local.send(who, session_id, message),
             lambda link: self._send_there(link, who, session_id, message),
+            once=True,
         )
 
     async def events(self, who: Principal, session_id: str, *, after: str | None = None) -> EventStream:
@@ -236,6 +250,10 @@ class ClusterSessions:
                     "stream": turn.stream.id,
                 },
             )
+        except asyncio.CancelledError:
+            turn.abandon()
+            turn.stream.close()
+            raise
         except BaseException:
             turn.stream.close()
             raise
@@ -254,8 +272,14 @@ class ClusterSessions:
         session_id: str,
         here: Callable[[], Awaitable[T]],
         there: Callable[[PeerLink], Awaitable[T]],
+        *,
+        once: bool = False,
     ) -> T:
         """Do it here, or have the node do it that runs the session; look again while the session moves.
+
+        Args:
+            once: It has a key by which it counts once: when it is asked again because a node has gone, it may be busy
+                with itself, until it is known that the node is dead.
 
         Raises:
             SessionBusy: It is not to be found within `patience` seconds, or whatever was asked says so.
@@ -263,6 +287,7 @@ class ClusterSessions:
         key = SessionKey(who.tenant, session_id)
         loop = asyncio.get_running_loop()
         give_up = loop.time() + self._patience
+        lost = False
         while True:
             node = await self._cluster.elsewhere(key)
             try:
@@ -273,6 +298,10 @@ class ClusterSessions:
                 # Draining here: it is for the caller to go to another node, not for us.
                 if loop.time() >= give_up or (node is None and isinstance(error, Draining)):
                     raise _for_callers(error, node) from error
+                lost = lost or isinstance(error, PeerGone)
+            except SessionBusy:
+                if not (once and lost) or loop.time() >= give_up:
+                    raise
             await asyncio.sleep(_RETRY)
 
 

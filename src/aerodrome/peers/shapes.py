@@ -8,19 +8,23 @@ or `{"error": ...}` with what an `AerodromeError` has.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from aerodrome.errors import AerodromeError, SessionElsewhere, TurnFailed, all_codes
+from aerodrome.errors import AerodromeError, Invalid, SessionElsewhere, TurnFailed, all_codes
 from aerodrome.events import SessionEvent
 from aerodrome.model import Principal, SessionRow, TurnRow
 from aerodrome.sessions.api import SendMessage
+
+T = TypeVar("T")
 
 #: Requests of the node that forwards: `{"who", "session", ...}`.
 SEND = "aerodrome.send"
 EVENTS = "aerodrome.events"
 CALL = "aerodrome.call"
+#: The Copilot protocol's own, which a node that relays a client sends as well: whether anybody is there.
+PING = "ping"
 #: Its notifications about a stream it has begun: `{"stream"}`.
 FOLLOW = "aerodrome.follow"
 ABANDON = "aerodrome.abandon"
@@ -60,7 +64,7 @@ class Told(msgspec.Struct):
 
 
 class Ended(msgspec.Struct):
-    """Parameters of `aerodrome.ended`. Of a turn, `row` or `error`."""
+    """Parameters of `aerodrome.ended`. Of a turn, `row` or `error`; `lagging`: not all of its events were told."""
 
     stream: int
     row: dict[str, Any] | None = None
@@ -81,19 +85,27 @@ def to_wire(value: Principal | TurnRow | SessionRow | SendMessage) -> Any:
 
 
 def principal_of(value: Any) -> Principal:
-    return msgspec.convert(value, Principal)
+    """Raises `Invalid`, as all of these: another node, of another release, means something else by it."""
+    return _convert(value, Principal)
 
 
 def turn_row_of(value: Any) -> TurnRow:
-    return msgspec.convert(value, TurnRow)
+    return _convert(value, TurnRow)
 
 
 def session_row_of(value: Any) -> SessionRow:
-    return msgspec.convert(value, SessionRow)
+    return _convert(value, SessionRow)
 
 
 def message_of(value: Any) -> SendMessage:
-    return msgspec.convert(value, SendMessage)
+    return _convert(value, SendMessage)
+
+
+def _convert(value: Any, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"another node sends no {kind.__name__} that can be read: {error}") from error
 
 
 def error_to_wire(error: AerodromeError) -> dict[str, Any]:

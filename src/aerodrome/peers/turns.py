@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from aerodrome.errors import AerodromeError, StoreUnavailable
+from aerodrome.errors import AerodromeError, NotFound, StoreUnavailable
 from aerodrome.model import SessionKey, TurnRow
 from aerodrome.peers import shapes
 from aerodrome.peers.link import PeerLink, PeerStream
@@ -36,7 +36,6 @@ class RemoteTurn:
         self._row: TurnRow | None = None
         self._channel: Channel | None = None
         self._asked_for_events = False
-        self._lost = False
         self._result: asyncio.Future[TurnRow | None] = asyncio.get_running_loop().create_future()
         self._result.add_done_callback(lambda result: result.cancelled() or result.exception())
 
@@ -63,7 +62,7 @@ class RemoteTurn:
             except StoreUnavailable:
                 found = self.row
             if found is None:
-                return self.row  # deleted with its session
+                raise NotFound("the session has been deleted")
             if found.status.is_final:
                 self._row = found
                 return found
@@ -93,6 +92,8 @@ class RemoteTurn:
 
     def _on_ended(self, ended: shapes.Ended | None) -> None:
         if self._channel is not None:
+            if ended is not None and ended.lagging:
+                self._channel.cut_off()
             self._channel.finish()
         if self._result.done():
             return

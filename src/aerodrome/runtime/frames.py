@@ -57,6 +57,8 @@ class FrameConnection(asyncio.Protocol):
         self._reading = True
         self._queued: list[bytes] = []
         self.paused = False
+        #: Pieces that were read, whatever they were of.
+        self.received = 0
         self.closed_reason: str | None = None
         #: Set when the transport has let go of the socket.
         self.gone = asyncio.Event()
@@ -68,6 +70,11 @@ class FrameConnection(asyncio.Protocol):
     @property
     def closed(self) -> bool:
         return self.closed_reason is not None
+
+    @property
+    def reading(self) -> bool:
+        """What the other end sends is read, and not left waiting."""
+        return self._reading
 
     @property
     def connected(self) -> bool:
@@ -149,6 +156,7 @@ class FrameConnection(asyncio.Protocol):
             self._quick_ack()
 
     def data_received(self, data: bytes) -> None:
+        self.received += 1
         self._quick_ack()
         try:
             bodies = self._decoder.feed(data)

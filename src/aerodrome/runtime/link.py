@@ -144,6 +144,10 @@ class Link:
     def closed(self) -> bool:
         return self._connection.closed
 
+    @property
+    def connection(self) -> FrameConnection:
+        return self._connection
+
     async def request(self, method: str, params: Any, *, timeout: float) -> Any:
         """Ask, and decode the answer.
 

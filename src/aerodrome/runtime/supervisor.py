@@ -33,6 +33,8 @@ from aerodrome.wire.framing import DEFAULT_MAX_FRAME
 
 log = structlog.get_logger(__name__)
 
+#: Seconds that others wait for a runtime to let go of a session: they may need its place.
+LET_GO = 10.0
 #: Seconds that an answer to `session.detach` is waited for in the background.
 _PATIENCE = 86400.0
 
@@ -212,7 +214,7 @@ class ManagedRuntime:
         task = self.letting_go.get(session_id)
         if task is None:
             task = self.letting_go[session_id] = self._tasks.start(self._detach(session_id), f"detach {session_id}")
-        done, _ = await asyncio.wait({task}, timeout=self.control.request_timeout)
+        done, _ = await asyncio.wait({task}, timeout=min(LET_GO, self.control.request_timeout))
         if done:
             return not task.cancelled() and task.result()
         await self.answers("session.detach")

@@ -28,6 +28,8 @@ from aerodrome.wire.envelope import METHOD_NOT_FOUND
 
 log = structlog.get_logger(__name__)
 
+#: Seconds that a client's hooks may keep an abort waiting.
+HOOKS_TIMEOUT = 1.0
 #: What the runtime asks of the connection that has attached last, which is the control link, and a client has to answer
 #: (measured). What it asks of all connections, clients hear by themselves.
 _ASKED_OF_ONE = frozenset({"systemMessage.transform"})
@@ -163,9 +165,17 @@ class Activation:
         return str(answer["messageId"])
 
     async def abort(self) -> None:
-        # It would wait for the client's hooks before it does anything else.
-        self._attachments.answer_hooks("the turn is aborted")
-        await self._request("session.abort", {"sessionId": self.key.id})
+        """Raises as `send`. The runtime waits for clients' hooks before it does anything else: for a while."""
+        asking = asyncio.ensure_future(self._request("session.abort", {"sessionId": self.key.id}))
+        try:
+            await asyncio.wait({asking}, timeout=HOOKS_TIMEOUT)
+            if not asking.done():
+                # One may come after the other.
+                self._attachments.refuse_hooks("the turn is aborted")
+            await asking
+        finally:
+            self._attachments.refuse_hooks(None)
+            asking.cancel()
 
     async def set_mode(self, mode: str) -> None:
         await self._request("session.mode.set", {"sessionId": self.key.id, "mode": mode})

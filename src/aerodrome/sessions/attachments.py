@@ -85,9 +85,9 @@ class Attachment(Protocol):
         """Have the client answer a request of the runtime. Raises `RequestRefused`."""
         ...
 
-    def answer_hooks(self, reason: str) -> None:
-        """The runtime is about to be told something for which it shall not wait for the client's hooks: what it has
-        asked of them is answered with an error."""
+    def refuse_hooks(self, reason: str | None) -> None:
+        """The runtime shall not wait for the client's hooks: what it has asked of them, and will ask, is answered with
+        an error. ``None``: they are asked again."""
         ...
 
     def suspect(self, reason: str) -> None:
@@ -189,9 +189,9 @@ class Attachments:
         # At the same time: none shall wait for another's client.
         await asyncio.gather(*(attachment.close() for attachment in self))
 
-    def answer_hooks(self, reason: str) -> None:
+    def refuse_hooks(self, reason: str | None) -> None:
         for attachment in self:
-            attachment.answer_hooks(reason)
+            attachment.refuse_hooks(reason)
 
     def suspect(self, reason: str) -> None:
         for attachment in self:

@@ -18,8 +18,8 @@ from aerodrome.statestore.ports import SessionFileStore
 
 _DIRECTORY = ("insert", "get", "set_member", "remove", "list", "unused_since", "count")
 _LEASES = ("forget",)
-_LEDGER = ("start", "finish", "get", "by_idempotency_key", "unfinished", "turns", "sessions", "forget")
-_FILES = ("epoch", "write", "read", "stat", "listdir", "total_bytes", "sessions", "delete_session")
+_LEDGER = ("start", "finish", "get", "by_idempotency_key", "unfinished", "turns", "turn_ids", "sessions", "forget")
+_FILES = ("epoch", "write", "read", "stat", "listdir", "total_bytes", "sessions", "delete_session", "forget_session")
 
 
 def patient_directory(directory: Directory, patience: Patience) -> Directory:

@@ -83,6 +83,10 @@ class Ledger(Protocol):
         a deletion that was cut short has left behind."""
         ...
 
-    async def forget(self, key: SessionKey) -> bool:
-        """Remove every turn of the session, for deletion."""
+    async def turn_ids(self, key: SessionKey) -> list[str]:
+        """The ids of all turns of a session, the oldest first."""
+        ...
+
+    async def forget(self, key: SessionKey, turn_ids: Collection[str]) -> bool:
+        """Remove these turns of the session, for deletion. ``False``: there is none of them."""
         ...

@@ -6,10 +6,10 @@ from __future__ import annotations
 import structlog
 
 from aerodrome.coordination.heartbeat import name_in
-from aerodrome.errors import AerodromeError, TurnInterrupted
+from aerodrome.errors import AerodromeError, Fenced, NotFound, TurnInterrupted
 from aerodrome.model import LastTurn, SessionKey, SessionKind, SessionState, TurnRow, TurnStatus
 from aerodrome.sessions.context import SessionContext
-from aerodrome.sessions.erase import erase
+from aerodrome.sessions.erase import NO_SESSION, announce, erase
 from aerodrome.sessions.registry import LiveSessions
 from aerodrome.sessions.run import error_of
 
@@ -89,7 +89,7 @@ async def _interrupt(turn: TurnRow, context: SessionContext, sessions: LiveSessi
         free_key=turn.status is TurnStatus.QUEUED,
     )
     if row is None:
-        await context.ledger.forget(turn.key)  # the rest of a deletion that was cut short
+        await context.ledger.forget(turn.key, [turn.id])  # the rest of a deletion that was cut short
     elif finished:
         last = LastTurn(turn.id, TurnStatus.INTERRUPTED)
         here = sessions.find(turn.key) is not None
@@ -130,16 +130,16 @@ class Orphans:
         context = self._context
         if await context.directory.get(key) is not None:
             return False
-        lease = await context.leases.acquire(key, context.incarnation())
+        lease = await context.leases.acquire(key, context.incarnation(), floor=await context.files.epoch(key))
         if lease is None:
             return False  # somebody is at it, or about to find out
         try:
-            # Under the lease nobody loads it; it may have been opened anew since we looked.
-            if await context.directory.get(key) is not None:
+            await announce(context, lease)
+            # It may have been opened anew since we looked.
+            if not await erase(context, lease, NO_SESSION):
                 return False
-            await erase(
-                key, directory=context.directory, leases=context.leases, ledger=context.ledger, files=context.files
-            )
+        except (Fenced, NotFound):
+            return False
         finally:
             context.release_lease(lease)
         log.warning("session.remains_cleared", session=str(key))

@@ -17,12 +17,11 @@ from aerodrome.model import LastTurn, RuntimeKey, SessionKey, SessionRow
 from aerodrome.runtime.supervisor import ManagedRuntime
 from aerodrome.sessions.activation import Activation
 from aerodrome.sessions.context import SessionContext, runtime_key
+from aerodrome.sessions.deletion import delete
 from aerodrome.sessions.ends import TurnEnds
-from aerodrome.sessions.erase import erase
 from aerodrome.sessions.hints import DELETED
 from aerodrome.sessions.hub import EventHub
 from aerodrome.sessions.live import LiveSession
-from aerodrome.sessions.wake import acquire
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +35,7 @@ class LiveSessions:
         self._context = context
         self._live: dict[SessionKey, LiveSession] = {}
         self._hubs: dict[SessionKey, EventHub] = {}
-        self._deletions: dict[SessionKey, asyncio.Task[None]] = {}
+        self._deletions: dict[SessionKey, asyncio.Task[bool]] = {}
         #: Deletions that the store has refused and that somebody was promised.
         self._undeleted: dict[SessionKey, SessionRow] = {}
         context.pool.make_room = self.make_room
@@ -72,6 +71,11 @@ class LiveSessions:
         if row.key in self._deletions:
             raise NotFound("the session has been deleted")
         live = self._live.get(row.key)
+        if live is not None and live.row.created_at != row.created_at and live.forgettable:
+            # Deleted elsewhere and opened anew, which nobody has told us of.
+            del self._live[row.key]
+            self.end_hub(row.key)
+            live = None
         if live is None:
             live = LiveSession(self._context, row, self.hub(row.key), self.ends, self.delete_ephemeral)
             self._live[row.key] = live
@@ -177,10 +181,16 @@ class LiveSessions:
 
     # --- deletion ---
 
-    async def delete(self, row: SessionRow) -> None:
-        """Everything of the session goes, from the runtime and from every store (see `erase`).
+    async def delete(self, row: SessionRow, *, unused_since: float | None = None) -> bool:
+        """Everything of the session goes, from the runtime and from every store (see `deletion`).
 
         Whoever comes second waits for the first. Once begun it goes on, whatever becomes of the caller.
+
+        Args:
+            unused_since: Only if it has not been used since that time, looked at under its lease.
+
+        Returns:
+            ``False``: It has been used.
 
         Raises:
             SessionElsewhere: Another node runs it.
@@ -188,28 +198,28 @@ class LiveSessions:
         """
         deletion = self._deletions.get(row.key)
         if deletion is None:
-            deletion = self._context.tasks.start(self._delete(row), f"delete {row.key}", expected=AerodromeError)
+            deletion = self._context.tasks.start(
+                self._delete(row, unused_since), f"delete {row.key}", expected=AerodromeError
+            )
             self._deletions[row.key] = deletion
             deletion.add_done_callback(lambda _: self._deletions.pop(row.key))
-        await asyncio.shield(deletion)
+        return await asyncio.shield(deletion)
 
-    async def _delete(self, row: SessionRow) -> None:
+    async def _delete(self, row: SessionRow, unused_since: float | None) -> bool:
         context, key = self._context, row.key
-        lease = await acquire(context, key)
-        try:
+
+        async def end() -> None:
             if (live := self._live.get(key)) is not None:
                 await self._end(live)
-            await erase(
-                key, directory=context.directory, leases=context.leases, ledger=context.ledger, files=context.files
-            )
-        finally:
-            # After a deletion there is nothing to release; after one that failed, others may try.
-            context.release_lease(lease)
+
+        if not await delete(context, row, unused_since=unused_since, end=end):
+            return False
         self.ends.forget(key)
         self._undeleted.pop(key, None)
         self.end_hub(key)
         context.announce(DELETED, key)
         log.info("session.deleted", session=str(key))
+        return True
 
     def end_hub(self, key: SessionKey) -> None:
         """The session is no more: whoever reads its events is told so."""
@@ -218,7 +228,9 @@ class LiveSessions:
 
     async def drop_deleted(self, live: LiveSession) -> None:
         """Its row is gone, which whoever waits for it here does not know yet."""
-        if await self._context.directory.get(live.row.key) is None and live.loaded is None:
+        present = await self._context.directory.get(live.row.key)
+        gone = present is None or present.created_at != live.row.created_at
+        if gone and live.loaded is None:
             await self._end(live)
             self.end_hub(live.row.key)
 

@@ -227,6 +227,7 @@ class SessionService:
             log.info("session.not_claimed", session=str(row.key), reason=error.detail)  # the turn will say so
         finally:
             live.release()
+            self._sessions.forget(live)
 
     async def _submit(self, row: SessionRow, run: TurnRun, on_busy: OnBusy) -> TurnRun:
         await self._claim(row)
@@ -561,8 +562,7 @@ class SessionService:
         # No await from here until the deletion has begun and the session takes no prompt any more.
         if present is None or present.last_used_at >= before or (live is not None and live.engaged):
             return False
-        await self._sessions.delete(present)
-        return True
+        return await self._sessions.delete(present, unused_since=before)
 
     async def tidy(self) -> None:
         """Do what was put off: forget what is of no use any more, and what a store has refused."""

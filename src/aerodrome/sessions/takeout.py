@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from aerodrome._util.clock import Clock
-from aerodrome.coordination.ports import Beat, Coordination, Directory, Node
-from aerodrome.errors import StoreUnavailable
+from aerodrome.coordination.ports import Beat, ClusterEvent, Coordination, Directory, Leases, Node
+from aerodrome.errors import Fenced, NotFound, StoreUnavailable
 from aerodrome.model import SessionKey, SessionRow
-from aerodrome.sessions.erase import erase
+from aerodrome.sessions.erase import announce, epoch_floor, erase
+from aerodrome.sessions.hints import DELETED, MEMBERS
 from aerodrome.sessions.ports import Ledger
 from aerodrome.statestore.ports import SessionFileStore
 
@@ -97,6 +98,14 @@ class Erased:
     refused: dict[SessionKey, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Places:
+    directory: Directory
+    leases: Leases
+    ledger: Ledger
+    files: SessionFileStore
+
+
 class Eraser:
     """Erases sessions as a node of its own, which no other one takes the lease from meanwhile.
 
@@ -119,37 +128,56 @@ class Eraser:
                 return done
             for row in rows:
                 if whose.owns(row):
-                    await self._erase_one(row.key, done, said)
+                    await self._erase_one(row, done, said)
                 else:
                     assert whose.user is not None
                     await self._stores.directory.set_member(row.key, whose.user, None)
+                    await self._announce(MEMBERS, row.key)
                     done.memberships.append(row.key)
 
-    async def _erase_one(self, key: SessionKey, done: Erased, said: Callable[[str], None]) -> None:
-        if (holder := await self.erase(key, said)) is not None:
-            done.refused[key] = holder
+    async def _erase_one(self, row: SessionRow, done: Erased, said: Callable[[str], None]) -> None:
+        if (holder := await self.erase(row, said)) is not None:
+            done.refused[row.key] = holder
         else:
-            done.sessions.append(key)
+            done.sessions.append(row.key)
 
-    async def erase(self, key: SessionKey, said: Callable[[str], None] = lambda text: None) -> str | None:
+    async def erase(self, row: SessionRow, said: Callable[[str], None] = lambda text: None) -> str | None:
         """Erase one session: ``None``, or else the name of the node that has it loaded and goes on having it."""
-        stores = self._stores
+        key = row.key
         told = False
-        while await stores.coordination.acquire(key, self._incarnation, floor=await stores.files.epoch(key)) is None:
+        while not await self._try(row):
             if self._clock.monotonic() >= self._give_up:
                 return await self._holder(key)
             if not told:
                 said(f"waiting for {key}, which {await self._holder(key)} has loaded")
                 told = True
             await asyncio.sleep(_RETRY)
-        await erase(
-            key,
-            directory=stores.directory,
-            leases=stores.coordination,
-            ledger=stores.ledger,
-            files=stores.files,
-        )
+        await self._announce(DELETED, key)
         return None
+
+    async def _try(self, row: SessionRow) -> bool:
+        """``False``: somebody else has it."""
+        stores = self._stores
+        floor = epoch_floor(await stores.files.epoch(row.key), row.created_at)
+        lease = await stores.coordination.acquire(row.key, self._incarnation, floor=floor)
+        if lease is None:
+            return False
+        places = _Places(stores.directory, stores.coordination, stores.ledger, stores.files)
+        try:
+            await announce(places, lease)
+            await erase(places, lease, row.created_at)
+        except NotFound:
+            pass  # what an earlier deletion had left has been done
+        except Fenced:
+            return False
+        finally:
+            await stores.coordination.release(lease)
+        return True
+
+    async def _announce(self, kind: str, key: SessionKey) -> None:
+        """A hint to those who have it here or read in it."""
+        with contextlib.suppress(StoreUnavailable):
+            await self._stores.coordination.publish(ClusterEvent(kind, str(key), self._incarnation))
 
     async def _holder(self, key: SessionKey) -> str:
         lease = await self._stores.coordination.holder(key)

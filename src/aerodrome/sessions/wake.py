@@ -1,10 +1,10 @@
 """Waking a session: from rows and files to an activation in a runtime.
 
 The order matters. A place is reserved first, because waiting for one may take long and holds nothing. Then the
-lease gets a new epoch; under it the directory is asked whether the session is still there, because whoever deletes one
-holds its lease; then the store is told of the epoch, which fences off whoever ran the session before. Only now the
-files are read, because only now nobody else can change them. A prompt that was never answered is cut off the history,
-so that it stands in it once after it has been sent again.
+lease gets a new epoch; then the store is told of it, which fences off whoever ran the session before, and whoever is
+about to delete it. Only now the directory is asked whether the session is still there, because only now nobody older
+can delete it any more; and the files are read, because only now nobody else can change them. A prompt that was never
+answered is cut off the history, so that it stands in it once after it has been sent again.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from aerodrome.runtime.supervisor import ManagedRuntime
 from aerodrome.sessions.activation import Activation, ActivationRefused
 from aerodrome.sessions.attachments import Attachments
 from aerodrome.sessions.context import SessionContext, runtime_key
+from aerodrome.sessions.erase import announce, epoch_floor
+from aerodrome.sessions.hints import DELETED
 from aerodrome.sessions.requests import OpenRequest
 from aerodrome.statestore.history import cut_unanswered
 from aerodrome.statestore.provider import EVENTS_PATH
@@ -50,26 +52,46 @@ async def take_lease(context: SessionContext, row: SessionRow) -> tuple[Lease, S
 
 
 async def _take_lease(context: SessionContext, row: SessionRow) -> tuple[Lease, SessionRow]:
-    # A session that was deleted and made anew must not begin with epochs its earlier life has used.
-    floor = max(await context.files.epoch(row.key), int(row.created_at * 1000))
-    lease = await acquire(context, row.key, floor=floor)
+    lease = await claim(context, row)
     try:
         present = await context.directory.get(row.key)
         if present is None:
-            await context.leases.forget(row.key)
+            # What we have just announced would be all that is left of it.
+            await context.files.forget_session(row.key, lease.epoch)
+            await context.leases.forget(lease)
+        if present is None or present.created_at != row.created_at:
             raise NotFound("the session has been deleted")
-        await context.files.raise_epoch(row.key, lease.epoch)
-    except Fenced:
-        context.release_lease(lease)
-        raise SessionElsewhere("the session has just been taken over by another node", retry_after=1.0) from None
     except BaseException:
         context.release_lease(lease)
         raise
     return lease, present
 
 
-async def acquire(context: SessionContext, key: SessionKey, *, floor: int = 0) -> Lease:
-    """The lease, once this node may have one. Raises as `take_lease`."""
+async def claim(context: SessionContext, row: SessionRow) -> Lease:
+    """The session's lease with a new epoch, announced to the state store. Raises as `take_lease`."""
+    lease = await acquire(context, row)
+    try:
+        await announce(context, lease)
+    except Fenced:
+        context.release_lease(lease)
+        raise taken_over() from None
+    except BaseException as error:
+        context.release_lease(lease)
+        if isinstance(error, NotFound):
+            # Whoever began the deletion could not say so any more.
+            context.announce(DELETED, row.key)
+        raise
+    return lease
+
+
+def taken_over() -> SessionElsewhere:
+    return SessionElsewhere("the session has just been taken over by another node", retry_after=1.0)
+
+
+async def acquire(context: SessionContext, row: SessionRow) -> Lease:
+    """The lease, once this node may have one. Raises `SessionElsewhere` and `StoreUnavailable` as `take_lease`."""
+    key = row.key
+    floor = epoch_floor(await context.files.epoch(key), row.created_at)
 
     async def acquire_once() -> Lease:
         await context.serving()

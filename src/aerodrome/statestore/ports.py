@@ -7,6 +7,10 @@ other **in the same transaction as the write**, so that a node that was paused p
 fork a history, whatever its clock says (trap 8). A session without an announced epoch, which is also one that was
 deleted, takes no writes at all: a late writer cannot bring a deleted session back.
 
+A deletion begins here, in one transaction: `delete_session` removes the files unless somebody newer has announced an
+epoch, and leaves a mark that lets nobody announce one. The mark goes last (`forget_session`), when nothing else of the
+session is left (ADR 0021).
+
 Content is text: that is what the CLI writes as long as the capability `binary` is not declared (docs/facts.md,
 "Session files").
 """
@@ -16,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from aerodrome.errors import Fenced
 from aerodrome.model import SessionKey
 
 
@@ -27,6 +32,20 @@ class FileInfo:
     #: Unix seconds.
     modified_at: float
     created_at: float
+
+
+class Deleted(Fenced):
+    """The session has been deleted, or one that had this id before; what else there is of it may not be yet.
+
+    Args:
+        epoch: Of the deletion.
+        created_at: Which session it was: the one that was opened at that time.
+    """
+
+    def __init__(self, key: SessionKey, epoch: int, created_at: float) -> None:
+        super().__init__(f"session {key}, opened at {created_at}, has been deleted in epoch {epoch}")
+        self.epoch = epoch
+        self.created_at = created_at
 
 
 class SessionFileStore(Protocol):
@@ -52,6 +71,7 @@ class SessionFileStore(Protocol):
         gives the same epoch again: then the first to announce it has it.
 
         Raises:
+            Deleted: A deletion has begun and not yet been forgotten.
             Fenced: This epoch, or a later one, has been announced.
         """
         ...
@@ -85,6 +105,20 @@ class SessionFileStore(Protocol):
         a deletion that was cut short has left behind."""
         ...
 
-    async def delete_session(self, key: SessionKey) -> bool:
-        """Remove every file *and* the epoch row. Nothing of the session remains. ``False``: there was nothing."""
+    async def delete_session(self, key: SessionKey, epoch: int, created_at: float) -> None:
+        """Remove every file, and mark the session as deleted: nobody can announce an epoch until the mark is removed.
+
+        Args:
+            epoch: The announced one. A deletion that was begun before may be begun again, by anybody, in its own epoch
+                or a later one.
+            created_at: Which session is meant, should its id be used again.
+
+        Raises:
+            Fenced: Somebody newer has taken the session, or its deletion, over.
+            Deleted: Another session under this id is marked.
+        """
+        ...
+
+    async def forget_session(self, key: SessionKey, epoch: int) -> bool:
+        """Remove all that is stored under this key, the mark too, if this is its epoch. ``False``: it is not."""
         ...

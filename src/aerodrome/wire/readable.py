@@ -17,9 +17,9 @@ from msgspec import UNSET, Raw, UnsetType
 
 #: How deep arrays and objects of a request's parameters may be nested. The CLI reads 127 levels in all.
 MAX_DEPTH = 100
-#: Values in one message. Texts may be as long as the frame; but a hundred thousand numbers in one are no message to an
-#: agent, and twenty million lists would take gigabytes to decode.
-MAX_VALUES = 250_000
+#: Values in one message. Texts may be as long as the frame; but so many numbers or objects are no message to an agent,
+#: and twenty million lists, which fit into a frame, would take gigabytes to decode. Policy looks at each one.
+MAX_VALUES = 50_000
 
 _SMALLEST, _LARGEST = -(2**63), 2**64 - 1
 _BRACKETS = bytes.maketrans(b"{}", b"[]")

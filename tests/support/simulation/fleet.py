@@ -2,7 +2,7 @@
 the Copilot CLI something that writes a history as it does.
 
 A session is opened, has turns, and is put to sleep as in `sessions.wake` and `sessions.residency`; what is left out is
-what keeps no promise across nodes: queues, the ledger, clients.
+what keeps no promise across nodes: queues, clients.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from aerodrome._util.tasks import TaskOwner
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.coordination.ports import Lease
 from aerodrome.errors import AerodromeError, SessionBusy, StoreUnavailable
-from aerodrome.model import SessionKey, SessionRow
+from aerodrome.model import SessionKey, SessionRow, TurnRow, TurnStatus
 from aerodrome.sessions.context import SessionContext, SessionOptions
-from aerodrome.sessions.erase import erase
-from aerodrome.sessions.wake import acquire, repair_history, take_lease
+from aerodrome.sessions.deletion import delete
+from aerodrome.sessions.wake import repair_history, take_lease
 from aerodrome.statestore.provider import EVENTS_PATH, SessionFs
 from support.simulation.history import Histories, chain, record
 from support.simulation.network import Network, Remote
@@ -41,16 +41,6 @@ class NodeClock:
 
     def time(self) -> float:
         return 1_700_000_000.0 + self._loop.world.now + self.wall_offset
-
-
-class _NoLedger:
-    """Turns are not booked here."""
-
-    def __getattr__(self, _: str) -> Any:
-        async def nothing(*_: Any) -> None:
-            pass
-
-        return nothing
 
 
 class _Tasks(TaskOwner):
@@ -114,6 +104,7 @@ class SimulatedNode:
         self.residents: dict[SessionKey, Resident] = {}
         self.stopping = False
         self._world = world
+        self._state = state
         self._histories: Histories = state.histories
         self._build = build
         self._locks: dict[SessionKey, asyncio.Lock] = {}
@@ -127,7 +118,6 @@ class SimulatedNode:
         self.heartbeat.on_lapse = self._lapse
         self.tasks = _Tasks("node")
         nothing: Any = None
-        ledger: Any = _NoLedger()
         self.context = SessionContext(
             options=SessionOptions(),
             directory=durable,
@@ -138,7 +128,7 @@ class SimulatedNode:
             incarnation=lambda: self.heartbeat.incarnation,
             may_serve=lambda: self.heartbeat.may_serve,
             tasks=self.tasks,
-            ledger=ledger,
+            ledger=durable,
             # What no session of the simulation asks for.
             pool=nothing,
             admission=nothing,
@@ -200,16 +190,19 @@ class SimulatedNode:
             resident = self.residents.get(row.key)
             if resident is None:
                 # Open: created unless it is there.
-                mine = replace(row, created_at=self.clock.time())
+                mine = replace(row, created_at=self.clock.time(), last_used_at=self._world.now)
                 present: SessionRow | None = await self.context.directory.insert(mine)
                 resident = await self._open(present or mine)
+            used_at = self._world.now
+            await self.context.directory.update(row.key, last_used_at=used_at)
+            await self.context.ledger.accept(TurnRow(row.key, turn, "alice", TurnStatus.QUEUED, ""))
             asked = await resident.write(f"{turn}?", "user.message")
             await asyncio.sleep(self._random.random() ** 3 * 3.0)
             # A CLI that could not write goes on all the same.
             answered = await resident.write(f"{turn}!", "assistant.message")
             if not (asked and answered):
                 raise StoreUnavailable("the turn was not written")
-            self._histories.acknowledge(row.key.id, f"{turn}?", f"{turn}!")
+            self._histories.acknowledge(row.key.id, f"{turn}?", f"{turn}!", used_at=used_at)
 
     async def hibernate(self, key: SessionKey) -> None:
         async with self._locks.setdefault(key, asyncio.Lock()):
@@ -217,23 +210,28 @@ class SimulatedNode:
                 self._world.say(f"{self.name} hibernates {key.id}")
                 self.context.release_lease(resident.lease)
 
-    async def erase(self, row: SessionRow) -> None:
-        """Delete the session, as `sessions.registry` does. Raises as `turn` does."""
+    async def erase(self, row: SessionRow, *, unused_for: float | None = None) -> None:
+        """Delete the session, as `sessions.registry` does. Raises as `turn` does.
+
+        Args:
+            unused_for: Only if it has not been used for so many seconds.
+        """
         self._accepting()
+        before = None if unused_for is None else self._world.now - unused_for
+        present: SessionRow | None = await self.context.directory.get(row.key)
+        if present is None or (before is not None and present.last_used_at >= before):
+            return
+
+        async def end() -> None:
+            self._lose(row.key)
+
         async with self._locks.setdefault(row.key, asyncio.Lock()):
-            context = self.context
-            lease = await acquire(context, row.key)
+            if before is not None:
+                self._state.expiring[self.name, row.key] = before
             try:
-                self._lose(row.key)
-                await erase(
-                    row.key,
-                    directory=context.directory,
-                    leases=context.leases,
-                    ledger=context.ledger,
-                    files=context.files,
-                )
+                await delete(self.context, present, unused_since=before, end=end)
             finally:
-                context.release_lease(lease)
+                self._state.expiring.pop((self.name, row.key), None)
 
     async def holder(self, key: SessionKey) -> Lease | None:
         found: Lease | None = await self._leases.holder(key)

@@ -41,6 +41,8 @@ class Histories:
         self._deleted: set[str] = set()
         #: Records of turns that a caller was told of as completed.
         self.acknowledged: dict[str, list[str]] = {}
+        #: When the last of those turns began.
+        self.used_at: dict[str, float] = {}
 
     def _line(self, session: str) -> _Line:
         return self._lines.setdefault(session, _Line())
@@ -74,6 +76,7 @@ class Histories:
         if (line := self._lines.pop(session, None)) is not None:
             self._deleted.update(line.records)
         self.acknowledged.pop(session, None)
+        self.used_at.pop(session, None)
 
     def _wrote(self, session: str, line: _Line, epoch: int, writer: str) -> None:
         if epoch < line.epoch:
@@ -82,7 +85,7 @@ class Histories:
             raise Violation(f"{session}: {writer} and {line.writer} both write in epoch {epoch}")
         line.epoch, line.writer = epoch, writer
 
-    def acknowledge(self, session: str, *records: str) -> None:
+    def acknowledge(self, session: str, *records: str, used_at: float) -> None:
         self._world.say(f"{records} in {session} acknowledged")
         for record_id in records:
             if record_id in self._deleted:
@@ -90,6 +93,7 @@ class Histories:
             if record_id not in self._line(session).records:
                 raise Violation(f"{session}: {record_id} was acknowledged, and is not there")
         self.acknowledged.setdefault(session, []).extend(records)
+        self.used_at[session] = max(used_at, self.used_at.get(session, 0.0))
 
     def check(self, session: str, text: str) -> None:
         """At the end, from the file itself."""

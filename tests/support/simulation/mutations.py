@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 from typing import Any, TypeVar
 
 from aerodrome.coordination.backends.memory import MemoryCoordination, _Held
+from aerodrome.coordination.backends.memory_directory import MemoryDirectory
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.coordination.ports import Beat, Lease
 from aerodrome.errors import AerodromeError, Fenced, StoreUnavailable
 from aerodrome.model import SessionKey
+from aerodrome.sessions.backends.memory import MemoryLedger
 from aerodrome.statestore.provider import SessionFs
 from support.simulation.fleet import Build
 from support.simulation.network import Remote
@@ -139,6 +141,44 @@ class _RepeatsAppends(Remote):
         return twice
 
 
+class _ForgetWithoutComparing(MemoryCoordination):
+    """Whatever lease there is, is forgotten."""
+
+    async def forget(self, lease: Lease) -> bool:
+        return self._leases.pop(lease.key, None) is not None
+
+
+class _DeletesWhateverIsThere(MemoryFiles):
+    """A deletion does not ask whether somebody newer has the session."""
+
+    async def delete_session(self, key: SessionKey, epoch: int, created_at: float) -> None:
+        session = self.sessions.setdefault(key, _Session(epoch))
+        await super().delete_session(key, max(epoch, session.epoch), created_at)
+
+
+class _LeavesNoMark(MemoryFiles):
+    """A session whose deletion has begun can be loaded."""
+
+    async def delete_session(self, key: SessionKey, epoch: int, created_at: float) -> None:
+        await super().delete_session(key, epoch, created_at)
+        self.sessions[key].deleted_of = None
+
+
+class _RemovesWhateverRow(MemoryDirectory):
+    """A row that was made anew is removed as well."""
+
+    async def remove(self, key: SessionKey, created_at: float) -> bool:
+        return self._rows.pop(key, None) is not None
+
+
+class ForgetsAllTurns(MemoryLedger):
+    """Those of a session that was made anew as well."""
+
+    async def forget(self, key: SessionKey, turn_ids: Collection[str]) -> bool:
+        return await super().forget(key, await self.turn_ids(key))
+
+
+#: `ForgetsAllTurns` is not among them: what shows it is too rare (tests/simulation/test_deletions.py has it).
 MUTATIONS = {
     "files without a fence": Parts(files=_UnfencedFiles),
     "epochs noted and not compared": Parts(files=_FenceBesideTheWrite),
@@ -150,5 +190,9 @@ MUTATIONS = {
     "counting from the answer": Parts(build=Build(heartbeat=_CountsFromTheAnswer)),
     "a node that never doubts": Parts(build=Build(heartbeat=_NeverDoubts)),
     "writing on after a refusal": Parts(build=Build(session_fs=_WritesOn)),
+    "forgetting without comparing": Parts(coordination=_ForgetWithoutComparing),
+    "deletions without a fence": Parts(files=_DeletesWhateverIsThere),
+    "deletions without a mark": Parts(files=_LeavesNoMark),
+    "rows removed whosever they are": Parts(directory=_RemovesWhateverRow),
     "appends asked for twice": Parts(build=Build(remote=_RepeatsAppends)),
 }

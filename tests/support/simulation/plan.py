@@ -48,8 +48,9 @@ def _work(chance: random.Random, sessions: int) -> list[Event]:
     erasures = chance.choice((0, 0, 4, 15))
     for _ in range(chance.randint(10, 40)):
         at, machine, session = chance.uniform(0.1, LENGTH), chance.choice(MACHINES), chance.randrange(sessions)
-        kind = chance.choices(("turn", "hibernate", "erase"), (75, 20, erasures))[0]
-        events.append(Event(at, kind, (machine, session)))
+        kind = chance.choices(("turn", "hibernate", "erase", "expire"), (75, 20, erasures, erasures))[0]
+        args = (machine, session, chance.uniform(0.5, 6.0)) if kind == "expire" else (machine, session)
+        events.append(Event(at, kind, args))
     return events
 
 
@@ -100,5 +101,5 @@ _KINDS = (
 )
 _MOMENTS = (
     *("acquire", "acquire", "raise_epoch", "append", "epoch", "release", "heartbeat", "get", "read"),
-    *("insert", "delete_session", "remove"),
+    *("insert", "delete_session", "remove", "get", "turn_ids", "forget", "forget_session"),
 )

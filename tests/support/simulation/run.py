@@ -12,9 +12,11 @@ from unittest.mock import patch
 
 from aerodrome.coordination import heartbeat
 from aerodrome.coordination.backends.memory import MemoryCoordination, _Held
+from aerodrome.coordination.backends.memory_directory import MemoryDirectory
 from aerodrome.coordination.ports import Lease
 from aerodrome.errors import AerodromeError
 from aerodrome.model import SessionKey, SessionRow
+from aerodrome.sessions.backends.memory import MemoryLedger
 from aerodrome.statestore.provider import EVENTS_PATH
 from support.simulation.fleet import TENANT, TTL, Build, SimulatedNode
 from support.simulation.network import TIMEOUT, Network, Weather
@@ -37,6 +39,8 @@ class Parts:
 
     coordination: Callable[[StoreClock], MemoryCoordination] = MemoryCoordination
     files: Callable[[], MemoryFiles] = MemoryFiles
+    directory: Callable[[], MemoryDirectory] = MemoryDirectory
+    ledger: Callable[[], MemoryLedger] = MemoryLedger
     build: Build = field(default_factory=Build)
 
 
@@ -72,7 +76,7 @@ class Simulation:
         self._plan = plan
         self._parts = parts
         self.coordination = CoordinationSite(self.world, plan.rates["coordination"], parts.coordination)
-        self.state = DurableSite(self.world, parts.files())
+        self.state = DurableSite(self.world, parts.files(), parts.directory(), parts.ledger())
         self._sites = {site.name: site for site in (self.coordination, self.state)}
         self.rows = [SessionRow(SessionKey(TENANT, f"s{number}"), "alice") for number in range(plan.sessions)]
         self._nodes: dict[str, SimulatedNode] = {}
@@ -133,6 +137,7 @@ class Simulation:
         for row in self.rows:
             session = self.state.files.sessions.get(row.key)
             self.state.histories.check(row.key.id, session.files.get(EVENTS_PATH, "") if session else "")
+            self.state.check_ledger(row.key)
 
     def _live_before(self, key: SessionKey) -> None:
         """The session has had many lives, which both stores remember."""
@@ -153,6 +158,10 @@ class Simulation:
                 node = self._nodes[machine]
                 if node.alive:
                     node.loop.spawn(self._erase(node, self.rows[session]), "erase")
+            case "expire", (machine, session, unused_for):
+                node = self._nodes[machine]
+                if node.alive:
+                    node.loop.spawn(self._erase(node, self.rows[session], unused_for), "expire")
             case "when", (machine, operation, fault):
                 self._when.setdefault((machine, operation), []).append(fault)
             case "pause" | "kill" | "leave", (machine, seconds):
@@ -266,9 +275,9 @@ class Simulation:
         self.outcome.acknowledged += 1
         return True
 
-    async def _erase(self, node: SimulatedNode, row: SessionRow) -> None:
+    async def _erase(self, node: SimulatedNode, row: SessionRow, unused_for: float | None = None) -> None:
         try:
-            await node.erase(row)
+            await node.erase(row, unused_for=unused_for)
         except AerodromeError as error:
             self.world.say(f"{node.name} fails to erase {row.key.id}: {error.code}: {error.detail}")
 

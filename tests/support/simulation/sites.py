@@ -16,6 +16,8 @@ from aerodrome.coordination.backends.memory_directory import MemoryDirectory
 from aerodrome.coordination.ports import Beat, Lease, Node
 from aerodrome.errors import Fenced
 from aerodrome.model import SessionKey
+from aerodrome.sessions.backends.memory import MemoryLedger
+from aerodrome.statestore.ports import Deleted
 from support.simulation.history import Histories
 from support.simulation.world import Violation, World
 
@@ -63,8 +65,6 @@ class LeaseWatch:
         self._lives: dict[str, _Life] = {}
         self._held: dict[SessionKey, Lease] = {}
         self._highest: dict[SessionKey, int] = {}
-        #: How often somebody's valid lease was forgotten by somebody else.
-        self.forgotten_of_the_living = 0
 
     def _now(self) -> float:
         return self._world.now * self._rate
@@ -101,11 +101,10 @@ class LeaseWatch:
         if self._held.get(lease.key) == lease:
             del self._held[lease.key]
 
-    def forgotten(self, key: SessionKey, caller: str) -> None:
-        before = self._held.pop(key, None)
-        if before is not None and not before.incarnation.startswith(caller) and self._surely_lives(before.incarnation):
-            # A deletion that was paused; see tests/simulation/test_deletions.py.
-            self.forgotten_of_the_living += 1
+    def forgotten(self, lease: Lease) -> None:
+        before = self._held.pop(lease.key, None)
+        if before is not None and before != lease and self._surely_lives(before.incarnation):
+            raise Violation(f"{lease.key}: {before.incarnation} holds the lease, and it was forgotten")
 
     def emptied(self) -> None:
         """Leases are lost, and which epochs nobody has announced, with the store's memory; time goes on."""
@@ -156,8 +155,9 @@ class CoordinationSite:
             self._world.say(f"{caller} releases {args[0].key.id}, epoch {args[0].epoch}: {result}")
             self.watch.released(args[0])
         elif operation == "forget":
-            self._world.say(f"{caller} forgets {args[0].id}")
-            self.watch.forgotten(args[0], caller)
+            self._world.say(f"{caller} forgets {args[0].key.id}, epoch {args[0].epoch}: {result}")
+            if result:
+                self.watch.forgotten(args[0])
         elif operation == "join":
             self._world.say(f"{caller} joins")
             self.watch.joined(*args)
@@ -171,6 +171,8 @@ class CoordinationSite:
 class _Session:
     epoch: int
     files: dict[str, str] = field(default_factory=dict)
+    #: The mark of a deletion that has begun.
+    deleted_of: float | None = None
 
 
 class MemoryFiles:
@@ -184,6 +186,7 @@ class MemoryFiles:
         return 0 if session is None else session.epoch
 
     async def raise_epoch(self, key: SessionKey, epoch: int) -> None:
+        self.check_not_deleted(key)
         session = self.sessions.setdefault(key, _Session(0))
         if session.epoch >= epoch:
             raise Fenced(f"{key} is at epoch {session.epoch}")
@@ -202,8 +205,25 @@ class MemoryFiles:
     async def write(self, key: SessionKey, epoch: int, path: str, content: str) -> None:
         self.fenced(key, epoch).files[path] = content
 
-    async def delete_session(self, key: SessionKey) -> bool:
-        return self.sessions.pop(key, None) is not None
+    async def delete_session(self, key: SessionKey, epoch: int, created_at: float) -> None:
+        self.check_not_deleted(key, but=created_at)
+        session = self.sessions.get(key)
+        if session is None or session.epoch > epoch or (session.epoch < epoch and session.deleted_of is None):
+            raise Fenced(f"{key} is not at epoch {epoch}")
+        session.epoch, session.deleted_of = epoch, created_at
+        session.files.clear()
+
+    async def forget_session(self, key: SessionKey, epoch: int) -> bool:
+        session = self.sessions.get(key)
+        if session is None or session.epoch != epoch:
+            return False
+        del self.sessions[key]
+        return True
+
+    def check_not_deleted(self, key: SessionKey, but: float | None = None) -> None:
+        session = self.sessions.get(key)
+        if session is not None and session.deleted_of not in (None, but):
+            raise Deleted(key, session.epoch, session.deleted_of)
 
     async def read(self, key: SessionKey, path: str) -> str:
         session = self.sessions.get(key)
@@ -213,25 +233,36 @@ class MemoryFiles:
 
 
 class DurableSite:
-    """Files and directory, which one database keeps."""
+    """Files, ledger and directory, which one database keeps."""
 
     name = "state"
 
-    def __init__(self, world: World, files: MemoryFiles) -> None:
+    def __init__(self, world: World, files: MemoryFiles, directory: MemoryDirectory, ledger: MemoryLedger) -> None:
         self.down = False
         self.files = files
-        self.directory = MemoryDirectory()
+        self.directory = directory
+        self.ledger = ledger
+        #: Deletions of what has not been used since that time, by node and session.
+        self.expiring: dict[tuple[str, SessionKey], float] = {}
         self.histories = Histories(world)
         self._world = world
 
     def perform(self, caller: str, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if operation in ("get", "insert", "remove"):
-            return at_once(getattr(self.directory, operation)(*args))
+        if operation in ("get", "insert", "update", "remove"):
+            result = at_once(getattr(self.directory, operation)(*args, **kwargs))
+            if operation == "remove" and result:
+                self._world.say(f"{caller} removes the row of {args[0].id}")
+                self._check_removed(args[0], caller)
+            return result
+        if operation in ("accept", "turn_ids", "forget"):
+            return at_once(getattr(self.ledger, operation)(*args, **kwargs))
         try:
             result = at_once(getattr(self.files, operation)(*args, **kwargs))
         except Fenced as error:
             self._world.say(f"{caller} is refused {operation}: {error.detail}")
             raise
+        if operation in ("append", "write") and at_once(self.directory.get(args[0])) is None:
+            raise Violation(f"{args[0].id}: {caller} writes into a session that has been deleted")
         if operation == "append":
             key, epoch, _, text = args
             self.histories.appended(key.id, epoch, caller, text)
@@ -239,8 +270,28 @@ class DurableSite:
             key, epoch, _, text = args
             self.histories.rewritten(key.id, epoch, caller, text)
         elif operation == "delete_session":
-            self._world.say(f"{caller} deletes the files of {args[0].id}")
+            self._world.say(f"{caller} deletes the files of {args[0].id} in epoch {args[1]}")
+            self._check_expired(args[0], caller)
             self.histories.deleted(args[0].id)
         elif operation == "raise_epoch":
             self._world.say(f"{caller} announces epoch {args[1]} of {args[0].id}")
+        elif operation == "forget_session":
+            self._world.say(f"{caller} forgets the files of {args[0].id}, epoch {args[1]}: {result}")
         return result
+
+    def _check_removed(self, key: SessionKey, caller: str) -> None:
+        session = self.files.sessions.get(key)
+        if session is not None and session.deleted_of is None and session.files:
+            raise Violation(f"{key.id}: {caller} removes the row, and the session goes on")
+
+    def _check_expired(self, key: SessionKey, caller: str) -> None:
+        before = self.expiring.get((caller, key))
+        if before is not None and self.histories.used_at.get(key.id, before - 1) >= before:
+            raise Violation(f"{key.id}: {caller} lets it expire, and it has been used")
+
+    def check_ledger(self, key: SessionKey) -> None:
+        """At the end: of each turn that was acknowledged there is a row."""
+        booked = at_once(self.ledger.turn_ids(key))
+        for record in self.histories.acknowledged.get(key.id, ()):
+            if record[:-1] not in booked:
+                raise Violation(f"{key.id}: {record} was acknowledged, and its row has gone")

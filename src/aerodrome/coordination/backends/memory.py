@@ -114,9 +114,12 @@ class MemoryCoordination:
         found = {key: await self.holder(key) for key in keys}
         return {key: lease for key, lease in found.items() if lease is not None}
 
-    async def forget(self, key: SessionKey) -> None:
-        if (held := self._leases.pop(key, None)) is not None:
-            self._epoch_floor = max(self._epoch_floor, held.epoch)
+    async def forget(self, lease: Lease) -> bool:
+        if self._leases.get(lease.key) != _Held(lease.epoch, lease.incarnation):
+            return False
+        del self._leases[lease.key]
+        self._epoch_floor = max(self._epoch_floor, lease.epoch)
+        return True
 
     # Events
 

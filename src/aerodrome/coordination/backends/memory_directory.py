@@ -66,8 +66,12 @@ class MemoryDirectory:
         self._rows[key] = replace(row, members=dict(sorted(members.items())))
         return copy.deepcopy(self._rows[key])
 
-    async def remove(self, key: SessionKey) -> bool:
-        return self._rows.pop(key, None) is not None
+    async def remove(self, key: SessionKey, created_at: float) -> bool:
+        row = self._rows.get(key)
+        if row is None or row.created_at != created_at:
+            return False
+        del self._rows[key]
+        return True
 
     async def list(
         self, tenant: str | None, *, user: str | None = None, cursor: str | None = None, limit: int = 50

@@ -24,14 +24,21 @@ class PostgresCoordination:
     """Implements `coordination.ports.Coordination` on a `Postgres` that its maker opens and closes.
 
     Args:
+        beats: The same tables through connections of its own, for what must wait for no other call: heartbeats.
         beat_deadline: Seconds a heartbeat goes on trying: well below the nodes' time to live.
         offset: Seconds by which the server's clock is taken to be ahead, for tests.
     """
 
     def __init__(
-        self, database: Postgres, *, beat_deadline: float = 2.5, offset: Callable[[], float] | None = None
+        self,
+        database: Postgres,
+        *,
+        beats: Postgres | None = None,
+        beat_deadline: float = 2.5,
+        offset: Callable[[], float] | None = None,
     ) -> None:
         self._database = database
+        self._beats = beats or database
         self._beat_deadline = beat_deadline
         self._offset = offset or (lambda: 0.0)
         self._queries = load_queries(__package__, "postgresql_coordination.sql")
@@ -62,12 +69,12 @@ class PostgresCoordination:
                 "load": json.dumps(node.load),
                 "ttl": ttl,
             },
-            self._beat_deadline,
+            urgent=True,
         )
 
     async def heartbeat(self, incarnation: str, load: dict[str, Any] | None = None) -> Beat:
         text = None if load is None else json.dumps(load)
-        beat = await self._run("heartbeat", {"incarnation": incarnation, "load": text}, self._beat_deadline)
+        beat = await self._run("heartbeat", {"incarnation": incarnation, "load": text}, urgent=True)
         if beat.row is None:
             return Beat.DEAD
         return Beat.DRAIN if beat.row[0] else Beat.ALIVE
@@ -111,8 +118,11 @@ class PostgresCoordination:
         ]
         return {lease.key: lease for lease in leases}
 
-    async def forget(self, key: SessionKey) -> None:
-        await self._run("forget", _named(key))
+    async def forget(self, lease: Lease) -> bool:
+        forgotten = await self._run(
+            "forget", {**_named(lease.key), "incarnation": lease.incarnation, "epoch": lease.epoch}
+        )
+        return forgotten.count == 1 or forgotten.repeated
 
     # Events
 
@@ -150,10 +160,10 @@ class PostgresCoordination:
     async def vacate(self, place: str) -> None:
         await self._run("vacate", {"place": ascii_name(place)})
 
-    async def _run(self, query: str, values: dict[str, Any] | None = None, deadline: float | None = None) -> Result:
-        return await self._database.execute(
-            self._queries[query], {**(values or {}), "ahead": self._offset()}, deadline=deadline
-        )
+    async def _run(self, query: str, values: dict[str, Any] | None = None, *, urgent: bool = False) -> Result:
+        database, deadline = (self._beats, self._beat_deadline) if urgent else (self._database, None)
+        parameters = {**(values or {}), "ahead": self._offset()}
+        return await database.execute(self._queries[query], parameters, deadline=deadline)
 
 
 def _named(key: SessionKey) -> dict[str, str]:

@@ -56,7 +56,9 @@ WHERE dies_at > coordination_clock(%(ahead)s)
 
 -- name: forget
 WITH gone AS (
-    DELETE FROM lease WHERE tenant = %(tenant)s AND session = %(session)s RETURNING epoch
+    DELETE FROM lease
+    WHERE tenant = %(tenant)s AND session = %(session)s AND incarnation = %(incarnation)s AND epoch = %(epoch)s
+    RETURNING epoch
 )
 UPDATE epoch_floor SET epoch = greatest(epoch_floor.epoch, gone.epoch) FROM gone
 

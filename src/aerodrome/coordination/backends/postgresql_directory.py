@@ -106,9 +106,9 @@ class PostgresDirectory:
         found = await self._database.write(set_member)
         return None if found is None else _row(found)
 
-    async def remove(self, key: SessionKey) -> bool:
+    async def remove(self, key: SessionKey, created_at: float) -> bool:
         # Members go with it (ON DELETE CASCADE).
-        gone = await self._database.execute(self.queries["remove"], _named(key))
+        gone = await self._database.execute(self.queries["remove"], _named(key, created_at=created_at))
         return gone.count == 1 or gone.repeated
 
     async def list(

@@ -45,7 +45,7 @@ ON CONFLICT (tenant, session, user_name) DO UPDATE SET role = excluded.role
 DELETE FROM member WHERE tenant = %(tenant)s AND session = %(id)s AND user_name = %(user)s
 
 -- name: remove
-DELETE FROM session WHERE tenant = %(tenant)s AND id = %(id)s
+DELETE FROM session WHERE tenant = %(tenant)s AND id = %(id)s AND created_at = %(created_at)s
 
 -- name: list
 SELECT {row} FROM session AS s WHERE {after} ORDER BY s.last_used_at DESC, s.id, s.tenant LIMIT %(limit)s

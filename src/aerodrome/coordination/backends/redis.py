@@ -18,7 +18,7 @@ from typing import Any
 
 from aerodrome._util.redis_url import RedisUrl
 from aerodrome.coordination.backends.names import ascii_name
-from aerodrome.coordination.backends.redis_client import RedisClient, load_script
+from aerodrome.coordination.backends.redis_client import RedisClient, Script, load_script
 from aerodrome.coordination.backends.redis_events import RedisEvents
 from aerodrome.coordination.ports import Admission, Beat, Cap, ClusterEvent, Lease, Node, Rate
 from aerodrome.model import SessionKey
@@ -31,7 +31,6 @@ _ASK_TO_DRAIN = load_script("ask_to_drain")
 _ACQUIRE = load_script("acquire")
 _RELEASE = load_script("release")
 _HOLDERS = load_script("holders")
-_FORGET = load_script("forget")
 _ADMIT = load_script("admit")
 _VACATE = load_script("vacate")
 
@@ -77,11 +76,11 @@ class RedisCoordination:
 
     async def join(self, node: Node, ttl: float) -> None:
         about = json.dumps({"name": node.name, "address": node.address, "peer_token": node.peer_token})
-        await self._run(_JOIN, node.incarnation, about, json.dumps(node.load), _micro(ttl), patience=0)
+        await self._run(_JOIN, node.incarnation, about, json.dumps(node.load), _micro(ttl), urgent=True)
 
     async def heartbeat(self, incarnation: str, load: dict[str, Any] | None = None) -> Beat:
         text = "" if load is None else json.dumps(load)
-        return _BEATS[await self._run(_HEARTBEAT, incarnation, text, patience=0)]
+        return _BEATS[await self._run(_HEARTBEAT, incarnation, text, urgent=True)]
 
     async def leave(self, incarnation: str) -> None:
         await self._run(_LEAVE, incarnation)
@@ -119,8 +118,9 @@ class RedisCoordination:
             leases[key] = Lease(key, incarnation.decode(), int(epoch))
         return leases
 
-    async def forget(self, key: SessionKey) -> None:
-        await self._run(_FORGET, _field(key))
+    async def forget(self, lease: Lease) -> bool:
+        # A lease that was given back leaves nothing either.
+        return await self.release(lease)
 
     # Events
 
@@ -150,11 +150,9 @@ class RedisCoordination:
     async def vacate(self, place: str) -> None:
         await self._run(_VACATE, ascii_name(place))
 
-    async def _run(
-        self, script: Any, *arguments: str | int, keys: Sequence[str] = (), patience: float | None = None
-    ) -> Any:
+    async def _run(self, script: Script, *arguments: str | int, keys: Sequence[str] = (), urgent: bool = False) -> Any:
         ahead = 0 if self._offset is None else _micro(self._offset())
-        return await self._client.run(script, [*self._keys, *keys], [ahead, *arguments], patience=patience)
+        return await self._client.run(script, [*self._keys, *keys], [ahead, *arguments], urgent=urgent)
 
 
 def _micro(seconds: float) -> int:

@@ -32,6 +32,7 @@ from aerodrome.errors import ConfigError, StoreUnavailable
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+_MOST_AT_ONCE = 64
 
 
 class Script(NamedTuple):
@@ -124,6 +125,8 @@ class RedisClient:
         self._sentinel: Sentinel | None = None
         self._client: Redis | RedisCluster | None = None
         self._trouble: str | None = None
+        #: Each call takes a connection: a burst of them must not use up what the server has for all nodes.
+        self._room = asyncio.Semaphore(_MOST_AT_ONCE)
 
     async def open(self) -> None:
         """Connect, and have an answer.
@@ -136,7 +139,7 @@ class RedisClient:
             path = getattr(self.url, name)
             if path is not None and not await asyncio.to_thread(Path(path).is_file):
                 raise ConfigError(f"the Redis URL names a {name} that is not there: {path}")
-        await self._call(lambda client: client.ping(), self._patience)
+        await self._call(lambda client: client.ping())
 
     async def aclose(self) -> None:
         """Safe to call twice; the next call connects again."""
@@ -148,12 +151,12 @@ class RedisClient:
             await one.aclose()
 
     async def run(
-        self, script: Script, keys: Sequence[str], arguments: Sequence[str | int], *, patience: float | None = None
+        self, script: Script, keys: Sequence[str], arguments: Sequence[str | int], *, urgent: bool = False
     ) -> Any:
         """Run the script on the primary.
 
         Args:
-            patience: Instead of the client's own; 0: try once.
+            urgent: Do not wait for others, and try once.
 
         Raises:
             StoreUnavailable: The server is away, refuses us, is full, ...
@@ -165,15 +168,15 @@ class RedisClient:
             except failures.NoScriptError:
                 return await client.eval(script.text, len(keys), *keys, *arguments)
 
-        return await self._call(run, self._patience if patience is None else patience)
+        return await (self._attempt(run, 0.0) if urgent else self._call(run))
 
     async def publish(self, channel: str, message: str) -> None:
         """Raises `StoreUnavailable`."""
         if self.url.kind == "cluster":
             # Any node passes it on to all; the driver would ask the one of the channel's slot, which is as good.
-            await self._call(lambda client: client.execute_command("PUBLISH", channel, message), self._patience)
+            await self._call(lambda client: client.execute_command("PUBLISH", channel, message))
         else:
-            await self._call(lambda client: client.publish(channel, message), self._patience)
+            await self._call(lambda client: client.publish(channel, message))
 
     async def listener(self) -> Redis:
         """A client for one connection that listens, to be closed by the caller. It repeats nothing by itself.
@@ -199,7 +202,18 @@ class RedisClient:
             log.error("redis.unavailable", trouble=trouble.what, error=str(error), kind=type(error).__name__)
         return StoreUnavailable(f"the Redis server {trouble.what}", retry_after=1.0)
 
-    async def _call(self, call: Callable[[Any], Awaitable[T]], patience: float) -> T:
+    async def _call(self, call: Callable[[Any], Awaitable[T]]) -> T:
+        try:
+            async with asyncio.timeout(max(self._patience, self._timeout)):
+                await self._room.acquire()
+        except TimeoutError:
+            raise StoreUnavailable("the Redis server is slower than it is asked", retry_after=1.0) from None
+        try:
+            return await self._attempt(call, self._patience)
+        finally:
+            self._room.release()
+
+    async def _attempt(self, call: Callable[[Any], Awaitable[T]], patience: float) -> T:
         give_up = monotonic() + patience
         pause = 0.05
         while True:

@@ -184,16 +184,18 @@ class SqliteCoordination:
         leases = [Lease(SessionKey(tenant, id_), incarnation, epoch) for tenant, id_, incarnation, epoch in found]
         return {lease.key: lease for lease in leases}
 
-    async def forget(self, key: SessionKey) -> None:
-        def forget(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "UPDATE epoch_floor SET epoch = max(epoch, coalesce("
-                "(SELECT epoch FROM lease WHERE tenant = ? AND session = ?), 0))",
-                key,
+    async def forget(self, lease: Lease) -> bool:
+        def forget(connection: sqlite3.Connection) -> bool:
+            gone = connection.execute(
+                "DELETE FROM lease WHERE tenant = ? AND session = ? AND incarnation = ? AND epoch = ?",
+                (*lease.key, lease.incarnation, lease.epoch),
             )
-            connection.execute("DELETE FROM lease WHERE tenant = ? AND session = ?", key)
+            if gone.rowcount == 0:
+                return False
+            connection.execute("UPDATE epoch_floor SET epoch = max(epoch, ?)", (lease.epoch,))
+            return True
 
-        await self._database.write(forget)
+        return await self._database.write(forget)
 
     # Events
 

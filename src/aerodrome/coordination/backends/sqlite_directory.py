@@ -117,10 +117,15 @@ class SqliteDirectory:
         found = await self._database.write(set_member)
         return None if found is None else _row(found)
 
-    async def remove(self, key: SessionKey) -> bool:
+    async def remove(self, key: SessionKey, created_at: float) -> bool:
         def remove(connection: sqlite3.Connection) -> bool:
+            removed = connection.execute(
+                "DELETE FROM session WHERE tenant = ? AND id = ? AND created_at = ?", (*key, created_at)
+            )
+            if removed.rowcount == 0:
+                return False
             connection.execute("DELETE FROM member WHERE tenant = ? AND session = ?", key)
-            return connection.execute("DELETE FROM session WHERE tenant = ? AND id = ?", key).rowcount == 1
+            return True
 
         return await self._database.write(remove)
 

@@ -102,8 +102,11 @@ class MemoryLedger:
         known = sorted({key for key, _ in self._rows if after is None or key > after})
         return known[:limit]
 
-    async def forget(self, key: SessionKey) -> bool:
-        gone = [row.id for row in self._of(key)]
+    async def turn_ids(self, key: SessionKey) -> list[str]:
+        return [row.id for row in self._of(key)]
+
+    async def forget(self, key: SessionKey, turn_ids: Collection[str]) -> bool:
+        gone = [row.id for row in self._of(key) if row.id in turn_ids]
         for turn_id in gone:
             del self._rows[key, turn_id]
         return bool(gone)

@@ -134,8 +134,14 @@ class PostgresLedger:
         )
         return [SessionKey(tenant, session) for tenant, session in found.rows]
 
-    async def forget(self, key: SessionKey) -> bool:
-        gone = await self._database.execute(self.queries["forget"], {"tenant": key.tenant, "session": key.id})
+    async def turn_ids(self, key: SessionKey) -> list[str]:
+        found = await self._database.execute(self.queries["turn_ids"], {"tenant": key.tenant, "session": key.id})
+        return [turn_id for (turn_id,) in found.rows]
+
+    async def forget(self, key: SessionKey, turn_ids: Collection[str]) -> bool:
+        gone = await self._database.execute(
+            self.queries["forget"], {"tenant": key.tenant, "session": key.id, "ids": list(turn_ids)}
+        )
         return gone.count > 0 or gone.repeated
 
 

@@ -65,7 +65,10 @@ ORDER BY number LIMIT %(limit)s
 SELECT {columns} FROM turn WHERE tenant = %(tenant)s AND session = %(session)s ORDER BY number
 
 -- name: forget
-DELETE FROM turn WHERE tenant = %(tenant)s AND session = %(session)s
+DELETE FROM turn WHERE tenant = %(tenant)s AND session = %(session)s AND id = ANY (%(ids)s::text[])
+
+-- name: turn_ids
+SELECT id FROM turn WHERE tenant = %(tenant)s AND session = %(session)s ORDER BY number
 
 -- name: sessions
 SELECT DISTINCT tenant, session FROM turn

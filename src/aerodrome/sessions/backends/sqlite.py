@@ -154,9 +154,20 @@ class SqliteLedger:
 
         return await self._database.read(sessions)
 
-    async def forget(self, key: SessionKey) -> bool:
+    async def turn_ids(self, key: SessionKey) -> list[str]:
+        def turn_ids(connection: sqlite3.Connection) -> list[str]:
+            rows = connection.execute("SELECT id FROM turn WHERE tenant = ? AND session = ? ORDER BY number", key)
+            return [turn_id for (turn_id,) in rows]
+
+        return await self._database.read(turn_ids)
+
+    async def forget(self, key: SessionKey, turn_ids: Collection[str]) -> bool:
         def forget(connection: sqlite3.Connection) -> bool:
-            return connection.execute("DELETE FROM turn WHERE tenant = ? AND session = ?", key).rowcount > 0
+            gone = connection.execute(
+                "DELETE FROM turn WHERE tenant = ? AND session = ? AND id IN (SELECT value FROM json_each(?))",
+                (*key, json.dumps(list(turn_ids))),
+            )
+            return gone.rowcount > 0
 
         return await self._database.write(forget)
 

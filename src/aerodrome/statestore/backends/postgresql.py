@@ -24,7 +24,7 @@ from aerodrome.errors import Fenced, TooLarge
 from aerodrome.model import SessionKey
 from aerodrome.statestore.backends import tree
 from aerodrome.statestore.backends.tree import os_error, parse
-from aerodrome.statestore.ports import FileInfo
+from aerodrome.statestore.ports import Deleted, FileInfo
 
 _MiB = 1 << 20
 #: Longest path in bytes: parent and name together are a key of an index, and those are at most 2,704 bytes.
@@ -96,7 +96,7 @@ class PostgresFileStore:
 
     async def raise_epoch(self, key: SessionKey, epoch: int) -> None:
         if await self._one("raise_epoch", key, epoch=epoch, write=_number()) is None:
-            raise _fenced(key, epoch, await self.epoch(key))
+            raise await self._refusal(key, epoch)
 
     # Writing
 
@@ -137,10 +137,22 @@ class PostgresFileStore:
         to = {f"to_{name}": value for name, value in new.way.items()}
         await self._change("rename", key, epoch, [old, new], **to, max_path=MAX_PATH)
 
-    async def delete_session(self, key: SessionKey) -> bool:
+    async def delete_session(self, key: SessionKey, epoch: int, created_at: float) -> None:
+        row = await self._one("delete_session", key, epoch=epoch, created_at=created_at)
+        if row is None or not row[0]:
+            raise await self._refusal(key, epoch, created_at)
+
+    async def forget_session(self, key: SessionKey, epoch: int) -> bool:
         # Files and chunks go with it (ON DELETE CASCADE).
-        gone = await self._database.execute(self._queries["delete_session"], _named(key))
+        gone = await self._database.execute(self._queries["forget_session"], _named(key, epoch=epoch))
         return gone.count == 1 or gone.repeated
+
+    async def _refusal(self, key: SessionKey, epoch: int, created_at: float | None = None) -> Fenced:
+        """Why an epoch was not taken, as it stands now."""
+        row = await self._one("mark", key)
+        if row is not None and row[1] is not None and row[1] != created_at:
+            return Deleted(key, *row)
+        return _fenced(key, epoch, None if row is None else row[0])
 
     async def _change(self, query: str, key: SessionKey, epoch: int, paths: list[_Path], **parameters: Any) -> None:
         """Call the function behind the query, and raise what it answers. `paths`: what `OSError`s are about."""

@@ -8,7 +8,8 @@ SELECT epoch FROM file_session WHERE tenant = %(tenant)s AND session = %(session
 INSERT INTO file_session AS s (tenant, session, epoch, last_write)
 VALUES (%(tenant)s, %(session)s, %(epoch)s, %(write)s)
 ON CONFLICT (tenant, session) DO UPDATE SET epoch = excluded.epoch, last_write = excluded.last_write
-WHERE s.epoch < excluded.epoch OR s.epoch = excluded.epoch AND s.last_write = excluded.last_write
+WHERE s.deleted_of IS NULL
+  AND (s.epoch < excluded.epoch OR s.epoch = excluded.epoch AND s.last_write = excluded.last_write)
 RETURNING epoch
 
 -- name: put
@@ -36,7 +37,13 @@ SELECT code, number FROM file_rename_1(
 )
 
 -- name: delete_session
-DELETE FROM file_session WHERE tenant = %(tenant)s AND session = %(session)s
+SELECT file_delete_session_1(%(tenant)s, %(session)s, %(epoch)s, %(created_at)s)
+
+-- name: forget_session
+DELETE FROM file_session WHERE tenant = %(tenant)s AND session = %(session)s AND epoch = %(epoch)s
+
+-- name: mark
+SELECT epoch, deleted_of FROM file_session WHERE tenant = %(tenant)s AND session = %(session)s
 
 -- name: total_bytes
 SELECT bytes FROM file_session WHERE tenant = %(tenant)s AND session = %(session)s

@@ -12,7 +12,7 @@ from aerodrome._util.sqlite import Database, from_blob, to_blob
 from aerodrome.errors import Fenced, TooLarge
 from aerodrome.model import SessionKey
 from aerodrome.statestore.backends.tree import Entry, Tree, parse
-from aerodrome.statestore.ports import FileInfo
+from aerodrome.statestore.ports import Deleted, FileInfo
 
 T = TypeVar("T")
 
@@ -67,6 +67,7 @@ class SqliteFileStore:
     async def raise_epoch(self, key: SessionKey, epoch: int) -> None:
         def raise_epoch(connection: sqlite3.Connection) -> None:
             row = _session(connection, key)
+            _check_not_deleted(connection, key)
             if row is not None and row[1] >= epoch:
                 raise _fenced(key, epoch, row[1])
             connection.execute(
@@ -99,13 +100,29 @@ class SqliteFileStore:
         old, new = parse(source), parse(target)
         await self._write(key, epoch, lambda tree: tree.rename(old, new))
 
-    async def delete_session(self, key: SessionKey) -> bool:
-        def delete(connection: sqlite3.Connection) -> bool:
-            # Files and chunks go with it (ON DELETE CASCADE).
-            gone = connection.execute("DELETE FROM file_session WHERE tenant = ? AND session = ?", key)
+    async def delete_session(self, key: SessionKey, epoch: int, created_at: float) -> None:
+        def delete(connection: sqlite3.Connection) -> None:
+            again = _check_not_deleted(connection, key, but=created_at)
+            row = _session(connection, key)
+            if row is None or row[1] > epoch or (row[1] < epoch and not again):
+                raise _fenced(key, epoch, None if row is None else row[1])
+            # Their chunks go with them (ON DELETE CASCADE).
+            connection.execute("DELETE FROM file WHERE session_id = ?", (row[0],))
+            connection.execute(
+                "UPDATE file_session SET epoch = ?, deleted_of = ?, bytes = 0 WHERE id = ?",
+                (epoch, created_at, row[0]),
+            )
+
+        await self._database.write(delete)
+
+    async def forget_session(self, key: SessionKey, epoch: int) -> bool:
+        def forget(connection: sqlite3.Connection) -> bool:
+            gone = connection.execute(
+                "DELETE FROM file_session WHERE tenant = ? AND session = ? AND epoch = ?", (*key, epoch)
+            )
             return gone.rowcount == 1
 
-        return await self._database.write(delete)
+        return await self._database.write(forget)
 
     async def _write(self, key: SessionKey, epoch: int, change: Callable[[Tree], int]) -> None:
         """Compare the epoch, change the files, count their bytes: one transaction."""
@@ -174,6 +191,16 @@ def _session(connection: sqlite3.Connection, key: SessionKey) -> tuple[int, int,
         "SELECT id, epoch, bytes FROM file_session WHERE tenant = ? AND session = ?", key
     ).fetchone()
     return row
+
+
+def _check_not_deleted(connection: sqlite3.Connection, key: SessionKey, but: float | None = None) -> bool:
+    """Whether the mark of that deletion is there. Raises `Deleted` for that of another."""
+    mark = connection.execute(
+        "SELECT epoch, deleted_of FROM file_session WHERE tenant = ? AND session = ? AND deleted_of IS NOT NULL", key
+    ).fetchone()
+    if mark is not None and mark[1] != but:
+        raise Deleted(key, *mark)
+    return mark is not None
 
 
 def _fenced(key: SessionKey, epoch: int, stored: int | None) -> Fenced:

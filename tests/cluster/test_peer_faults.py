@@ -1,0 +1,144 @@
+"""The network between two nodes is slow, is cut, and swallows what it is given, while both reach their stores.
+
+The users are at node `a`; node `b`, which runs the session, is reached over a wire that is tampered with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aerodrome.demo.model import ModelServer
+from support.faults import Wire, wire
+from support.nodes import Nodes, eventually, nodes
+from support.sdk_clients import requests_of
+from support.server import write_config
+
+pytestmark = pytest.mark.cli
+
+FAULTS = ["slow", "cut", "half-open"]
+
+
+@pytest.fixture
+async def model() -> AsyncIterator[ModelServer]:
+    async with ModelServer() as server:
+        yield server
+
+
+class Apart:
+    def __init__(self, fleet: Nodes, between: Wire) -> None:
+        self.fleet = fleet
+        #: Between node `a` and node `b`.
+        self.between = between
+
+    def fault(self, kind: str) -> None:
+        if kind == "slow":
+            self.between.slow(0.2)
+        elif kind == "cut":
+            self.between.cut()
+        else:
+            self.between.swallow()
+
+
+@pytest.fixture
+async def apart(tmp_path: Path, model: ModelServer) -> AsyncIterator[Apart]:
+    async with AsyncExitStack() as stack:
+        between = await stack.enter_async_context(wire())
+        fleet = await stack.enter_async_context(nodes(write_config(tmp_path, model.base_url), "a"))
+        b = await fleet.start("b", {"AERODROME_SERVER__ADVERTISE": between.address})
+        host, _, port = b.gateway.rpartition(":")
+        between.upstream = host, int(port)
+        yield Apart(fleet, between)
+
+
+async def begun_at_b(apart: Apart) -> None:
+    at_b = await apart.fleet.user("b")
+    await at_b.open("s")
+    assert await at_b.text("s", "[[say: one]]") == "one"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_turn_and_a_reader_survive(apart: Apart, model: ModelServer, fault: str) -> None:
+    """In mid-turn: who waits at the other node gets the outcome, and its reader each event, once."""
+    await begun_at_b(apart)
+    at_a, at_b = await apart.fleet.user("a"), await apart.fleet.user("b")
+    seen: list[dict[str, Any]] = []
+
+    async def read() -> None:
+        async with at_a.events("s") as events:
+            async for event in events:
+                seen.append(event)  # noqa: PERF401 - as they come
+
+    reading = asyncio.create_task(read())
+    prompt = "[[gate: held]] two"
+    held = asyncio.create_task(at_a.say("s", prompt))
+    await model.gate_reached("held")
+    await eventually(lambda: any(event["event"] == "user.message" for event in seen))
+    assert apart.between.connections > 0
+    apart.fault(fault)
+    model.open_gate("held")
+    # The node that runs it has not noticed anything.
+    await eventually(lambda: ended(at_b, 2))
+    if fault != "slow":
+        assert not held.done() or (await held)["turn"]["status"] == "completed"
+    apart.between.heal()
+    assert (await held)["turn"]["status"] == "completed"
+    assert await at_a.text("s", "[[say: three]]") == "three"
+    await eventually(lambda: [event["event"] for event in seen].count("assistant.message") >= 2)
+    told = [event["id"] for event in seen if "id" in event]
+    assert len(told) == len(set(told))
+    kinds = [event["event"] for event in seen]
+    assert kinds.count("user.message") == kinds.count("assistant.message") == 2
+    assert len(requests_of(model, prompt)) == 1
+    assert await at_b.prompts_seen("s") == ["[[say: one]]", prompt, "[[say: three]]"]
+    reading.cancel()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_client_survives(apart: Apart, model: ModelServer, fault: str) -> None:
+    await begun_at_b(apart)
+    at_b = await apart.fleet.user("b")
+    chat = await (await apart.fleet.sdk("a")).resume("s")
+    prompt = "[[gate: held]] two"
+    await chat.send(prompt)
+    await chat.until("assistant.turn_start")
+    await model.gate_reached("held")
+    apart.fault(fault)
+    model.open_gate("held")
+    await eventually(lambda: ended(at_b, 2))
+    apart.between.heal()
+    await chat.until("session.idle")
+    assert chat.answer == "echo: two"
+    told = [event.id for event in chat.events]
+    assert len(told) == len(set(told))
+    assert await chat.turn("[[say: three]]") == "three"
+    assert await chat.prompts_seen() == ["[[say: one]]", prompt, "[[say: three]]"]
+    assert len(requests_of(model, prompt)) == 1
+
+
+@pytest.mark.parametrize("fault", ["cut", "half-open"])
+async def test_a_node_that_cannot_be_reached_is_told_within_a_deadline(
+    apart: Apart, model: ModelServer, fault: str
+) -> None:
+    """The session runs there, and may not run here as long as that node lives."""
+    await begun_at_b(apart)
+    at_a, at_b = await apart.fleet.user("a"), await apart.fleet.user("b")
+    assert await at_a.text("s", "[[say: two]]") == "two"
+    apart.fault(fault)
+    answer = await asyncio.wait_for(at_a.say("s", "[[say: three]]", expect=503, key="three"), 30)
+    assert answer["code"] == "runtime_unavailable"
+    assert answer["retryable"] is True
+    assert await at_b.text("s", "[[say: four]]") == "four"
+    apart.between.heal()
+    assert await at_a.text("s", "[[say: three]]", key="three") == "three"
+    assert await at_b.prompts_seen("s") == [f"[[say: {word}]]" for word in ("one", "two", "four", "three")]
+
+
+async def ended(user: Any, turns: int) -> bool:
+    """So many answers are in the history."""
+    return [role for role, _ in await user.history("s")].count("assistant") >= turns
