@@ -1,5 +1,5 @@
 # Every target works on a fresh clone: each sets up what it needs first, and does nothing twice.
-.PHONY: demo test check bench soak setup lock clean
+.PHONY: demo test check bench soak chaos setup lock clean
 PY := .venv/bin/python
 
 demo: .venv/.ready
@@ -23,6 +23,11 @@ bench: .venv/.ready
 soak: .venv/.ready
 	@$(PY) -m aerodrome runtime install
 	$(PY) -m pytest -m soak --timeout=3600
+
+# SEED, USERS, MINUTES, TURNS, PAUSE and JSON in the environment; see CONTRIBUTING.md.
+chaos: .venv/.ready
+	@$(PY) -m aerodrome runtime install
+	PYTHONPATH=tests $(PY) -m support.fleet_chaos
 
 setup: .venv/.ready
 

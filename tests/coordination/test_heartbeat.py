@@ -183,6 +183,28 @@ async def test_who_is_declared_dead_gives_up_and_lives_on_as_another(store: Stor
     await heartbeat.aclose()
 
 
+async def test_who_lives_is_certain_a_time_to_live_after_each_join(store: Store, clock: ManualClock) -> None:
+    """The store may have been emptied just before: whoever lives has joined again by then."""
+    lives: list[str] = []
+    heartbeat = make(store, clock, load=lambda: {"earlier": list(lives)})
+    lives.append(heartbeat.incarnation)
+    await started(heartbeat, store)
+    assert heartbeat.unsettled == TTL
+    clock.advance(TTL / 2)
+    await heartbeat.beat()
+    await heartbeat.advertise("here:1")
+    assert heartbeat.unsettled == TTL / 2
+    clock.advance(TTL / 2)
+    assert heartbeat.unsettled == 0
+    first = heartbeat.incarnation
+    await store.leave(first)
+    await heartbeat.beat()
+    assert heartbeat.unsettled == TTL
+    (node,) = await store.nodes()
+    assert node.load == {"earlier": lives}, "from the first moment on"
+    await heartbeat.aclose()
+
+
 async def test_who_cannot_join_again_serves_nobody_and_tries_on(store: Store, clock: ManualClock) -> None:
     heartbeat = await started(make(store, clock), store)
     given_up = 0

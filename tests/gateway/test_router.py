@@ -523,6 +523,25 @@ def test_what_a_lost_runtime_did_not_tell_is_told_once_and_in_order() -> None:
     assert ids(router.tell("s1", told("e7"), from_host=True)) == ["e7"]
 
 
+def test_prompts_that_a_lost_node_had_taken_are_known() -> None:
+    """Of those that were taken: one was answered, one stands in the history, one had not begun."""
+    link = "node:b-1"
+    router = bound("s1", link=link)
+    answers: list[dict[str, Any]] = [{"result": {"messageId": message}} for message in ("m1", "m2", "m3")]
+    for number, answer in enumerate([*answers, {"error": {"code": -32000, "message": "no"}}]):
+        (serve,) = router.from_client(request(number, "session.send", sessionId="s1", prompt="hello"))
+        assert isinstance(serve, Serve)
+        serve.request.session_id = "s1"
+        router.send(serve.request, link)
+        router.from_runtime(link, body(id=number, **answer))
+    router.from_runtime(link, event("s1", "e1", "user.message", messageId="m1"))
+    router.from_runtime(link, event("s1", "e2", "session.idle"))
+    router.hold_back("s1")
+    raw = json.dumps({"type": "user.message", "data": {"messageId": "m2"}, "id": "e3"}).encode()
+    assert router.lost_prompts("s1", [SessionEvent("e3", "user.message", raw)]) == ["m3"]
+    assert router.lost_prompts("s1", []) == []
+
+
 def test_a_client_that_came_later_is_not_told_what_was_before() -> None:
     router = bound("s1")
     assert router.catch_up("s1", told("e1", "e2")) == ()

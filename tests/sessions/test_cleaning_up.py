@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -105,6 +106,40 @@ async def test_the_turns_of_an_earlier_life_are_left_to_a_node_that_says_so() ->
         await b.janitor.sweep()
         await a.loaded("s1").answer()
         assert (await run.wait()).status is TurnStatus.COMPLETED
+
+
+async def test_nobody_is_held_for_gone_while_an_emptied_store_fills_up_again() -> None:
+    async with scripted_node() as a, scripted_node(a.stores, name="b") as b:
+        await a.open("s1")
+        run = await a.send("s1", "one")
+        await settle()
+        # Of a process of b's name that was killed before this one was started: its place is ours.
+        await a.stores.ledger.accept(replace(run.row, id="t", incarnation="b-0"))
+        for node in (a, b):
+            await a.stores.coordination.leave(node.incarnation)
+        assert await b.service.recover() == 0, "a list without ourselves says nothing of others"
+        await b.join()
+        b.settled = False
+        assert await b.service.recover() == 1
+        left = await a.stores.ledger.get(KEY, "t")
+        assert left is not None
+        assert left.status is TurnStatus.INTERRUPTED
+        await a.join()
+        b.settled = True
+        assert await b.service.recover() == 0
+        await a.loaded("s1").answer()
+        assert (await run.wait()).status is TurnStatus.COMPLETED
+
+
+async def test_who_cleaned_up_leaves_that_to_others_when_it_stops() -> None:
+    async with scripted_node() as a:
+        await a.janitor.sweep()
+        assert await a.stores.coordination.holder(LEASE) is not None
+        running = asyncio.create_task(a.janitor.run())
+        await settle()
+        running.cancel()
+        await settle()
+        assert await a.stores.coordination.holder(LEASE) is None
 
 
 @pytest.mark.parametrize("page", [1, 100])

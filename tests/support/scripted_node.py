@@ -180,6 +180,7 @@ class ScriptedNode:
         self.clock = clock
         self.pool = ScriptedPool(max_sessions=max_sessions, max_runtimes=max_runtimes, pause=pause)
         self.may_serve = True
+        self.settled = True
         self.incarnation = f"{name}-1"
         self.tasks = TaskOwner(name)
         self.context = SessionContext(
@@ -194,6 +195,7 @@ class ScriptedNode:
             credentials=lambda _tenant: Credentials(model="m1"),
             incarnation=lambda: self.incarnation,
             may_serve=lambda: self.may_serve,
+            settled=lambda: self.settled,
             tasks=self.tasks,
             admission=TurnAdmission(
                 TurnSlots(total=max_turns, per_tenant=max_turns, timeout=5.0),

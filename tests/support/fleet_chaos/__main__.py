@@ -43,7 +43,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--users", type=int, default=default("USERS", "24"))
     parser.add_argument("--minutes", type=float, default=default("MINUTES", "3"), help="of trouble")
     parser.add_argument("--turns", type=int, default=default("TURNS"), help="end after so many")
-    parser.add_argument("--pause", type=float, default=default("PAUSE", "4"), help="seconds between two faults, about")
+    parser.add_argument("--pause", type=float, default=default("PAUSE", "8"), help="seconds between two faults, about")
     parser.add_argument("--json", default=default("JSON"), help="file for what was measured")
     return parser.parse_args()
 

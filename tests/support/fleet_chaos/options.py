@@ -11,7 +11,7 @@ HEARTBEAT, TTL = 0.2, 2.0
 #: The coordination and the state store are waited for as long as a restart here can take.
 STORE_PATIENCE = 15.0
 #: Seconds that one prompt may take from its first try to its outcome, over all faults that meet it.
-PATIENCE = 40.0
+PATIENCE = 120.0
 NODES = ("a", "b", "c")
 
 
@@ -23,7 +23,7 @@ class Options:
     #: End it earlier, after so many turns.
     turns: int | None = None
     #: Between the beginnings of two faults, about.
-    pause: float = 4.0
+    pause: float = 8.0
     seed: int = field(default_factory=lambda: random.randrange(1 << 32))
     #: Where logs and configuration go.
     directory: Path | None = None

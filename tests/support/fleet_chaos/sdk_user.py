@@ -9,6 +9,7 @@ from typing import Any
 from copilot import CopilotClient, RuntimeConnection
 from copilot._jsonrpc import JsonRpcError
 
+from support.fleet_chaos.options import PATIENCE
 from support.fleet_chaos.transcript import Outcome, Prompt
 from support.fleet_chaos.users import SILENCE, Placed, World
 from support.sdk_clients import Chat, Client, Endpoint, custom_tool
@@ -82,8 +83,7 @@ class SdkUser(Placed):
                 seen, quiet = len(chat.events), time.monotonic()
             await asyncio.sleep(0.05)
             if time.monotonic() - quiet > 2.0:
-                assert self._client is not None
-                await _within(SILENCE - 2.0, self._client.sdk.ping())
+                await self._ping()
                 quiet = time.monotonic()
 
     def _end(self, answered: bool, error: Any) -> tuple[Outcome, str]:
@@ -100,18 +100,32 @@ class SdkUser(Placed):
             connection = RuntimeConnection.for_uri(endpoint.address, connection_token=endpoint.token)
             sdk = CopilotClient(connection=connection, mode="empty")
             self._client = Client(sdk, endpoint, "empty")
-            await self._refusable(sdk.start())
+            try:
+                await _within(SILENCE, sdk.start())
+            except JsonRpcError as error:
+                raise Gone(str(error)) from error
         if session not in self._chats:
             tool = custom_tool(f"look_{self.user}", skip_permission=True)
             self._chats[session] = await self._refusable(self._client.resume(session, tools=[tool]))
         return self._chats[session]
 
     async def _refusable(self, asked: Any) -> Any:
+        """However long it takes, as long as the node shows that it is there."""
+        asking = asyncio.ensure_future(_within(PATIENCE, asked))
         try:
-            return await _within(SILENCE * 2, asked)
+            while not (await asyncio.wait({asking}, timeout=2.0))[0]:
+                await self._ping()
+            return asking.result()
         except JsonRpcError as error:
             self.refused(_code(error))
             raise Gone(str(error)) from error
+        finally:
+            asking.cancel()
+            await asyncio.wait({asking})
+
+    async def _ping(self) -> None:
+        assert self._client is not None
+        await _within(SILENCE - 2.0, self._client.sdk.ping())
 
     async def _move(self) -> None:
         await self._drop()

@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
+#: Seconds after which a turn, or a recovery, is worth a line in the log.
+SLOW = 8.0
+
+
 class Outcome(StrEnum):
     #: The turn has ended and its caller was told so: it stands in the history, once.
     ACKNOWLEDGED = "acknowledged"
@@ -63,8 +67,9 @@ class Transcript:
 
     def end(self, prompt: Prompt, outcome: Outcome, detail: str = "") -> None:
         prompt.outcome, prompt.detail, prompt.ended = outcome, detail, time.monotonic()
-        if outcome is not Outcome.ACKNOWLEDGED:
-            self.say(f"{prompt}: {outcome} {detail}".rstrip())
+        taken = prompt.ended - prompt.began
+        if outcome is not Outcome.ACKNOWLEDGED or taken > SLOW:
+            self.say(f"{prompt}: {outcome} after {taken:.1f} s {detail}".rstrip())
 
     def of(self, session: str) -> list[Prompt]:
         return [prompt for prompt in self.prompts if prompt.session == session]
@@ -89,5 +94,11 @@ class Transcript:
                 first = min(after, key=lambda prompt: prompt.ended or 0.0)
                 ended = first.ended or 0.0
                 asked = min((p.began for p in self.of(session) if (p.ended or ended) > kill.at), default=first.began)
-                alone = all(end <= kill.at or begin >= ended or begin == kill.at for begin, end, _ in self.faults)
-                yield ended - max(kill.at, asked), alone
+                alone = all(
+                    end <= kill.at or begin >= ended or (kind == "node killed" and begin <= kill.at)
+                    for begin, end, kind in self.faults
+                )
+                taken = ended - max(kill.at, asked)
+                if taken > SLOW:
+                    self.say(f"{session} of {kill.node} took {taken:.1f} s, until {first}")
+                yield taken, alone

@@ -1,0 +1,59 @@
+"""The short form of `make chaos`: three nodes, two stores and eight users under trouble."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from support.fleet_chaos.audit import compare
+from support.fleet_chaos.options import Options
+from support.fleet_chaos.report import table
+from support.fleet_chaos.run import chaos
+from support.fleet_chaos.transcript import Outcome, Prompt
+
+
+@pytest.mark.cli
+@pytest.mark.timeout(300)
+async def test_every_history_is_as_its_users_were_told_whatever_dies(tmp_path: Path) -> None:
+    options = Options(users=8, seconds=20.0, pause=3.0)
+    result = await chaos(options, tmp_path)
+    print(table(result.measured) if result.measured else "it did not come to its end")
+    assert not result.wrong, "\n".join([f"seed {options.seed}", *result.wrong, *result.log[-200:]])
+    counts = result.measured["counts"]
+    assert sum(count for kind, count in counts.items() if kind.startswith("fault: ")) >= 3
+    assert result.measured["prompts"]["acknowledged"] >= 8
+
+
+def said(*names: str) -> list[Prompt]:
+    """Acknowledged one after the other."""
+    now = time.monotonic()
+    return [
+        Prompt("s", "u", name, name, began=now + number, ended=now + number + 0.5, outcome=Outcome.ACKNOWLEDGED)
+        for number, name in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stored", "wrong"),
+    [
+        (["a", "b", "c"], None),
+        (["a", "c"], "missing"),
+        (["a", "b", "b", "c"], "2 times"),
+        (["b", "a", "c"], "stands before"),
+        (["a", "b", "x", "c"], "never said"),
+    ],
+)
+def test_the_audit_sees_what_is_wrong(stored: list[str], wrong: str | None) -> None:
+    found = compare(said("a", "b", "c"), stored)
+    assert bool(found) == (wrong is not None)
+    assert wrong is None or any(wrong in one for one in found)
+
+
+def test_what_was_not_acknowledged_may_be_missing_and_never_stands_twice() -> None:
+    prompts = said("a", "b")
+    prompts[1].outcome = Outcome.UNKNOWN
+    assert not compare(prompts, ["a"])
+    assert not compare(prompts, ["a", "b"])
+    assert compare(prompts, ["a", "b", "b"])
