@@ -70,7 +70,7 @@ async def open_coordination(settings: Settings) -> AsyncIterator[PostgresCoordin
         coordination.url,
         schema=coordination.database_schema,
         max_connections=4,
-        deadline=coordination.retry,
+        deadline=coordination.patience,
         # Two seconds later the connection is cut; that has to leave time for another heartbeat.
         statement_timeout=max(0.5, coordination.ttl / 4),
         lock_timeout=max(0.5, coordination.ttl / 4),
