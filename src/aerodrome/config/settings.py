@@ -156,8 +156,8 @@ class CoordinationSettings(Section):
     patience: Duration = Field(
         default=15.0,
         description="How long a request or a turn waits for the coordination store when it is away, before it fails "
-        "with `store_unavailable`. Longer than a restart of the store takes. A heartbeat does not wait: the next is due "
-        "soon.",
+        "with `store_unavailable`. Longer than a restart of the store takes. A heartbeat does not wait: the next is "
+        "due soon.",
     )
 
     @model_validator(mode="after")
