@@ -208,7 +208,7 @@ def _redis_coordination(settings: Settings) -> Coordination:
             prefix=coordination.key_prefix,
             # A heartbeat without an answer must leave time for the next.
             timeout=coordination.ttl / 2,
-            patience=coordination.retry,
+            patience=coordination.patience,
         ),
     )
 

@@ -72,7 +72,7 @@ async def open_coordination(settings: Settings) -> AsyncIterator[PostgresCoordin
             coordination.url,
             schema=coordination.database_schema,
             max_connections=most,
-            deadline=coordination.retry,
+            deadline=coordination.patience,
             statement_timeout=max(0.1, coordination.ttl / 6),
             lock_timeout=max(0.1, coordination.ttl / 6),
             # Before a heartbeat is given up (a quarter of the time to live): the driver does not let go of a statement

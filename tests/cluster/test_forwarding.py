@@ -13,7 +13,9 @@ import pytest_asyncio
 from copilot import ToolInvocation, ToolResult
 from copilot._jsonrpc import JsonRpcError
 
+from aerodrome.coordination.ports import Lease
 from aerodrome.demo.model import ModelServer
+from aerodrome.errors import StoreUnavailable
 from aerodrome.gateway.away import AwaySessions
 from aerodrome.model import SessionKey
 from aerodrome.sessions.live import LiveSession
@@ -295,3 +297,35 @@ async def test_members_at_different_nodes_see_one_order_and_lose_access_at_once(
     with pytest.raises(JsonRpcError, match="not found"):
         await chat.turn("still here")
     reading.cancel()
+
+
+@pytest.mark.parametrize("door", ["http", "gateway"])
+async def test_a_lease_that_was_not_given_back_leads_to_the_node_that_has_it(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, door: str
+) -> None:
+    """The session is not loaded there (any more), and is loaded there again: nobody is sent back and forth."""
+    at_a, at_b = await pair.users()
+    name = f"kept-{door}"
+    key = SessionKey("acme", name)
+    await at_a.open(name)
+    assert await at_a.text(name, "[[say: one]]") == "one"
+    lost: list[Lease] = []
+
+    async def release(lease: Lease) -> bool:
+        lost.append(lease)
+        raise StoreUnavailable("it could not be asked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pair.a.node.stores.coordination, "release", release)
+        await pair.hibernate(name)
+        await until(lambda: bool(lost))
+    assert pair.runs_at(name) == ""
+    assert await pair.b.node.stores.coordination.holder(key) == lost[0]
+    async with asyncio.timeout(20):
+        if door == "http":
+            assert await at_b.text(name, "[[say: two]]") == "two"
+        else:
+            client = await pair.client(pair.b)
+            assert await (await client.resume(name)).turn("[[say: two]]") == "two"
+    assert pair.runs_at(name) == "a"
+    assert await at_b.prompts_seen(name) == ["[[say: one]]", "[[say: two]]"]

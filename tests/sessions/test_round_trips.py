@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import pytest
 
 from aerodrome.errors import NotFound
 from aerodrome.model import Principal, TurnStatus
 from aerodrome.sessions.admission import TurnLimits
-from support.scripted_node import ALICE, BOB, ScriptedNode, scripted_node, settle
+from support.scripted_node import ALICE, BOB, Counting, ScriptedNode, scripted_node, settle
 
 pytestmark = pytest.mark.timeout(30)
-
-
-class Counting:
-    """A port that counts the calls, each of which is a round trip."""
-
-    def __init__(self, store: Any) -> None:
-        self._store = store
-        self.calls: Counter[str] = Counter()
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._store, name)
-
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            self.calls[name] += 1
-            return await method(*args, **kwargs)
-
-        return call
 
 
 def count(node: ScriptedNode) -> tuple[Counter[str], Counter[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -102,6 +103,23 @@ class MemoryFiles:
     def _check(self, key: SessionKey, epoch: int) -> None:
         if self.epochs.get(key) != epoch:
             raise Fenced("not the announced epoch")
+
+
+class Counting:
+    """A port that counts the calls, each of which is a round trip."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.calls: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls[name] += 1
+            return await method(*args, **kwargs)
+
+        return call
 
 
 class Unsteady:

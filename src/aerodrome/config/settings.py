@@ -148,11 +148,6 @@ class CoordinationSettings(Section):
     database_schema: _DatabaseSchema = Field(
         default="aerodrome", description="PostgreSQL: the schema that holds the tables."
     )
-    retry: Duration = Field(
-        default=5.0,
-        description="Redis and PostgreSQL: how long a call goes on trying while the server cannot be reached, such as "
-        "during a restart, before the error `store_unavailable`. A heartbeat is not repeated: the next is due soon.",
-    )
     heartbeat: Duration = Field(default=1.0, gt=0, description="How often a node says that it is alive.")
     ttl: Duration = Field(
         default=5.0,
@@ -161,7 +156,8 @@ class CoordinationSettings(Section):
     patience: Duration = Field(
         default=15.0,
         description="How long a request or a turn waits for the coordination store when it is away, before it fails "
-        "with `store_unavailable`. Longer than a restart of the store takes.",
+        "with `store_unavailable`. Longer than a restart of the store takes. A heartbeat does not wait: the next is "
+        "due soon.",
     )
 
     @model_validator(mode="after")
