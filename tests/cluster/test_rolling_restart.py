@@ -25,6 +25,8 @@ from support.stores import shared_valkey
 pytestmark = pytest.mark.cli
 
 NAMES = ("a", "b", "c")
+#: Seconds between two turns of a user.
+THINKING = 0.3
 
 
 @pytest.fixture
@@ -71,9 +73,15 @@ class Talk:
         self.at = NAMES[(NAMES.index(self.at) + 1) % len(NAMES)]
 
     async def history(self) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        params: dict[str, str] = {}
         async with httpx.AsyncClient(timeout=60, headers=self.headers) as client:
-            answer = (await client.get(self.url(f"/{self.session}/messages"))).json()
-        return [(message["role"], message["content"]) for message in answer["messages"]]
+            while True:
+                answer = (await client.get(self.url(f"/{self.session}/messages"), params=params)).json()
+                found += [(message["role"], message["content"]) for message in answer["messages"]]
+                if answer["next"] is None:
+                    return found
+                params = {"cursor": answer["next"]}
 
     @property
     def expected(self) -> list[tuple[str, str]]:
@@ -94,6 +102,7 @@ class HttpTalk(Talk):
                 assert answer.json()["turn"]["status"] == "completed"
                 assert not answer.json()["turn"]["retried"]
                 self.said.append(prompt)
+                await asyncio.sleep(THINKING)
 
     async def _send(self, client: httpx.AsyncClient, prompt: str) -> httpx.Response:
         """Until a node takes it. The key keeps it from being said twice."""
@@ -177,6 +186,7 @@ class SdkTalk(Talk):
             assert chat.answer == prompt.removeprefix("[[say: ").removesuffix("]]")
             assert not chat.data("session.error")
             self.said.append(prompt)
+            await asyncio.sleep(THINKING)
         self._client.forget()
 
     async def _connect(self, user: str) -> Chat:
