@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,9 @@ class Reader(Talk):
             if event["event"] in ("user.message", "assistant.message")
         ]
 
+    def has_been_told(self, messages: int) -> bool:
+        return len(self.told) >= messages
+
     async def run(self) -> None:
         async with httpx.AsyncClient(timeout=60, headers=self.headers) as client:
             while True:
@@ -255,9 +259,9 @@ async def test_no_turn_fails_and_nothing_is_lost(fleet: Nodes, model: ModelServe
         assert (await talk.history())[2:] == talk.expected
         assert {model.asked(prompt) for prompt in talk.said} <= {0, 1}  # the model forgets the first of many
         assert sum(talk.sent_away.values()) <= 6
-    for reader, talk in zip(readers, over_http, strict=True):
-        await eventually(lambda reader=reader, talk=talk: len(reader.told) >= len(talk.expected))
-        assert reader.told == talk.expected
+    for reader, followed in zip(readers, over_http, strict=True):
+        await eventually(partial(reader.has_been_told, len(followed.expected)))
+        assert reader.told == followed.expected
         ids = [event["id"] for event in reader.seen if "id" in event]
         assert len(ids) == len(set(ids))
         assert reader.sent_away.total() > 0
