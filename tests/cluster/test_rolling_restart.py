@@ -255,10 +255,10 @@ async def test_no_turn_fails_and_nothing_is_lost(fleet: Nodes, model: ModelServe
         await all_go_on(2)
     enough.set()
     await asyncio.gather(*talking)
-    for talk in talks:
-        assert (await talk.history())[2:] == talk.expected
-        assert {model.asked(prompt) for prompt in talk.said} <= {0, 1}  # the model forgets the first of many
-        assert sum(talk.sent_away.values()) <= 6
+    for each in talks:
+        assert (await each.history())[2:] == each.expected
+        assert {model.asked(prompt) for prompt in each.said} <= {0, 1}  # the model forgets the first of many
+        assert each.sent_away.total() <= 6
     for reader, followed in zip(readers, over_http, strict=True):
         await eventually(partial(reader.has_been_told, len(followed.expected)))
         assert reader.told == followed.expected
