@@ -16,10 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
-from aerodrome.bench import node_sdk
+from aerodrome.bench import directory_scale, node_sdk
 from aerodrome.bench.run import BENCHMARKS
 from aerodrome.cli.bench import Name
 from aerodrome.errors import Invalid
+from support.postgres import shared_server
 
 HAPROXY = "HAProxy in TCP mode"
 
@@ -37,16 +38,17 @@ GATEWAY = {
     "gateway-failover": 1,
     "gateway-clients": 3,
 }
+FLEET = {"fleet-recovery": 2, "directory-scale": 4}
 
 
 @pytest.mark.cli
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("expected", [HOST, GATEWAY], ids=["host", "gateway"])
+@pytest.mark.parametrize("expected", [HOST, GATEWAY, FLEET], ids=["host", "gateway", "fleet"])
 def test_a_quick_run(tmp_path: Path, expected: dict[str, int]) -> None:
     only = [word for name in expected for word in ("--only", name)]
     done = subprocess.run(
         [sys.executable, "-m", "aerodrome", "bench", "--quick", "--json", *only],
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(tmp_path), directory_scale.VARIABLE: shared_server().url},
         capture_output=True,
         text=True,
         check=False,
@@ -82,7 +84,7 @@ def _check(row: dict[str, Any]) -> None:
 
 
 def test_the_benchmarks_under_test_are_all() -> None:
-    assert [*HOST, *GATEWAY] == list(BENCHMARKS)
+    assert [*HOST, *GATEWAY, *FLEET] == list(BENCHMARKS)
 
 
 def test_without_node_the_rows_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

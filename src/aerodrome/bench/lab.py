@@ -168,6 +168,11 @@ class NodeProcess:
             while (count := count - (await self.command("hibernate", tenant=tenant, id=session))["count"]) > 0:
                 await asyncio.sleep(0.01)
 
+    async def kill(self) -> None:
+        """kill -9."""
+        self._process.kill()
+        await self._process.wait()
+
     async def command(self, do: str, **values: Any) -> Any:
         return await self._say(json.dumps({"do": do, **values}))
 

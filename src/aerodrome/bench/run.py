@@ -13,7 +13,9 @@ from typing import Any, Protocol
 from aerodrome.bench import (
     components,
     cpu,
+    directory_scale,
     first_turn,
+    fleet_recovery,
     gateway_alone,
     gateway_clients,
     gateway_failover,
@@ -43,6 +45,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "gateway-alone": gateway_alone.run,
     "gateway-failover": gateway_failover.run,
     "gateway-clients": gateway_clients.run,
+    "fleet-recovery": fleet_recovery.run,
+    "directory-scale": directory_scale.run,
 }
 
 

@@ -37,6 +37,11 @@ class Scale:
     pipe_seconds: float
     kills: int
     idle_clients: int
+    #: Nodes that are killed, for each time to live.
+    node_kills: int
+    #: Sessions in the larger directory, and rounds of opening and listing.
+    directory_rows: int
+    directory_rounds: int
 
 
 FULL = Scale(
@@ -61,6 +66,9 @@ FULL = Scale(
     pipe_seconds=1.0,
     kills=20,
     idle_clients=2_000,
+    node_kills=20,
+    directory_rows=100_000,
+    directory_rounds=200,
 )
 QUICK = Scale(
     name="quick",
@@ -84,4 +92,7 @@ QUICK = Scale(
     pipe_seconds=0.3,
     kills=1,
     idle_clients=50,
+    node_kills=1,
+    directory_rows=1_000,
+    directory_rounds=10,
 )

@@ -36,6 +36,8 @@ class Name(StrEnum):
     GATEWAY_ALONE = "gateway-alone"
     GATEWAY_FAILOVER = "gateway-failover"
     GATEWAY_CLIENTS = "gateway-clients"
+    FLEET_RECOVERY = "fleet-recovery"
+    DIRECTORY_SCALE = "directory-scale"
 
 
 def bench(
