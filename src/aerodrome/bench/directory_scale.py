@@ -120,7 +120,7 @@ async def _open(directory: Directory) -> None:
     row = _session(f"new-{secrets.token_hex(8)}", USER, 1e9)
     await directory.insert(row)
     await directory.get(SessionKey(TENANT, "s-50"))
-    await directory.remove(row.key)
+    await directory.remove(row.key, row.created_at)
 
 
 async def _list(directory: Directory) -> None:
