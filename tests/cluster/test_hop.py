@@ -249,11 +249,12 @@ async def test_only_who_has_a_node_s_token_speaks_for_others(nodes: Hop, client:
         assert "result" in await stranger.request("connect", mine)
         said = await stranger.request("auth.getStatus", {"sessionId": chat.id})
         assert said["result"]["login"] == "bob"
-        answer = await stranger.request("session.getMessages", {"sessionId": chat.id})
-        assert "Session not found" in answer["error"]["message"]
         # Nothing but what concerns a session goes to the node that runs it, were it named.
         answer = await stranger.request("connect", {"token": "wrong", "onBehalfOf": alice, "sessionId": chat.id})
         assert answer["error"]["code"] == -32002
+        assert {found.who.user for found in relayed(nodes)} == {"alice"}
+        answer = await stranger.request("session.getMessages", {"sessionId": chat.id})
+        assert "Session not found" in answer["error"]["message"]
         for method in ("aerodrome.send", "aerodrome.events", "aerodrome.call"):
             answer = await stranger.request(method, {"who": alice, "session": chat.id, "sessionId": chat.id})
             assert answer["error"]["data"]["code"] == "forbidden"
