@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from copilot import ToolInvocation, ToolResult
+from copilot._jsonrpc import JsonRpcError
 from copilot.generated.rpc import PermissionDecisionApproveOnce
 
 from aerodrome.demo.model import ModelServer
+from aerodrome.gateway import away
+from aerodrome.gateway import client as gateway_client
 from aerodrome.gateway.client import GatewayClient
 from aerodrome.gateway.router import NODE_LINK
 from aerodrome.model import SessionKey
@@ -150,7 +153,10 @@ async def test_the_link_is_cut_while_the_client_is_asked_something(
     assert nodes.front.node.pool.runtimes == []
 
 
-async def test_a_drain_takes_the_sessions_to_the_client_s_own_node(tmp_path: Path, model: ModelServer) -> None:
+async def test_a_drain_takes_the_sessions_to_the_client_s_own_node(
+    tmp_path: Path, model: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_client, "_RETURNS", 3)
     async with hop(tmp_path, model) as nodes, connected(await endpoint(nodes)) as client:
         await _drained(nodes, client, model)
 
@@ -170,6 +176,10 @@ async def _drained(nodes: Hop, client: Client, model: ModelServer) -> None:
     await model.gate_reached("last")
     draining = asyncio.create_task(nodes.back.node.drain())
     await until(lambda: nodes.back.node.sessions.draining)
+    # As long as it has the session, somebody else's prompt is given back; who sends it is not kept waiting for ever.
+    with pytest.raises(JsonRpcError) as caught:
+        await chat.session.send("now")
+    assert caught.value.data["code"] == "session_busy"
     model.open_gate("last")
     await chat.until("session.idle")
     assert chat.answer.endswith("two")
@@ -239,11 +249,39 @@ async def test_only_who_has_a_node_s_token_speaks_for_others(nodes: Hop, client:
         assert "result" in await stranger.request("connect", mine)
         said = await stranger.request("auth.getStatus", {"sessionId": chat.id})
         assert said["result"]["login"] == "bob"
-        answer = await stranger.request("session.getMessages", {"sessionId": chat.id})
-        assert "Session not found" in answer["error"]["message"]
         # Nothing but what concerns a session goes to the node that runs it, were it named.
         answer = await stranger.request("connect", {"token": "wrong", "onBehalfOf": alice, "sessionId": chat.id})
         assert answer["error"]["code"] == -32002
+        assert {found.who.user for found in relayed(nodes)} == {"alice"}
+        answer = await stranger.request("session.getMessages", {"sessionId": chat.id})
+        assert "Session not found" in answer["error"]["message"]
         for method in ("aerodrome.send", "aerodrome.events", "aerodrome.call"):
             answer = await stranger.request(method, {"who": alice, "session": chat.id, "sessionId": chat.id})
             assert answer["error"]["data"]["code"] == "forbidden"
+
+
+async def test_a_session_whose_node_cannot_be_reached_is_not_waited_for_for_ever(
+    nodes: Hop, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is there again when the node is."""
+    chat = await client.create()
+    seen = Seen(chat)
+    await chat.turn("one")
+    monkeypatch.setattr(nodes.front.node.gateway, "patience", 0.5)
+    monkeypatch.setattr(away, "_LOOK", 0.1)
+    cluster = nodes.front.node.cluster
+    with monkeypatch.context() as unreachable:
+        wrong = replace(nodes.front.node.cluster.node(nodes.back.node.cluster.own), address="127.0.0.1:1")  # type: ignore[type-var]
+
+        async def elsewhere(key: SessionKey) -> Any:
+            return wrong
+
+        unreachable.setattr(cluster, "elsewhere", elsewhere)
+        cut(nodes)
+        for call in (chat.session.get_events(), chat.session.send("two")):
+            with pytest.raises(JsonRpcError) as caught:
+                await asyncio.wait_for(call, 20)
+            assert caught.value.data["code"] == "session_busy"
+    assert await chat.turn("three") == "echo: three"
+    assert seen.repeated == []
+    assert await chat.prompts_seen() == ["one", "three"]

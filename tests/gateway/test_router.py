@@ -742,8 +742,10 @@ def test_what_was_missed_while_a_session_changed_nodes_is_told_in_order_and_once
     assert router.known("s") == ["e1"]
     router.bind("s", "node:d-1")
     assert router.from_runtime("node:d-1", event("s", "e5")) == ()
+    assert router.held_bytes == len(event("s", "e3")) + len(event("s", "e5"))
     missed = [stored(event_id) for event_id in ("e2", "e3", "e4", "e5", "e6")]
     assert told_ids(router.release("s", missed)) == ["e2", "e3", "e4", "e5", "e6"]
+    assert router.held_bytes == 0
     assert router.from_runtime("node:d-1", event("s", "e6")) == ()
     assert told_ids(router.from_runtime("node:d-1", event("s", "e7"))) == ["e7"]
     router.hold_back("s")

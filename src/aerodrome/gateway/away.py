@@ -92,6 +92,11 @@ class AwaySessions:
         tenant = self._client.who.tenant if self._client.principal is not None else ""
         return [SessionKey(tenant, session_id) for session_id in self._away]
 
+    @property
+    def moving(self) -> bool:
+        """A session is on its way from one node to another."""
+        return bool(self._returning)
+
     # --- requests ---
 
     async def takes(self, request: Request) -> bool:

@@ -242,6 +242,8 @@ class GatewayClient:
         for link in self._links.values():
             link.connection.flush()
         self.connection.flush()
+        if self.away.moving and self.router.held_bytes > self.gateway.limits.client_buffer:
+            self.drop("more was told of a session that changes nodes than can be kept")
         if self.connection.paused and self.connection.buffered > self.gateway.limits.client_buffer:
             self._too_slow()
 

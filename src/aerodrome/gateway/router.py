@@ -185,6 +185,7 @@ class _Binding:
         #: Bodies, events with their ids, held back until an alias is known, or until what was missed before them is
         #: told.
         self.held: list[tuple[str | None, bytes]] | None = None
+        self.held_bytes = 0
         #: Bodies are held back for the sake of what was missed.
         self.moving = False
         #: Ids of the latest stored events that were told before that, the latest first.
@@ -494,6 +495,7 @@ class Router:
     def _to_client(self, binding: _Binding, body: bytes, event_id: str | None = None) -> Sequence[Command]:
         if binding.held is not None:
             binding.held.append((event_id, body))
+            binding.held_bytes += len(body)
             return ()
         return [self._passed_on(binding, body)]
 
@@ -700,6 +702,11 @@ class Router:
             binding.link = None
             binding.hold_back()
 
+    @property
+    def held_bytes(self) -> int:
+        """Of bodies that are held back."""
+        return sum(binding.held_bytes for binding in self._sessions.values())
+
     def known(self, session_id: str) -> list[str]:
         """Ids of the stored events that the client was told before `hold_back`, the latest first."""
         binding = self._sessions.get(session_id)
@@ -711,7 +718,7 @@ class Router:
         if binding is None:
             return ()
         held, binding.held = deque(binding.held or ()), None
-        binding.moving = False
+        binding.moving, binding.held_bytes = False, 0
         waiting = {event_id for event_id, _ in held if event_id is not None}
         commands: list[Command] = []
         for event in missed:
@@ -755,7 +762,7 @@ class Router:
             binding.aliases[latest_id.encode()] = first_id.encode()
         if binding.moving:
             return ()  # the session is changing nodes
-        held, binding.held = binding.held or [], None
+        held, binding.held, binding.held_bytes = binding.held or [], None, 0
         return [self._passed_on(binding, body) for _, body in held]
 
     def _done(self, request: Request) -> None:
