@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-
 #: Seconds after which a turn, or a recovery, is worth a line in the log.
 SLOW = 8.0
 
