@@ -101,13 +101,23 @@ async def both(tmp_path: Path, model: ModelServer, old_release: Path) -> AsyncIt
         yield made
 
 
-async def hibernated(user: User, session_id: str) -> None:
-    """Left by itself, after `sessions.idle_timeout`."""
+async def when_free(user: User, session: str, prompt: str) -> str:
+    """The answer, as soon as the other release has left the session (`sessions.idle_timeout`) and this one takes it."""
 
-    async def asleep() -> bool:
-        return bool((await user.http.get(f"/sessions/{session_id}")).json()["state"] == "hibernated")
+    async def free() -> str | None:
+        answer = await user.http.post(f"/sessions/{session}/messages", json={"prompt": prompt})
+        if answer.status_code != 200:
+            assert answer.json()["code"] == "session_busy", answer.text
+            return None
+        assert answer.json()["turn"]["status"] == "completed"
+        return "=" + str(answer.json()["message"]["content"])
 
-    await eventually(asleep)
+    return str(await eventually(free, 60))[1:]
+
+
+async def seen(user: User, session: str) -> list[str]:
+    """The prompts that the model is sent with the next one."""
+    return list(json.loads(await when_free(user, session, "[[turns]]"))[:-1])
 
 
 async def test_a_session_goes_on_at_either_release(both: Both, model: ModelServer) -> None:
@@ -120,13 +130,11 @@ async def test_a_session_goes_on_at_either_release(both: Both, model: ModelServe
     assert await at_old.text("t", "[[say: beside]]") == "beside"
     said = ["[[say: one]]"]
     for number, user in enumerate((at_new, at_old, at_new, at_old)):
-        await hibernated(user, "s")
         prompt = f"[[say: {number}]]"
-        assert await user.text("s", prompt) == str(number)
+        assert await when_free(user, "s", prompt) == str(number)
         said.append(prompt)
     assert await at_old.history("s") == await at_new.history("s")
-    await hibernated(at_new, "s")
-    assert await at_new.prompts_seen("s") == said
+    assert await seen(at_new, "s") == said
     assert [len(requests_of(model, prompt)) for prompt in said] == [1] * len(said)
     # Each lists what both have made; a key of the one is good at the other.
     await at_new.open("u")
@@ -156,8 +164,7 @@ async def test_a_session_that_is_loaded_at_one_is_busy_for_the_other_and_never_r
         assert refused["retryable"] is True
         model.open_gate(session)
         assert (await held)["turn"]["status"] == "completed"
-        await hibernated(there, session)
-        assert await there.prompts_seen(session) == [f"[[gate: {session}]] one"]
+        assert await seen(there, session) == [f"[[gate: {session}]] one"]
 
 
 @pytest.mark.parametrize("paused", ["old", "new"])
@@ -176,8 +183,8 @@ async def test_epochs_fence_across_releases(both: Both, model: ModelServer, paus
         model.open_gate("held")
         server.send_signal(signal.SIGCONT)
     assert (await held).json().get("code") in ("turn_interrupted", "session_busy", "store_unavailable")
-    assert await seen(other) == ["[[say: one]]", "[[say: two]]"]
-    assert await seen(user) == ["[[say: one]]", "[[say: two]]", "[[turns]]"]
+    assert await seen(other, "s") == ["[[say: one]]", "[[say: two]]"]
+    assert await seen(user, "s") == ["[[say: one]]", "[[say: two]]", "[[turns]]"]
 
 
 def pause_between_writes(server: Server) -> None:
@@ -200,19 +207,6 @@ def may_write(path: Path) -> bool:
     finally:
         connection.close()
     return True
-
-
-async def seen(user: User) -> list[str]:
-    """The prompts that the model is sent with the next one, as soon as the session is free for it."""
-
-    async def free() -> list[str] | None:
-        answer = await user.http.post("/sessions/s/messages", json={"prompt": "[[turns]]"})
-        if answer.status_code != 200:
-            assert answer.json()["code"] == "session_busy", answer.text
-            return None
-        return list(json.loads(answer.json()["message"]["content"]))
-
-    return list((await eventually(free))[:-1])
 
 
 async def taken_over(other: User) -> bool:

@@ -1,0 +1,78 @@
+"""What a node asks of the coordination store while its users are quiet does not depend on how many sessions it has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aerodrome.demo.model import ModelServer
+from support.host import Host, host, until
+
+pytestmark = pytest.mark.cli
+
+SESSIONS = 20
+BEATS = 10
+
+
+@pytest.fixture
+async def model() -> AsyncIterator[ModelServer]:
+    async with ModelServer() as server:
+        yield server
+
+
+def counted(running: Host) -> Counter[str]:
+    """Calls of the node's coordination store from now on, each of which is a round trip."""
+    calls: Counter[str] = Counter()
+    store: Any = running.node.stores.coordination
+
+    def count(name: str, method: Any) -> Any:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return await method(*args, **kwargs)
+
+        return call
+
+    for name in ("heartbeat", "nodes", "holder", "holders", "acquire", "release", "publish", "admit", "join"):
+        setattr(store, name, count(name, getattr(store, name)))
+    return calls
+
+
+async def test_heartbeats_cost_the_same_with_any_number_of_sessions(tmp_path: Path, model: ModelServer) -> None:
+    quick = {"heartbeat": "100ms", "ttl": "5s"}
+    async with AsyncExitStack() as stack:
+        a, b = [
+            await stack.enter_async_context(host(tmp_path, model, server={"node_name": name}, coordination=quick))
+            for name in ("a", "b")
+        ]
+        await until(lambda: not any(running.node.cluster.alone for running in (a, b)))
+        at_a, at_b = await a.user("alice"), await b.user("alice")
+        calls = [counted(a), counted(b)]
+
+        async def quiet() -> list[Counter[str]]:
+            """Of each node, in the time of so many heartbeats."""
+            for each in calls:
+                each.clear()
+            await until(lambda: all(each["heartbeat"] >= BEATS for each in calls))
+            return [Counter(each) for each in calls]
+
+        asked = []
+        for number in range(SESSIONS):
+            session = f"s-{number}"
+            await at_a.open(session)
+            await at_a.text(session, "[[say: one]]")
+            # Somebody at the other node follows each of them.
+            await stack.enter_async_context(at_b.events(session))
+            if number in (0, SESSIONS - 1):
+                assert len(a.node.sessions.live) == number + 1
+                await asyncio.sleep(0.5)  # what a turn leaves to be done
+                asked.append(await quiet())
+        for few, many in zip(*asked, strict=True):
+            assert set(many) == set(few) <= {"heartbeat", "nodes", "holders"}
+            for name, times in many.items():
+                assert times <= 2 * BEATS, (name, few, many)
