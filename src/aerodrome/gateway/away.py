@@ -234,19 +234,14 @@ class AwaySessions:
             return
         client.run(router.release(session_id, missed))
         log.info("gateway.session_back", session=session_id, node=self._attached_at(session_id))
+        # Behind the move: it may have to wait until it is certain who has gone, and the client's requests need not.
+        client.start(self._see_to_the_end(session_id), f"end of turns of {session_id}")
+
+    async def _see_to_the_end(self, session_id: str) -> None:
         try:
-            lost = await self._until_it_works(partial(self._lost_prompts, session_id))
-            await self._until_it_works(partial(self._tell_end, session_id, lost))
+            await self._until_it_works(partial(self._tell_end, session_id))
         except AerodromeError as error:
             log.warning("gateway.end_not_told", session=session_id, reason=error.detail)
-
-    async def _lost_prompts(self, session_id: str) -> list[str]:
-        """Message ids of the client's prompts that went with the node which had taken them."""
-        client = self._client
-        if not client.router.has_sent(session_id):
-            return []
-        history = await client.gateway.sessions.stored_events(client.who, session_id)
-        return client.router.lost_prompts(session_id, history)
 
     async def _missed(self, session_id: str) -> Sequence[SessionEvent]:
         """Of a session that is here now. Another node tells it before it answers."""
@@ -308,14 +303,21 @@ class AwaySessions:
         away.incarnation = node.incarnation
         client.router.ready(session_id)
 
-    async def _tell_end(self, session_id: str, lost: list[str]) -> None:
+    async def _tell_end(self, session_id: str) -> None:
         """Say that turns have ended which nobody works on any more: the one that the client was told of, and those of
-        its prompts that were taken (`lost`, message ids) and had not begun."""
-        client = self._client
-        if not lost and not client.router.at_work(session_id):
+        its prompts that were taken and had not begun."""
+        client, router = self._client, self._client.router
+        if not router.has_sent(session_id) and not router.at_work(session_id):
             return
         authors = await client.gateway.sessions.authors_at_work(client.who, session_id)
-        if client.who.user in authors or (authors and not lost):
+        if client.who.user in authors:
+            return
+        lost: list[str] = []
+        if router.has_sent(session_id):
+            # Only now: what a living node had in hand a moment ago is told or stored by now.
+            history = await client.gateway.sessions.stored_events(client.who, session_id)
+            lost = router.lost_prompts(session_id, history)
+        if not lost and (authors or not router.at_work(session_id)):
             return
         error = TurnInterrupted("the node that ran the turn has gone")
         events = client.gateway.sessions.end_events(error, lost, idle=not authors)
