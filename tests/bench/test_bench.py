@@ -43,7 +43,14 @@ FLEET = {"fleet-recovery": 2, "directory-scale": 4}
 
 @pytest.mark.cli
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("expected", [HOST, GATEWAY, FLEET], ids=["host", "gateway", "fleet"])
+@pytest.mark.parametrize(
+    "expected",
+    [
+        pytest.param(HOST, id="host"),
+        pytest.param(GATEWAY, id="gateway"),
+        pytest.param(FLEET, id="fleet", marks=pytest.mark.soak),
+    ],
+)
 def test_a_quick_run(tmp_path: Path, expected: dict[str, int]) -> None:
     only = [word for name in expected for word in ("--only", name)]
     done = subprocess.run(

@@ -17,6 +17,7 @@ from aerodrome.demo.model import ModelServer
 from support.faults import Wire, wire
 from support.nodes import Nodes, eventually, nodes
 from support.sdk_clients import requests_of
+from support.selection import cases
 from support.server import write_config
 
 pytestmark = pytest.mark.cli
@@ -62,7 +63,7 @@ async def begun_at_b(apart: Apart) -> None:
     assert await at_b.text("s", "[[say: one]]") == "one"
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", cases(FAULTS, suite=["half-open"]))
 async def test_a_turn_and_a_reader_survive(apart: Apart, model: ModelServer, fault: str) -> None:
     """In mid-turn: who waits at the other node gets the outcome, and its reader each event, once."""
     await begun_at_b(apart)
@@ -99,7 +100,7 @@ async def test_a_turn_and_a_reader_survive(apart: Apart, model: ModelServer, fau
     reading.cancel()
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", cases(FAULTS, suite=["cut"]))
 async def test_a_client_survives(apart: Apart, model: ModelServer, fault: str) -> None:
     await begun_at_b(apart)
     at_b = await apart.fleet.user("b")
@@ -121,7 +122,7 @@ async def test_a_client_survives(apart: Apart, model: ModelServer, fault: str) -
     assert len(requests_of(model, prompt)) == 1
 
 
-@pytest.mark.parametrize("fault", ["cut", "half-open"])
+@pytest.mark.parametrize("fault", cases(["cut", "half-open"], suite=["half-open"]))
 async def test_a_node_that_cannot_be_reached_is_told_within_a_deadline(
     apart: Apart, model: ModelServer, fault: str
 ) -> None:

@@ -20,6 +20,7 @@ from support.faults import Wire, wire
 from support.nodes import Nodes, nodes
 from support.postgres import fresh_schema, shared_server
 from support.sdk_clients import requests_of
+from support.selection import cases
 from support.server import write_config
 from support.stores import shared_valkey
 
@@ -89,8 +90,13 @@ FAULTS: dict[str, Callable[[Wire], None]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("store", ["valkey", "postgresql"])
+@pytest.mark.parametrize(
+    ("store", "fault"),
+    cases(
+        [(store, fault) for store in ("valkey", "postgresql") for fault in FAULTS],
+        suite=[("valkey", "cut"), ("postgresql", "half-open")],
+    ),
+)
 async def test_short_trouble_with_the_coordination_store_costs_no_turn(
     tmp_path: Path, model: ModelServer, store: str, fault: str
 ) -> None:
@@ -100,7 +106,7 @@ async def test_short_trouble_with_the_coordination_store_costs_no_turn(
         assert "heartbeat.lapsed" not in running.log()
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", cases(FAULTS, suite=["reset"]))
 async def test_short_trouble_with_the_state_store_costs_no_turn(tmp_path: Path, model: ModelServer, fault: str) -> None:
     async with faulty(tmp_path, model, "valkey") as running:
         await short_trouble(running, model, running.state, fault)
@@ -130,8 +136,13 @@ async def short_trouble(running: Faulty, model: ModelServer, where: Wire, fault:
     assert [len(requests_of(model, prompt)) for prompt in prompts] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("fault", ["cut", "half-open"])
-@pytest.mark.parametrize("store", ["valkey", "postgresql"])
+@pytest.mark.parametrize(
+    ("store", "fault"),
+    cases(
+        [(store, fault) for store in ("valkey", "postgresql") for fault in ("cut", "half-open")],
+        suite=[("valkey", "half-open")],
+    ),
+)
 async def test_a_node_that_is_cut_off_fences_itself_and_comes_back(
     tmp_path: Path, model: ModelServer, store: str, fault: str
 ) -> None:

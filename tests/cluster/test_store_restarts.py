@@ -31,6 +31,7 @@ async def model() -> AsyncIterator[ModelServer]:
         yield server
 
 
+@pytest.mark.soak
 async def test_restarts_of_the_stores_fail_no_turn(tmp_path: Path, model: ModelServer) -> None:
     outcomes: Counter[str] = Counter()
     said: dict[str, list[str]] = {f"s-{number}": [] for number in range(USERS)}
