@@ -19,7 +19,7 @@ from support.stores import ValkeyServer, free_port
 
 
 def settings_for(tmp_path: Path, url: str, **coordination: str) -> Settings:
-    coordination = {"url": url, "retry": "1s"} | coordination
+    coordination = {"url": url, "patience": "1s"} | coordination
     return Settings.model_validate({"server": {"data_dir": str(tmp_path)}, "coordination": coordination})
 
 

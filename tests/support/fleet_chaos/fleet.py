@@ -31,7 +31,6 @@ _START = 60.0
 
 _SETTINGS = f"""
 url = "{{valkey}}"
-retry = "5s"
 patience = "{STORE_PATIENCE}s"
 [state]
 url = "{{postgres}}"
