@@ -194,6 +194,12 @@ class AwaySessions:
         await self._client.detach(session_id)
         self._client.connection.write(envelope.notification_frame(MOVED, {"sessionId": session_id}))
 
+    def given_back(self, session_id: str, link_id: str) -> None:
+        """The node behind the link runs the session no more. It may say so when the client has long been elsewhere."""
+        away = self._away.get(session_id)
+        if away is not None and f"{NODE_LINK}{away.incarnation}" == link_id:
+            self.move(session_id)
+
     def link_lost(self, link_id: str) -> None:
         """The node has gone, or does not want us any more: its sessions come back."""
         for session_id in [id_ for id_, away in self._away.items() if f"{NODE_LINK}{away.incarnation}" == link_id]:

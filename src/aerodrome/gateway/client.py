@@ -233,7 +233,7 @@ class GatewayClient:
             elif isinstance(command, Relayed):
                 self.away.answered(command.request, done=command.done)
             elif isinstance(command, Moved):
-                self.away.move(command.session_id)
+                self.away.given_back(command.session_id, command.link)
             elif isinstance(command, Gone):
                 self.away.gone(command.session_id, command.link)
         if flush:

@@ -86,9 +86,10 @@ class Relayed(msgspec.Struct, frozen=True):
 
 
 class Moved(msgspec.Struct, frozen=True):
-    """Another node, which ran the session, says that it does not any more."""
+    """The node behind the link, which ran the session, says that it does not any more."""
 
     session_id: str
+    link: str
 
 
 class Gone(msgspec.Struct, frozen=True):

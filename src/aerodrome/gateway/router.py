@@ -476,7 +476,7 @@ class Router:
                 return ()
             return self._to_client(binding, body, params.event.id)
         if notification.method == _MOVED:
-            return [Moved(params.sessionId)] if params.sessionId and link.startswith(NODE_LINK) else ()
+            return [Moved(params.sessionId, link)] if params.sessionId and link.startswith(NODE_LINK) else ()
         if notification.method == "session.lifecycle":
             if link.startswith(NODE_LINK):
                 # That node knows whose it is, also when the client takes part in it no more.
