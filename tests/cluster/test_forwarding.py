@@ -17,6 +17,7 @@ from aerodrome.coordination.ports import Lease
 from aerodrome.demo.model import ModelServer
 from aerodrome.errors import StoreUnavailable
 from aerodrome.gateway.away import AwaySessions
+from aerodrome.gateway.router import NODE_LINK
 from aerodrome.model import SessionKey
 from aerodrome.sessions.live import LiveSession
 from support.host import Host, User, host, until
@@ -329,3 +330,19 @@ async def test_a_lease_that_was_not_given_back_leads_to_the_node_that_has_it(
             assert await (await client.resume(name)).turn("[[say: two]]") == "two"
     assert pair.runs_at(name) == "a"
     assert await at_b.prompts_seen(name) == ["[[say: one]]", "[[say: two]]"]
+
+
+async def test_a_session_that_is_given_back_late_stays_where_its_client_is(pair: Pair) -> None:
+    """The node that ran it says so when the client has long been elsewhere."""
+    client = await pair.client(pair.b)
+    chat = await client.create(session_id="late-1")
+    assert await chat.turn("[[say: one]]") == "one"
+    (mine,) = [found for found in pair.b.node.gateway.clients if "late-1" in found.attachments]
+    attachment = mine.attachments["late-1"]
+    body = b'{"jsonrpc":"2.0","method":"aerodrome.moved","params":{"sessionId":"late-1"}}'
+    commands = mine.router.from_runtime(f"{NODE_LINK}{pair.a.node.cluster.own}", body)
+    assert commands
+    mine.run(commands)
+    assert mine.away._returning == {}
+    assert mine.attachments["late-1"] is attachment
+    assert await chat.turn("[[say: two]]") == "two"
