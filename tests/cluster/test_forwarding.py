@@ -346,3 +346,41 @@ async def test_a_session_that_is_given_back_late_stays_where_its_client_is(pair:
     assert mine.away._returning == {}
     assert mine.attachments["late-1"] is attachment
     assert await chat.turn("[[say: two]]") == "two"
+
+
+async def test_a_hint_that_comes_late_takes_nobody_away(pair: Pair) -> None:
+    """Where the session was loaded before is told behind where it is now, and while somebody else attaches to it."""
+    at_a, _ = await pair.users()
+    await at_a.open("late-2")
+    assert await at_a.text("late-2", "[[say: one]]") == "one"
+    client = await pair.client(pair.b)
+    chat = await client.resume("late-2")
+    live = pair.live("late-2")["a"]
+    (mine,) = [found for found in pair.a.node.gateway.clients if "late-2" in found.attachments]
+    assert mine.relayed
+    attachment = mine.attachments["late-2"]
+    async with live._residency._transition:
+        pair.a.node.cluster._awake(SessionKey("acme", "late-2"), pair.b.node.cluster.own)
+        await asyncio.sleep(0)
+        assert mine.attachments.get("late-2") is attachment
+    assert await chat.turn("[[say: two]]") == "two"
+    assert mine.attachments.get("late-2") is attachment
+
+
+async def test_a_session_that_is_given_back_while_it_moves_is_looked_for_again(pair: Pair) -> None:
+    client = await pair.client(pair.b)
+    at_a, _ = await pair.users()
+    await at_a.open("late-3")
+    assert await at_a.text("late-3", "[[say: one]]") == "one"
+    chat = await client.resume("late-3")
+    (mine,) = [found for found in pair.b.node.gateway.clients if "late-3" in found.away._away]
+    (relayed,) = [found for found in pair.a.node.gateway.clients if "late-3" in found.attachments]
+    mine.away.move("late-3")
+    # The other node lets go of it, and says so, before the move has come to its end.
+    await relayed.detach("late-3")
+    mine.away.given_back("late-3", f"{NODE_LINK}{pair.a.node.cluster.own}")
+    await until(lambda: not mine.away.moving)
+    chat.events.clear()
+    assert await at_a.text("late-3", "[[say: two]]") == "two"
+    await chat.until("session.idle")
+    assert chat.answers == ["two"]

@@ -86,6 +86,8 @@ class AwaySessions:
         self._client = client
         self._away: dict[str, Away] = {}
         self._returning: dict[str, asyncio.Task[None]] = {}
+        #: Of those, what was given back while it was on its way.
+        self._again: set[str] = set()
 
     @property
     def keys(self) -> list[SessionKey]:
@@ -158,7 +160,7 @@ class AwaySessions:
     def gone(self, session_id: str, link_id: str) -> None:
         """The node behind this link says that the session is deleted, or not the client's any more."""
         away = self._away.get(session_id)
-        if away is not None and link_id == f"{NODE_LINK}{away.incarnation}" and session_id not in self._returning:
+        if away is not None and link_id == f"{NODE_LINK}{away.incarnation}" and not self._returns(session_id):
             self.forget(session_id)
 
     def forget(self, session_id: str) -> None:
@@ -182,7 +184,7 @@ class AwaySessions:
 
     def runs_at(self, session_id: str, incarnation: str) -> None:
         """A node has loaded the session. If the client is attached to it at another one, it goes there."""
-        if self._attached_at(session_id) in (None, incarnation) or session_id in self._returning:
+        if self._attached_at(session_id) in (None, incarnation) or self._returns(session_id):
             return
         if self._client.relayed:
             self._client.start(self._give_back(session_id), "give back")
@@ -190,14 +192,19 @@ class AwaySessions:
             self.move(session_id)
 
     async def _give_back(self, session_id: str) -> None:
-        """The node that relays the client has to look where the session runs."""
+        """The node that relays the client has to look where the session runs, if that is another node: a hint may be
+        late."""
+        if await self._client.gateway.cluster.elsewhere(SessionKey(self._client.who.tenant, session_id)) is None:
+            return
         await self._client.detach(session_id)
         self._client.connection.write(envelope.notification_frame(MOVED, {"sessionId": session_id}))
 
     def given_back(self, session_id: str, link_id: str) -> None:
         """The node behind the link runs the session no more. It may say so when the client has long been elsewhere."""
         away = self._away.get(session_id)
-        if away is not None and f"{NODE_LINK}{away.incarnation}" == link_id:
+        if self._returns(session_id):
+            self._again.add(session_id)
+        elif away is not None and f"{NODE_LINK}{away.incarnation}" == link_id:
             self.move(session_id)
 
     def link_lost(self, link_id: str) -> None:
@@ -207,11 +214,20 @@ class AwaySessions:
 
     def move(self, session_id: str) -> None:
         """Attach the client anew where the session runs now, or here if it runs nowhere."""
-        if session_id not in self._returning:
+        if not self._returns(session_id):
             task = self._client.start(self._move(session_id), f"move {session_id}")
             if task is not None:
                 self._returning[session_id] = task
-                task.add_done_callback(lambda _: self._returning.pop(session_id, None))
+                task.add_done_callback(lambda done: self._returned(session_id, done))
+
+    def _returns(self, session_id: str) -> bool:
+        task = self._returning.get(session_id)
+        return task is not None and not task.done()
+
+    def _returned(self, session_id: str, task: asyncio.Task[None]) -> None:
+        if self._returning.get(session_id) is task:
+            del self._returning[session_id]
+            self._again.discard(session_id)
 
     async def _move(self, session_id: str) -> None:
         client, router = self._client, self._client.router
@@ -223,9 +239,10 @@ class AwaySessions:
         missed: Sequence[SessionEvent] = ()
         try:
             while (away := self._away.get(session_id)) is not None:
+                self._again.discard(session_id)
                 await self._until_it_works(partial(self._attach, session_id, away))
                 missed = await self._until_it_works(partial(self._missed, session_id))
-                if router.is_bound(session_id):
+                if router.is_bound(session_id) and session_id not in self._again:
                     break
                 router.hold_back(session_id)  # the node has gone again meanwhile
         except Exception as error:

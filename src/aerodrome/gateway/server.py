@@ -229,7 +229,7 @@ class Gateway:
         )
 
     def _on_awake(self, key: SessionKey, incarnation: str) -> None:
-        if incarnation != self.cluster.own and self.sessions.is_loaded(key):
+        if incarnation != self.cluster.own and self.sessions.holds(key):
             return  # news of long ago
         for client in self._clients:
             if client.principal is not None and client.principal.tenant == key.tenant:

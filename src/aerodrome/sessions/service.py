@@ -86,6 +86,12 @@ class SessionService:
     def find_live(self, key: SessionKey) -> LiveSession | None:
         return self._sessions.find(key)
 
+    def holds(self, key: SessionKey) -> bool:
+        """Whether this node runs the session: it has its lease, were it only to change what is attached."""
+        live = self._sessions.find(key)
+        activation = live.activation if live is not None else None
+        return activation is not None and not activation.lost.done() and self._context.may_serve()
+
     def is_loaded(self, key: SessionKey) -> bool:
         """Whether the session is loaded here, under a lease that holds."""
         live = self._sessions.find(key)
