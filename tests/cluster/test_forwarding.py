@@ -16,6 +16,7 @@ from copilot._jsonrpc import JsonRpcError
 from aerodrome.coordination.ports import Lease
 from aerodrome.demo.model import ModelServer
 from aerodrome.errors import StoreUnavailable
+from aerodrome.events import SessionEvent
 from aerodrome.gateway.away import AwaySessions
 from aerodrome.gateway.router import NODE_LINK
 from aerodrome.model import SessionKey
@@ -367,7 +368,9 @@ async def test_a_hint_that_comes_late_takes_nobody_away(pair: Pair) -> None:
     assert mine.attachments.get("late-2") is attachment
 
 
-async def test_a_session_that_is_given_back_while_it_moves_is_looked_for_again(pair: Pair) -> None:
+async def test_a_session_that_is_given_back_while_it_moves_is_looked_for_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = await pair.client(pair.b)
     at_a, _ = await pair.users()
     await at_a.open("late-3")
@@ -375,10 +378,20 @@ async def test_a_session_that_is_given_back_while_it_moves_is_looked_for_again(p
     chat = await client.resume("late-3")
     (mine,) = [found for found in pair.b.node.gateway.clients if "late-3" in found.away._away]
     (relayed,) = [found for found in pair.a.node.gateway.clients if "late-3" in found.attachments]
+    attached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def missed(session_id: str) -> list[SessionEvent]:
+        attached.set()
+        await go_on.wait()
+        return []
+
+    monkeypatch.setattr(mine.away, "_missed", missed)
     mine.away.move("late-3")
+    await asyncio.wait_for(attached.wait(), 20)
     # The other node lets go of it, and says so, before the move has come to its end.
     await relayed.detach("late-3")
     mine.away.given_back("late-3", f"{NODE_LINK}{pair.a.node.cluster.own}")
+    go_on.set()
     await until(lambda: not mine.away.moving)
     chat.events.clear()
     assert await at_a.text("late-3", "[[say: two]]") == "two"
