@@ -123,6 +123,10 @@ def test_what_a_node_has_loaded_is_refused_and_named_and_the_rest_erased(run: Ru
     assert run(*rm, "a-2").code == 1
     assert on_stores(filled, remains)["acme/a-2"] == ["bob"]
 
+    result = run(*rm, "a-2", "--wait", "200ms")
+    assert result.code == 1
+    assert "waiting for acme/a-2, which node node-7 has loaded" in result.err
+
     # The node puts it to sleep while the command waits.
     async def release(stores: Stores) -> None:
         while not any(node.name == "aerodrome-sessions-rm" for node in await stores.coordination.nodes()):
@@ -134,7 +138,6 @@ def test_what_a_node_has_loaded_is_refused_and_named_and_the_rest_erased(run: Ru
     result = run(*rm, "a-2", "--wait", "60s")
     releasing.join(20)
     assert (result.code, result.out) == (0, "Deleted acme/a-2.\n")
-    assert "waiting for acme/a-2, which node node-7 has loaded" in result.err
     assert "acme/a-2" not in on_stores(filled, remains)
 
 

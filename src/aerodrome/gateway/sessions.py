@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
 
-from aerodrome.errors import AerodromeError, Conflict, Invalid, Refused, TooLarge
+from aerodrome.errors import Conflict, Invalid, Refused, TooLarge
 from aerodrome.events import SessionEvent
 from aerodrome.gateway.attachment import NativeAttachment
 from aerodrome.gateway.problems import RuntimeRefused
@@ -120,7 +120,7 @@ async def _attach(
             del client.attachments[session_id]
             client.router.leave(session_id)
         gateway.sessions.let_go(live)
-        if attachment.refused is not None and isinstance(error, AerodromeError):
+        if attachment.refused is not None and (isinstance(error, Refused) or isinstance(error.__cause__, Refused)):
             raise RuntimeRefused(attachment.refused.code, attachment.refused.message) from error
         raise
     result = attachment.result

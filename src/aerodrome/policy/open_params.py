@@ -48,7 +48,7 @@ def client_open_params(
         resume: Of `session.resume`, which needs a `sessionId`; a create may leave that to the host.
     """
     try:
-        if resume and "sessionId" not in params:
+        if resume and params.get("sessionId") is None:
             raise Denied("`sessionId` is missing", "invalid")
         kept = {name: value for name, value in params.items() if value is not None}
         if resume:

@@ -92,14 +92,14 @@ class Activation:
         self._attachments = attachments
         self.runtime.control.bind(self.key.id, self)
         try:
-            first = await attachments.open_first(self.runtime, resume=resume)
+            first = await attachments.open_first(self.runtime, resume=resume, lost=self.lost.done)
             if first is not None:
                 await self.attach_last()
             else:
                 await self._request("session.resume" if resume else "session.create", params)
             if first is None or first.forces_options:
                 await self._request("session.options.update", {"sessionId": self.key.id, **SAFE_OPTIONS})
-            if await attachments.open_others(first, self.runtime):
+            if await attachments.open_others(first, self.runtime, lost=self.lost.done):
                 await self.attach_last()
             if self.lost.done():
                 raise self.lost.result().error or ActivationRefused(self.lost.result().reason)

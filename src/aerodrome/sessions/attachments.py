@@ -12,12 +12,12 @@ without touching any of it, and the other attachments join (docs/facts.md, "Sess
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import structlog
 
-from aerodrome.errors import AerodromeError, Refused
+from aerodrome.errors import AerodromeError, Refused, RuntimeUnavailable
 from aerodrome.events import SessionEvent
 from aerodrome.runtime.link import RequestRefused
 from aerodrome.runtime.supervisor import ManagedRuntime
@@ -125,35 +125,42 @@ class Attachments:
         if attachment in self._all:
             self._all.remove(attachment)
 
-    async def open_first(self, runtime: ManagedRuntime, *, resume: bool) -> Attachment | None:
+    async def open_first(self, runtime: ManagedRuntime, *, resume: bool, lost: Callable[[], bool]) -> Attachment | None:
         """Have the session created or resumed by the first that can. ``None``: there is none (any more).
+
+        Args:
+            lost: Whether the activation was lost meanwhile; a refusal then says nothing of what was asked.
 
         Raises:
             Refused: The runtime refuses what a client that waits for it asks for.
             RuntimeUnavailable: It went away.
         """
         for attachment in self:
-            if not attachment.passive and await self._open(attachment, runtime, resume=resume):
+            if not attachment.passive and await self._open(attachment, runtime, lost, resume=resume):
                 return attachment
         return None
 
-    async def open_others(self, first: Attachment | None, runtime: ManagedRuntime) -> bool:
+    async def open_others(self, first: Attachment | None, runtime: ManagedRuntime, *, lost: Callable[[], bool]) -> bool:
         """The session is loaded: let the others join; whether there are any. Raises as `open_first`."""
         others = [attachment for attachment in self if attachment is not first]
         for attachment in others:
-            await self._open(attachment, runtime, resume=True)
+            await self._open(attachment, runtime, lost, resume=True)
         return bool(others)
 
-    async def reopen(self, attachment: Attachment, runtime: ManagedRuntime) -> None:
+    async def reopen(self, attachment: Attachment, runtime: ManagedRuntime, *, lost: Callable[[], bool]) -> None:
         """Have one of them leave and join anew. Raises as `open_first`."""
         await attachment.close()
-        await self._open(attachment, runtime, resume=True)
+        await self._open(attachment, runtime, lost, resume=True)
 
-    async def _open(self, attachment: Attachment, runtime: ManagedRuntime, *, resume: bool) -> bool:
+    async def _open(
+        self, attachment: Attachment, runtime: ManagedRuntime, lost: Callable[[], bool], *, resume: bool
+    ) -> bool:
         replay = attachment.is_replay
         try:
             await attachment.open(runtime, resume=resume)
         except Refused as error:
+            if lost():
+                raise RuntimeUnavailable("the activation was lost while the session was loaded") from error
             if not replay:
                 raise
             # What it was attached with is not accepted any more. Others shall not be without their session for it.

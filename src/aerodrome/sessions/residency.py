@@ -132,7 +132,7 @@ class Residency:
                     await attachment.open(activation.runtime, resume=True)
                     self._refuse_when_closed()
                 except RuntimeUnavailable:
-                    if activation.runtime.state is RuntimeState.CLAIMED:
+                    if not activation.lost.done() and activation.runtime.state is RuntimeState.CLAIMED:
                         self._leave(attachment, known)
                         raise
                     # It went away meanwhile: what follows is an ordinary wake-up.
@@ -180,7 +180,7 @@ class Residency:
             activation = self.activation
             if attachment in self.attachments and activation is not None and not activation.lost.done():
                 with suppress(RuntimeUnavailable):
-                    await self.attachments.reopen(attachment, activation.runtime)
+                    await self.attachments.reopen(attachment, activation.runtime, lost=activation.lost.done)
                     await activation.attach_last()
 
     def turn_began(self) -> None:
