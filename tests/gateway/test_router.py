@@ -773,3 +773,18 @@ def test_what_another_node_gives_back_is_placed_anew_and_what_a_runtime_says_so_
             assert router.unanswered == 1
         else:
             assert error_of(commands)["data"] == {"code": code}
+
+
+def test_what_a_runtime_says_of_a_session_that_was_taken_from_it_is_void() -> None:
+    """It goes on after a refused write, and says that its turn has ended."""
+    router = bound("s1")
+    assert to_client(router.from_runtime("rt-1", event("s1", "e1")))
+    router.cut_off("s1", "rt-0")
+    assert to_client(router.from_runtime("rt-1", event("s1", "e2")))
+    router.unbind("s1")
+    assert to_client(router.from_runtime("rt-1", event("s1", "e3")))  # as it is being unloaded
+    router.cut_off("s1", "rt-1")
+    assert router.from_runtime("rt-1", event("s1", "e4", "session.idle")) == ()
+    router.bind("s1", "rt-2")
+    assert to_client(router.from_runtime("rt-2", event("s1", "e5")))
+    assert router.from_runtime("rt-1", event("s1", "e6")) == ()

@@ -228,6 +228,9 @@ class NativeAttachment:
             self.live.attachments.suspect(reason)
             link.connection.abort(f"no answer to {method}")
 
+    def cut_off(self, runtime: ManagedRuntime) -> None:
+        self._owner.router.cut_off(self.session_id, runtime.id)
+
     def lost(self) -> None:
         self._link = None
         self._owner.router.unbind(self.session_id)

@@ -575,6 +575,12 @@ class Router:
         if (binding := self._sessions.get(session_id)) is not None:
             binding.link = None
 
+    def cut_off(self, session_id: str, link: str) -> None:
+        """What comes by this link is not the session's any more: somebody else may run it."""
+        binding = self._sessions.get(session_id)
+        if binding is not None and binding.latest == link:
+            binding.link = binding.latest = None
+
     def leave(self, session_id: str) -> None:
         """The client takes part no more."""
         self._sessions.pop(session_id, None)

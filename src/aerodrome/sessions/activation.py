@@ -126,8 +126,11 @@ class Activation:
         return True
 
     def discard(self, reason: str, error: AerodromeError | None = None) -> None:
-        """Cut it off: no more writes, and no more events. What the runtime still holds of it is void."""
+        """Cut it off: no more writes, and no more events, neither here nor to the clients that are attached. What the
+        runtime still holds of it is void: it goes on after a refused write, and says that its turn has ended."""
         self._files.close()
+        if not self.lost.done():
+            self._attachments.cut_off(self.runtime)
         self.runtime.control.unbind(self.key.id, self)
         self._requests.close()
         if not self.lost.done():

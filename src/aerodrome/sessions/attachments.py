@@ -68,6 +68,10 @@ class Attachment(Protocol):
         """Let go of the session in its runtime, which lives on. What goes wrong is of no interest."""
         ...
 
+    def cut_off(self, runtime: ManagedRuntime) -> None:
+        """What this runtime says of the session from now on is void."""
+        ...
+
     def lost(self) -> None:
         """Runtime or activation are void: what the client asks from now on waits for the next `open`."""
         ...
@@ -203,6 +207,10 @@ class Attachments:
     def suspect(self, reason: str) -> None:
         for attachment in self:
             attachment.suspect(reason)
+
+    def cut_off(self, runtime: ManagedRuntime) -> None:
+        for attachment in self:
+            attachment.cut_off(runtime)
 
     def lost(self) -> None:
         for attachment in self:
