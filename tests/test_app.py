@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aerodrome.app import credentials_of, pool_options, session_options
+from aerodrome.app.options import credentials_of, pool_options, session_options
 from aerodrome.config import Settings
 from aerodrome.policy.session_params import session_params
 

@@ -20,7 +20,7 @@ from weakref import WeakSet
 import structlog
 
 from aerodrome._util.loop_thread import LoopThread
-from aerodrome.app import Node
+from aerodrome.app.node import Node
 from aerodrome.config import Settings, load_settings, settings_of
 from aerodrome.config.types import Address
 from aerodrome.errors import Invalid

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aerodrome.app import open_stores
+from aerodrome.app.stores import open_stores
 from aerodrome.config import load_settings
 from aerodrome.errors import Unauthenticated
 from aerodrome.model import Principal

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from aerodrome.app import open_stores
+from aerodrome.app.stores import open_stores
 from aerodrome.config import load_settings
 from aerodrome.model import Role, SessionKey, SessionRow, TurnRow, TurnStatus
 from support.command_line import Run

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from aerodrome.app import Stores, open_stores
+from aerodrome.app.stores import Stores, open_stores
 from aerodrome.config import load_settings
 from aerodrome.coordination.ports import Node
 from aerodrome.model import Role, SessionKey, SessionRow, TurnRow, TurnStatus

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aerodrome.config import Settings, find_config, load_settings
-from aerodrome.config.settings import reveal
+from aerodrome.config.provider_settings import reveal
 from aerodrome.errors import ConfigError
 from aerodrome.model import ISOLATED_TOOLS, Isolation, OnBusy, Profile
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from aerodrome._util.clock import SystemClock
-from aerodrome.app import open_stores
+from aerodrome.app.stores import open_stores
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.errors import StoreUnavailable
 from support.faults import Wire, wire

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aerodrome.app import open_stores
+from aerodrome.app.stores import open_stores
 from aerodrome.cli.doctor import _examine
 from aerodrome.config.settings import Settings
 from aerodrome.coordination.ports import Node

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
-from aerodrome.app import open_stores
+from aerodrome.app.stores import open_stores
 from aerodrome.config import load_settings
 from aerodrome.demo.model import ModelServer
 from aerodrome.errors import Fenced

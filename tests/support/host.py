@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import psutil
 
-from aerodrome.app import Node
+from aerodrome.app.node import Node
 from aerodrome.config.settings import Settings
 from aerodrome.demo.model import ModelServer
 from aerodrome.runtime.supervisor import ManagedRuntime

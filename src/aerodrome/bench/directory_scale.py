@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from aerodrome.app import open_stores
+from aerodrome.app.stores import open_stores
 from aerodrome.bench.lab import Lab
 from aerodrome.bench.report import Row, compare, skipped
 from aerodrome.bench.rounds import interleave

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
 
-from aerodrome.app import Stores, open_stores
+from aerodrome.app.stores import Stores, open_stores
 from aerodrome.bench.lab import Lab, NodeProcess, User
 from aerodrome.bench.report import Row, compare
 from aerodrome.bench.rounds import interleave

@@ -21,7 +21,7 @@ from typing import Any
 
 import uvloop
 
-from aerodrome.app import Node
+from aerodrome.app.node import Node
 from aerodrome.config.settings import Settings
 from aerodrome.observability.logging import configure_logging
 

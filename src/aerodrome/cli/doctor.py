@@ -112,14 +112,14 @@ async def _provider(settings: Settings) -> str:
 
 
 async def _stores(settings: Settings) -> str:
-    from aerodrome.app import open_stores
+    from aerodrome.app.stores import open_stores
 
     async with open_stores(settings) as stores:
         count = await stores.directory.count()
         nodes = await stores.coordination.nodes()
     where = str(settings.server.data_dir)
     if settings.state.url != "sqlite":
-        from aerodrome.app import postgresql_stores
+        from aerodrome.app.stores import postgresql_stores
 
         where = f"{settings.state.url.masked} (schema {settings.state.database_schema})"
         if weak := await postgresql_stores().durability(settings):
@@ -172,7 +172,7 @@ async def _isolation(settings: Settings) -> str:
 
 
 async def _runtime(settings: Settings) -> str:
-    from aerodrome.app import try_runtime
+    from aerodrome.app.launch import try_runtime
 
     seconds = await try_runtime(settings)
     return f"started and took a turn in {seconds:.1f} s"

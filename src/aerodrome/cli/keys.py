@@ -89,7 +89,7 @@ def _described(info: KeyInfo) -> dict[str, Any]:
 
 def _run(config: Path | None, call: Callable[[KeyService], Awaitable[T]]) -> T:
     # Late: it brings in the whole server, which a command line without a store has no use for.
-    from aerodrome.app import open_stores
+    from aerodrome.app.stores import open_stores
 
     settings = load_settings(config, resolve_secrets=False)
 

@@ -36,7 +36,7 @@ def migrate(
         else:
             say("No store is in PostgreSQL; a node brings all others up to date when it starts: nothing to do.")
         return
-    from aerodrome.app import postgresql_stores
+    from aerodrome.app.stores import postgresql_stores
 
     done = asyncio.run(postgresql_stores().migrate(settings, check=check, post=post))
     rows = [{**asdict(status), "applied": done.applied.get(status.name, [])} for status in done.statuses]

@@ -58,7 +58,7 @@ def drain(
 
 
 async def _nodes(settings: Settings) -> list[dict[str, Any]]:
-    from aerodrome.app import open_stores
+    from aerodrome.app.stores import open_stores
 
     async with open_stores(settings) as stores:
         return [_described(node) for node in await stores.coordination.nodes()]
@@ -79,7 +79,7 @@ def _described(node: Node) -> dict[str, Any]:
 
 
 async def _drain(settings: Settings, wanted: str, *, wait: bool) -> str:
-    from aerodrome.app import open_stores
+    from aerodrome.app.stores import open_stores
 
     async with open_stores(settings) as stores:
         living = await stores.coordination.nodes()

@@ -44,7 +44,7 @@ def list_runtimes(config: ConfigOption = None, as_json: JsonOption = False) -> N
 
 
 async def _runtimes(settings: Settings) -> list[dict[str, Any]]:
-    from aerodrome.app import open_stores
+    from aerodrome.app.stores import open_stores
 
     async with open_stores(settings) as stores:
         return [row for node in await stores.coordination.nodes() for row in node.load.get("runtimes", [])]

@@ -15,7 +15,7 @@ from aerodrome.cli.options import ConfigOption
 from aerodrome.config import Settings, load_settings
 
 if TYPE_CHECKING:
-    from aerodrome.app import Node
+    from aerodrome.app.node import Node
 
 
 def serve(
@@ -48,7 +48,7 @@ def serve(
 
 
 async def _run(settings: Settings) -> None:
-    from aerodrome.app import Node
+    from aerodrome.app.node import Node
 
     stop = asyncio.Event()
     node = Node(settings)

@@ -19,7 +19,7 @@ from aerodrome.errors import NotFound, SessionBusy
 from aerodrome.model import SessionKey, SessionRow
 
 if TYPE_CHECKING:
-    from aerodrome.app import Stores
+    from aerodrome.app.stores import Stores
     from aerodrome.sessions.takeout import Erased, Whose
 
 T = TypeVar("T")
@@ -256,7 +256,7 @@ async def _row(stores: Stores, key: SessionKey) -> SessionRow:
 
 
 def _run(config: Path | None, call: Callable[[Stores], Awaitable[T]]) -> T:
-    from aerodrome.app import open_stores
+    from aerodrome.app.stores import open_stores
 
     settings = load_settings(config, resolve_secrets=False)
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aerodrome.app import Node
+from aerodrome.app.node import Node
 from aerodrome.config.settings import Settings
 from aerodrome.demo.model import ModelServer
 from aerodrome.model import RuntimeKey, SessionKey

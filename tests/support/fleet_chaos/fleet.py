@@ -16,7 +16,7 @@ import psutil
 import psycopg
 import redis
 
-from aerodrome.app import open_stores
+from aerodrome.app.stores import open_stores
 from aerodrome.config import load_settings
 from support.fleet_chaos.options import HEARTBEAT, NODES, STORE_PATIENCE, TTL
 from support.fleet_chaos.transcript import Transcript

@@ -1,216 +1,58 @@
-"""The composition root: the only place that names adapters and puts the parts together.
-
-`open_stores` is enough for commands that work beside a running server; `Node` is a whole server.
-"""
+"""A whole server: `Node`."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import socket
-import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol, Self, cast
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from typing import Any, Self
 
 import structlog
 
-from aerodrome._util.clock import Clock, SystemClock
-from aerodrome._util.patience import Patience, patient
-from aerodrome._util.redis_url import RedisUrl
-from aerodrome._util.sqlite import Database, Synchronous
+from aerodrome._util.clock import SystemClock
+from aerodrome._util.patience import Patience
 from aerodrome._util.tasks import TaskOwner
-from aerodrome._util.xdg import runtime_packages
-from aerodrome.config.settings import ProviderSettings, Settings, reveal
-from aerodrome.config.types import Address
-from aerodrome.coordination.backends.memory import MemoryCoordination
-from aerodrome.coordination.backends.sqlite import SqliteCoordination
-from aerodrome.coordination.backends.sqlite_directory import SqliteDirectory
+from aerodrome.app.launch import launcher
+from aerodrome.app.options import (
+    advertised,
+    credentials_of,
+    gateway_options,
+    patience,
+    peer_silence,
+    pool_options,
+    session_options,
+)
+from aerodrome.app.stores import Stores, open_stores
+from aerodrome.config.settings import Settings
 from aerodrome.coordination.heartbeat import Heartbeat
-from aerodrome.coordination.ports import ClusterEvent, Coordination, Directory
-from aerodrome.errors import AerodromeError, ConfigError, Draining
-from aerodrome.gateway.limits import GatewayLimits
-from aerodrome.gateway.server import Gateway, GatewayOptions
+from aerodrome.coordination.ports import ClusterEvent
+from aerodrome.errors import AerodromeError, Draining
+from aerodrome.gateway.server import Gateway
 from aerodrome.http.api import create_app
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.server import HttpServer
-from aerodrome.identity.backends.sqlite import SqliteKeyStore
 from aerodrome.identity.ephemeral import Authenticator, EitherOf
-from aerodrome.identity.keys import REVOKED, KeyService
-from aerodrome.identity.ports import KeyStore
-from aerodrome.model import RuntimeKey
+from aerodrome.identity.keys import REVOKED
 from aerodrome.peers.cluster import Cluster
 from aerodrome.peers.link import PeerLinks
 from aerodrome.peers.sessions import ClusterSessions
-from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.binary import resolve
 from aerodrome.runtime.homes import Homes
-from aerodrome.runtime.launchers.process import ProcessLauncher
 from aerodrome.runtime.machine import RuntimeState
-from aerodrome.runtime.pool import PoolOptions, RuntimePool
-from aerodrome.runtime.supervisor import RuntimeOptions
+from aerodrome.runtime.pool import RuntimePool
 from aerodrome.sessions.admission import TurnAdmission, TurnLimits
-from aerodrome.sessions.backends.sqlite import SqliteLedger
-from aerodrome.sessions.context import SessionContext, SessionOptions
+from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.janitor import Janitor
 from aerodrome.sessions.patience import patient_directory, patient_files, patient_leases, patient_ledger
-from aerodrome.sessions.ports import Ledger
 from aerodrome.sessions.recovery import EARLIER
 from aerodrome.sessions.service import SessionService
 from aerodrome.sessions.slots import TurnSlots
-from aerodrome.statestore.backends.sqlite import SqliteFileStore
-from aerodrome.statestore.ports import SessionFileStore
 
 log = structlog.get_logger(__name__)
 
+
 #: Seconds that another node may take to answer.
 _PEER_TIMEOUT = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Stores:
-    keys: KeyService
-    coordination: Coordination
-    directory: Directory
-    files: SessionFileStore
-    ledger: Ledger
-
-
-@asynccontextmanager
-async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
-    """The stores of this configuration, with their tables up to date.
-
-    What must last lies where `state.url` says, what is about the living where `coordination.url` says. With SQLite
-    there are two files, so that a write of one turn's files and the bookkeeping of another's do not wait for each
-    other.
-
-    Raises:
-        StoreUnavailable: A store cannot be opened.
-        ConfigError: A store was written by a newer version.
-    """
-    clock = SystemClock()
-    async with AsyncExitStack() as stack:
-        files = SqliteFiles(settings, stack)
-        state = await _open_state(settings, clock, files, stack)
-        coordination = await _open_coordination(settings, clock, files, stack)
-
-        async def announce(key_id: str) -> None:
-            await coordination.publish(ClusterEvent(REVOKED, key_id))
-
-        # A caller whose key is not in the cache needs the store, too.
-        patient_keys = patient(state.keys, Patience(settings.state.patience, clock=clock), ("get", "list"))
-        keys = KeyService(patient_keys, clock=clock, cache_ttl=settings.auth.key_cache, announce=announce)
-        yield Stores(keys, coordination, state.directory, state.files, state.ledger)
-
-
-class SqliteFiles:
-    """The databases in `server.data_dir`, each opened when first asked for and closed with the stack."""
-
-    def __init__(self, settings: Settings, stack: AsyncExitStack) -> None:
-        self._directory = settings.server.data_dir
-        self._synchronous: Synchronous = "FULL" if settings.state.synchronous == "full" else "NORMAL"
-        self._stack = stack
-        self._open: dict[str, Database] = {}
-
-    async def get(self, name: str) -> Database:
-        if name not in self._open:
-            database = Database(self._directory / name, synchronous=self._synchronous)
-            self._open[name] = await self._stack.enter_async_context(database)
-        return self._open[name]
-
-
-class _State(Protocol):
-    """What must last."""
-
-    @property
-    def files(self) -> SessionFileStore: ...
-    @property
-    def ledger(self) -> Ledger: ...
-    @property
-    def keys(self) -> KeyStore: ...
-    @property
-    def directory(self) -> Directory: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _SqliteState:
-    files: SessionFileStore
-    ledger: Ledger
-    keys: KeyStore
-    directory: Directory
-
-
-async def _open_state(settings: Settings, clock: Clock, databases: SqliteFiles, stack: AsyncExitStack) -> _State:
-    state = settings.state
-    if state.url != "sqlite":
-        opening = postgresql_stores().open_state(settings, clock)
-        return cast("_State", await stack.enter_async_context(opening))
-    database = await databases.get("state.sqlite3")
-    files = SqliteFileStore(database, clock=clock, max_file_bytes=state.max_file, max_session_bytes=state.max_session)
-    opened = _SqliteState(
-        files,
-        SqliteLedger(database),
-        SqliteKeyStore(database),
-        # With the leases, because a node changes both for each turn while files are being written.
-        SqliteDirectory(await databases.get("coordination.sqlite3")),
-    )
-    for store in (opened.files, opened.ledger, opened.keys, opened.directory):
-        await store.open()
-        stack.push_async_callback(store.aclose)
-    return opened
-
-
-def postgresql_stores() -> ModuleType:
-    """The module `postgresql_stores`, whose driver is an extra.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
-    try:
-        return importlib.import_module("aerodrome.postgresql_stores")
-    except ImportError as error:
-        raise ConfigError(f"PostgreSQL needs its driver ({error}): install 'aerodrome[postgresql]'") from None
-
-
-async def _open_coordination(
-    settings: Settings, clock: Clock, databases: SqliteFiles, stack: AsyncExitStack
-) -> Coordination:
-    url = settings.coordination.url
-    if url.scheme in ("postgresql", "postgres"):
-        opening = postgresql_stores().open_coordination(settings)
-        return cast("Coordination", await stack.enter_async_context(opening))
-    coordination: Coordination
-    if url == "memory":
-        coordination = MemoryCoordination(clock=clock)
-    elif url == "sqlite":
-        coordination = SqliteCoordination(await databases.get("coordination.sqlite3"), clock=clock)
-    else:
-        coordination = _redis_coordination(settings)
-    stack.push_async_callback(coordination.aclose)
-    await coordination.open()
-    return coordination
-
-
-def _redis_coordination(settings: Settings) -> Coordination:
-    """Its driver is an extra. Raises `ConfigError` when it is not installed."""
-    try:
-        module = importlib.import_module("aerodrome.coordination.backends.redis")
-    except ImportError as error:
-        raise ConfigError(f"Redis needs its driver ({error}): pip install 'aerodrome[redis]'") from None
-    coordination = settings.coordination
-    return cast(
-        "Coordination",
-        module.RedisCoordination(
-            RedisUrl.parse(coordination.url),
-            prefix=coordination.key_prefix,
-            # A heartbeat without an answer must leave time for the next.
-            timeout=coordination.ttl / 2,
-            patience=coordination.patience,
-        ),
-    )
 
 
 class Node:
@@ -278,7 +120,7 @@ class Node:
             clock=self._clock,
             load=self._load,
         )
-        self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), _launcher())
+        self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), launcher())
         self.cluster = self._cluster()
         context = self._session_context()
         self.sessions = SessionService(context)
@@ -489,136 +331,3 @@ class Node:
             "started_at": self._started_at,
             EARLIER: list(self._heartbeat.earlier),
         }
-
-
-def pool_options(settings: Settings, command: Path, homes: Path) -> PoolOptions:
-    runtime = settings.runtime
-    return PoolOptions(
-        runtime=RuntimeOptions(
-            command=command,
-            homes=homes,
-            logs=settings.server.data_dir / "logs",
-            env={**_provider_env(settings), **runtime.env},
-            start_timeout=runtime.start_timeout,
-            ping_interval=runtime.ping_interval,
-            ping_timeout=runtime.ping_timeout,
-            stop_timeout=runtime.stop_timeout,
-            max_frame=settings.limits.max_frame,
-            log_bytes=runtime.log_bytes,
-        ),
-        warm=runtime.warm,
-        max_runtimes=runtime.max_runtimes,
-        max_sessions=runtime.max_sessions,
-        spawn_concurrency=runtime.spawn_concurrency,
-        capacity_timeout=runtime.capacity_timeout,
-        idle_timeout=runtime.idle_timeout,
-    )
-
-
-def patience(settings: Settings) -> float:
-    """Seconds to look for the node that runs a session: until a dead one's leases are free, and some more."""
-    return settings.coordination.ttl + 5.0
-
-
-def peer_silence(settings: Settings) -> float:
-    """Seconds in which a connection to another node may bring nothing: as long as its heartbeats may stay away."""
-    return settings.coordination.ttl
-
-
-def advertised(host: str, port: int) -> Address:
-    """Where other nodes find a gateway that listens there: at this machine's own name, if it listens everywhere."""
-    return Address(socket.getfqdn() if host in ("0.0.0.0", "::") else host, port)  # noqa: S104 - compared, not bound
-
-
-def gateway_options(settings: Settings, cli_version: str) -> GatewayOptions:
-    limits = settings.limits
-    return GatewayOptions(
-        cli_version=cli_version,
-        isolation_of=settings.isolation.of,
-        profile_of=settings.policy.of,
-        credentials_of=lambda tenant: credentials_of(settings.provider.of(tenant)),
-        tools=ToolPolicy(isolated=settings.policy.tools, host=settings.policy.host_tools),
-        peer_silence=peer_silence(settings),
-        patience=patience(settings),
-        limits=GatewayLimits(
-            max_clients=limits.max_clients,
-            max_clients_per_user=limits.max_clients_per_user,
-            max_frame=limits.max_frame,
-            max_requests=limits.max_requests,
-            connect_timeout=limits.client_timeout,
-            write_timeout=limits.client_timeout,
-            client_buffer=limits.client_buffer,
-            request_bytes=limits.client_buffer,
-        ),
-    )
-
-
-def session_options(settings: Settings) -> SessionOptions:
-    sessions = settings.sessions
-    return SessionOptions(
-        idle_timeout=sessions.idle_timeout,
-        ttl=sessions.ttl,
-        on_busy=sessions.on_busy,
-        cancel_on_disconnect=sessions.on_disconnect == "cancel",
-        request_timeout=sessions.request_timeout,
-        max_queued=sessions.max_queued,
-        turn_timeout=sessions.turn_timeout,
-        max_prompt=settings.limits.max_prompt,
-        reader_bytes=settings.limits.sse_buffer,
-        default_isolation=settings.isolation.default,
-        isolation=dict(settings.isolation.tenants),
-        tools=ToolPolicy(isolated=settings.policy.tools, host=settings.policy.host_tools),
-    )
-
-
-def credentials_of(provider: ProviderSettings) -> Credentials:
-    """What a session of this provider is created and resumed with. The wire's names are the SDK's."""
-    if provider.type == "github":
-        return Credentials(github_token=reveal(provider.github_token), model=provider.model)
-    wire: dict[str, Any] = {"type": provider.type, "baseUrl": provider.base_url}
-    if provider.api_key is not None:
-        wire["apiKey"] = reveal(provider.api_key)
-    if provider.wire_api is not None:
-        wire["wireApi"] = provider.wire_api
-    if provider.azure_api_version is not None:
-        wire["azure"] = {"apiVersion": provider.azure_api_version}
-    return Credentials(provider=wire, model=provider.model)
-
-
-def _provider_env(settings: Settings) -> dict[str, str]:
-    """Runtimes of a host without GitHub models stay off the network but for the sessions' own providers."""
-    providers = [settings.provider, *settings.provider.tenants.values()]
-    if any(provider.type == "github" for provider in providers):
-        return {}
-    return {
-        "COPILOT_OFFLINE": "true",
-        # Offline mode refuses to start without a provider of its own (docs/facts.md, "Starting"). Sessions bring
-        # theirs, so this one leads nowhere on purpose.
-        "COPILOT_PROVIDER_BASE_URL": "http://127.0.0.1:9/v1",
-        "COPILOT_MODEL": settings.provider.model or "gpt-4.1",
-    }
-
-
-async def try_runtime(settings: Settings) -> float:
-    """Start one runtime, let it take a turn against a model of our own, stop it; returns the seconds to ready.
-
-    Raises:
-        RuntimeUnavailable: With the reason.
-    """
-    binary = await asyncio.to_thread(
-        resolve, settings.runtime.command, allow_version_mismatch=settings.runtime.allow_version_mismatch
-    )
-    began = time.monotonic()
-    with Homes(settings.server.data_dir / "runtimes") as homes:
-        pool = RuntimePool(replace(pool_options(settings, binary.path, homes.path), warm=0), _launcher())
-        await pool.start()
-        try:
-            await pool.reserve(RuntimeKey("aerodrome", "doctor"))
-            return time.monotonic() - began
-        finally:
-            await pool.aclose()
-
-
-def _launcher() -> ProcessLauncher:
-    # One unpacked copy of the CLI for all runtimes of this user; else 235 MB each (docs/facts.md, "Starting").
-    return ProcessLauncher(runtime_packages())

@@ -1,0 +1,171 @@
+"""The stores of a configuration, put together. Enough for commands that work beside a running server."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Protocol, cast
+
+from aerodrome._util.clock import Clock, SystemClock
+from aerodrome._util.patience import Patience, patient
+from aerodrome._util.redis_url import RedisUrl
+from aerodrome._util.sqlite import Database, Synchronous
+from aerodrome.config.settings import Settings
+from aerodrome.coordination.backends.memory import MemoryCoordination
+from aerodrome.coordination.backends.sqlite import SqliteCoordination
+from aerodrome.coordination.backends.sqlite_directory import SqliteDirectory
+from aerodrome.coordination.ports import ClusterEvent, Coordination, Directory
+from aerodrome.errors import ConfigError
+from aerodrome.identity.backends.sqlite import SqliteKeyStore
+from aerodrome.identity.keys import REVOKED, KeyService
+from aerodrome.identity.ports import KeyStore
+from aerodrome.sessions.backends.sqlite import SqliteLedger
+from aerodrome.sessions.ports import Ledger
+from aerodrome.statestore.backends.sqlite import SqliteFileStore
+from aerodrome.statestore.ports import SessionFileStore
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    keys: KeyService
+    coordination: Coordination
+    directory: Directory
+    files: SessionFileStore
+    ledger: Ledger
+
+
+@asynccontextmanager
+async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
+    """The stores of this configuration, with their tables up to date.
+
+    What must last lies where `state.url` says, what is about the living where `coordination.url` says. With SQLite
+    there are two files, so that a write of one turn's files and the bookkeeping of another's do not wait for each
+    other.
+
+    Raises:
+        StoreUnavailable: A store cannot be opened.
+        ConfigError: A store was written by a newer version.
+    """
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        files = SqliteFiles(settings, stack)
+        state = await _open_state(settings, clock, files, stack)
+        coordination = await _open_coordination(settings, clock, files, stack)
+
+        async def announce(key_id: str) -> None:
+            await coordination.publish(ClusterEvent(REVOKED, key_id))
+
+        # A caller whose key is not in the cache needs the store, too.
+        patient_keys = patient(state.keys, Patience(settings.state.patience, clock=clock), ("get", "list"))
+        keys = KeyService(patient_keys, clock=clock, cache_ttl=settings.auth.key_cache, announce=announce)
+        yield Stores(keys, coordination, state.directory, state.files, state.ledger)
+
+
+class SqliteFiles:
+    """The databases in `server.data_dir`, each opened when first asked for and closed with the stack."""
+
+    def __init__(self, settings: Settings, stack: AsyncExitStack) -> None:
+        self._directory = settings.server.data_dir
+        self._synchronous: Synchronous = "FULL" if settings.state.synchronous == "full" else "NORMAL"
+        self._stack = stack
+        self._open: dict[str, Database] = {}
+
+    async def get(self, name: str) -> Database:
+        if name not in self._open:
+            database = Database(self._directory / name, synchronous=self._synchronous)
+            self._open[name] = await self._stack.enter_async_context(database)
+        return self._open[name]
+
+
+class _State(Protocol):
+    """What must last."""
+
+    @property
+    def files(self) -> SessionFileStore: ...
+    @property
+    def ledger(self) -> Ledger: ...
+    @property
+    def keys(self) -> KeyStore: ...
+    @property
+    def directory(self) -> Directory: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _SqliteState:
+    files: SessionFileStore
+    ledger: Ledger
+    keys: KeyStore
+    directory: Directory
+
+
+async def _open_state(settings: Settings, clock: Clock, databases: SqliteFiles, stack: AsyncExitStack) -> _State:
+    state = settings.state
+    if state.url != "sqlite":
+        opening = postgresql_stores().open_state(settings, clock)
+        return cast("_State", await stack.enter_async_context(opening))
+    database = await databases.get("state.sqlite3")
+    files = SqliteFileStore(database, clock=clock, max_file_bytes=state.max_file, max_session_bytes=state.max_session)
+    opened = _SqliteState(
+        files,
+        SqliteLedger(database),
+        SqliteKeyStore(database),
+        # With the leases, because a node changes both for each turn while files are being written.
+        SqliteDirectory(await databases.get("coordination.sqlite3")),
+    )
+    for store in (opened.files, opened.ledger, opened.keys, opened.directory):
+        await store.open()
+        stack.push_async_callback(store.aclose)
+    return opened
+
+
+def postgresql_stores() -> ModuleType:
+    """The module `postgresql_stores`, whose driver is an extra.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        return importlib.import_module("aerodrome.postgresql_stores")
+    except ImportError as error:
+        raise ConfigError(f"PostgreSQL needs its driver ({error}): install 'aerodrome[postgresql]'") from None
+
+
+async def _open_coordination(
+    settings: Settings, clock: Clock, databases: SqliteFiles, stack: AsyncExitStack
+) -> Coordination:
+    url = settings.coordination.url
+    if url.scheme in ("postgresql", "postgres"):
+        opening = postgresql_stores().open_coordination(settings)
+        return cast("Coordination", await stack.enter_async_context(opening))
+    coordination: Coordination
+    if url == "memory":
+        coordination = MemoryCoordination(clock=clock)
+    elif url == "sqlite":
+        coordination = SqliteCoordination(await databases.get("coordination.sqlite3"), clock=clock)
+    else:
+        coordination = _redis_coordination(settings)
+    stack.push_async_callback(coordination.aclose)
+    await coordination.open()
+    return coordination
+
+
+def _redis_coordination(settings: Settings) -> Coordination:
+    """Its driver is an extra. Raises `ConfigError` when it is not installed."""
+    try:
+        module = importlib.import_module("aerodrome.coordination.backends.redis")
+    except ImportError as error:
+        raise ConfigError(f"Redis needs its driver ({error}): pip install 'aerodrome[redis]'") from None
+    coordination = settings.coordination
+    return cast(
+        "Coordination",
+        module.RedisCoordination(
+            RedisUrl.parse(coordination.url),
+            prefix=coordination.key_prefix,
+            # A heartbeat without an answer must leave time for the next.
+            timeout=coordination.ttl / 2,
+            patience=coordination.patience,
+        ),
+    )

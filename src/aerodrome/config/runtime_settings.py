@@ -1,0 +1,84 @@
+"""The Copilot CLI processes, and who shares one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from aerodrome.config.section import MIB, Section, broken_rule
+from aerodrome.config.types import (
+    ByteSize,
+    Duration,
+    Kind,
+    Name,
+)
+from aerodrome.model import Isolation
+
+
+class IsolationSettings(Section):
+    default: Isolation = Field(
+        default=Isolation.TENANT,
+        description="Who shares a Copilot CLI process: `tenant` all users of a tenant (cheaper), `user` nobody (each "
+        "user has their own).",
+    )
+    tenants: dict[Name, Isolation] = Field(
+        default_factory=dict,
+        description="Isolation of single tenants, where it differs from `default`.",
+        json_schema_extra={"example": '{ acme = "user" }'},
+    )
+
+    def of(self, tenant: str) -> Isolation:
+        return self.tenants.get(tenant, self.default)
+
+
+def _command(value: str) -> str:
+    if not value:
+        raise ValueError('expected "auto" or the path of a Copilot CLI binary')
+    return value if value == "auto" else str(Path(value).expanduser().absolute())
+
+
+class RuntimeSettings(Section):
+    command: Annotated[str, AfterValidator(_command), Kind('"auto" or path')] = Field(
+        default="auto",
+        description="The Copilot CLI binary. `auto`: `COPILOT_CLI_PATH`, what `aerodrome runtime install` put into the "
+        "cache, the SDK's own download, then `copilot` on `PATH`.",
+    )
+    allow_version_mismatch: bool = Field(
+        default=False, description="Start a Copilot CLI of another version than the one this release is tested with."
+    )
+    launcher: Literal["process"] = Field(
+        default="process", description="How runtimes are started: `process` is a child process of the node."
+    )
+    warm: int = Field(default=1, ge=0, description="Started runtimes kept ready for whoever comes next.")
+    max_runtimes: int = Field(default=32, ge=1, description="Most runtimes of this node, warm ones included.")
+    max_sessions: int = Field(
+        default=50, ge=1, description="Most sessions loaded in one runtime; past it the least recently used hibernates."
+    )
+    spawn_concurrency: int = Field(default=2, ge=1, description="Most runtimes that start at the same time.")
+    start_timeout: Duration = Field(default=30.0, gt=0, description="A runtime that is not ready by then is ended.")
+    ping_interval: Duration = Field(default=5.0, gt=0, description="How often a runtime is asked for a sign of life.")
+    ping_timeout: Duration = Field(
+        default=5.0, gt=0, description="A runtime that does not answer a ping by then is taken for dead and replaced."
+    )
+    stop_timeout: Duration = Field(
+        default=5.0, description="What a runtime gets to stop by itself, and again after SIGTERM, before SIGKILL."
+    )
+    idle_timeout: Duration = Field(default=600.0, description="A runtime without sessions stops after this time.")
+    capacity_timeout: Duration = Field(
+        default=30.0, description="How long a request waits for a runtime at a ceiling, before the error `capacity`."
+    )
+    env: dict[str, str] = Field(
+        default_factory=dict,
+        repr=False,
+        description="Environment variables for every runtime, beside the few it gets anyway.",
+        json_schema_extra={"example": '{ HTTPS_PROXY = "http://127.0.0.1:3128" }'},
+    )
+    log_bytes: ByteSize = Field(default=MIB, gt=0, description="Most bytes of output kept of one runtime.")
+
+    @model_validator(mode="after")
+    def _warm_ones_fit(self) -> Self:
+        if self.warm > self.max_runtimes:
+            raise broken_rule("warm", message="expected at most runtime.max_runtimes")
+        return self
