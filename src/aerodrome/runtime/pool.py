@@ -136,6 +136,11 @@ class RuntimePool:
         try:
             runtime = await self._find_room(key, session_id, time.monotonic() + self._options.capacity_timeout)
             runtime.reserved += 1
+            try:
+                await runtime.furnished()
+            except BaseException:
+                self.release(runtime)
+                raise
             return runtime
         finally:
             self._requests[key] -= 1

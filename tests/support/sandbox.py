@@ -1,0 +1,73 @@
+"""A node whose runtimes are in sandboxes, and a hostile user of it: what they run there and what comes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from aerodrome.demo.model import ModelServer
+from support.host import Host, User, host
+
+#: Tools that reach the host; no `allow_unsandboxed`.
+SECTIONS: dict[str, dict[str, Any]] = {
+    "runtime": {"launcher": "sandbox", "warm": 1, "start_timeout": "60s"},
+    "isolation": {"default": "user"},
+    "policy": {"host_tools": ["bash"]},
+}
+
+
+@asynccontextmanager
+async def sandboxed(directory: Path, model: ModelServer, **sections: dict[str, Any]) -> AsyncIterator[Host]:
+    merged = {name: {**SECTIONS.get(name, {}), **sections.get(name, {})} for name in {*SECTIONS, *sections}}
+    async with host(directory, model, **merged) as running:
+        yield running
+
+
+class Shell:
+    """A user with a session in which the model does what the user says: run a command with the tool `bash`."""
+
+    def __init__(self, user: User, session: str = "shell") -> None:
+        self.user = user
+        self.session = session
+
+    @classmethod
+    async def of(cls, running: Host, name: str, tenant: str = "acme", session: str = "shell") -> Shell:
+        shell = cls(await running.user(name, tenant), session)
+        await shell.user.open(session, tools=["bash"])
+        return shell
+
+    async def send(self, command: str) -> Any:
+        """The response to the prompt; whatever the tool asks is allowed."""
+        arguments = json.dumps({"command": command, "description": "run it", "initial_wait": 60})
+        turn = asyncio.create_task(
+            self.user.http.post(
+                f"/sessions/{self.session}/messages",
+                json={"prompt": f"[[tool: bash {arguments}]]"},
+                timeout=120,
+            )
+        )
+        approving = asyncio.create_task(self._approve())
+        try:
+            return await turn
+        finally:
+            approving.cancel()
+            await asyncio.wait({approving})
+
+    async def run(self, command: str) -> str:
+        """What the command has written, and its exit code, as far as the model is told: 500 characters."""
+        response = await self.send(command)
+        assert response.status_code == 200, response.text
+        return str(response.json()["message"]["content"]).removeprefix("tool said: ")
+
+    async def _approve(self) -> None:
+        async with self.user.events(self.session) as events:
+            async for event in events:
+                if event["event"] == "permission.requested":
+                    request = event["data"]["data"]["requestId"]
+                    await self.user.http.post(
+                        f"/sessions/{self.session}/requests/{request}", json={"decision": "approve"}
+                    )
