@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,11 +13,24 @@ from typing import Any
 from aerodrome.demo.model import ModelServer
 from support.host import Host, User, host
 
+#: This test's own Python, which is made readable inside.
+PYTHON = f"{sys.base_prefix}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+#: For scripts that run inside: `tried(f)` is what came of it, in a word.
+PRELUDE = """
+import json, os, socket, sys
+def tried(attempt):
+    try:
+        attempt()
+        return "done"
+    except OSError as error:
+        return type(error).__name__
+"""
 #: Tools that reach the host; no `allow_unsandboxed`.
 SECTIONS: dict[str, dict[str, Any]] = {
     "runtime": {"launcher": "sandbox", "warm": 1, "start_timeout": "60s"},
     "isolation": {"default": "user"},
     "policy": {"host_tools": ["bash"]},
+    "sandbox": {"read_only": [sys.base_prefix]},
 }
 
 
@@ -30,14 +44,14 @@ async def sandboxed(directory: Path, model: ModelServer, **sections: dict[str, A
 class Shell:
     """A user with a session in which the model does what the user says: run a command with the tool `bash`."""
 
-    def __init__(self, user: User, session: str = "shell") -> None:
+    def __init__(self, user: User, session: str) -> None:
         self.user = user
         self.session = session
 
     @classmethod
-    async def of(cls, running: Host, name: str, tenant: str = "acme", session: str = "shell") -> Shell:
-        shell = cls(await running.user(name, tenant), session)
-        await shell.user.open(session, tools=["bash"])
+    async def of(cls, running: Host, name: str, tenant: str = "acme", session: str | None = None) -> Shell:
+        shell = cls(await running.user(name, tenant), session or f"shell-of-{name}")
+        await shell.user.open(shell.session, tools=["bash"])
         return shell
 
     async def send(self, command: str) -> Any:
@@ -63,6 +77,10 @@ class Shell:
         assert response.status_code == 200, response.text
         return str(response.json()["message"]["content"]).removeprefix("tool said: ")
 
+    async def send_python(self, script: str) -> Any:
+        """The response to the prompt that has a Python script run."""
+        return await self.send(_python(script))
+
     async def _approve(self) -> None:
         async with self.user.events(self.session) as events:
             async for event in events:
@@ -71,3 +89,15 @@ class Shell:
                     await self.user.http.post(
                         f"/sessions/{self.session}/requests/{request}", json={"decision": "approve"}
                     )
+
+    async def python(self, script: str) -> Any:
+        """What a Python script run by the tool prints: JSON."""
+        said = await self.run(_python(script))
+        try:
+            return json.JSONDecoder().raw_decode(said)[0]
+        except ValueError:
+            raise AssertionError(said) from None
+
+
+def _python(script: str) -> str:
+    return f"{PYTHON} - <<'END_OF_SCRIPT'\n{PRELUDE}{script}\nEND_OF_SCRIPT"

@@ -31,7 +31,7 @@ _RDONLY, _NOSUID, _NODEV, _REMOUNT, _BIND, _MOVE, _REC = 1, 2, 4, 32, 4096, 8192
 _PRIVATE, _SHARED = 1 << 18, 1 << 20
 #: Flags of a mount that a user namespace may not take away when it changes others: `statvfs` flag -> mount flag.
 _LOCKED = {1: 1, 2: 2, 4: 4, 8: 8, 1024: 1024, 2048: 2048, 4096: 1 << 21}
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_SET_PDEATHSIG = 1
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 #: Seconds between two looks: while nothing but the runtime runs, and while tools do.
 _CALM, _BUSY = 1.0, 0.2
@@ -41,6 +41,8 @@ _ALONE = 2
 _MEASURE_PAUSE, _MEASURE_SHARE = 2.0, 20.0
 #: A tree nested deeper than this is not measured but refused: each level costs a descriptor.
 _DEEPEST = 200
+#: The host's id of what a sandbox runs when the node is root.
+_STRANGER = 1_900_000_000
 #: What a runtime ends with that has passed a limit.
 _OVER = 137
 
@@ -88,8 +90,7 @@ class Keeper:
 
     def start(self) -> tuple[int, ...]:
         """Returns the descriptors for the node: the proxy's listening socket, in a network of its own."""
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("500")  # where memory runs out, rather a runtime than the node or a database
+        _write("/proc/self/oom_score_adj", "500")  # where memory runs out, rather a runtime than a database
         self._enter_namespaces()
         self._mount_scratch()
         listener = self._bring_network_up() if self.plan["network"] else None
@@ -101,16 +102,41 @@ class Keeper:
         return (descriptor,)
 
     def _enter_namespaces(self) -> None:
-        user, group = os.geteuid(), os.getegid()
-        _call("unshare", _NEWUSER | _NEWNS | (_NEWNET if self.plan["network"] else 0))
-        for name, text in (
-            ("setgroups", "deny"),
-            ("uid_map", f"{user} {user} 1"),
-            ("gid_map", f"{group} {group} 1"),
-        ):
-            with open(f"/proc/self/{name}", "w") as file:
-                file.write(text)
+        flags = _NEWUSER | _NEWNS | (_NEWNET if self.plan["network"] else 0)
+        if self.plan["user"] is None:
+            user, group = os.geteuid(), os.getegid()
+            _call("unshare", flags)
+            _write("/proc/self/setgroups", "deny")
+            _write("/proc/self/uid_map", f"{user} {user} 1")
+            _write("/proc/self/gid_map", f"{group} {group} 1")
+        else:
+            self._enter_as_root(flags, self.plan["user"])
         _mount(None, "/", None, _REC | _PRIVATE)
+
+    def _enter_as_root(self, flags: int, user: int) -> None:
+        """With a second user: one of the host whom nothing belongs to. What the sandbox runs must not be root outside,
+        who may write to half of `/proc/sys` without any capability."""
+        ids = [(name, f"0 0 1\n{user} {_stranger(name)} 1") for name in ("uid_map", "gid_map")]
+        reading, writing = os.pipe()
+        keeper = os.getpid()
+        helper = os.fork()
+        if helper == 0:
+            # A map of more than one's own id is for somebody outside to write.
+            try:
+                os.read(reading, 1)
+                for name, text in ids:
+                    _write(f"/proc/{keeper}/{name}", text)
+                os._exit(0)
+            except BaseException as error:
+                print(_text(error), flush=True)
+                os._exit(1)
+        _call("unshare", flags)
+        os.write(writing, b"x")
+        os.close(reading)
+        os.close(writing)
+        if os.waitpid(helper, 0)[1]:
+            raise OSError(0, "no other user can be had for the sandbox")
+        _write("/proc/sys/user/max_user_namespaces", "0")  # of this one, so that there are none inside
 
     def _mount_scratch(self) -> None:
         for path, options in self.plan["tmpfs"]:
@@ -133,9 +159,10 @@ class Keeper:
 
     def _spawn(self) -> None:
         reading, writing = os.pipe()
+        keeper = os.getpid()
         self.bubblewrap = os.fork()
         if self.bubblewrap == 0:
-            self._become_bubblewrap(writing)
+            self._become_bubblewrap(writing, keeper)
         os.close(writing)
         with os.fdopen(reading) as info:
             told = info.read()
@@ -145,9 +172,11 @@ class Keeper:
         self.init_handle = os.pidfd_open(self.init)
         self.bubblewrap_ended = os.pidfd_open(self.bubblewrap)
 
-    def _become_bubblewrap(self, info: int) -> None:
+    def _become_bubblewrap(self, info: int, keeper: int) -> None:
         try:
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != keeper:
+                os._exit(1)
             null = os.open("/dev/null", os.O_RDONLY)
             os.dup2(null, 0)
             os.set_inheritable(info, True)
@@ -230,6 +259,8 @@ class Keeper:
     def _mount_workspace(self, path: str) -> int:
         """Returns the bytes in it."""
         tree = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if self.plan["user"] is not None:
+            os.fchown(tree, self.plan["user"], self.plan["user"])
         used = measure(tree)
         stage = self.plan["stage"]
         _mount(f"/proc/self/fd/{tree}", stage, None, _BIND)
@@ -326,6 +357,21 @@ def _memory(status: str) -> int:
 def _occupied(file_system: int) -> int:
     about = os.fstatvfs(file_system)
     return (about.f_blocks - about.f_bfree) * about.f_frsize
+
+
+def _stranger(map_name: str) -> int:
+    """An id of the host that nobody has: above those that accounts, services and containers are given; or, where this
+    is a container without so many, one of the last."""
+    with open(f"/proc/self/{map_name}") as file:
+        ranges = [[int(number) for number in line.split()] for line in file]
+    if any(first <= _STRANGER < first + count for first, _, count in ranges):
+        return _STRANGER
+    return max(first + count for first, _, count in ranges) - 3
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
 
 
 def _answer(control: socket.socket, answer: dict[str, Any], descriptors: tuple[int, ...]) -> None:

@@ -48,6 +48,10 @@ MADE_FILES = {
     "hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
+_BECOME_USER = (
+    *("/usr/bin/setpriv", f"--reuid={USER_ID}", f"--regid={GROUP_ID}", "--clear-groups"),
+    *("--inh-caps=-all", "--bounding-set=-all", "--"),
+)
 _SYSTEM_DIRECTORIES = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 
 
@@ -73,10 +77,10 @@ class SandboxLimits:
             "NPROC": self.processes,
         }
 
-    @property
-    def scratch(self) -> str:
+    def scratch(self, user: int | None) -> str:
         """Options of a file system in memory. Files without content take memory, too, so they are counted as well."""
-        return f"mode=0700,size={self.tmp_size},nr_inodes={max(1024, self.tmp_size >> 12)}"
+        options = f"mode=0755,size={self.tmp_size},nr_inodes={max(1024, self.tmp_size >> 12)}"
+        return options if user is None else f"{options},uid={user},gid={user}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,7 @@ def arguments(
     packages: Path,
     read_only: Sequence[Path] = (),
     usr_links: Sequence[tuple[str, str]],
+    root: bool,
     inner: Sequence[str],
 ) -> list[str]:
     """The command line of bubblewrap.
@@ -119,11 +124,18 @@ def arguments(
         packages: Where the CLI unpacks itself; it has done so already.
         read_only: More of the host that can be read, at the same path.
         usr_links: As `usr_links` returns them.
+        root: bubblewrap is started as root, of a namespace in which there is another user: it gives all rights up by
+            becoming that one.
     """
     line = [str(bubblewrap)]
-    line += ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
-    line += ["--disable-userns", "--uid", str(USER_ID), "--gid", str(GROUP_ID), "--hostname", "sandbox"]
+    line += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox"]
     line += ["--die-with-parent", "--new-session"]
+    if root:
+        line += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
+    else:
+        line += ["--unshare-user", "--disable-userns", "--uid", str(USER_ID), "--gid", str(GROUP_ID)]
+    for directory in _above(read_only):
+        line += ["--perms", "0755", "--dir", directory]
     line += ["--ro-bind", "/usr", "/usr"]
     for target, name in usr_links:
         line += ["--symlink", target, name] if target else ["--ro-bind", name, name]
@@ -138,7 +150,14 @@ def arguments(
     line += ["--bind", str(scratch.tmp), "/tmp", "--bind", str(scratch.home), str(HOME)]
     line += ["--bind", str(scratch.slot), str(WORKSPACE)]
     line += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", str(HOME)]
-    return [*line, "--", str(COMMAND), *inner]
+    return [*line, "--", *(_BECOME_USER if root else ()), str(COMMAND), *inner]
+
+
+def _above(read_only: Sequence[Path]) -> list[str]:
+    """The directories in which others are to appear, from the top. Left to bubblewrap they are for their owner only."""
+    inside = [HOME, COMMAND, PACKAGES, PurePosixPath("/etc/passwd"), *SYSTEM_FILES, *read_only]
+    found = {str(parent) for path in inside for parent in PurePosixPath(path).parents}
+    return sorted(found - {"/"})
 
 
 def usr_links(root: Path = Path("/")) -> list[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,11 +78,6 @@ def advice(reason: str, host: Host) -> str:
             "Kubernetes with `procMount: Unmasked` and `hostUsers: false`"
         )
     return f"this machine does not allow the sandbox ({reason}): {mend}"
-
-
-def limits_are_soft() -> bool:
-    """The kernel does not count the processes of root, so their number is looked at and not bounded."""
-    return os.geteuid() == 0
 
 
 def _read(path: Path) -> str:

@@ -132,8 +132,11 @@ class SandboxLauncher:
             self._options.packages,
         ):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Nothing of it is secret, and what a sandbox runs may be another user.
+        self._options.packages.chmod(0o755)
         for name, text in bubblewrap.MADE_FILES.items():
             (scratch.etc / name).write_text(text)
+            (scratch.etc / name).chmod(0o644)
 
     async def _start(self, spec: LaunchSpec) -> SandboxedProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -166,13 +169,14 @@ class SandboxLauncher:
         )
 
     def _plan(self, spec: LaunchSpec, scratch: Scratch) -> dict[str, object]:
-        limits = self._options.limits
+        limits, root = self._options.limits, os.geteuid() == 0
         logs = bubblewrap.HOME / ".copilot-logs"
         return {
             "do": "start",
             "network": self._options.own_network,
             "proxy_port": bubblewrap.PROXY_PORT,
-            "tmpfs": [(str(path), limits.scratch) for path in scratch.in_memory],
+            "user": bubblewrap.USER_ID if root else None,
+            "tmpfs": [(str(path), limits.scratch(bubblewrap.USER_ID if root else None)) for path in scratch.in_memory],
             "slot": str(scratch.slot),
             "stage": str(scratch.stage),
             "limits": limits.resources(),
@@ -186,6 +190,7 @@ class SandboxLauncher:
                 command=spec.command,
                 packages=self._options.packages,
                 read_only=self._options.read_only,
+                root=root,
                 usr_links=bubblewrap.usr_links(),
                 inner=cli_arguments(str(logs)),
             ),
