@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,6 +45,12 @@ async def try_runtime(settings: Settings) -> float:
             await pool.aclose()
 
 
+async def check_sandbox(settings: Settings) -> None:
+    """Whether runtimes can be sandboxed here, whatever launcher is set. Raises `RuntimeUnavailable`."""
+    with tempfile.TemporaryDirectory(prefix="aerodrome-") as homes:
+        await _sandbox_launcher(settings, runtime_packages(), lambda owner: None).check(Path(homes))
+
+
 async def checked_launcher(
     settings: Settings, homes: Path, released: Callable[[RuntimeKey], None] = lambda owner: None
 ) -> Launcher:
@@ -74,6 +81,10 @@ def launcher(settings: Settings, released: Callable[[RuntimeKey], None] = lambda
     packages = runtime_packages()
     if settings.runtime.launcher == "process":
         return ProcessLauncher(packages)
+    return _sandbox_launcher(settings, packages, released)
+
+
+def _sandbox_launcher(settings: Settings, packages: Path, released: Callable[[RuntimeKey], None]) -> SandboxLauncher:
     return SandboxLauncher(
         sandbox_options(settings, packages),
         workspaces(settings),

@@ -46,6 +46,11 @@ class RuntimeProcess(Protocol):
         """`COPILOT_HOME`, as the runtime sees it."""
         ...
 
+    @property
+    def ended_by(self) -> str | None:
+        """Why it was ended by what it runs in, if it was: it has used too much of something."""
+        ...
+
     async def connect(self) -> socket.socket:
         """A new connection to where it listens; does not block. Raises `OSError`."""
         ...

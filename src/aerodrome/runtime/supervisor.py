@@ -291,6 +291,8 @@ class ManagedRuntime:
         """The first of process watcher, health check and link to notice the end comes here first."""
         if self.state.is_final or self.lost.is_set() or self.state is RuntimeState.DRAINING:
             return
+        if self._process is not None:
+            reason = self._process.ended_by or reason
         self.lost_reason = reason
         starting = self.state is RuntimeState.STARTING
         self._machine.apply(Stimulus.ENDED)

@@ -158,6 +158,10 @@ class ChildProcess:
     def copilot_home(self) -> Path:
         return self._home / "copilot"
 
+    @property
+    def ended_by(self) -> str | None:
+        return None
+
     async def connect(self) -> socket.socket:
         return await connected(*self.address)
 

@@ -210,6 +210,8 @@ class Keeper:
                 pause = self._look()
             except Over as over:
                 print(f"ended by the sandbox: {over}", flush=True)
+                # Before the end, so that whoever notices it finds the reason.
+                _answer(self.control, {"over": str(over)}, ())
                 self._end()
                 return _OVER
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 #: Inside. The same for every runtime, so that what a session remembers of its files stays true in its next one.
 HOME = PurePosixPath("/home/user")
@@ -155,7 +155,7 @@ def arguments(
 
 def _above(read_only: Sequence[Path]) -> list[str]:
     """The directories in which others are to appear, from the top. Left to bubblewrap they are for their owner only."""
-    inside = [HOME, COMMAND, PACKAGES, PurePosixPath("/etc/passwd"), *SYSTEM_FILES, *read_only]
+    inside: list[PurePath | str] = [HOME, COMMAND, PACKAGES, PurePosixPath("/etc/passwd"), *SYSTEM_FILES, *read_only]
     found = {str(parent) for path in inside for parent in PurePosixPath(path).parents}
     return sorted(found - {"/"})
 

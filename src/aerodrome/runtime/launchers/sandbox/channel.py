@@ -14,6 +14,9 @@ from aerodrome.errors import RuntimeUnavailable
 #: Bytes of the largest answer, and most descriptors beside it.
 _MOST, _DESCRIPTORS = 1 << 16, 4
 
+#: How errors begin that the keeper has reported.
+IN_IT = "the sandbox: "
+
 
 class KeeperChannel:
     """One request at a time; the others wait. Closing it ends the keeper, and with it the runtime."""
@@ -23,6 +26,7 @@ class KeeperChannel:
         self._socket = end
         self._lock = asyncio.Lock()
         self._last = 0
+        self._over: str | None = None
         self._ready: asyncio.Future[None] | None = None
 
     async def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
@@ -37,14 +41,14 @@ class KeeperChannel:
                 self._socket.send(json.dumps({"id": self._last, **request}).encode())
                 while True:
                     answer, descriptors = await self._receive()
-                    if answer.get("id", self._last) == self._last:
+                    if answer.get("id", self._last) == self._last and "over" not in answer:
                         break
                     _close(descriptors)  # of a request that was cancelled
             except OSError as error:
                 raise RuntimeUnavailable(f"the sandbox has ended: {error}") from error
         if "error" in answer:
             _close(descriptors)
-            raise RuntimeUnavailable(f"the sandbox: {answer['error']}")
+            raise RuntimeUnavailable(f"{IN_IT}{answer['error']}")
         return answer, descriptors
 
     def tell(self, request: dict[str, Any]) -> None:
@@ -52,22 +56,40 @@ class KeeperChannel:
         with contextlib.suppress(OSError):  # it has ended, which is what such requests are for
             self._socket.send(json.dumps({"id": -1, **request}).encode())
 
+    def over(self) -> str | None:
+        """The limit that the runtime has passed, if it was ended for that."""
+        if self._over is None and self._ready is None:
+            with contextlib.suppress(OSError, ValueError):
+                data, descriptors, _, _ = socket.recv_fds(self._socket, _MOST, _DESCRIPTORS)
+                _close(descriptors)
+                self._over = json.loads(data).get("over")
+        return self._over
+
     def close(self) -> None:
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(ConnectionResetError("the runtime is being ended"))
+        self._stop_reading()
         self._socket.close()
+
+    def _stop_reading(self) -> None:
+        # Not once it is closed: the number may be somebody else's by then.
+        if self._socket.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
 
     async def _receive(self) -> tuple[dict[str, Any], list[int]]:
         loop = asyncio.get_running_loop()
         ready = self._ready = loop.create_future()
-        descriptor = self._socket.fileno()
-        loop.add_reader(descriptor, lambda: None if ready.done() else ready.set_result(None))
-        ready.add_done_callback(lambda _: loop.remove_reader(descriptor))
-        await ready
+        loop.add_reader(self._socket.fileno(), lambda: None if ready.done() else ready.set_result(None))
+        try:
+            await ready
+        finally:
+            self._ready = None
+            self._stop_reading()
         data, descriptors, _, _ = socket.recv_fds(self._socket, _MOST, _DESCRIPTORS)
         if not data:
             raise ConnectionResetError("it closed the connection")
         answer: dict[str, Any] = json.loads(data)
+        self._over = self._over or answer.get("over")
         return answer, descriptors
 
 

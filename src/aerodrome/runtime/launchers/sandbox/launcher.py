@@ -22,7 +22,7 @@ from aerodrome.runtime.launchers.output import LogFile, RuntimeOutput
 from aerodrome.runtime.launchers.process import ChildProcess, cli_arguments
 from aerodrome.runtime.launchers.sandbox import bubblewrap
 from aerodrome.runtime.launchers.sandbox.bubblewrap import SandboxLimits, Scratch
-from aerodrome.runtime.launchers.sandbox.channel import KeeperChannel
+from aerodrome.runtime.launchers.sandbox.channel import IN_IT, KeeperChannel
 from aerodrome.runtime.launchers.sandbox.egress import Egress, Network, Target, target_of
 from aerodrome.runtime.launchers.sandbox.host import advice, look
 from aerodrome.runtime.launchers.sandbox.proxy import EgressProxy
@@ -113,7 +113,9 @@ class SandboxLauncher:
                 raise RuntimeUnavailable(f"a program in it ends with code {code}")
         except (OSError, RuntimeUnavailable) as error:  # a time-out is the first
             said = process.output_tail() if process is not None else ""
-            reason = error.detail if isinstance(error, RuntimeUnavailable) else str(error) or "time-out"
+            reason = (
+                error.detail.removeprefix(IN_IT) if isinstance(error, RuntimeUnavailable) else str(error) or "time-out"
+            )
             raise RuntimeUnavailable(advice(f"{reason}; {said}" if said else reason, look())) from error
         finally:
             if process is not None:
@@ -269,6 +271,11 @@ class SandboxedProcess(ChildProcess):
     @property
     def copilot_home(self) -> Path:
         return Path(bubblewrap.COPILOT_HOME)
+
+    @property
+    def ended_by(self) -> str | None:
+        over = self._keeper.over()
+        return f"the sandbox ended it: {over}" if over else None
 
     async def connect(self) -> socket.socket:
         try:
