@@ -25,20 +25,17 @@ _PAGE = 200
 
 
 async def remove_unowned(directory: Directory, workspaces: Workspaces, owner: RuntimeKey) -> bool:
-    """Remove the user's workspace unless they have a session, or a runtime. Returns whether there is none any more.
+    """Remove the user's workspace unless they have a session, or a runtime. Returns whether it was there and has gone.
 
     Raises:
         StoreUnavailable: Whether they have cannot be told.
         OSError: It cannot be removed, or only in part; the next look at all of them goes on with it.
     """
     if not await asyncio.to_thread(workspaces.directory(owner).exists):
-        return True
+        return False
     if await _has_sessions(directory, owner):
         return False
-    removed = await asyncio.to_thread(workspaces.remove, owner)
-    if removed:
-        log.info("workspace.removed", owner=str(owner))
-    return removed
+    return await asyncio.to_thread(workspaces.remove, owner)
 
 
 async def _has_sessions(directory: Directory, owner: RuntimeKey) -> bool:
@@ -77,7 +74,8 @@ class WorkspaceCare:
             await asyncio.sleep(_INTERVAL)
 
     async def _look_at(self, owner: RuntimeKey) -> None:
-        await remove_unowned(self._directory(), self._workspaces, owner)
+        if await remove_unowned(self._directory(), self._workspaces, owner):
+            log.info("workspace.removed", owner=str(owner))
 
     async def _look_at_all(self) -> None:
         await asyncio.to_thread(self._workspaces.tidy)
