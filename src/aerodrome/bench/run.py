@@ -23,6 +23,7 @@ from aerodrome.bench import (
     gateway_turns,
     hibernation,
     memory,
+    sandbox_start,
     turns,
 )
 from aerodrome.bench.lab import Lab
@@ -35,6 +36,7 @@ Benchmark = Callable[[Lab, Scale, Callable[[float], None]], Awaitable[list[Row]]
 BENCHMARKS: Mapping[str, Benchmark] = {
     "turn": turns.run,
     "first-turn": first_turn.run,
+    "sandbox-start": sandbox_start.run,
     "hibernation": hibernation.run,
     "cpu": cpu.run,
     "memory": memory.run,
