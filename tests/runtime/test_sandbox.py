@@ -21,6 +21,7 @@ import pytest
 from aerodrome._util.xdg import runtime_packages
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.model import RuntimeKey
+from aerodrome.runtime.binary import unpack
 from aerodrome.runtime.launchers.sandbox.bubblewrap import Scratch, arguments
 from aerodrome.runtime.launchers.sandbox.egress import Target
 from aerodrome.runtime.launchers.sandbox.host import Host, advice, find_bubblewrap, look
@@ -45,6 +46,11 @@ def in_a_sandbox(tmp_path: Path, name: str) -> Path:
     path.write_text(f"#!{sys.base_prefix}/bin/python{sys.version_info.major}.{sys.version_info.minor} -IS\n{text}")
     path.chmod(0o755)
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unpacked(cli: Path) -> None:
+    unpack(cli)
 
 
 @asynccontextmanager
@@ -89,6 +95,19 @@ async def test_a_launch_that_is_cancelled_at_any_moment_leaves_no_process_and_no
 async def test_a_command_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeUnavailable, match="No such file or directory"):
         await sandbox(tmp_path).launch(launch_spec(tmp_path, tmp_path / "missing"), timeout=60)
+
+
+@pytest.mark.cli
+async def test_the_cli_unpacks_itself_before_it_may_only_read(
+    tmp_path: Path, cli: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when its version is remembered, so that nobody asks it."""
+    monkeypatch.setenv("AERODROME_CACHE_DIR", str(tmp_path / "cache"))
+    unpack(cli)
+    async with launched(tmp_path, cli, packages=runtime_packages()) as process:
+        assert process.exit_code is None
+    with pytest.raises(RuntimeUnavailable, match="could not unpack itself"):
+        unpack(in_a_sandbox(tmp_path, "ends_at_once"))
 
 
 @pytest.mark.cli

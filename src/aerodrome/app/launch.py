@@ -14,7 +14,7 @@ from aerodrome.app.options import pool_options
 from aerodrome.app.sandbox import model_targets, sandbox_options, workspaces
 from aerodrome.config.settings import Settings
 from aerodrome.model import RuntimeKey
-from aerodrome.runtime.binary import resolve
+from aerodrome.runtime.binary import resolve, unpack
 from aerodrome.runtime.homes import Homes
 from aerodrome.runtime.launchers.process import ProcessLauncher
 from aerodrome.runtime.launchers.sandbox.launcher import SandboxLauncher
@@ -35,7 +35,7 @@ async def try_runtime(settings: Settings) -> float:
     with Homes(settings.server.data_dir / "runtimes") as homes:
         pool = RuntimePool(
             replace(pool_options(settings, binary.path, homes.path), warm=0),
-            await checked_launcher(settings, homes.path),
+            await checked_launcher(settings, binary.path, homes.path),
         )
         await pool.start()
         try:
@@ -52,11 +52,12 @@ async def check_sandbox(settings: Settings) -> None:
 
 
 async def checked_launcher(
-    settings: Settings, homes: Path, released: Callable[[RuntimeKey], None] = lambda owner: None
+    settings: Settings, command: Path, homes: Path, released: Callable[[RuntimeKey], None] = lambda owner: None
 ) -> Launcher:
     """`launcher`, once it has been seen that this machine lets it do what it is to do.
 
     Args:
+        command: The Copilot CLI.
         homes: A directory in which a home can be made.
 
     Raises:
@@ -64,6 +65,7 @@ async def checked_launcher(
     """
     chosen = launcher(settings, released)
     if isinstance(chosen, SandboxLauncher):
+        await asyncio.to_thread(unpack, command)
         await chosen.check(homes)
     return chosen
 

@@ -124,7 +124,7 @@ class Node:
             load=self._load,
         )
         self._workspaces = WorkspaceCare(lambda: self.stores.directory, workspaces(settings), self._tasks)
-        runtimes = await checked_launcher(settings, homes.path, self._workspaces.released)
+        runtimes = await checked_launcher(settings, binary.path, homes.path, self._workspaces.released)
         self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), runtimes)
         self.cluster = self._cluster()
         context = self._session_context()

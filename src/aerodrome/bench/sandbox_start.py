@@ -5,6 +5,7 @@ A start includes the readiness probe's turn, which goes through the sandbox's pr
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from aerodrome.bench.rounds import interleave
 from aerodrome.bench.scale import Scale
 from aerodrome.config.settings import Settings
 from aerodrome.errors import RuntimeUnavailable
+from aerodrome.runtime.binary import unpack
 from aerodrome.runtime.ports import Launcher
 from aerodrome.runtime.probe import ProbeModel
 from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
@@ -28,6 +30,7 @@ _WARM_UP, _WARM_UP_TURNS = 1, 5
 async def run(lab: Lab, scale: Scale, progress: Callable[[float], None]) -> list[Row]:
     try:
         await check_sandbox(_settings(lab, "sandbox"))
+        await asyncio.to_thread(unpack, lab.cli.path)
     except RuntimeUnavailable as error:
         return [skipped("sandbox-start", what, error.detail) for what in (_START, _TURN)]
     starts = await _starts(lab, scale.first_turns, lambda done: progress(done / 2))
