@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import socket
 from pathlib import Path
 
@@ -170,6 +171,7 @@ async def test_nothing_is_written_outside_the_workspace_and_no_right_is_gained(
 ) -> None:
     async with sandboxed(tmp_path, model) as running:
         alice = await Shell.of(running, "alice")
+        keyctl = {"x86_64": 250, "aarch64": 219}[platform.machine()]
         places = ["/x", "/usr/x", "/etc/x", "/etc/passwd", "/dev/x", "/opt/x", "/opt/copilot/packages/x", "/home/x"]
         places += ["/opt/copilot/bin/copilot", "/proc/sys/kernel/hostname", "/proc/sys/kernel/core_pattern"]
         places += ["/proc/sysrq-trigger", "/proc/sys/user/max_user_namespaces"]
@@ -194,12 +196,27 @@ print(json.dumps({{
     "mount": tried(lambda: call("mount", b"tmpfs", b"/tmp", b"tmpfs", 0, None)),
     "device": tried(lambda: os.mknod("disk", stat.S_IFBLK | 0o600, os.makedev(254, 0))),
     "hardlink": tried(lambda: os.link("/usr/bin/env", "env")), "chroot": tried(lambda: os.chroot("/workspace")),
+    "vsock": tried(lambda: socket.socket(40, socket.SOCK_STREAM)), "packet": tried(lambda: socket.socket(17, 3)),
+    "keys": tried(lambda: call("syscall", {keyctl}, 0, -3, 0)), "uring": tried(lambda: call("syscall", 425, 1, 0)),
+    "sockets": [tried(lambda: socket.socket(family)) for family in (1, 2)],
 }}))"""
         )
         assert result["written"] == []
         assert result["allowed"] == ["done"] * 3
         assert (result["caps"], result["no_new_privs"]) == ("", "1")
-        for attempt in ("setuid", "namespace", "mount", "device", "hardlink", "chroot"):
+        assert result["sockets"] == ["done"] * 2
+        for attempt in (
+            "vsock",
+            "packet",
+            "keys",
+            "uring",
+            "setuid",
+            "namespace",
+            "mount",
+            "device",
+            "hardlink",
+            "chroot",
+        ):
             assert result[attempt] in ("PermissionError", "OSError"), (attempt, result)
 
 

@@ -185,8 +185,12 @@ class Keeper:
                 hard = resource.getrlimit(kind)[1]
                 value = value if hard == resource.RLIM_INFINITY else min(value, hard)
                 resource.setrlimit(kind, (value, value))
+            rules = os.memfd_create("filter", 0)
+            os.write(rules, bytes.fromhex(self.plan["filter"]))
+            os.lseek(rules, 0, os.SEEK_SET)
             command, *arguments = self.plan["argv"]
-            os.execve(command, [command, "--info-fd", str(info), *arguments], self.plan["env"])
+            descriptors = ["--info-fd", str(info), "--seccomp", str(rules)]
+            os.execve(command, [command, *descriptors, *arguments], self.plan["env"])
         except BaseException as error:
             print(f"{self.plan['argv'][0]}: {_text(error)}", flush=True)
             os._exit(126)

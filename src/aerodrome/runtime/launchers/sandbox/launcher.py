@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import platform
 import secrets
 import signal
 import socket
@@ -26,6 +27,7 @@ from aerodrome.runtime.launchers.sandbox.channel import IN_IT, KeeperChannel
 from aerodrome.runtime.launchers.sandbox.egress import Egress, Network, Target, target_of
 from aerodrome.runtime.launchers.sandbox.host import advice, look
 from aerodrome.runtime.launchers.sandbox.proxy import EgressProxy
+from aerodrome.runtime.launchers.sandbox.syscalls import seccomp_filter
 from aerodrome.runtime.ports import LaunchSpec
 from aerodrome.runtime.workspaces import Workspace, Workspaces
 
@@ -185,6 +187,7 @@ class SandboxLauncher:
             "memory": limits.memory,
             "processes": limits.processes,
             "quota": limits.workspace_quota,
+            "filter": seccomp_filter(platform.machine()).hex(),
             "env": dict(self._environment(spec)),
             "argv": bubblewrap.arguments(
                 self._options.bubblewrap,
