@@ -28,6 +28,9 @@ from aerodrome.runtime.launchers.sandbox.host import Host, advice, find_bubblewr
 from aerodrome.runtime.launchers.sandbox.launcher import SandboxedProcess, SandboxLauncher, SandboxOptions
 from aerodrome.runtime.workspaces import Workspaces
 from support.cli import fake, has_ended, launch_spec, processes_at_home
+from support.sandbox import allowed
+
+__all__ = ["allowed"]
 
 ALICE = RuntimeKey("acme", "alice")
 
@@ -49,7 +52,7 @@ def in_a_sandbox(tmp_path: Path, name: str) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def unpacked(cli: Path) -> None:
+def unpacked(cli: Path, allowed: None) -> None:
     unpack(cli)
 
 

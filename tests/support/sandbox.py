@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from aerodrome.app.launch import check_sandbox
 from aerodrome.demo.model import ModelServer
-from support.host import Host, User, host
+from aerodrome.errors import RuntimeUnavailable
+from support.host import Host, User, host, make_settings
 
 #: This test's own Python, which is made readable inside.
 PYTHON = f"{sys.base_prefix}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
@@ -32,6 +37,20 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "policy": {"host_tools": ["bash"]},
     "sandbox": {"read_only": [sys.base_prefix]},
 }
+
+
+@pytest.fixture(scope="session")
+def allowed() -> None:
+    """Leaves tests out where no sandbox can be made, which the doctor would say."""
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            asyncio.run(_try(Path(directory)))
+        except RuntimeUnavailable as error:
+            pytest.skip(error.detail)
+
+
+async def _try(directory: Path) -> None:
+    await check_sandbox(make_settings(directory, "http://127.0.0.1:9/v1"))
 
 
 @asynccontextmanager
