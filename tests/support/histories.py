@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-
 #: Places by which events that come at the same time may be swapped.
 _SWAPPED = 2
 
