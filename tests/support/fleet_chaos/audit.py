@@ -70,8 +70,8 @@ def _evidence(world: World, session: Session, prompts: Sequence[Prompt], shape: 
     for prompt in prompts:
         if prompt.outcome is Outcome.ACKNOWLEDGED and prompt.text not in shape.prompts:
             rows = world.fleet.query(
-                "SELECT id, status, retried, message_id, incarnation, created_at, started_at, ended_at, answer FROM turn "
-                "WHERE session = %s AND prompt = %s",
+                "SELECT id, status, retried, message_id, incarnation, created_at, started_at, ended_at, answer "
+                "FROM turn WHERE session = %s AND prompt = %s",
                 session.id,
                 prompt.text,
             )
