@@ -29,7 +29,7 @@ from aerodrome.model import RuntimeKey
 
 log = structlog.get_logger(__name__)
 
-_OWNER, _FILES = "owner.json", "files"
+_OWNER, _FILES, _LOCK = "owner.json", "files", "lock"
 #: How the names of directories begin that are being made, and removed.
 _NEW, _GONE = ".new-", ".gone-"
 #: Seconds after which one that is being made is taken for left over.
@@ -67,9 +67,9 @@ class Workspaces:
         while True:
             if not path.is_dir():
                 self._make(owner, path)
-            lock = _lock(path, fcntl.LOCK_SH)
-            if lock is not None:
-                return Workspace(path / _FILES, lock)
+            with contextlib.suppress(FileNotFoundError):  # it has just been removed
+                if (lock := _lock(path, fcntl.LOCK_SH)) is not None:
+                    return Workspace(path / _FILES, lock)
 
     def owners(self) -> Iterator[RuntimeKey]:
         """Whose workspaces are here."""
@@ -122,6 +122,7 @@ class Workspaces:
     def _make(self, owner: RuntimeKey, path: Path) -> None:
         new = self.root / (_NEW + secrets.token_hex(8))
         (new / _FILES).mkdir(parents=True, mode=0o700)
+        (new / _LOCK).touch(mode=0o600)
         (new / _OWNER).write_text(json.dumps({"tenant": owner.tenant, "user": owner.user}) + "\n")
         try:
             # Complete, or not there: nobody sees one without an owner.
@@ -139,11 +140,18 @@ def _name(owner: RuntimeKey) -> str:
 
 
 def _lock(path: Path, kind: int) -> int | None:
-    """A descriptor that holds the lock; ``None``: the directory has gone, or is another one, meanwhile."""
-    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """A descriptor that holds the lock; ``None``: the directory has gone, or is another one, meanwhile.
+
+    A file has it and not the directory, because some network file systems lock only what is open for writing.
+    """
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        opened = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    finally:
+        os.close(directory)
     try:
         fcntl.flock(opened, kind)
-        if os.path.samestat(os.fstat(opened), path.stat(follow_symlinks=False)):
+        if os.path.samestat(os.fstat(opened), (path / _LOCK).stat(follow_symlinks=False)):
             return opened
     except FileNotFoundError:
         pass

@@ -91,8 +91,9 @@ class SandboxLauncher:
             await asyncio.shield(process.reap())
             if isinstance(error, TimeoutError):
                 raise RuntimeUnavailable(f"the sandbox was not made within {timeout:g} s") from None
-            if isinstance(error, RuntimeUnavailable) and "it said" not in error.detail:
-                raise RuntimeUnavailable(f"{error.detail}; it said: {process.output_tail()[-600:]}") from error
+            said = process.output_tail()[-600:]
+            if isinstance(error, RuntimeUnavailable) and said and said not in error.detail:
+                raise RuntimeUnavailable(f"{error.detail}; it said: {said}") from error
             raise
         return process
 
