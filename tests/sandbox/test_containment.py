@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from aerodrome.demo.model import ModelServer
+from aerodrome.runtime.launchers.sandbox.bubblewrap import HOME
 from support.host import Host
 from support.sandbox import Shell, sandboxed
 
@@ -189,7 +190,7 @@ def write(path):
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT))
 print(json.dumps({{
     "written": [path for path in {places!r} if tried(lambda: write(path)) == "done"],
-    "allowed": [tried(lambda: write(path)) for path in ("/workspace/x", "/tmp/x", "/home/user/x")],
+    "allowed": [tried(lambda: write(path)) for path in ("/workspace/x", "/tmp/x", "{HOME}/x")],
     "caps": status["CapEff"].strip("0 ") + status["CapBnd"].strip("0 "), "no_new_privs": status["NoNewPrivs"],
     "setuid": tried(lambda: os.setuid(0)),
     "namespace": tried(lambda: call("unshare", 0x10000000)),

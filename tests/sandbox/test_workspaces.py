@@ -52,9 +52,9 @@ async def test_it_ends_with_the_last_session_of_its_user(tmp_path: Path, model: 
         await alice.user.http.delete("/sessions/shell-of-alice")
         assert "mine" in await second.run("cat file")
         await alice.user.http.delete("/sessions/second")
-        await until(lambda: not hers.exists(), timeout=60)
+        await until(lambda: [path.name for path in workspaces.root.iterdir()] == [his.name], timeout=60)
+        assert not hers.exists()
         assert (his / "files/file").read_text() == "mine\n"
-        assert sorted(path.name for path in workspaces.root.iterdir()) == [his.name]
         # Who comes again begins with nothing.
         again = await Shell.of(running, "alice")
         assert "No such file" in await again.run("cat file")

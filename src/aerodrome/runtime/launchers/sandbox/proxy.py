@@ -84,7 +84,10 @@ class EgressProxy:
         self._connections = 0
 
     async def start(self, listener: socket.socket) -> None:
-        self._server = await asyncio.start_server(self._accept, sock=listener, limit=_MAX_HEAD)
+        """The socket is the proxy's from here on."""
+        # In two steps: one that is cancelled half-way would leave a server that nobody knows.
+        self._server = await asyncio.start_server(self._accept, sock=listener, limit=_MAX_HEAD, start_serving=False)
+        await self._server.start_serving()
 
     async def aclose(self) -> None:
         if self._server is not None:
