@@ -317,7 +317,7 @@ class Node:
             return False, "the coordination store cannot be reached"
         if (reason := self.pool.unavailable_reason) is not None:
             return False, f"the Copilot CLI does not start: {reason}"
-        if not any(r.state in (RuntimeState.WARM, RuntimeState.CLAIMED) for r in self.pool.runtimes):
+        if not any(r.state is RuntimeState.WARM or r.state.serves for r in self.pool.runtimes):
             return False, "the first runtime is being started"
         return True, "accepting work"
 

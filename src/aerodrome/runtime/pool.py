@@ -16,19 +16,21 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import structlog
 
 from aerodrome._util.tasks import TaskOwner
-from aerodrome.errors import AerodromeError, Capacity, Draining, RuntimeUnavailable
+from aerodrome.errors import AerodromeError, Capacity, Draining, NotFound, RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.placement.choose import Candidate, least_loaded
 from aerodrome.runtime.circuit import StartCircuit
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.ports import Launcher
 from aerodrome.runtime.probe import ProbeModel
+from aerodrome.runtime.retirements import Retirements
 from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
 
 log = structlog.get_logger(__name__)
@@ -86,6 +88,7 @@ class RuntimePool:
         self._changed = asyncio.Event()
         self._tasks = TaskOwner("pool")
         self._closing = False
+        self.retirements = Retirements(self, self._tasks)
         self.make_room: MakeRoom | None = None
         self.on_lost: Callable[[ManagedRuntime], None] | None = None
 
@@ -132,11 +135,17 @@ class RuntimePool:
             RuntimeUnavailable: The CLI does not start; the detail says why.
             Draining: This node is shutting down.
         """
-        self._requests[key] += 1
-        try:
+        with self.wanting(key):
             runtime = await self._find_room(key, session_id, time.monotonic() + self._options.capacity_timeout)
             runtime.reserved += 1
             return runtime
+
+    @contextmanager
+    def wanting(self, key: RuntimeKey) -> Iterator[None]:
+        """As long as this is open, runtimes of the key that hold no session are not unused."""
+        self._requests[key] += 1
+        try:
+            yield
         finally:
             self._requests[key] -= 1
             if not self._requests[key]:
@@ -152,13 +161,15 @@ class RuntimePool:
                 raise Draining("this node is shutting down")
             # Taken before we look, so that a change between the look and the wait is not missed.
             changed = self._changed
-            stuck_in = [r for r in self._of(key) if session_id in r.letting_go]
+            stuck_in = [
+                r for r in self._runtimes.values() if r.key == key and r.state.serves and session_id in r.letting_go
+            ]
             if len(stuck_in) >= _STUCK_IN:
                 # Whoever makes sessions get stuck gets no third runtime for it.
                 raise RuntimeUnavailable("earlier runtimes have not let go of the session yet", retry_after=5.0)
             if (runtime := self._with_room(key, stuck_in)) is not None:
                 return runtime
-            if asked is not changed and len(self._of(key)) > len(stuck_in):
+            if asked is not changed and any(r not in stuck_in for r in self._of(key)):
                 asked = changed
                 await self._make_room(key)
                 continue
@@ -173,10 +184,62 @@ class RuntimePool:
         runtime.last_held = time.monotonic()
         self.notify()
 
+    async def change(self, timeout: float) -> None:
+        """Wait for the next `notify`, and no longer than `timeout` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._changed.wait()
+
     def notify(self) -> None:
         """Something has changed that somebody may wait for: a place, or a session that can be hibernated."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+    # --- runtimes that are to go ---
+
+    async def recycle(self, runtime_id: str, reason: str) -> None:
+        """Replace a runtime: its sessions move to another one of its key, then it stops (see `retirements`).
+
+        Args:
+            reason: A word or two, for logs, listings and counters.
+
+        Raises:
+            NotFound: This node has no such runtime.
+            Conflict: It is being started.
+            RuntimeUnavailable: No replacement can be started; nothing has changed.
+        """
+        await self.retirements.recycle(self._find(runtime_id), reason)
+
+    async def drain(self, runtime_id: str) -> None:
+        """Have a runtime end without a replacement, once the turns in it have ended. Raises as `recycle`."""
+        await self.retirements.drain(self._find(runtime_id))
+
+    def _find(self, runtime_id: str) -> ManagedRuntime:
+        if self._closing:
+            raise Draining("this node is shutting down, and its runtimes with it")
+        if (runtime := self._runtimes.get(runtime_id)) is None:
+            raise NotFound(f"this node has no runtime {runtime_id}; `aerodrome runtimes ls` lists those of all nodes")
+        return runtime
+
+    async def replacement(self, runtime: ManagedRuntime) -> ManagedRuntime | None:
+        """A runtime of the same key for the sessions of this one, claimed for that unless the others of the key have
+        room for them. Call it with the key `wanting`. ``None``: none is needed, or the ceiling leaves no room for one.
+
+        Raises:
+            RuntimeUnavailable: None can be started.
+        """
+        assert runtime.key is not None
+        others = [r for r in self._of(runtime.key) if r is not runtime]
+        if sum(self._options.max_sessions - r.reserved for r in others) >= runtime.reserved:
+            return None
+        if not self._in(RuntimeState.WARM) and len(self._runtimes) >= self._options.max_runtimes:
+            return None
+        claim = self._join_claim(runtime.key)
+        while not claim.ended:
+            await self._changed.wait()
+        if claim.error is not None:
+            raise claim.error
+        return next((r for r in self._of(runtime.key) if r is not runtime and r not in others), None)
 
     async def retire(self, runtime: ManagedRuntime) -> None:
         """Stop a runtime that nobody needs any more. It counts as one until its process has gone."""

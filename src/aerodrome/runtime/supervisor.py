@@ -37,6 +37,8 @@ log = structlog.get_logger(__name__)
 LET_GO = 10.0
 #: Seconds that an answer to `session.detach` is waited for in the background.
 _PATIENCE = 86400.0
+#: Reasons of earlier recyclings that a listing tells.
+_TOLD = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,10 @@ class ManagedRuntime:
         #: Sessions that have, or are about to get, a place in it. Counted before the first await (trap 11).
         self.reserved = 0
         self.turns = 0
+        #: Why runtimes that this one is the latest replacement of were recycled, the first first.
+        self.replaces: tuple[str, ...] = ()
+        #: Why it is being recycled or drained, while it is.
+        self.retiring = ""
         self.started_at = time.time()
         #: Monotonic time of the last moment in which it held a session; for the idle time-out.
         self.last_held = time.monotonic()
@@ -136,6 +142,9 @@ class ManagedRuntime:
             "turns": self.turns,
             "rss_bytes": rss,
             "started_at": self.started_at,
+            "recycles": len(self.replaces),
+            "reasons": list(self.replaces[-_TOLD:]),
+            "retiring": self.retiring or None,
         }
 
     # --- its life ---
@@ -174,6 +183,11 @@ class ManagedRuntime:
         self._machine.apply(Stimulus.CLAIM)
         self.key = key
         self.last_held = time.monotonic()
+
+    def retire(self, reason: str) -> None:
+        """No session comes to it any more; what it has, it keeps until `stop`."""
+        self._machine.apply(Stimulus.RETIRE)
+        self.retiring = reason
 
     async def stop(self) -> None:
         """End it gracefully, then by SIGTERM, then by SIGKILL; returns when it is gone. Safe to call twice."""

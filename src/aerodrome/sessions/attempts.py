@@ -20,6 +20,7 @@ from aerodrome.errors import (
     TurnInterrupted,
 )
 from aerodrome.events import SessionEvent
+from aerodrome.runtime.machine import RuntimeState
 from aerodrome.sessions.activation import Activation, ActivationRefused, Loss
 from aerodrome.sessions.books import TurnBooks
 from aerodrome.sessions.context import SessionContext
@@ -38,6 +39,7 @@ class Attempts:
     """Args:
     publish: Tells the session's readers of an event.
     on_history: Called with the history, when an answer was found there that the runtime did not live to tell.
+    movable: Whether nothing but turns keeps the session in its runtime.
     on_progress: Called whenever a prompt has been taken by the runtime, or has ended.
     put_back: Takes prompts that are to be sent again, in turns of their own, before others.
     """
@@ -52,6 +54,7 @@ class Attempts:
         *,
         publish: Callable[[SessionEvent], None],
         on_history: Callable[[str], Awaitable[None]],
+        movable: Callable[[], bool],
         on_progress: Callable[[], None],
         put_back: Callable[[list[TurnRun]], None],
     ) -> None:
@@ -62,6 +65,7 @@ class Attempts:
         self._books = books
         self._publish = publish
         self._on_history = on_history
+        self._movable = movable
         self._on_progress = on_progress
         self._put_back = put_back
 
@@ -85,7 +89,11 @@ class Attempts:
 
     async def _awake(self, run: TurnRun) -> Activation:
         if (loaded := self._residency.loaded) is not None:
-            return loaded
+            if loaded.runtime.state is not RuntimeState.RETIRING:
+                return loaded
+            # Between two turns: with many prompts in its queue it would keep the runtime for all of them.
+            if not await self._residency.hibernate(self._movable):
+                return await unless(self._residency.awake(), run.stop_asked)
         try:
             try:
                 return await unless(self._residency.awake(), run.stop_asked)

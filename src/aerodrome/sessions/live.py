@@ -15,6 +15,7 @@ import structlog
 from aerodrome.errors import AerodromeError, Draining, RuntimeUnavailable
 from aerodrome.events import SessionEvent
 from aerodrome.model import MAX_TITLE, SessionRow, SessionState
+from aerodrome.runtime.supervisor import ManagedRuntime
 from aerodrome.sessions.activation import Activation
 from aerodrome.sessions.attachments import Attachment, Attachments
 from aerodrome.sessions.context import SessionContext
@@ -76,6 +77,7 @@ class LiveSession:
             ends,
             publish=self._publish,
             on_history=self._on_history,
+            movable=lambda: self.movable,
             erase=erase,
         )
 
@@ -119,6 +121,14 @@ class LiveSession:
         """In a turn, or needed for something else at this moment."""
         return self.busy or self._holds > 0 or (self._working and self.activation is not None)
 
+    def runs_in(self, runtime: ManagedRuntime) -> bool:
+        return self.activation is not None and self.activation.runtime is runtime
+
+    @property
+    def movable(self) -> bool:
+        """Between two turns, nothing keeps it in its runtime."""
+        return not self._holds and not self._working
+
     @property
     def evictable(self) -> bool:
         """Resident, and not engaged."""
@@ -145,6 +155,16 @@ class LiveSession:
             return False
         await self.updates.flush()
         return True
+
+    async def wake_ahead(self) -> None:
+        """Load it for a prompt that is likely to come. When that fails, the prompt will say why."""
+        self.hold()
+        try:
+            await self.awake()
+        except AerodromeError as error:
+            log.info("session.not_moved", session=str(self.row.key), reason=error.detail)
+        finally:
+            self.release(used=False)
 
     async def runtime_lost(self, reason: str, error: AerodromeError | None = None) -> None:
         """Its runtime has gone, or it may not write any more. A running turn deals with that by itself."""

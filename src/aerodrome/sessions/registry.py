@@ -25,8 +25,11 @@ from aerodrome.sessions.live import LiveSession
 
 log = structlog.get_logger(__name__)
 
-#: Sessions that are unloaded at the same time when the node stops.
+#: Sessions that are unloaded at the same time when the node stops, or moved from a runtime that is to go.
 _AT_ONCE = 8
+#: Seconds since its last use in which a session that has to leave its runtime is loaded again elsewhere at once: its
+#: next prompt may come any moment. The others wait for theirs.
+_IN_USE = 300.0
 
 
 class LiveSessions:
@@ -39,6 +42,7 @@ class LiveSessions:
         #: Deletions that the store has refused and that somebody was promised.
         self._undeleted: dict[SessionKey, SessionRow] = {}
         context.pool.make_room = self.make_room
+        context.pool.retirements.move_sessions = self.move_from
         context.pool.on_lost = self._runtime_lost
 
     @property
@@ -115,6 +119,23 @@ class LiveSessions:
             return False
         chosen = min(quiet, key=lambda group: max(live.last_used for live in group))
         return all([await self.hibernate(live) for live in chosen])
+
+    async def move_from(self, runtime: ManagedRuntime, reload: bool) -> bool:
+        """See `runtime.retirements.MoveSessions`. Sessions in a turn move by themselves when it has ended."""
+        idle = [live for live in self.all if live.evictable and live.runs_in(runtime)]
+        at_once = asyncio.Semaphore(_AT_ONCE)
+        in_use = self._context.clock.monotonic() - _IN_USE
+
+        async def move(live: LiveSession) -> bool:
+            async with at_once:
+                if not await live.hibernate():
+                    return False
+                if reload and live.last_used >= in_use:
+                    await live.wake_ahead()
+                self.forget(live)
+                return True
+
+        return any(await asyncio.gather(*(move(live) for live in idle)))
 
     async def hibernate(self, live: LiveSession) -> bool:
         """Put a session to sleep and forget it. ``False``: it is not idle (any more)."""

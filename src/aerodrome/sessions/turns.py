@@ -48,6 +48,7 @@ class Turns:
     """Args:
     publish: Tells the session's readers of an event.
     on_history: Called with the history, when an answer was found there that the runtime did not live to tell.
+    movable: Whether nothing but turns keeps the session in its runtime.
     erase: Deletes everything of the session, for an ephemeral one whose turn has ended.
     """
 
@@ -60,6 +61,7 @@ class Turns:
         *,
         publish: Callable[[SessionEvent], None],
         on_history: Callable[[str], Awaitable[None]],
+        movable: Callable[[], bool],
         erase: Callable[[SessionRow], Awaitable[None]],
     ) -> None:
         self._context = context
@@ -82,6 +84,7 @@ class Turns:
             self._books,
             publish=publish,
             on_history=on_history,
+            movable=movable,
             on_progress=self._progress,
             put_back=lambda runs: self._queue.extendleft(reversed(runs)),
         )
