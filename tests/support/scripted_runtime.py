@@ -20,6 +20,7 @@ from aerodrome.events import SessionEvent
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.control import SessionBinding
 from aerodrome.runtime.link import LinkClosed, RemoteError
+from aerodrome.runtime.machine import RuntimeState
 from aerodrome.statestore.provider import EVENTS_PATH
 
 _numbers = itertools.count(1)
@@ -149,6 +150,7 @@ class ScriptedRuntime:
         self.key = key
         self.reserved = 0
         self.turns = 0
+        self.state = RuntimeState.CLAIMED
         self.lost = asyncio.Event()
         self.lost_reason = ""
         self.control = ScriptedControl(self)
@@ -189,6 +191,7 @@ class ScriptedRuntime:
         if self.lost.is_set():
             return
         self.lost_reason = reason
+        self.state = RuntimeState.FAILED
         self.lost.set()
         for session in self.sessions.values():
             session.close()
@@ -279,6 +282,7 @@ class ScriptedPool:
 
     def __init__(self, *, max_sessions: int, max_runtimes: int, pause: Callable[[], Awaitable[None]]) -> None:
         self.make_room: Callable[[RuntimeKey | None], Awaitable[bool]] | None = None
+        self.move_sessions: Callable[[Any, bool], Awaitable[bool]] | None = None
         self.on_lost: Callable[[Any], None] | None = None
         self.auto = False
         self.runtimes: list[ScriptedRuntime] = []

@@ -61,6 +61,10 @@ class PoolOptions:
 #: sessions of the least recently used runtime that has only idle ones. ``False``: there is none.
 MakeRoom = Callable[[RuntimeKey | None], Awaitable[bool]]
 
+#: Takes the sessions that are idle now out of a runtime, and, if the second argument is true, loads those that are in
+#: use again elsewhere. ``False``: there was none.
+MoveSessions = Callable[[ManagedRuntime, bool], Awaitable[bool]]
+
 
 class _Claim:
     """A key's wish for one more runtime."""
@@ -90,6 +94,7 @@ class RuntimePool:
         self._closing = False
         self.retirements = Retirements(self, self._tasks)
         self.make_room: MakeRoom | None = None
+        self.move_sessions: MoveSessions | None = None
         self.on_lost: Callable[[ManagedRuntime], None] | None = None
 
     # --- life ---
@@ -221,6 +226,10 @@ class RuntimePool:
             raise NotFound(f"this node has no runtime {runtime_id}; `aerodrome runtimes ls` lists those of all nodes")
         return runtime
 
+    def places_besides(self, runtime: ManagedRuntime) -> int:
+        """Free places in the other runtimes of its key."""
+        return sum(self._options.max_sessions - r.reserved for r in self._of(runtime.key) if r is not runtime)
+
     async def replacement(self, runtime: ManagedRuntime) -> ManagedRuntime | None:
         """A runtime of the same key for the sessions of this one, claimed for that unless the others of the key have
         room for them. Call it with the key `wanting`. ``None``: none is needed, or the ceiling leaves no room for one.
@@ -228,12 +237,12 @@ class RuntimePool:
         Raises:
             RuntimeUnavailable: None can be started.
         """
-        assert runtime.key is not None
         others = [r for r in self._of(runtime.key) if r is not runtime]
-        if sum(self._options.max_sessions - r.reserved for r in others) >= runtime.reserved:
+        if self.places_besides(runtime) >= runtime.reserved:
             return None
         if not self._in(RuntimeState.WARM) and len(self._runtimes) >= self._options.max_runtimes:
             return None
+        assert runtime.key is not None  # it has sessions
         claim = self._join_claim(runtime.key)
         while not claim.ended:
             await self._changed.wait()
@@ -256,7 +265,7 @@ class RuntimePool:
     async def _make_room(self, key: RuntimeKey | None) -> bool:
         return self.make_room is not None and await self.make_room(key)
 
-    def _of(self, key: RuntimeKey) -> list[ManagedRuntime]:
+    def _of(self, key: RuntimeKey | None) -> list[ManagedRuntime]:
         return [r for r in self._in(RuntimeState.CLAIMED) if r.key == key]
 
     def _in(self, state: RuntimeState) -> list[ManagedRuntime]:

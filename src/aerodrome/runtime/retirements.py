@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -35,10 +35,6 @@ log = structlog.get_logger(__name__)
 #: of work that the runtime had begun by itself.
 _LOOK = 1.0
 
-#: Takes the sessions that are idle now out of a runtime, and, if the second argument is true, loads those that are in
-#: use again elsewhere. ``False``: there was none.
-MoveSessions = Callable[[ManagedRuntime, bool], Awaitable[bool]]
-
 
 class Retirements:
     """Args:
@@ -50,7 +46,6 @@ class Retirements:
         self._tasks = tasks
         self._patience = patience
         self._under_way: dict[str, asyncio.Task[None]] = {}
-        self.move_sessions: MoveSessions | None = None
         #: Recycled runtimes by reason, since the start of the node.
         self.recycled: Counter[str] = Counter()
 
@@ -107,6 +102,8 @@ class Retirements:
         if runtime.state is RuntimeState.CLAIMED:
             runtime.retire(reason)
             self._pool.notify()
+        # Loading them again must not wait for the place that this runtime takes.
+        reload = reload and self._pool.places_besides(runtime) >= runtime.reserved
         while runtime.reserved and runtime.state is RuntimeState.RETIRING:
             if deadline is not None and time.monotonic() >= deadline:
                 runtime.kill(f"it was to be recycled ({reason}), and its turns did not end within {patience:g} s")
@@ -115,4 +112,5 @@ class Retirements:
         await self._pool.retire(runtime)
 
     async def _move(self, runtime: ManagedRuntime, reload: bool) -> bool:
-        return self.move_sessions is not None and await self.move_sessions(runtime, reload)
+        move = self._pool.move_sessions
+        return move is not None and await move(runtime, reload)

@@ -42,7 +42,7 @@ class LiveSessions:
         #: Deletions that the store has refused and that somebody was promised.
         self._undeleted: dict[SessionKey, SessionRow] = {}
         context.pool.make_room = self.make_room
-        context.pool.retirements.move_sessions = self.move_from
+        context.pool.move_sessions = self.move_from
         context.pool.on_lost = self._runtime_lost
 
     @property
@@ -121,7 +121,7 @@ class LiveSessions:
         return all([await self.hibernate(live) for live in chosen])
 
     async def move_from(self, runtime: ManagedRuntime, reload: bool) -> bool:
-        """See `runtime.retirements.MoveSessions`. Sessions in a turn move by themselves when it has ended."""
+        """See `runtime.pool.MoveSessions`. Sessions in a turn move by themselves when it has ended."""
         idle = [live for live in self.all if live.evictable and live.runs_in(runtime)]
         at_once = asyncio.Semaphore(_AT_ONCE)
         in_use = self._context.clock.monotonic() - _IN_USE
