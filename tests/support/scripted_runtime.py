@@ -21,6 +21,7 @@ from aerodrome.model import RuntimeKey
 from aerodrome.runtime.control import SessionBinding
 from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.runtime.machine import RuntimeState
+from aerodrome.runtime.wear import Latency
 from aerodrome.statestore.provider import EVENTS_PATH
 
 _numbers = itertools.count(1)
@@ -151,6 +152,7 @@ class ScriptedRuntime:
         self.reserved = 0
         self.turns = 0
         self.state = RuntimeState.CLAIMED
+        self.latency = Latency()
         self.lost = asyncio.Event()
         self.lost_reason = ""
         self.control = ScriptedControl(self)

@@ -326,6 +326,7 @@ class Node:
         runtimes = [{**runtime.describe(), "node": name} for runtime in self.pool.runtimes]
         return {
             "runtimes": runtimes,
+            "recycles": dict(self.pool.retirements.recycled),
             "sessions": len(self.sessions.live),
             "draining": self.sessions.draining,
             "started_at": self._started_at,

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -30,6 +30,7 @@ from aerodrome.runtime.circuit import StartCircuit
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.ports import Launcher
 from aerodrome.runtime.probe import ProbeModel
+from aerodrome.runtime.recycler import RecycleOptions, Recycler
 from aerodrome.runtime.retirements import Retirements
 from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
 
@@ -55,6 +56,7 @@ class PoolOptions:
     #: Seconds after a claim before its replacement is started: a start takes a core for a second, and the user who
     #: has just claimed is about to take the first turn.
     replenish_delay: float = 1.0
+    recycle: RecycleOptions = field(default_factory=RecycleOptions)
 
 
 #: Makes room by hibernating: the least recently used idle session of this key, or, when it is ``None``, all
@@ -92,7 +94,7 @@ class RuntimePool:
         self._changed = asyncio.Event()
         self._tasks = TaskOwner("pool")
         self._closing = False
-        self.retirements = Retirements(self, self._tasks)
+        self.retirements = Retirements(self, self._tasks, options.recycle.patience)
         self.make_room: MakeRoom | None = None
         self.move_sessions: MoveSessions | None = None
         self.on_lost: Callable[[ManagedRuntime], None] | None = None
@@ -104,6 +106,7 @@ class RuntimePool:
         await self._probe.start()
         self._tasks.start(self._keep_warm(), "keep-warm")
         self._tasks.start(self._stop_idle(), "stop-idle")
+        self._tasks.start(Recycler(self, self._options.recycle).run(), "recycle")
 
     async def aclose(self) -> None:
         """Stop every runtime. Sessions should have been hibernated before."""

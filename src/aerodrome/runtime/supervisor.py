@@ -29,6 +29,7 @@ from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.runtime.machine import RuntimeMachine, RuntimeState, Stimulus
 from aerodrome.runtime.ports import Launcher, LaunchSpec, RuntimeProcess
 from aerodrome.runtime.probe import ProbeModel, prove_ready
+from aerodrome.runtime.wear import Latency
 from aerodrome.wire.framing import DEFAULT_MAX_FRAME
 
 log = structlog.get_logger(__name__)
@@ -76,6 +77,11 @@ class ManagedRuntime:
         #: Why it is being recycled or drained, while it is.
         self.retiring = ""
         self.started_at = time.time()
+        self.started = time.monotonic()
+        #: How long it takes to answer what sessions ask of it.
+        self.latency = Latency()
+        #: Proportional set size with its children, in bytes, when it was last looked at.
+        self.memory = 0
         #: Monotonic time of the last moment in which it held a session; for the idle time-out.
         self.last_held = time.monotonic()
         #: Set once, when the runtime has gone without being asked to; `lost_reason` says why.
@@ -141,6 +147,7 @@ class ManagedRuntime:
             "sessions": self.reserved,
             "turns": self.turns,
             "rss_bytes": rss,
+            "pss_bytes": self.memory or None,
             "started_at": self.started_at,
             "recycles": len(self.replaces),
             "reasons": list(self.replaces[-_TOLD:]),

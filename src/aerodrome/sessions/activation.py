@@ -164,7 +164,11 @@ class Activation:
         params = {**message, "sessionId": self.key.id}
         if steer:
             params["mode"] = "immediate"
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         answer = await self._request("session.send", params)
+        # The model has no part in it: what grows is the runtime's own (`runtime.wear`).
+        self.runtime.latency.add(loop.time() - began)
         return str(answer["messageId"])
 
     async def abort(self) -> None:
