@@ -39,7 +39,7 @@ GATEWAY = {
     "gateway-clients": 3,
 }
 FLEET = {"fleet-recovery": 2, "directory-scale": 4}
-WEAR = {"recycling": 2, "warm-claim": 1}
+WEAR = {"recycling": 3, "warm-claim": 1}
 
 
 @pytest.mark.cli

@@ -17,8 +17,9 @@ from typing import Any
 
 from aerodrome.errors import Capacity
 from aerodrome.events import SessionEvent
-from aerodrome.model import RuntimeKey
+from aerodrome.model import RuntimeKey, SessionKey
 from aerodrome.runtime.control import SessionBinding
+from aerodrome.runtime.deaths import Death
 from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.wear import Latency
@@ -153,6 +154,9 @@ class ScriptedRuntime:
         self.turns = 0
         self.state = RuntimeState.CLAIMED
         self.latency = Latency()
+        self.loading: set[SessionKey] = set()
+        self.alone = False
+        self.death: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
         self.lost = asyncio.Event()
         self.lost_reason = ""
         self.control = ScriptedControl(self)
@@ -194,6 +198,7 @@ class ScriptedRuntime:
             return
         self.lost_reason = reason
         self.state = RuntimeState.FAILED
+        self.death.set_result(Death.OUTSIDE)
         self.lost.set()
         for session in self.sessions.values():
             session.close()
@@ -299,7 +304,7 @@ class ScriptedPool:
         self._max_runtimes = max_runtimes
         self._pause = pause
 
-    async def reserve(self, key: RuntimeKey, session_id: str | None = None) -> ScriptedRuntime:
+    async def reserve(self, key: RuntimeKey, session_id: str | None = None, *, alone: bool = False) -> ScriptedRuntime:
         await self._pause()
         while self.held:
             await self._changed.wait()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from statistics import median
 
 from aerodrome.bench.lab import Lab, User
-from aerodrome.bench.report import Row
+from aerodrome.bench.report import Row, compare
 from aerodrome.bench.rounds import interleave
 from aerodrome.bench.scale import Scale
 from aerodrome.bench.stats import percentile
@@ -41,8 +41,9 @@ async def run(lab: Lab, scale: Scale, progress: Callable[[float], None]) -> list
         )
         (row,) = [runtime for runtime in await recycled.runtimes() if runtime["tenant"] is not None]
     return [
-        _row("with recycling", times["recycled"], row["recycles"], target=1.2),
-        _row("without recycling", times["kept"], 0, target=None),
+        compare("recycling", "turn with recycling / without", ("recycled", "kept"), times, target=1.1),
+        _over_life("with recycling", times["recycled"], row["recycles"]),
+        _over_life("without", times["kept"], 0),
     ]
 
 
@@ -67,7 +68,7 @@ class _Talk:
         await self._user.turn(self._session, PROMPT)
 
 
-def _row(what: str, times: list[float], recycles: int, *, target: float | None) -> Row:
+def _over_life(what: str, times: list[float], recycles: int) -> Row:
     size = min(100, max(1, len(times) // 2))
     groups = [times[start : start + size] for start in range(0, len(times) - size + 1, size)]
     measured: dict[str, float] = {"turns": len(times), "recyclings": recycles, "slowest_ms": max(times) * 1e3}
@@ -76,6 +77,4 @@ def _row(what: str, times: list[float], recycles: int, *, target: float | None) 
         measured[f"from_turn_{first}_p50_ms"] = median(group) * 1e3
         measured[f"from_turn_{first}_p95_ms"] = percentile(group, 95) * 1e3
     value = median(groups[-1]) / median(groups[0])
-    return Row(
-        "recycling", f"last / first {size} turns of a long life, {what}", value, target=target, measured=measured
-    )
+    return Row("recycling", f"last / first {size} turns of a long life, {what}", value, measured=measured)

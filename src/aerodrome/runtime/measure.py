@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -46,3 +47,21 @@ def _descriptors(process: psutil.Process) -> tuple[int | None, int | None]:
     with contextlib.suppress(psutil.Error, AttributeError, OSError):
         return process.num_fds(), process.rlimit(psutil.RLIMIT_NOFILE)[0]
     return None, None
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of the process alone, user and system; 0 when it has gone."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
+
+
+def oom_kills() -> int:
+    """Processes that the kernel has killed for want of memory since it was started; 0 where it does not tell."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0

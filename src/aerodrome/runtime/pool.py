@@ -132,11 +132,12 @@ class RuntimePool:
 
     # --- places ---
 
-    async def reserve(self, key: RuntimeKey, session_id: str | None = None) -> ManagedRuntime:
+    async def reserve(self, key: RuntimeKey, session_id: str | None = None, *, alone: bool = False) -> ManagedRuntime:
         """A runtime of this key with a place taken in it; give the place back with `release`.
 
         Args:
             session_id: The session that the place is for. It does not come to a runtime that has not let go of it yet.
+            alone: In a runtime that holds nothing else, and gets nothing else meanwhile.
 
         Raises:
             Capacity: No room within the time-out, with all runtimes and their sessions in use.
@@ -144,8 +145,10 @@ class RuntimePool:
             Draining: This node is shutting down.
         """
         with self.wanting(key):
-            runtime = await self._find_room(key, session_id, time.monotonic() + self._options.capacity_timeout)
+            deadline = time.monotonic() + self._options.capacity_timeout
+            runtime = await self._find_room(key, session_id, deadline, alone=alone)
             runtime.reserved += 1
+            runtime.alone = alone
             return runtime
 
     @contextmanager
@@ -160,7 +163,9 @@ class RuntimePool:
                 del self._requests[key]
                 self.notify()  # a runtime of this key that holds no session may be ended now
 
-    async def _find_room(self, key: RuntimeKey, session_id: str | None, deadline: float) -> ManagedRuntime:
+    async def _find_room(
+        self, key: RuntimeKey, session_id: str | None, deadline: float, *, alone: bool
+    ) -> ManagedRuntime:
         claim: _Claim | None = None
         #: The state of things in which we have asked for room in this key's own runtimes.
         asked: asyncio.Event | None = None
@@ -175,9 +180,12 @@ class RuntimePool:
             if len(stuck_in) >= _STUCK_IN:
                 # Whoever makes sessions get stuck gets no third runtime for it.
                 raise RuntimeUnavailable("earlier runtimes have not let go of the session yet", retry_after=5.0)
-            if (runtime := self._with_room(key, stuck_in)) is not None:
+            if alone:
+                if (empty := [r for r in self._of(key) if not r.reserved and r not in stuck_in]) != []:
+                    return empty[0]
+            elif (runtime := self._with_room(key, stuck_in)) is not None:
                 return runtime
-            if asked is not changed and any(r not in stuck_in for r in self._of(key)):
+            if not alone and asked is not changed and any(r not in stuck_in for r in self._of(key)):
                 asked = changed
                 await self._make_room(key)
                 continue
@@ -189,6 +197,7 @@ class RuntimePool:
 
     def release(self, runtime: ManagedRuntime) -> None:
         runtime.reserved -= 1
+        runtime.alone = runtime.alone and runtime.reserved > 0
         runtime.last_held = time.monotonic()
         self.notify()
 
@@ -269,7 +278,8 @@ class RuntimePool:
         return self.make_room is not None and await self.make_room(key)
 
     def _of(self, key: RuntimeKey | None) -> list[ManagedRuntime]:
-        return [r for r in self._in(RuntimeState.CLAIMED) if r.key == key]
+        """Those that take sessions."""
+        return [r for r in self._in(RuntimeState.CLAIMED) if r.key == key and not r.alone]
 
     def _in(self, state: RuntimeState) -> list[ManagedRuntime]:
         return [r for r in self._runtimes.values() if r.state is state]
