@@ -109,6 +109,8 @@ def session_options(settings: Settings) -> SessionOptions:
         request_timeout=sessions.request_timeout,
         max_queued=sessions.max_queued,
         turn_timeout=sessions.turn_timeout,
+        large_history=sessions.large_history,
+        max_history=sessions.max_history,
         max_prompt=settings.limits.max_prompt,
         reader_bytes=settings.limits.sse_buffer,
         default_isolation=settings.isolation.default,

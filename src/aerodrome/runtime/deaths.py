@@ -21,8 +21,8 @@ class Death(StrEnum):
     OUTSIDE = "outside"
 
 
-#: What V8, the C library and C++ say of it, in their last words.
-_MEMORY_WORDS = ("out of memory", "allocation failed", "oom", "cannot allocate memory", "bad_alloc")
+#: What V8, Rust, the C library and C++ say of it, in their last words.
+_MEMORY_WORDS = ("out of memory", "allocation failed", "memory allocation of", "cannot allocate memory", "bad_alloc")
 #: Signals that come from outside; the kernel's own killer sends the first.
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
