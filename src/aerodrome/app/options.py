@@ -36,6 +36,8 @@ def pool_options(settings: Settings, command: Path, homes: Path) -> PoolOptions:
             log_bytes=runtime.log_bytes,
         ),
         warm=runtime.warm,
+        max_warm=min(runtime.most_warm, runtime.max_runtimes),
+        memory_reserve=runtime.memory_reserve,
         max_runtimes=runtime.max_runtimes,
         max_sessions=runtime.max_sessions,
         spawn_concurrency=runtime.spawn_concurrency,

@@ -27,6 +27,8 @@ from aerodrome.errors import AerodromeError, Capacity, Draining, NotFound, Runti
 from aerodrome.model import RuntimeKey
 from aerodrome.placement.choose import Candidate, least_loaded
 from aerodrome.runtime.circuit import StartCircuit
+from aerodrome.runtime.demand import RUNTIME_MEMORY, Demand, Headroom, pause, warm_target
+from aerodrome.runtime.headroom import read_headroom
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.ports import Launcher
 from aerodrome.runtime.probe import ProbeModel
@@ -37,6 +39,8 @@ from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
 log = structlog.get_logger(__name__)
 
 
+#: Seconds between two looks at what the machine has left.
+_LOOK = 5.0
 #: Runtimes that a session may have got stuck in before it has to wait for one of them.
 _STUCK_IN = 2
 
@@ -44,7 +48,11 @@ _STUCK_IN = 2
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
     runtime: RuntimeOptions
+    #: Warm runtimes at least, and at most when they are much in demand (`runtime.demand`).
     warm: int = 1
+    max_warm: int = 0
+    #: Bytes that warm runtimes leave free on the machine; 0: they do not look.
+    memory_reserve: int = 0
     max_runtimes: int = 32
     #: Resident sessions a runtime.
     max_sessions: int = 50
@@ -77,8 +85,11 @@ class _Claim:
 
 
 class RuntimePool:
-    def __init__(self, options: PoolOptions, launcher: Launcher) -> None:
+    def __init__(
+        self, options: PoolOptions, launcher: Launcher, headroom: Callable[[], Headroom] = read_headroom
+    ) -> None:
         self._options = options
+        self._read_headroom = headroom
         self._launcher = launcher
         self._probe = ProbeModel()
         #: All that have a process, also those that are being started, stopped or buried.
@@ -87,6 +98,8 @@ class RuntimePool:
         #: Calls of `reserve` under way.
         self._requests: Counter[RuntimeKey] = Counter()
         self._circuit = StartCircuit()
+        self._demand = Demand()
+        self._headroom = Headroom()
         self._spawn_slots = asyncio.Semaphore(options.spawn_concurrency)
         #: Starts that have a slot.
         self._under_way = 0
@@ -106,6 +119,7 @@ class RuntimePool:
         await self._probe.start()
         self._tasks.start(self._keep_warm(), "keep-warm")
         self._tasks.start(self._stop_idle(), "stop-idle")
+        self._tasks.start(self._watch_machine(), "watch-machine")
         self._tasks.start(Recycler(self, self._options.recycle).run(), "recycle")
 
     async def aclose(self) -> None:
@@ -330,6 +344,7 @@ class RuntimePool:
             changed = self._changed
             if warm := self._in(RuntimeState.WARM):
                 warm[0].claim(key)
+                self._demand.claimed(time.monotonic())
                 log.info("runtime.claimed", runtime=warm[0].id, pid=warm[0].pid, key=str(key))
                 return
             if len(self._in(RuntimeState.STARTING)) >= len(self._claims):
@@ -372,7 +387,9 @@ class RuntimePool:
                 del self._runtimes[runtime.id]
             self.notify()
         self._circuit.succeeded()
-        log.info("runtime.warm", runtime=runtime.id, pid=runtime.pid, seconds=round(time.monotonic() - began, 3))
+        took = time.monotonic() - began
+        self._demand.started(took)
+        log.info("runtime.warm", runtime=runtime.id, pid=runtime.pid, seconds=round(took, 3))
 
     def _lost(self, runtime: ManagedRuntime) -> None:
         if not self._closing:
@@ -391,7 +408,7 @@ class RuntimePool:
                 await changed.wait()
                 continue
             if self._claims or self._in(RuntimeState.CLAIMED):
-                await asyncio.sleep(self._options.replenish_delay)
+                await asyncio.sleep(pause(self._options.replenish_delay, self._headroom))
             if self._warm_short():
                 try:
                     await self._spawn()
@@ -399,7 +416,30 @@ class RuntimePool:
                     await asyncio.sleep(max(0.1, self._circuit.wait(time.monotonic())))
 
     def _warm_short(self) -> bool:
-        return self._spare() < self._options.warm and len(self._runtimes) < self._options.max_runtimes
+        return self._spare() < self._warm_target() and len(self._runtimes) < self._options.max_runtimes
+
+    def _warm_target(self) -> int:
+        options, measured = self._options, [r.memory for r in self._runtimes.values() if r.memory]
+        return warm_target(
+            self._demand.expected(time.monotonic()),
+            self._headroom,
+            least=options.warm,
+            most=options.max_warm,
+            warm=self._spare(),
+            each=min(measured, default=RUNTIME_MEMORY),
+            reserve=options.memory_reserve,
+        )
+
+    async def _watch_machine(self) -> None:
+        """Read what the machine has left, and let a warm runtime go when that is too little."""
+        while True:
+            self._headroom = self._read_headroom()
+            short = self._options.memory_reserve and (self._headroom.available or 0) < self._options.memory_reserve // 2
+            if short and (warm := self._in(RuntimeState.WARM)) and self._warm_target() < self._spare():
+                log.warning("runtime.let_go", runtime=warm[0].id, available=self._headroom.available)
+                await self.retire(warm[0])
+            self.notify()
+            await asyncio.sleep(_LOOK)
 
     def _spare(self) -> int:
         """Runtimes that are warm, or about to be, and that no claim waits for."""
@@ -418,8 +458,8 @@ class RuntimePool:
     def _idle(self, runtime: ManagedRuntime, now: float) -> bool:
         unused = now - runtime.last_held
         if runtime.state is RuntimeState.WARM:
-            # Started for a request that then gave up.
-            return unused >= self._options.idle_timeout and self._spare() > self._options.warm
+            # Started for a request that then gave up, or when more were in demand.
+            return unused >= self._options.idle_timeout and self._spare() > self._warm_target()
         if runtime not in self._unused():
             return False
         # A user's own runtime has nobody left to wait for; a tenant's may get its next user any moment.
