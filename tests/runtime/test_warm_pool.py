@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.demand import Headroom
 from aerodrome.runtime.pool import PoolOptions, RuntimePool
+from aerodrome.runtime.standby import Standby, StandbyOptions
 from support.cli import fake, launcher, runtime_options
 from support.waiting import until
 
@@ -31,10 +31,10 @@ class Machine:
 
 
 @asynccontextmanager
-async def pool_on(machine: Machine, tmp_path: Path, **options: Any) -> AsyncIterator[RuntimePool]:
+async def pool_on(machine: Machine, tmp_path: Path, *, least: int, most: int = 0) -> AsyncIterator[RuntimePool]:
     runtime = runtime_options(tmp_path, fake(tmp_path, "protocol"))
-    values: dict[str, Any] = {"replenish_delay": 0.0, "memory_reserve": 500 * MB, **options}
-    pool = RuntimePool(PoolOptions(runtime, **values), launcher(), machine.read)
+    standby = Standby(StandbyOptions(least, most, reserve=500 * MB), machine.read)
+    pool = RuntimePool(PoolOptions(runtime, replenish_delay=0.0), launcher(), standby)
     await pool.start()
     try:
         yield pool
@@ -51,14 +51,14 @@ async def come(pool: RuntimePool, *names: str) -> None:
 
 
 async def test_after_many_have_come_together_more_stand_by_within_the_bounds(tmp_path: Path) -> None:
-    async with pool_on(Machine(), tmp_path, warm=1, max_warm=3) as pool:
+    async with pool_on(Machine(), tmp_path, least=1, most=3) as pool:
         await until(lambda: states(pool) == {"warm": 1})
         await come(pool, *"abcdef")
         await until(lambda: states(pool) == {"claimed": 6, "warm": 3})
 
 
 async def test_without_a_maximum_the_pool_is_as_large_as_it_is_set(tmp_path: Path) -> None:
-    async with pool_on(Machine(), tmp_path, warm=1) as pool:
+    async with pool_on(Machine(), tmp_path, least=1) as pool:
         await come(pool, *"abcd")
         await until(lambda: states(pool) == {"claimed": 4, "warm": 1})
         assert pool._warm_target() == 1
@@ -69,7 +69,7 @@ async def test_what_stands_by_goes_when_memory_is_short_and_claims_do_not_suffer
 ) -> None:
     monkeypatch.setattr("aerodrome.runtime.pool._LOOK", 0.02)
     machine = Machine()
-    async with pool_on(machine, tmp_path, warm=2) as pool:
+    async with pool_on(machine, tmp_path, least=2) as pool:
         await until(lambda: states(pool) == {"warm": 2})
         await come(pool, "a")
         await until(lambda: states(pool) == {"claimed": 1, "warm": 2})
@@ -85,7 +85,7 @@ async def test_what_stands_by_goes_when_memory_is_short_and_claims_do_not_suffer
 async def test_none_is_started_into_the_reserve(tmp_path: Path) -> None:
     machine = Machine()
     machine.available = (500 + 160) * MB
-    async with pool_on(machine, tmp_path, warm=3) as pool:
+    async with pool_on(machine, tmp_path, least=3) as pool:
         # One more would fit; the fakes take nothing of what is said to be available.
-        pool._headroom = machine.read()
+        pool._standby.look()
         assert pool._warm_target() == 1

@@ -1,4 +1,4 @@
-"""Who is blamed for the end of a runtime, and what becomes of those who are. Runtimes are scripts that end when told."""
+"""Who is blamed for the end of a runtime, and what becomes of them. The runtimes are scripts that end when told to."""
 
 from __future__ import annotations
 

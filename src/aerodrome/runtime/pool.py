@@ -27,13 +27,12 @@ from aerodrome.errors import AerodromeError, Capacity, Draining, NotFound, Runti
 from aerodrome.model import RuntimeKey
 from aerodrome.placement.choose import Candidate, least_loaded
 from aerodrome.runtime.circuit import StartCircuit
-from aerodrome.runtime.demand import RUNTIME_MEMORY, Demand, Headroom, pause, warm_target
-from aerodrome.runtime.headroom import read_headroom
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.ports import Launcher
 from aerodrome.runtime.probe import ProbeModel
 from aerodrome.runtime.recycler import RecycleOptions, Recycler
 from aerodrome.runtime.retirements import Retirements
+from aerodrome.runtime.standby import Standby, StandbyOptions
 from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
 
 log = structlog.get_logger(__name__)
@@ -48,7 +47,7 @@ _STUCK_IN = 2
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
     runtime: RuntimeOptions
-    #: Warm runtimes at least, and at most when they are much in demand (`runtime.demand`).
+    #: Warm runtimes at least, and at most when they are much in demand (`runtime.standby`).
     warm: int = 1
     max_warm: int = 0
     #: Bytes that warm runtimes leave free on the machine; 0: they do not look.
@@ -85,11 +84,11 @@ class _Claim:
 
 
 class RuntimePool:
-    def __init__(
-        self, options: PoolOptions, launcher: Launcher, headroom: Callable[[], Headroom] = read_headroom
-    ) -> None:
+    def __init__(self, options: PoolOptions, launcher: Launcher, standby: Standby | None = None) -> None:
         self._options = options
-        self._read_headroom = headroom
+        self._standby = standby or Standby(
+            StandbyOptions(options.warm, options.max_warm, options.memory_reserve),
+        )
         self._launcher = launcher
         self._probe = ProbeModel()
         #: All that have a process, also those that are being started, stopped or buried.
@@ -98,8 +97,6 @@ class RuntimePool:
         #: Calls of `reserve` under way.
         self._requests: Counter[RuntimeKey] = Counter()
         self._circuit = StartCircuit()
-        self._demand = Demand()
-        self._headroom = Headroom()
         self._spawn_slots = asyncio.Semaphore(options.spawn_concurrency)
         #: Starts that have a slot.
         self._under_way = 0
@@ -344,7 +341,7 @@ class RuntimePool:
             changed = self._changed
             if warm := self._in(RuntimeState.WARM):
                 warm[0].claim(key)
-                self._demand.claimed(time.monotonic())
+                self._standby.claimed()
                 log.info("runtime.claimed", runtime=warm[0].id, pid=warm[0].pid, key=str(key))
                 return
             if len(self._in(RuntimeState.STARTING)) >= len(self._claims):
@@ -388,7 +385,7 @@ class RuntimePool:
             self.notify()
         self._circuit.succeeded()
         took = time.monotonic() - began
-        self._demand.started(took)
+        self._standby.started(took)
         log.info("runtime.warm", runtime=runtime.id, pid=runtime.pid, seconds=round(took, 3))
 
     def _lost(self, runtime: ManagedRuntime) -> None:
@@ -408,7 +405,7 @@ class RuntimePool:
                 await changed.wait()
                 continue
             if self._claims or self._in(RuntimeState.CLAIMED):
-                await asyncio.sleep(pause(self._options.replenish_delay, self._headroom))
+                await asyncio.sleep(self._standby.pause(self._options.replenish_delay))
             if self._warm_short():
                 try:
                     await self._spawn()
@@ -419,24 +416,15 @@ class RuntimePool:
         return self._spare() < self._warm_target() and len(self._runtimes) < self._options.max_runtimes
 
     def _warm_target(self) -> int:
-        options, measured = self._options, [r.memory for r in self._runtimes.values() if r.memory]
-        return warm_target(
-            self._demand.expected(time.monotonic()),
-            self._headroom,
-            least=options.warm,
-            most=options.max_warm,
-            warm=self._spare(),
-            each=min(measured, default=RUNTIME_MEMORY),
-            reserve=options.memory_reserve,
-        )
+        measured = [runtime.memory for runtime in self._runtimes.values() if runtime.memory]
+        return self._standby.target(self._spare(), min(measured, default=None))
 
     async def _watch_machine(self) -> None:
-        """Read what the machine has left, and let a warm runtime go when that is too little."""
+        """See what the machine has left, and let a warm runtime go when that is too little."""
         while True:
-            self._headroom = self._read_headroom()
-            short = self._options.memory_reserve and (self._headroom.available or 0) < self._options.memory_reserve // 2
-            if short and (warm := self._in(RuntimeState.WARM)) and self._warm_target() < self._spare():
-                log.warning("runtime.let_go", runtime=warm[0].id, available=self._headroom.available)
+            headroom = self._standby.look()
+            if self._standby.short and (warm := self._in(RuntimeState.WARM)) and self._warm_target() < self._spare():
+                log.warning("runtime.let_go", runtime=warm[0].id, available=headroom.available)
                 await self.retire(warm[0])
             self.notify()
             await asyncio.sleep(_LOOK)
