@@ -32,7 +32,7 @@ def death_of(exit_code: int | None, said: str, *, oom_kills: int = 0) -> Death:
     Args:
         exit_code: As `subprocess` tells it, negative for a signal; ``None``: it had to be ended by us.
         said: The last of its output.
-        oom_kills: Processes that the kernel has killed for want of memory during its life.
+        oom_kills: Processes that the kernel has killed for want of memory since its latest sign of life.
     """
     if exit_code is None:
         return Death.OUTSIDE

@@ -117,6 +117,7 @@ class ManagedRuntime:
         self._death: Death | None = None
         #: Processor time and monotonic time of the latest sign of life.
         self._alive_at = (0.0, time.monotonic())
+        #: What the kernel had killed for want of memory by then.
         self._oom_kills = oom_kills()
         #: Nothing of it is left.
         self._ended = asyncio.Event()
@@ -301,6 +302,7 @@ class ManagedRuntime:
                 self._lose(f"the ping failed: {error}")
                 return
             self._alive_at = (self._cpu(), time.monotonic())
+            self._oom_kills = oom_kills()
 
     def _cpu(self) -> float:
         return 0.0 if self.pid is None else cpu_seconds(self.pid)
