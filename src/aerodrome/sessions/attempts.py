@@ -84,6 +84,8 @@ class Attempts:
             activation = await self._awake(run)
             if run.stop_asked.done():
                 raise Forestalled
+            if self._residency.loaded is not activation:
+                continue  # lost as it was handed over, and perhaps others are loading the session again
             loss = await self._attempt(run, activation)
             if loss is None or run not in await self._after(loss, run):
                 return
