@@ -39,6 +39,8 @@ _CALM, _BUSY = 1.0, 0.2
 _ALONE = 2
 #: The least time between two measurements of the workspace, and how many times as long as the last one took.
 _MEASURE_PAUSE, _MEASURE_SHARE = 2.0, 20.0
+#: Bytes by which a workspace that is over its quota may grow, for what it takes to tidy it up.
+_SLACK = 1 << 20
 #: A tree nested deeper than this is not measured but refused: each level costs a descriptor.
 _DEEPEST = 200
 #: The host's id of what a sandbox runs when the node is root.
@@ -277,9 +279,14 @@ class Keeper:
         _mount(None, stage, None, flags)
         _mount(stage, self.plan["slot"], None, _MOVE)
         self.tree = tree
-        # Who is over it already may still work, and delete; it must not grow.
-        self.quota = max(self.quota, used + (1 << 20))
+        self.quota = used + _SLACK
+        self._tighten(used)
         return used
+
+    def _tighten(self, used: int) -> None:
+        """Who is over the quota already may still work, and delete; it must not grow, and what has been deleted is not
+        to be had again."""
+        self.quota = max(self.plan["quota"], min(self.quota, used + _SLACK))
 
     # --- limits ---
 
@@ -312,6 +319,7 @@ class Keeper:
         if used > self.quota:
             limit = self.plan["quota"] >> 20
             raise Over(f"the workspace has {used >> 20} MiB, of {limit} MiB allowed (sandbox.workspace_quota)")
+        self._tighten(used)
 
 
 def measure(tree: int) -> int:
