@@ -11,19 +11,11 @@ import pytest
 from aerodrome.demo.model import ModelServer
 from support.cli import has_ended
 from support.host import Host, until
-from support.sandbox import Shell, sandboxed
+from support.sandbox import Shell, ended_because, sandboxed
 
 pytestmark = pytest.mark.cli
 
 MIB = 1 << 20
-
-
-async def ended_because(shell: Shell, response: object, setting: str) -> None:
-    """The turn says which limit was passed, and the user's next runtime works."""
-    problem = response.json()  # type: ignore[attr-defined]
-    assert problem["code"] == "turn_interrupted", problem
-    assert setting in problem["detail"], problem
-    assert "back" in await shell.run("echo back")
 
 
 def processes_of(running: Host, user: str) -> int:

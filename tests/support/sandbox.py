@@ -118,5 +118,13 @@ class Shell:
             raise AssertionError(said) from None
 
 
+async def ended_because(shell: Shell, response: Any, setting: str) -> None:
+    """The turn says which limit was passed, and the user's next runtime works."""
+    problem = response.json()
+    assert problem["code"] == "turn_interrupted", problem
+    assert setting in problem["detail"], problem
+    assert "back" in await shell.run("echo back")
+
+
 def _python(script: str) -> str:
     return f"{PYTHON} - <<'END_OF_SCRIPT'\n{PRELUDE}{script}\nEND_OF_SCRIPT"

@@ -18,15 +18,29 @@ import resource
 import select
 import signal
 import socket
-import stat
 import sys
 import time
 
 TYPE_CHECKING = False  # `typing` is not needed to run, and takes its time to load
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
-_NEWNS, _NEWUSER, _NEWNET = 0x00020000, 0x10000000, 0x40000000
+    from aerodrome.runtime.launchers.sandbox._usage import (
+        Over,
+        descriptors,
+        in_segments,
+        measure,
+        memory,
+        occupied,
+        unlinked,
+        walk,
+    )
+else:
+    sys.path.insert(0, os.path.dirname(__file__))  # Python has been told to leave it out
+    from _usage import Over, descriptors, in_segments, measure, memory, occupied, unlinked, walk
+
+_NEWNS, _NEWIPC, _NEWUSER, _NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x40000000
 _RDONLY, _NOSUID, _NODEV, _REMOUNT, _BIND, _MOVE, _REC = 1, 2, 4, 32, 4096, 8192, 16384
 _PRIVATE, _SHARED = 1 << 18, 1 << 20
 #: Flags of a mount that a user namespace may not take away when it changes others: `statvfs` flag -> mount flag.
@@ -39,20 +53,20 @@ _CALM, _BUSY = 1.0, 0.2
 _ALONE = 2
 #: The least time between two measurements of the workspace, and how many times as long as the last one took.
 _MEASURE_PAUSE, _MEASURE_SHARE = 2.0, 20.0
+#: Seconds of measuring at a time: meanwhile nobody looks at memory.
+_MEASURE_PIECE = 0.05
+#: Open descriptors for each process that is allowed: they may be with few, and are bounded for all together.
+_DESCRIPTORS = 16
+#: Of those that the kernel has for the node's account, one sandbox gets at most this part: `user.max_inotify_...`.
+_SHARE_OF_WATCHES = 8
 #: Bytes by which a workspace that is over its quota may grow, for what it takes to tidy it up.
 _SLACK = 1 << 20
-#: A tree nested deeper than this is not measured but refused: each level costs a descriptor.
-_DEEPEST = 200
 #: The host's id of what a sandbox runs when the node is root.
 _STRANGER = 1_900_000_000
 #: What a runtime ends with that has passed a limit.
 _OVER = 137
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-class Over(Exception):
-    """A limit has been passed."""
 
 
 def main() -> None:
@@ -87,13 +101,19 @@ class Keeper:
         self.quota = plan["quota"]
         self.measured_at = 0.0
         self.measuring_took = 0.0
+        self.measuring: Iterator[int] | None = None
 
     # --- the start ---
 
     def start(self) -> tuple[int, ...]:
         """Returns the descriptors for the node: the proxy's listening socket, in a network of its own."""
         _write("/proc/self/oom_score_adj", "500")  # where memory runs out, rather a runtime than a database
+        # Descriptors in messages are counted for the account, and refused by the limit of who sends: what is under
+        # way in sandboxes, whose limits are lower, must not keep this process from sending one to the node.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._enter_namespaces()
+        self._share_watches()
         self._mount_scratch()
         listener = self._bring_network_up() if self.plan["network"] else None
         self._spawn()
@@ -140,6 +160,14 @@ class Keeper:
             raise OSError(0, "no other user can be had for the sandbox")
         _write("/proc/sys/user/max_user_namespaces", "0")  # of this one, so that there are none inside
 
+    def _share_watches(self) -> None:
+        """The watches of files in all sandboxes are counted for the node's account, and one must not have them all."""
+        for name in ("max_inotify_instances", "max_inotify_watches"):
+            path = f"/proc/sys/user/{name}"
+            with open(path) as file:
+                most = int(file.read())
+            _write(path, str(max(1, most // _SHARE_OF_WATCHES)))  # of this namespace
+
     def _mount_scratch(self) -> None:
         for path, options in self.plan["tmpfs"]:
             _mount("tmpfs", path, "tmpfs", _NOSUID | _NODEV, options)
@@ -173,6 +201,9 @@ class Keeper:
         self.init = json.loads(told)["child-pid"]
         self.init_handle = os.pidfd_open(self.init)
         self.bubblewrap_ended = os.pidfd_open(self.bubblewrap)
+        segments = os.open(f"/proc/{self.init}/ns/ipc", os.O_RDONLY | os.O_CLOEXEC)
+        _call("setns", segments, _NEWIPC)  # to see what is in them
+        os.close(segments)
 
     def _become_bubblewrap(self, info: int, keeper: int) -> None:
         try:
@@ -185,6 +216,8 @@ class Keeper:
             for name, value in self.plan["limits"].items():
                 kind = getattr(resource, f"RLIMIT_{name}")
                 hard = resource.getrlimit(kind)[1]
+                if name == "NOFILE":
+                    hard //= 2  # less than the keeper's, see `start`
                 value = value if hard == resource.RLIM_INFINITY else min(value, hard)
                 resource.setrlimit(kind, (value, value))
             rules = os.memfd_create("filter", 0)
@@ -300,77 +333,41 @@ class Keeper:
             return _BUSY  # it is ending
         if len(running) > self.plan["processes"]:
             raise Over(f"{len(running)} processes, of {self.plan['processes']} allowed (sandbox.processes)")
-        used = sum(_memory(f"{inside}/{name}/status") for name in running) + sum(
-            _occupied(file_system) for file_system in self.scratch
-        )
+        processes = [f"{inside}/{name}" for name in running]
+        elsewhere = sum(occupied(file_system) for file_system in self.scratch) + in_segments()
+        used = elsewhere + memory(processes, self.plan["memory"] - elsewhere)
         if used > self.plan["memory"]:
             limit = self.plan["memory"] >> 20
             raise Over(f"{used >> 20} MiB of memory, /tmp included, of {limit} MiB allowed (sandbox.memory)")
-        self._look_at_the_workspace()
-        return _CALM if len(running) <= _ALONE else _BUSY
+        if (count := descriptors(processes)) > (most := _DESCRIPTORS * self.plan["processes"]):
+            raise Over(f"{count} descriptors, of {most} allowed for so many processes (sandbox.processes)")
+        self._look_at_the_workspace(processes)
+        return _CALM if len(running) <= _ALONE and self.measuring is None else _BUSY
 
-    def _look_at_the_workspace(self) -> None:
-        began = time.monotonic()
-        if self.tree is None or began < self.measured_at + max(_MEASURE_PAUSE, _MEASURE_SHARE * self.measuring_took):
+    def _look_at_the_workspace(self, processes: list[str]) -> None:
+        if self.tree is None:
             return
-        used = measure(self.tree)
-        self.measured_at = time.monotonic()
-        self.measuring_took = self.measured_at - began
+        began = time.monotonic()
+        if self.measuring is None:
+            if began < self.measured_at + max(_MEASURE_PAUSE, _MEASURE_SHARE * self.measuring_took):
+                return
+            self.measuring, self.measuring_took = walk(self.tree), 0.0
+        used = 0
+        for so_far in self.measuring:
+            used = so_far
+            if time.monotonic() > began + _MEASURE_PIECE:
+                break
+        else:
+            self.measuring = None
+            used += unlinked(processes, os.fstat(self.tree).st_dev)
+        now = time.monotonic()
+        self.measuring_took += now - began
         if used > self.quota:
             limit = self.plan["quota"] >> 20
             raise Over(f"the workspace has {used >> 20} MiB, of {limit} MiB allowed (sandbox.workspace_quota)")
-        self._tighten(used)
-
-
-def measure(tree: int) -> int:
-    """Bytes that a directory takes on its disk; no link is followed, and none counted twice. Raises `Over`."""
-    links: set[tuple[int, int]] = set()
-    used = 0
-    #: Directories on the way to the present one, with what is left to look at in each.
-    above: list[tuple[int, list[str]]] = [(os.dup(tree), os.listdir(tree))]
-    try:
-        while above:
-            directory, names = above[-1]
-            if not names:
-                os.close(above.pop()[0])
-                continue
-            name = names.pop()
-            try:
-                about = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                if about.st_nlink > 1 and not stat.S_ISDIR(about.st_mode):
-                    if (about.st_dev, about.st_ino) in links:
-                        continue
-                    links.add((about.st_dev, about.st_ino))
-                # An empty file or link takes an entry and an inode all the same.
-                used += max(about.st_blocks * 512, 512)
-                if stat.S_ISDIR(about.st_mode):
-                    if len(above) >= _DEEPEST:
-                        raise Over(f"the workspace has directories more than {_DEEPEST} deep")
-                    below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-                    above.append((below, []))
-                    above[-1] = (below, os.listdir(below))
-            except OSError:
-                continue  # it has just gone, or become something else
-    finally:
-        for directory, _ in above:
-            os.close(directory)
-    return used
-
-
-def _memory(status: str) -> int:
-    """Bytes of memory that are the process's own; what is mapped from files is shared."""
-    try:
-        with open(status, "rb") as file:
-            text = file.read()
-    except OSError:
-        return 0
-    at = text.find(b"RssAnon:")
-    return int(text[at:].split(None, 2)[1]) << 10 if at >= 0 else 0
-
-
-def _occupied(file_system: int) -> int:
-    about = os.fstatvfs(file_system)
-    return (about.f_blocks - about.f_bfree) * about.f_frsize
+        if self.measuring is None:
+            self.measured_at = now
+            self._tighten(used)
 
 
 def _stranger(map_name: str) -> int:

@@ -73,8 +73,11 @@ class SandboxLimits:
             "CORE": 0,
             "DATA": self.memory,
             "FSIZE": self.file_size,
-            "NOFILE": 8192,
+            "NOFILE": 4096,
             "NPROC": self.processes,
+            # These two are counted for the account of the node, too.
+            "MSGQUEUE": 1 << 18,
+            "SIGPENDING": 1024,
         }
 
     def scratch(self, user: int | None) -> str:

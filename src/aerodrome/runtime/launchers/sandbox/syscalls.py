@@ -17,7 +17,18 @@ from dataclasses import dataclass
 
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, 16)  # the last is AF_NETLINK, by which addresses are read
 #: io_uring goes past filters like this one; programs do without when there is none.
-_ABSENT = {"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427}
+_ABSENT = {
+    "io_uring_setup": 425,
+    "io_uring_enter": 426,
+    "io_uring_register": 427,
+    # What it is to do is where a filter cannot look; programs do it by `clone` when there is none.
+    "clone3": 435,
+    "memfd_secret": 447,
+}
+#: What a new process or thread is to have. Refused are threads with descriptors of their own, where nobody would find
+#: them, and namespaces.
+_THREAD, _SHARES_FILES = 0x00010000, 0x00000400
+_NAMESPACES = 0x7E020000
 #: The same everywhere: those that were added after all systems had agreed on numbers.
 _COMMON = {
     "open_tree": 428,
@@ -35,6 +46,9 @@ class _Machine:
     #: `AUDIT_ARCH_...`
     architecture: int
     socket: int
+    clone: int
+    #: A file in memory without a name: no process has it as its memory, so that it would be bounded by nothing.
+    memfd_create: int
     denied: Mapping[str, int]
     #: Numbers from here on are of another way to call the same kernel.
     foreign: int | None = None
@@ -44,6 +58,8 @@ _MACHINES = {
     "x86_64": _Machine(
         0xC000003E,
         41,
+        56,
+        319,
         {
             "bpf": 321,
             "perf_event_open": 298,
@@ -67,6 +83,7 @@ _MACHINES = {
             "reboot": 169,
             "acct": 163,
             "quotactl": 179,
+            "syslog": 103,
             "iopl": 172,
             "ioperm": 173,
         },
@@ -75,6 +92,8 @@ _MACHINES = {
     "aarch64": _Machine(
         0xC00000B7,
         198,
+        220,
+        279,
         {
             "bpf": 280,
             "perf_event_open": 241,
@@ -98,10 +117,11 @@ _MACHINES = {
             "reboot": 142,
             "acct": 89,
             "quotactl": 60,
+            "syslog": 116,
         },
     ),
 }
-_LOAD, _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_LOAD, _AND, _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 #: Where the call's number, its architecture and the lower half of its first argument are.
 _NUMBER, _ARCHITECTURE, _ARGUMENT = 0, 4, 16
 _ALLOW, _FAIL = 0x7FFF0000, 0x00050000
@@ -117,10 +137,20 @@ def seccomp_filter(machine: str) -> bytes:
     ]
     if about.foreign is not None:
         program += [_instruction(_JUMP_IF_AT_LEAST, about.foreign, 0, 1), _instruction(_RETURN, _FAIL | errno.ENOSYS)]
-    for number in _ABSENT.values():
+    for number in (*_ABSENT.values(), about.memfd_create):
         program += _if_equal(number, _FAIL | errno.ENOSYS)
     for number in (*_COMMON.values(), *about.denied.values()):
         program += _if_equal(number, _FAIL | errno.EPERM)
+    threads = [
+        _instruction(_LOAD, _ARGUMENT),
+        _instruction(_AND, _NAMESPACES),
+        *_unless_equal(0, errno.EPERM),
+        _instruction(_LOAD, _ARGUMENT),
+        _instruction(_AND, _THREAD | _SHARES_FILES),
+        *_if_equal(_THREAD, _FAIL | errno.EPERM),
+        _instruction(_RETURN, _ALLOW),
+    ]
+    program += [_instruction(_JUMP_IF_EQUAL, about.clone, 0, len(threads)), *threads]
     families = [
         _instruction(_LOAD, _ARGUMENT),
         *(step for family in _FAMILIES for step in _if_equal(int(family), _ALLOW)),

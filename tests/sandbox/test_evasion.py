@@ -1,0 +1,105 @@
+"""Ways around the limits that a hostile user tries: memory, disk and descriptors that are not looked at where they are
+expected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aerodrome.demo.model import ModelServer
+from support.sandbox import PYTHON, Shell, ended_because, sandboxed
+
+pytestmark = pytest.mark.cli
+
+#: Each takes 1.2 GiB.
+HOGS = {
+    "under a name that looks like a measurement": """
+import os, time
+with open("/proc/self/comm", "w") as name:
+    name.write("RssAnon: 0 0")
+os.fork(), os.fork()
+taken = bytearray(300 << 20)
+for at in range(0, len(taken), 4096):
+    taken[at] = 1
+time.sleep(30)
+""",
+    "shared between processes": """
+import mmap, time
+taken = [mmap.mmap(-1, 400 << 20) for _ in range(3)]
+for each in taken:
+    for at in range(0, len(each), 4096):
+        each[at] = 1
+time.sleep(30)
+""",
+    "in segments of System V": """
+import ctypes, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+for _ in range(3):
+    segment = libc.shmget(0, ctypes.c_size_t(400 << 20), 0o1600)
+    at = ctypes.c_void_p(libc.shmat(segment, None, 0))
+    ctypes.memset(at, 1, 400 << 20)
+    libc.shmdt(at)
+time.sleep(30)
+""",
+}
+
+
+@pytest.mark.parametrize("how", list(HOGS))
+async def test_memory_counts_however_it_is_taken(tmp_path: Path, model: ModelServer, how: str) -> None:
+    async with sandboxed(tmp_path, model, sandbox={"memory": "1GiB"}) as running:
+        alice = await Shell.of(running, "alice")
+        response = await alice.send(f"{PYTHON} - <<'END'\n{HOGS[how]}END")
+        await ended_because(alice, response, "sandbox.memory")
+
+
+async def test_there_is_no_memory_without_a_place(tmp_path: Path, model: ModelServer) -> None:
+    """A file that has no name and no process that maps it is counted nowhere."""
+    async with sandboxed(tmp_path, model) as running:
+        alice = await Shell.of(running, "alice")
+        assert await alice.python('print(json.dumps(tried(lambda: os.memfd_create("x"))))') == "OSError"
+
+
+async def test_a_file_that_is_open_counts_when_it_has_been_removed(tmp_path: Path, model: ModelServer) -> None:
+    limits = {"workspace_quota": "8MiB", "file_size": "20MiB"}
+    async with sandboxed(tmp_path, model, sandbox=limits) as running:
+        alice = await Shell.of(running, "alice")
+        response = await alice.send_python("""
+import time
+held = []
+for _ in range(4):
+    held.append(open("file", "wb"))
+    held[-1].write(bytes(10 << 20))
+    held[-1].flush()
+    os.unlink("file")
+time.sleep(30)""")
+        await ended_because(alice, response, "sandbox.workspace_quota")
+
+
+async def test_descriptors_end_at_the_limit(tmp_path: Path, model: ModelServer) -> None:
+    """What is written to a socket and not read is memory of the kernel, and of no process."""
+    async with sandboxed(tmp_path, model, sandbox={"processes": 64}) as running:
+        alice = await Shell.of(running, "alice")
+        response = await alice.send_python("""
+import time
+held = []
+for _ in range(3):
+    if os.fork() == 0:
+        held = [os.pipe() for _ in range(400)]
+        time.sleep(30)
+time.sleep(30)""")
+        await ended_because(alice, response, "sandbox.processes")
+
+
+async def test_the_log_of_the_kernel_is_not_read(tmp_path: Path, model: ModelServer) -> None:
+    async with sandboxed(tmp_path, model) as running:
+        alice = await Shell.of(running, "alice")
+        assert (
+            await alice.python("""
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+text = ctypes.create_string_buffer(4096)
+print(json.dumps(libc.klogctl(3, text, 4096)))""")
+            == -1
+        )
