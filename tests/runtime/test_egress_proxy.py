@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import psutil
 import pytest
+import structlog
 
 from aerodrome.runtime.launchers.sandbox.egress import Egress, Network, Target
 from aerodrome.runtime.launchers.sandbox.proxy import EgressProxy, Refused, read_head
+from support.host import until
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -25,6 +32,8 @@ async def listening(serve: Serve) -> AsyncIterator[int]:
 @asynccontextmanager
 async def proxy(egress: Egress, upstream: Target | None = None) -> AsyncIterator[int]:
     listener = socket.socket()
+    # Of those that it accepts, too: what a program does not read stays with the proxy, not the kernel.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     port: int = listener.getsockname()[1]
@@ -131,6 +140,11 @@ async def test_all_that_is_elsewhere_goes_by_the_operators_proxy() -> None:
     [
         *("", "GET / HTTP/1.1", "GET ftp://x/ HTTP/1.1", "CONNECT x HTTP/1.1", "CONNECT x:99999 HTTP/1.1"),
         *("GET http://x:y/ HTTP/1.1", "GET http:///x HTTP/1.1", "\xff\xfe \xff \xff", "GET"),
+        # What a proxy behind this one might read as two requests, or as one to somebody else.
+        *("CONNECT a\tHTTP/1.1\n\nX:443 HTTP/1.1", "CONNECT a\nHost:b:443 HTTP/1.1", "CONNECT a@b:443 HTTP/1.1"),
+        *("CONNECT a/b:443 HTTP/1.1", "CONNECT a#b:443 HTTP/1.1", "CONNECT [::1]x:443 HTTP/1.1"),
+        *("GET http://a%0ab/ HTTP/1.1", "GET http://a/ HTTP/1.1\nX:y", "GET\n http://a/ HTTP/1.1"),
+        *("GET http://a\x0bb/ HTTP/1.1", "GET http://a/x\ny HTTP/1.1", f"CONNECT {'a' * 300}:443 HTTP/1.1"),
     ],
 )
 def test_what_is_no_request_is_refused(head: str) -> None:
@@ -146,6 +160,102 @@ async def test_who_opens_many_connections_gets_no_more_than_there_are() -> None:
         assert all(ended)
         for _, writer in held:
             writer.close()
+
+
+async def test_who_does_not_read_an_answer_holds_no_more_than_a_connection_and_not_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aerodrome.runtime.launchers.sandbox.proxy._LINGER", 1.0)
+
+    async def long_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(bytes(60_000))
+        writer.close()
+
+    async with (
+        listening(long_answer) as server,
+        proxy(Egress(Network.NONE, frozenset({Target("127.0.0.1", server)}))) as port,
+    ):
+        silent = [_deaf() for _ in range(100)]
+        loop = asyncio.get_running_loop()
+        for each in silent:
+            await loop.sock_connect(each, ("127.0.0.1", port))
+            with contextlib.suppress(ConnectionError):
+                await loop.sock_sendall(each, f"GET http://127.0.0.1:{server}/ HTTP/1.1\r\n\r\n".encode())
+        await until(lambda: _established(port) > 0, timeout=30)
+        held = 0
+        async with asyncio.timeout(60):
+            while count := _established(port):
+                held = max(held, count)
+                await asyncio.sleep(0.01)  # nobody announces it
+        for each in silent:
+            each.close()
+    assert 0 < held < 70  # 64, and some that are being refused
+
+
+def _deaf() -> socket.socket:
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+    connection.setblocking(False)
+    return connection
+
+
+def _established(port: int) -> int:
+    """Connections that this process has accepted on the port, and holds."""
+    held = psutil.Process().net_connections("tcp")
+    return len([each for each in held if each.laddr.port == port and each.status != psutil.CONN_LISTEN])
+
+
+async def test_many_refusals_do_not_fill_the_log() -> None:
+    with structlog.testing.capture_logs() as logged:
+        async with proxy(Egress(Network.NONE)) as port:
+            for _ in range(150):
+                assert b" 403 " in await exchange(port, b"CONNECT a.example:443 HTTP/1.1\r\n\r\n")
+    refusals = [line for line in logged if line["event"] == "sandbox.refused"]
+    assert len(refusals) == 100
+    assert refusals[-1]["last"]
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs util-linux")
+def test_a_public_address_of_this_machine_is_this_machine() -> None:
+    """In a network of its own, in which the machine has the address."""
+    done = subprocess.run(
+        ["unshare", "-Urn", sys.executable, "-c", OWN_ADDRESS], capture_output=True, text=True, check=False, timeout=100
+    )
+    if "unshare failed" in done.stderr:
+        pytest.skip(done.stderr)
+    assert (done.stdout, done.stderr) == ("403\n", "")
+
+
+#: Gives the loopback interface an address of the public internet, listens there, and asks the proxy for it.
+OWN_ADDRESS = """
+import asyncio, fcntl, socket, struct
+from aerodrome.runtime.launchers.sandbox.egress import Egress, Network
+from aerodrome.runtime.launchers.sandbox.proxy import EgressProxy
+
+def give(name, address):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        where = struct.pack("HH4s8x", socket.AF_INET, 0, socket.inet_aton(address))
+        fcntl.ioctl(any_socket, 0x8916, struct.pack("16s16s8x", name, where))
+        fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH14x", name, 1))
+
+async def main():
+    give(b"lo", "127.0.0.1")
+    give(b"lo:1", "9.9.9.9")
+    mine = socket.create_server(("9.9.9.9", 0))
+    listener = socket.create_server(("127.0.0.1", 0))
+    where = listener.getsockname()
+    proxy = EgressProxy("rt-1", Egress(Network.OPEN))
+    await proxy.start(listener)
+    reader, writer = await asyncio.open_connection(*where)
+    writer.write(f"CONNECT 9.9.9.9:{mine.getsockname()[1]} HTTP/1.1\\r\\n\\r\\n".encode())
+    print((await reader.readline()).split()[1].decode())
+    writer.close()
+    await proxy.aclose()
+    mine.close()
+
+asyncio.run(main())
+"""
 
 
 async def _ended(reader: asyncio.StreamReader) -> bool:

@@ -101,10 +101,14 @@ def is_public(address: str) -> bool:
             return is_public(str(inside))
         if found in _NAT64:
             return is_public(str(ipaddress.IPv4Address(found.packed[-4:])))
+        if found not in _GLOBAL_UNICAST:
+            return False
     return found.is_global and not found.is_multicast
 
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+#: All that has ever been given out. Outside are old ways to write IPv4 addresses, and of networks without a number.
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
 
 def _is_here(host: str) -> bool:

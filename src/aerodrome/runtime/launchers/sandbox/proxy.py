@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,7 +26,15 @@ log = structlog.get_logger(__name__)
 _MAX_HEAD, _MAX_CONNECTIONS = 1 << 15, 64
 #: Seconds for a head to arrive, and for a connection outwards.
 _HEAD_TIMEOUT, _CONNECT_TIMEOUT = 15.0, 15.0
+#: Seconds for the program inside to take the rest of an answer; what it leaves is memory and a descriptor of the node.
+_LINGER = 15.0
+#: Refusals of a sandbox that are logged. More of them tell nothing new, and whoever is inside could fill a disk.
+_LOGGED = 100
 _PIECE = 1 << 16
+#: A name or an address as it may be told to others: by anything else one request could be made into two.
+_HOST = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,252}|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9._-]{1,16})?")
+_METHOD = re.compile(r"[A-Z]{1,32}")
+_VERSIONS = ("HTTP/1.0", "HTTP/1.1")
 #: What the proxy says and does by itself, not passed on.
 _OWN_HEADERS = (b"connection", b"proxy-connection", b"proxy-authorization", b"keep-alive")
 
@@ -51,17 +60,25 @@ def read_head(head: bytes) -> Request:
     line, _, rest = head.partition(b"\r\n")
     try:
         method, where, version = line.decode("ascii").split(" ")
+        if not _METHOD.fullmatch(method) or version not in _VERSIONS or not where.isprintable():
+            raise ValueError("not a request of HTTP/1")
         if method == "CONNECT":
             host, port = target(where)
-            return Request(host, port, b"", tunnel=True)
+            return Request(_host(host), port, b"", tunnel=True)
         parts = urlsplit(where)
         if parts.scheme != "http" or not parts.hostname:
             raise ValueError("not the absolute address of an http resource")
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         first = f"{method} {path} {version}\r\n".encode() + _without_own_headers(rest) + b"Connection: close\r\n\r\n"
-        return Request(parts.hostname.lower(), parts.port or 80, first, tunnel=False)
+        return Request(_host(parts.hostname.lower()), parts.port or 80, first, tunnel=False)
     except ValueError as error:
         raise Refused("400 Bad Request", f"a request that this proxy does not understand: {error}") from None
+
+
+def _host(text: str) -> str:
+    if not _HOST.fullmatch(text):
+        raise ValueError("not the name of a host")
+    return text
 
 
 def _without_own_headers(headers: bytes) -> bytes:
@@ -82,6 +99,7 @@ class EgressProxy:
         self._server: asyncio.Server | None = None
         self._tasks = TaskOwner(f"egress {runtime}")
         self._connections = 0
+        self._refused = 0
 
     async def start(self, listener: socket.socket) -> None:
         """The socket is the proxy's from here on."""
@@ -122,15 +140,22 @@ class EgressProxy:
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # a time-out is the first; one of the two ends has gone
+        except asyncio.CancelledError:
+            writer.transport.abort()  # the sandbox is ending, and nobody waits for it to read
+            raise
         finally:
-            self._connections -= 1
-            writer.close()
+            try:
+                await _closed(writer)
+            finally:
+                self._connections -= 1
 
     async def _connect(self, request: Request) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, port = request.host, request.port
         verdict = self.egress.decide(host, port)
         if verdict is Verdict.REFUSED:
-            log.info("sandbox.refused", runtime=self._runtime, host=host, port=port)
+            self._refused += 1
+            if self._refused <= _LOGGED:
+                log.info("sandbox.refused", runtime=self._runtime, host=host, port=port, last=self._refused == _LOGGED)
             raise Refused("403 Forbidden", f"the sandbox may not connect to {host}:{port} (sandbox.network)")
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT):
@@ -162,9 +187,32 @@ async def _open_public(host: str, port: int) -> tuple[asyncio.StreamReader, asyn
     """Connect to an address that was looked at: a name may lead to another one each time it is looked up."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = [str(address[4][0]) for address in found]
-    if not addresses or not all(is_public(address) for address in addresses):
+    if not addresses or not all(is_public(address) and not _is_own(address) for address in addresses):
         raise Refused("403 Forbidden", f"{host} is not on the public internet (sandbox.network)")
     return await _first_of(addresses, port)
+
+
+def _is_own(address: str) -> bool:
+    """Whether an address of the public internet is one of this machine, where the node's ports are."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))  # nothing is sent; what is here is reached from itself
+        except OSError:
+            return False  # there is no way to it
+        return bool(probe.getsockname()[0] == address)
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    """Close a connection of the sandbox, which may not read what is left to send."""
+    writer.close()
+    try:
+        async with asyncio.timeout(_LINGER):
+            await writer.wait_closed()
+    except OSError:
+        pass  # a time-out is one, and that it has gone already another
+    finally:
+        writer.transport.abort()
 
 
 async def _first_of(addresses: Sequence[str], port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
