@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -165,6 +166,41 @@ async def test_level_standard_shares_the_network_of_the_machine(tmp_path: Path, 
             port = connection.getpeername()[1]
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), 10)
+
+
+@pytest.mark.cli
+async def test_no_descriptor_that_is_under_way_inside_keeps_the_keeper_from_sending_one(
+    tmp_path: Path, cli: Path
+) -> None:
+    """Those in messages are counted for the account, and each sender is held to its own limit for all of them."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+    try:
+        async with launched(tmp_path, cli) as process:
+            (await process.connect()).close()
+            keeper, runtime = psutil.Process(process._child.pid), psutil.Process(process.pid)
+            assert keeper.rlimit(psutil.RLIMIT_NOFILE)[0] >= 2 * runtime.rlimit(psutil.RLIMIT_NOFILE)[1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.cli
+@pytest.mark.skipif(shutil.which("nsenter") is None, reason="needs util-linux")
+async def test_a_sandbox_gets_a_part_of_the_watches_of_the_account_and_the_machine_keeps_its_own(
+    tmp_path: Path, cli: Path
+) -> None:
+    about = Path("/proc/sys/user/max_inotify_instances")
+    before = int(about.read_text())
+    async with launched(tmp_path, cli) as process:
+        (await process.connect()).close()
+        made = await asyncio.to_thread(
+            subprocess.run,
+            ["nsenter", "-U", "--preserve-credentials", "-t", str(process._child.pid), "cat", str(about)],
+            capture_output=True,
+            check=True,
+        )
+    assert int(made.stdout) == max(1, before // 8)
+    assert int(about.read_text()) == before
 
 
 async def test_a_machine_that_allows_it_passes_and_nothing_is_left(tmp_path: Path) -> None:

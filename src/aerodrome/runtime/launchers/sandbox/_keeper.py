@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         walk,
     )
 else:
-    sys.path.insert(0, os.path.dirname(__file__))  # Python has been told to leave it out
+    sys.path.append(os.path.dirname(__file__))  # Python has been told to leave it out
     from _usage import Over, descriptors, in_segments, measure, memory, occupied, unlinked, walk
 
 _NEWNS, _NEWIPC, _NEWUSER, _NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x40000000
@@ -57,8 +57,8 @@ _MEASURE_PAUSE, _MEASURE_SHARE = 2.0, 20.0
 _MEASURE_PIECE = 0.05
 #: Open descriptors for each process that is allowed: they may be with few, and are bounded for all together.
 _DESCRIPTORS = 16
-#: Of those that the kernel has for the node's account, one sandbox gets at most this part: `user.max_inotify_...`.
-_SHARE_OF_WATCHES = 8
+#: Of those that the kernel has for the node's account, one sandbox gets at most this part.
+_WATCHES, _SHARE_OF_WATCHES = [f"/proc/sys/user/max_inotify_{kind}" for kind in ("instances", "watches")], 8
 #: Bytes by which a workspace that is over its quota may grow, for what it takes to tidy it up.
 _SLACK = 1 << 20
 #: The host's id of what a sandbox runs when the node is root.
@@ -112,8 +112,11 @@ class Keeper:
         # way in sandboxes, whose limits are lower, must not keep this process from sending one to the node.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        # So are the watches of files, in the namespaces above: one sandbox must not have them all.
+        watches = {path: int(_read(path)) // _SHARE_OF_WATCHES for path in _WATCHES}
         self._enter_namespaces()
-        self._share_watches()
+        for path, share in watches.items():
+            _write(path, str(max(1, share)))  # of the new one
         self._mount_scratch()
         listener = self._bring_network_up() if self.plan["network"] else None
         self._spawn()
@@ -159,14 +162,6 @@ class Keeper:
         if os.waitpid(helper, 0)[1]:
             raise OSError(0, "no other user can be had for the sandbox")
         _write("/proc/sys/user/max_user_namespaces", "0")  # of this one, so that there are none inside
-
-    def _share_watches(self) -> None:
-        """The watches of files in all sandboxes are counted for the node's account, and one must not have them all."""
-        for name in ("max_inotify_instances", "max_inotify_watches"):
-            path = f"/proc/sys/user/{name}"
-            with open(path) as file:
-                most = int(file.read())
-            _write(path, str(max(1, most // _SHARE_OF_WATCHES)))  # of this namespace
 
     def _mount_scratch(self) -> None:
         for path, options in self.plan["tmpfs"]:
@@ -378,6 +373,11 @@ def _stranger(map_name: str) -> int:
     if any(first <= _STRANGER < first + count for first, _, count in ranges):
         return _STRANGER
     return max(first + count for first, _, count in ranges) - 3
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
 
 
 def _write(path: str, text: str) -> None:
