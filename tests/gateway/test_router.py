@@ -562,22 +562,21 @@ def test_a_prompt_that_was_lost_with_its_node_is_not_ended_by_the_next_nodes_idl
     assert not router.has_sent("s1")
 
 
-def test_a_prompt_that_a_living_node_still_has_is_ended_by_its_idle() -> None:
+def test_a_prompt_whose_end_the_client_was_told_is_not_in_doubt() -> None:
     link = "node:b-1"
     router = bound("s1", link=link)
-    (serve,) = router.from_client(request(1, "session.send", sessionId="s1", prompt="hello"))
-    assert isinstance(serve, Serve)
-    serve.request.session_id = "s1"
-    router.send(serve.request, link)
-    router.from_runtime(link, body(id=1, result={"messageId": "m1"}))
+    for number in (1, 2):
+        (serve,) = router.from_client(request(number, "session.send", sessionId="s1", prompt="hello"))
+        assert isinstance(serve, Serve)
+        serve.request.session_id = "s1"
+        router.send(serve.request, link)
+        router.from_runtime(link, body(id=number, result={"messageId": f"m{number}"}))
+    router.from_runtime(link, event("s1", "e1", "session.error", originatingMessageId="m1"))
     router.hold_back("s1")
     router.bind("s1", "node:c-1")
     router.ready("s1")
-    router.release("s1", [])
-    router.still_at_work("s1")
-    router.from_runtime("node:c-1", event("s1", "e1", "user.message", messageId="m1"))
-    router.from_runtime("node:c-1", event("s1", "e2", "session.idle"))
-    router.hold_back("s1")
+    router.from_runtime("node:c-1", event("s1", "e2", "session.error", originatingMessageId="m2"))
+    assert not router.has_sent("s1")
     assert router.lost_prompts("s1", []) == []
 
 
