@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import socket
+from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Self
 
@@ -65,9 +66,18 @@ class Node:
     Args:
         http: Whether the HTTP API is served.
         authenticator: Who else knows callers; asked before the stored keys.
+        listeners: Sockets that listen already, in place of `server.http` and `server.gateway`: by `http` and
+            `gateway`.
     """
 
-    def __init__(self, settings: Settings, *, http: bool = True, authenticator: Authenticator | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        http: bool = True,
+        authenticator: Authenticator | None = None,
+        listeners: Mapping[str, socket.socket] | None = None,
+    ) -> None:
         self.settings = settings
         self.stores: Stores
         self.pool: RuntimePool
@@ -82,6 +92,7 @@ class Node:
         self.cluster: Cluster
         self._links: PeerLinks
         self._http = http
+        self._listeners = dict(listeners or {})
         self._authenticator = authenticator
         self._heartbeat: Heartbeat
         self._stack = AsyncExitStack()
@@ -158,6 +169,7 @@ class Node:
     async def drain(self) -> None:
         """Take no new work, let running turns end for up to `server.drain_timeout`, hand the sessions over.
 
+        For `server.drain_delay` before that the node only says that it is not ready.
         Clients and readers are told to go as soon as nothing of theirs is under way. Whoever comes second waits for the
         first.
         """
@@ -166,6 +178,9 @@ class Node:
         await asyncio.shield(self._draining)
 
     async def _drain(self) -> None:
+        if self.settings.server.drain_delay:
+            log.info("node.leaving", seconds=self.settings.server.drain_delay)
+            await asyncio.sleep(self.settings.server.drain_delay)
         log.info("node.draining", sessions=len(self.sessions.live))
         letting_go = self._tasks.start(self.gateway.let_go(), "let clients go")
         try:
@@ -205,7 +220,9 @@ class Node:
             self.cluster,
             peer_token=lambda: self._heartbeat.node.peer_token,
         )
-        self.gateway_address = await self.gateway.start(*self.settings.server.gateway)
+        self.gateway_address = await self.gateway.start(
+            *self.settings.server.gateway, listener=self._listeners.get("gateway")
+        )
         self._stack.push_async_callback(self.gateway.aclose)
         await self._heartbeat.advertise(str(self.settings.server.advertise or advertised(*self.gateway_address)))
 
@@ -219,7 +236,9 @@ class Node:
             patience=patience(self.settings),
             reader_bytes=self.settings.limits.sse_buffer,
         )
-        server = HttpServer(create_app(sessions, auth, self, limits), *self.settings.server.http)
+        server = HttpServer(
+            create_app(sessions, auth, self, limits), *self.settings.server.http, listener=self._listeners.get("http")
+        )
         self.http_address = await server.start()
         self._stack.push_async_callback(server.stop, 5.0)
 
@@ -320,7 +339,7 @@ class Node:
 
     def ready(self) -> tuple[bool, str]:
         """For `/ready` (see `http.ports.Readiness`)."""
-        if self.sessions.draining:
+        if self._draining is not None:
             raise Draining("this node is shutting down")
         if not self._heartbeat.may_serve:
             return False, "the coordination store cannot be reached"
@@ -336,7 +355,7 @@ class Node:
         return {
             "runtimes": runtimes,
             "sessions": len(self.sessions.live),
-            "draining": self.sessions.draining,
+            "draining": self._draining is not None,
             "started_at": self._started_at,
             EARLIER: list(self._heartbeat.earlier),
         }
