@@ -41,6 +41,9 @@ lock: .venv/.ready
 	$(PY) -m piptools compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-emit-trusted-host --constraint requirements.lock --extra redis --extra postgresql \
 	  --output-file deploy/docker/requirements.lock pyproject.toml
+	$(PY) -m piptools compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-emit-trusted-host --constraint requirements.lock \
+	  --output-file deploy/docker/build.lock deploy/docker/build.in
 
 clean:
 	rm -rf .venv dist build
