@@ -276,19 +276,3 @@ def figures(seconds: list[float]) -> dict[str, float]:
     return {
         name: round(value * 1000) for name, value in {"p50": cuts[49], "p95": cuts[94], "max": max(seconds)}.items()
     }
-
-
-async def test_a_request_that_a_draining_node_refuses_goes_to_another_if_it_counts_once(site: Site) -> None:
-    """Also a balancer that has not noticed anything yet loses no request that has an idempotency key."""
-    key = await site.fleet.key()
-    async with httpx.AsyncClient(timeout=60, headers={"Authorization": f"Bearer {key}"}) as client:
-        opened = await client.post(f"{site.balancer.url}/api/v1/sessions", json={"id": "s"})
-        assert opened.status_code == 201
-        site.fleet.servers["1"].process.kill()
-        for number in range(6):
-            answer = await client.post(
-                f"{site.balancer.url}/api/v1/sessions/s/messages",
-                json={"prompt": f"[[say: {number}]]"},
-                headers={"Idempotency-Key": str(number)},
-            )
-            assert answer.status_code == 200, answer.text
