@@ -17,6 +17,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import quantiles
+from typing import Any
 
 import httpx
 import pytest
@@ -149,16 +150,18 @@ class HttpTalk(Talk):
         return str(answer.json()["message"]["content"])
 
     async def _streamed(self, client: httpx.AsyncClient, prompt: str) -> str:
-        answer, last = "", ""
+        answers: list[str] = []
+        seen: list[dict[str, Any]] = []
         request = {"json": {"prompt": prompt}, "headers": {"Accept": "text/event-stream"}}
         async with client.stream("POST", f"/sessions/{self.session}/messages", **request) as response:  # type: ignore[arg-type]
             assert response.status_code == 200, await response.aread()
             async for event in sse_events(response):
-                last = event["event"]
-                if last == "assistant.message":
-                    answer = event["data"]["data"]["content"]
-        assert last == "end"
-        return answer
+                seen.append(event)
+                if event["event"] == "assistant.message":
+                    answers.append(event["data"]["data"]["content"])
+        assert seen[-1]["event"] == "end", seen
+        assert len(answers) == 1, seen
+        return answers[0]
 
 
 class SdkTalk(Talk):
