@@ -43,7 +43,7 @@ lock: .venv/.ready
 	$(PY) -m piptools compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-emit-trusted-host --extra dev --output-file requirements.lock pyproject.toml
 	$(PY) -m piptools compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url \
-	  --no-emit-find-links --no-emit-trusted-host --constraint requirements.lock --extra redis --extra postgresql \
+	  --no-emit-find-links --no-emit-trusted-host --constraint requirements.lock --extra redis --extra postgresql --extra sandbox \
 	  --output-file deploy/docker/requirements.lock pyproject.toml
 	$(PY) -m piptools compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-emit-trusted-host --constraint requirements.lock \
