@@ -29,6 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
     "defaults": {},
     **{path.stem: example(path.stem) for path in EXAMPLES.glob("*.yaml")},
     "ipv6": over(FLEET, {"ipFamily": "IPv6"}),
+    "sandbox": over(FLEET, {"sandbox": {"enabled": True}}),
     "keda": over(FLEET, {"autoscaling": {"kind": "keda"}}),
     "csi": over(FLEET, {"secrets": {"csi": {"enabled": True, "secretProviderClass": "vault"}}}),
     "gateway api": over(
@@ -305,9 +306,13 @@ def test_pods_have_no_rights_that_they_do_not_need(case: str) -> None:
         security = pod.spec["securityContext"]
         assert security["runAsNonRoot"]
         assert security["runAsUser"] > 0
-        assert security["seccompProfile"]["type"] != "Unconfined"
+        # What sandboxes inside need, and nodes alone.
+        sandboxes = case == "sandbox" and pod.labels.get("app.kubernetes.io/component") == "node"
+        assert (security["seccompProfile"]["type"] == "Unconfined") is sandboxes
+        assert (pod.spec.get("hostUsers") is False) is sandboxes
         for each in pod.spec["containers"]:
             assert each["securityContext"] == {
+                **({"procMount": "Unmasked"} if sandboxes else {}),
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
@@ -405,6 +410,8 @@ def test_the_second_phase_runs_when_somebody_says_so() -> None:
 
 
 def test_sections_of_the_settings_are_all_that_config_may_have() -> None:
+    """A new one belongs into `propertyNames` of `config` in values.schema.json."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(schema["properties"]["config"]["propertyNames"]["enum"]) == set(Settings.model_fields)
     assert "nonsense" in refused({"config": {"nonsense": {}}})
-    for section in set(Settings.model_fields) - {"server"}:
-        assert render({"config": {section: {}}})
+    assert render({"config": {"sessions": {}}})

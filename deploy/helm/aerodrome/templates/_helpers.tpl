@@ -60,6 +60,16 @@ securityContext:
     {{- toYaml .Values.podSecurity.seccompProfile | nindent 4 }}
 {{- end -}}
 
+{{/* The same for nodes, which may make namespaces for their runtimes. */}}
+{{- define "aerodrome.nodeSecurity" -}}
+{{- if .Values.sandbox.enabled -}}
+hostUsers: false
+{{ include "aerodrome.podSecurity" (dict "Values" (merge (dict "podSecurity" (dict "runAsUser" .Values.podSecurity.runAsUser "seccompProfile" (dict "type" "Unconfined"))) (omit .Values "podSecurity"))) }}
+{{- else -}}
+{{ include "aerodrome.podSecurity" . }}
+{{- end -}}
+{{- end -}}
+
 {{- define "aerodrome.containerSecurity" -}}
 securityContext:
   allowPrivilegeEscalation: false
