@@ -38,6 +38,7 @@ def pool_options(settings: Settings, command: Path, homes: Path) -> PoolOptions:
         spawn_concurrency=runtime.spawn_concurrency,
         capacity_timeout=runtime.capacity_timeout,
         idle_timeout=runtime.idle_timeout,
+        placement=runtime.placement,
     )
 
 

@@ -14,7 +14,7 @@ from aerodrome.config.types import (
     Kind,
     Name,
 )
-from aerodrome.model import Isolation
+from aerodrome.model import Isolation, PlacementStrategy
 
 
 class IsolationSettings(Section):
@@ -55,6 +55,11 @@ class RuntimeSettings(Section):
     max_runtimes: int = Field(default=32, ge=1, description="Most runtimes of this node, warm ones included.")
     max_sessions: int = Field(
         default=50, ge=1, description="Most sessions loaded in one runtime; past it the least recently used hibernates."
+    )
+    placement: PlacementStrategy = Field(
+        default=PlacementStrategy.LEAST_LOADED,
+        description="Which of several runtimes of a user or tenant gets a session: `least_loaded` the one with most "
+        "room, `round_robin` one after the other, `sticky` the same for the same user as long as it is there.",
     )
     spawn_concurrency: int = Field(default=2, ge=1, description="Most runtimes that start at the same time.")
     start_timeout: Duration = Field(default=30.0, gt=0, description="A runtime that is not ready by then is ended.")

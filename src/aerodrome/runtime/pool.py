@@ -23,8 +23,8 @@ import structlog
 
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.errors import AerodromeError, Capacity, Draining, RuntimeUnavailable
-from aerodrome.model import RuntimeKey
-from aerodrome.placement.choose import Candidate, least_loaded
+from aerodrome.model import PlacementStrategy, RuntimeKey
+from aerodrome.placement.choose import Candidate, placement
 from aerodrome.runtime.circuit import StartCircuit
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.ports import Launcher
@@ -53,6 +53,8 @@ class PoolOptions:
     #: Seconds after a claim before its replacement is started: a start takes a core for a second, and the user who
     #: has just claimed is about to take the first turn.
     replenish_delay: float = 1.0
+    #: Which of a key's runtimes gets a session.
+    placement: PlacementStrategy = PlacementStrategy.LEAST_LOADED
 
 
 #: Makes room by hibernating: the least recently used idle session of this key, or, when it is ``None``, all
@@ -73,6 +75,7 @@ class RuntimePool:
         self._options = options
         self._launcher = launcher
         self._probe = ProbeModel()
+        self._placement = placement(options.placement)
         #: All that have a process, also those that are being started, stopped or buried.
         self._runtimes: dict[str, ManagedRuntime] = {}
         self._claims: dict[RuntimeKey, _Claim] = {}
@@ -121,11 +124,14 @@ class RuntimePool:
 
     # --- places ---
 
-    async def reserve(self, key: RuntimeKey, session_id: str | None = None) -> ManagedRuntime:
+    async def reserve(
+        self, key: RuntimeKey, session_id: str | None = None, affinity: str | None = None
+    ) -> ManagedRuntime:
         """A runtime of this key with a place taken in it; give the place back with `release`.
 
         Args:
             session_id: The session that the place is for. It does not come to a runtime that has not let go of it yet.
+            affinity: Who or what should come to the same runtime again, under the placement `sticky`.
 
         Raises:
             Capacity: No room within the time-out, with all runtimes and their sessions in use.
@@ -134,7 +140,9 @@ class RuntimePool:
         """
         self._requests[key] += 1
         try:
-            runtime = await self._find_room(key, session_id, time.monotonic() + self._options.capacity_timeout)
+            runtime = await self._find_room(
+                key, session_id, affinity, time.monotonic() + self._options.capacity_timeout
+            )
             runtime.reserved += 1
             return runtime
         finally:
@@ -143,7 +151,9 @@ class RuntimePool:
                 del self._requests[key]
                 self.notify()  # a runtime of this key that holds no session may be ended now
 
-    async def _find_room(self, key: RuntimeKey, session_id: str | None, deadline: float) -> ManagedRuntime:
+    async def _find_room(
+        self, key: RuntimeKey, session_id: str | None, affinity: str | None, deadline: float
+    ) -> ManagedRuntime:
         claim: _Claim | None = None
         #: The state of things in which we have asked for room in this key's own runtimes.
         asked: asyncio.Event | None = None
@@ -156,7 +166,7 @@ class RuntimePool:
             if len(stuck_in) >= _STUCK_IN:
                 # Whoever makes sessions get stuck gets no third runtime for it.
                 raise RuntimeUnavailable("earlier runtimes have not let go of the session yet", retry_after=5.0)
-            if (runtime := self._with_room(key, stuck_in)) is not None:
+            if (runtime := self._with_room(key, stuck_in, affinity)) is not None:
                 return runtime
             if asked is not changed and len(self._of(key)) > len(stuck_in):
                 asked = changed
@@ -199,11 +209,11 @@ class RuntimePool:
     def _in(self, state: RuntimeState) -> list[ManagedRuntime]:
         return [r for r in self._runtimes.values() if r.state is state]
 
-    def _with_room(self, key: RuntimeKey, besides: list[ManagedRuntime]) -> ManagedRuntime | None:
+    def _with_room(self, key: RuntimeKey, besides: list[ManagedRuntime], affinity: str | None) -> ManagedRuntime | None:
         candidates = [
             Candidate(r.id, r.reserved, self._options.max_sessions) for r in self._of(key) if r not in besides
         ]
-        chosen = least_loaded(candidates)
+        chosen = self._placement.choose(candidates, affinity)
         return self._runtimes[chosen] if chosen else None
 
     def _unused(self) -> list[ManagedRuntime]:

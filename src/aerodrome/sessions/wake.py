@@ -152,7 +152,7 @@ async def wake(
         StoreUnavailable: Lease or files could not be read or written.
     """
     with ExitStack() as undo:
-        runtime = await context.pool.reserve(runtime_key(row), row.key.id)
+        runtime = await context.pool.reserve(runtime_key(row), row.key.id, row.owner)
         undo.callback(context.pool.release, runtime)
         lease, row = await take_lease(context, row)
         undo.callback(context.release_lease, lease)
