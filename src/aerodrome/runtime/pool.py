@@ -16,7 +16,7 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -27,7 +27,7 @@ from aerodrome.model import PlacementStrategy, RuntimeKey
 from aerodrome.placement.choose import Candidate, placement
 from aerodrome.runtime.circuit import StartCircuit
 from aerodrome.runtime.machine import RuntimeState
-from aerodrome.runtime.ports import Launcher
+from aerodrome.runtime.ports import Launcher, MakeRoom, Runtime
 from aerodrome.runtime.probe import ProbeModel
 from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
 
@@ -55,11 +55,6 @@ class PoolOptions:
     replenish_delay: float = 1.0
     #: Which of a key's runtimes gets a session.
     placement: PlacementStrategy = PlacementStrategy.LEAST_LOADED
-
-
-#: Makes room by hibernating: the least recently used idle session of this key, or, when it is ``None``, all
-#: sessions of the least recently used runtime that has only idle ones. ``False``: there is none.
-MakeRoom = Callable[[RuntimeKey | None], Awaitable[bool]]
 
 
 class _Claim:
@@ -90,7 +85,7 @@ class RuntimePool:
         self._tasks = TaskOwner("pool")
         self._closing = False
         self.make_room: MakeRoom | None = None
-        self.on_lost: Callable[[ManagedRuntime], None] | None = None
+        self.on_lost: Callable[[Runtime], None] | None = None
 
     # --- life ---
 
@@ -178,7 +173,7 @@ class RuntimePool:
                 claim = self._join_claim(key)
             await self._wait(key, changed, deadline)
 
-    def release(self, runtime: ManagedRuntime) -> None:
+    def release(self, runtime: Runtime) -> None:
         runtime.reserved -= 1
         runtime.last_held = time.monotonic()
         self.notify()

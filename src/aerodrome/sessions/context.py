@@ -17,7 +17,7 @@ from aerodrome.errors import AerodromeError, StoreUnavailable
 from aerodrome.events import SessionEvent, host_event
 from aerodrome.model import Isolation, OnBusy, RuntimeKey, SessionKey, SessionRow
 from aerodrome.policy.session_params import Credentials, ToolPolicy
-from aerodrome.runtime.pool import RuntimePool
+from aerodrome.runtime.ports import Runtimes
 from aerodrome.sessions.admission import TurnAdmission
 from aerodrome.sessions.ports import Ledger
 from aerodrome.statestore.ports import SessionFileStore
@@ -58,7 +58,7 @@ class SessionContext:
     membership: Membership
     ledger: Ledger
     files: SessionFileStore
-    pool: RuntimePool
+    pool: Runtimes
     clock: Clock
     #: By tenant.
     credentials: Callable[[str], Credentials]

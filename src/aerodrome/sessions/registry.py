@@ -14,7 +14,7 @@ import structlog
 
 from aerodrome.errors import AerodromeError, Draining, NotFound
 from aerodrome.model import LastTurn, RuntimeKey, SessionKey, SessionRow
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.activation import Activation
 from aerodrome.sessions.context import SessionContext, runtime_key
 from aerodrome.sessions.deletion import delete
@@ -99,7 +99,7 @@ class LiveSessions:
     # --- residency ---
 
     async def make_room(self, key: RuntimeKey | None) -> bool:
-        """See `runtime.pool.MakeRoom`: least recently used first, never one in a turn (trap 10)."""
+        """See `runtime.ports.MakeRoom`: least recently used first, never one in a turn (trap 10)."""
         if key is not None:
             idle = [live for live in self.all if live.evictable and runtime_key(live.row) == key]
             for live in sorted(idle, key=lambda live: live.last_used):
@@ -163,7 +163,7 @@ class LiveSessions:
             if activation in held and not activation.runtime.lost.is_set():
                 activation.runtime.kill(f"{reason}; and it did not unload its sessions within {within:g} s")
 
-    def _runtime_lost(self, runtime: ManagedRuntime) -> None:
+    def _runtime_lost(self, runtime: Runtime) -> None:
         for live in self.all:
             if live.activation is not None and live.activation.runtime is runtime:
                 self._context.tasks.start(live.runtime_lost(runtime.lost_reason or "it was lost"), "runtime lost")

@@ -21,7 +21,7 @@ from aerodrome.errors import Fenced, NotFound, SessionElsewhere, StoreUnavailabl
 from aerodrome.events import SessionEvent
 from aerodrome.model import SessionKey, SessionRow
 from aerodrome.policy.session_params import session_params
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.activation import Activation, ActivationRefused
 from aerodrome.sessions.attachments import Attachments
 from aerodrome.sessions.context import SessionContext, runtime_key
@@ -145,7 +145,7 @@ async def wake(
         on_history: Called with the history that the session is loaded with, before its first event.
 
     Raises:
-        Capacity, RuntimeUnavailable, Draining: No runtime can be had (see `RuntimePool.reserve`).
+        Capacity, RuntimeUnavailable, Draining: No runtime can be had (see `Runtimes.reserve`).
         ActivationRefused: The runtime was lost while it loaded the session, or refused it.
         SessionElsewhere: Another node runs the session.
         NotFound: It has been deleted.
@@ -180,7 +180,7 @@ async def wake(
     return activation
 
 
-def _params(context: SessionContext, row: SessionRow, runtime: ManagedRuntime) -> dict[str, object]:
+def _params(context: SessionContext, row: SessionRow, runtime: Runtime) -> dict[str, object]:
     options = row.options
     params = session_params(
         row.key.id,
