@@ -34,7 +34,7 @@ class PostgresStores:
 
 @asynccontextmanager
 async def open_state(settings: Settings, clock: Clock) -> AsyncIterator[PostgresStores]:
-    """What must last, in the database that `state.url` names.
+    """What must last, in the database that `state.url` or `state.tables` names.
 
     Raises:
         StoreUnavailable: It cannot be used.
@@ -42,7 +42,7 @@ async def open_state(settings: Settings, clock: Clock) -> AsyncIterator[Postgres
     """
     state = settings.state
     database = Postgres(
-        state.url, schema=state.database_schema, max_connections=state.connections, deadline=state.patience
+        state.tables_url, schema=state.database_schema, max_connections=state.connections, deadline=state.patience
     )
     async with database:
         files = PostgresFileStore(
@@ -115,11 +115,14 @@ async def migrate(settings: Settings, *, check: bool = False, post: bool = False
     """
     done = Migrated({}, [])
     state, coordination = settings.state, settings.coordination
-    for store, schemas in ((state, state_schemas()), (coordination, [PostgresCoordination.schema()])):
-        if not store.url.scheme.startswith("postgres"):
+    for url, store, schemas in (
+        (state.tables_url, state, state_schemas()),
+        (coordination.url, coordination, [PostgresCoordination.schema()]),
+    ):
+        if not url.scheme.startswith("postgres"):
             continue
         database = Postgres(
-            store.url,
+            url,
             schema=store.database_schema,
             max_connections=1,
             statement_timeout=_MIGRATION,
@@ -135,7 +138,7 @@ async def migrate(settings: Settings, *, check: bool = False, post: bool = False
 
 async def durability(settings: Settings) -> list[str]:
     """What the server is set to that lets acknowledged writes be lost, as `name = value`."""
-    async with Postgres(settings.state.url, max_connections=1) as database:
+    async with Postgres(settings.state.tables_url, max_connections=1) as database:
         found = await database.execute(
             "SELECT name || ' = ' || setting FROM pg_settings"
             " WHERE name IN ('fsync', 'synchronous_commit', 'full_page_writes') AND setting = 'off' ORDER BY name"

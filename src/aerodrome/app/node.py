@@ -267,6 +267,7 @@ class Node:
             membership=self.stores.coordination,
             ledger=patient_ledger(self.stores.ledger, state_patience),
             files=patient_files(self.stores.files, state_patience),
+            volume=self.stores.volume,
             pool=self.pool,
             clock=self._clock,
             credentials=lambda tenant: credentials_of(self.settings.provider.of(tenant)),

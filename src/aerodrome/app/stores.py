@@ -25,7 +25,8 @@ from aerodrome.identity.ports import KeyStore
 from aerodrome.sessions.backends.sqlite import SqliteLedger
 from aerodrome.sessions.ports import Ledger
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
-from aerodrome.statestore.ports import SessionFileStore
+from aerodrome.statestore.backends.volume import VolumeFileStore
+from aerodrome.statestore.ports import SessionFileStore, SharedVolume
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Stores:
     directory: Directory
     files: SessionFileStore
     ledger: Ledger
+    #: The files are on a volume that Copilot CLI servers share.
+    volume: SharedVolume | None = None
 
 
 @asynccontextmanager
@@ -61,7 +64,17 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         # A caller whose key is not in the cache needs the store, too.
         patient_keys = patient(state.keys, Patience(settings.state.patience, clock=clock), ("get", "list"))
         keys = KeyService(patient_keys, clock=clock, cache_ttl=settings.auth.key_cache, announce=announce)
-        yield Stores(keys, coordination, state.directory, state.files, state.ledger)
+        volume = await _open_volume(settings, state)
+        yield Stores(keys, coordination, state.directory, volume or state.files, state.ledger, volume)
+
+
+async def _open_volume(settings: Settings, state: _State) -> VolumeFileStore | None:
+    if (root := settings.state.volume) is None:
+        return None
+    limits = settings.state
+    volume = VolumeFileStore(root, state.files, max_file_bytes=limits.max_file, max_session_bytes=limits.max_session)
+    await volume.open()
+    return volume
 
 
 class SqliteFiles:
@@ -103,7 +116,7 @@ class _SqliteState:
 
 async def _open_state(settings: Settings, clock: Clock, databases: SqliteFiles, stack: AsyncExitStack) -> _State:
     state = settings.state
-    if state.url != "sqlite":
+    if state.tables_url != "sqlite":
         opening = postgresql_stores().open_state(settings, clock)
         return cast("_State", await stack.enter_async_context(opening))
     database = await databases.get("state.sqlite3")

@@ -20,7 +20,7 @@ from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.ports import Runtimes
 from aerodrome.sessions.admission import TurnAdmission
 from aerodrome.sessions.ports import Ledger
-from aerodrome.statestore.ports import SessionFileStore
+from aerodrome.statestore.ports import SessionFileStore, SharedVolume
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,8 @@ class SessionContext:
     #: Whether a node that is not among the living has gone for certain. Not so for a while after this one has joined:
     #: the store may have lost its memory, and the others are about to say that they live.
     settled: Callable[[], bool] = lambda: True
+    #: Set when the files lie where Copilot CLI servers write them themselves, and may leave them torn.
+    volume: SharedVolume | None = None
     #: Gives other nodes a hint about a session (`sessions.hints`).
     announce: Callable[[str, SessionKey], None] = lambda kind, key: None
 

@@ -21,6 +21,8 @@ from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.ends import TurnEnds
 from aerodrome.sessions.hub import EventHub
 from aerodrome.sessions.machine import State
+from aerodrome.sessions.mend import Condition
+from aerodrome.sessions.parsing import parse
 from aerodrome.sessions.replay import last_id, unpublished
 from aerodrome.sessions.requests import OpenRequest, denial
 from aerodrome.sessions.residency import Residency
@@ -28,7 +30,6 @@ from aerodrome.sessions.row_updates import RowUpdates
 from aerodrome.sessions.run import TurnRun
 from aerodrome.sessions.toolcalls import OpenToolCalls
 from aerodrome.sessions.turns import Turns
-from aerodrome.sessions.wake import parse
 
 log = structlog.get_logger(__name__)
 
@@ -65,6 +66,7 @@ class LiveSession:
             context,
             self.updates,
             on_history=self._on_history,
+            on_condition=self._on_condition,
             on_event=self._on_event,
             on_request_expired=self._on_request_expired,
             on_awake=self._on_awake,
@@ -221,6 +223,13 @@ class LiveSession:
         for event in await parse(look, text):
             self._publish(event)
         self.hub.position = self.hub.position or last_id(text)
+
+    def _on_condition(self, condition: Condition) -> None:
+        if condition.damages:
+            self._publish(self._context.host_event("aerodrome.session_repaired", condition.as_json()))
+        if condition.alive:
+            data = {"pids": condition.alive}
+            self._publish(self._context.host_event("aerodrome.session_in_use", data))
 
     async def _on_awake(self, activation: Activation) -> None:
         if self._mode != INTERACTIVE:

@@ -56,12 +56,13 @@ from aerodrome.sessions.history import history_page
 from aerodrome.sessions.hub import Channel, EventHub
 from aerodrome.sessions.live import LiveSession
 from aerodrome.sessions.members import Members, allowed, check, tag
+from aerodrome.sessions.parsing import parse
 from aerodrome.sessions.patience import accept
 from aerodrome.sessions.recovery import living_incarnations, recover
 from aerodrome.sessions.registry import LiveSessions
 from aerodrome.sessions.replay import BEGINNING, behind, behind_latest, last_id, missed
 from aerodrome.sessions.run import TurnRun, error_of
-from aerodrome.sessions.wake import parse, read_history
+from aerodrome.sessions.wake import read_history
 from aerodrome.statestore.history import stored_events
 from aerodrome.wire.envelope import size_of
 

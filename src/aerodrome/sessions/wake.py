@@ -9,10 +9,8 @@ answered is cut off the history, so that it stands in it once after it has been 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from typing import TypeVar
 
 import structlog
 
@@ -27,16 +25,13 @@ from aerodrome.sessions.attachments import Attachments
 from aerodrome.sessions.context import SessionContext, runtime_key
 from aerodrome.sessions.erase import announce, epoch_floor
 from aerodrome.sessions.hints import DELETED
+from aerodrome.sessions.mend import Condition, mend, report
+from aerodrome.sessions.parsing import parse
 from aerodrome.sessions.requests import OpenRequest
 from aerodrome.statestore.history import cut_unanswered
 from aerodrome.statestore.provider import EVENTS_PATH
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
-
-#: Characters of history from which on it is read in a thread: parsing takes about 10 ms a megabyte.
-LONG = 256 * 1024
 
 
 async def take_lease(context: SessionContext, row: SessionRow) -> tuple[Lease, SessionRow]:
@@ -115,11 +110,6 @@ async def read_history(context: SessionContext, key: SessionKey) -> str:
         return ""
 
 
-async def parse(function: Callable[[str], T], text: str) -> T:
-    """Apply a function to a history without holding up everybody else when it is long."""
-    return function(text) if len(text) < LONG else await asyncio.to_thread(function, text)
-
-
 async def repair_history(context: SessionContext, key: SessionKey, epoch: int) -> str:
     """Cut an unanswered prompt off the history; returns what is left."""
     text = await read_history(context, key)
@@ -130,12 +120,21 @@ async def repair_history(context: SessionContext, key: SessionKey, epoch: int) -
     return kept
 
 
+async def _put_in_order(context: SessionContext, key: SessionKey, epoch: int) -> Condition | None:
+    if context.volume is None:
+        return None  # what only we write is whole
+    condition = await mend(context.files, context.volume, key, epoch, context.clock)
+    report(key, condition)
+    return condition
+
+
 async def wake(
     context: SessionContext,
     row: SessionRow,
     attachments: Attachments,
     *,
     on_history: Callable[[str], Awaitable[None]],
+    on_condition: Callable[[Condition], None],
     on_event: Callable[[SessionEvent], None],
     on_request_expired: Callable[[OpenRequest], None],
 ) -> Activation:
@@ -143,6 +142,7 @@ async def wake(
 
     Args:
         on_history: Called with the history that the session is loaded with, before its first event.
+        on_condition: Then called with how its files were found, where servers write them themselves.
 
     Raises:
         Capacity, RuntimeUnavailable, Draining: No runtime can be had (see `Runtimes.reserve`).
@@ -156,8 +156,11 @@ async def wake(
         undo.callback(context.pool.release, runtime)
         lease, row = await take_lease(context, row)
         undo.callback(context.release_lease, lease)
+        condition = await _put_in_order(context, row.key, lease.epoch)
         history = await repair_history(context, row.key, lease.epoch)
         await on_history(history)
+        if condition is not None:
+            on_condition(condition)
         activation = Activation(
             lease,
             runtime,
