@@ -17,6 +17,7 @@ import typer
 import aerodrome
 from aerodrome.cli import (
     bench,
+    checkup,
     console,
     demo,
     doctor,

@@ -334,6 +334,7 @@ class AwaySessions:
             return
         authors = await client.gateway.sessions.authors_at_work(client.who, session_id)
         if client.who.user in authors:
+            router.still_at_work(session_id)
             return
         lost: list[str] = []
         if router.has_sent(session_id):

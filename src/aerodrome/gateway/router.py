@@ -196,6 +196,9 @@ class _Binding:
         #: Prompts of the client that another node has taken and whose end has not been told, by message id, and whether
         #: they have begun.
         self.sent: dict[str, bool] = {}
+        #: Those that were with a node when the session left it: what is told from now on is not of them, unless they
+        #: stand in the history.
+        self.in_doubt: set[str] = set()
         #: The client's user may only read.
         self.reads_only = False
         #: The client is asked nothing: neither by a runtime's requests, nor by events.
@@ -205,6 +208,8 @@ class _Binding:
         # Also when the session has to be looked for again: what was held in between the client does not have.
         if not self.moving:
             self.moving, self.known = True, list(reversed(self._stored))
+            self.in_doubt |= self.sent.keys()
+            self.sent = {}
         self.held = self.held if self.held is not None else []
 
     def note(self, event_id: str, event_type: str, *, ephemeral: bool) -> bool:
@@ -742,19 +747,25 @@ class Router:
         return binding is not None and binding.working
 
     def has_sent(self, session_id: str) -> bool:
-        """Whether prompts of the client are with another node, as far as it was told."""
+        """Whether prompts of the client were with the node that the session has left, as far as it was told."""
         binding = self._sessions.get(session_id)
-        return binding is not None and bool(binding.sent)
+        return binding is not None and bool(binding.in_doubt)
+
+    def still_at_work(self, session_id: str) -> None:
+        """A node that lives has the client's prompts in hand, and will tell their end."""
+        if (binding := self._sessions.get(session_id)) is not None:
+            binding.sent |= dict.fromkeys(binding.in_doubt, True)
+            binding.in_doubt = set()
 
     def lost_prompts(self, session_id: str, history: Sequence[SessionEvent]) -> list[str]:
         """Message ids of the client's prompts that the node it was attached to had taken, and that do not stand in the
         session's stored events. They are forgotten here."""
         binding = self._sessions.get(session_id)
-        if binding is None or not binding.sent:
+        if binding is None:
             return []
-        sent, binding.sent = binding.sent, {}
+        sent, binding.in_doubt = binding.in_doubt, set()
         stored = {_message_of(event) for event in history if event.type == "user.message"}
-        return [message_id for message_id in sent if message_id not in stored]
+        return [message_id for message_id in sorted(sent) if message_id not in stored]
 
     def alias(self, session_id: str, first_id: str, latest_id: str | None) -> Sequence[Command]:
         """A prompt is sent again (`latest_id` is ``None``): hold back what is told until its new id is known."""
