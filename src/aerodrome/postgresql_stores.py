@@ -17,6 +17,7 @@ from aerodrome.config.settings import Settings
 from aerodrome.coordination.backends.postgresql import PostgresCoordination
 from aerodrome.coordination.backends.postgresql_directory import PostgresDirectory
 from aerodrome.identity.backends.postgresql import PostgresKeyStore
+from aerodrome.runtime.attached.backends.postgresql import PostgresAttachStore
 from aerodrome.sessions.backends.postgresql import PostgresLedger
 from aerodrome.statestore.backends.postgresql import PostgresFileStore
 
@@ -30,6 +31,7 @@ class PostgresStores:
     ledger: PostgresLedger
     keys: PostgresKeyStore
     directory: PostgresDirectory
+    attached: PostgresAttachStore
 
 
 @asynccontextmanager
@@ -49,9 +51,13 @@ async def open_state(settings: Settings, clock: Clock) -> AsyncIterator[Postgres
             database, clock=clock, max_file_bytes=state.max_file, max_session_bytes=state.max_session
         )
         stores = PostgresStores(
-            files, PostgresLedger(database), PostgresKeyStore(database), PostgresDirectory(database)
+            files,
+            PostgresLedger(database),
+            PostgresKeyStore(database),
+            PostgresDirectory(database),
+            PostgresAttachStore(database),
         )
-        for store in (stores.files, stores.ledger, stores.keys, stores.directory):
+        for store in (stores.files, stores.ledger, stores.keys, stores.directory, stores.attached):
             await store.open()
         yield stores
 
@@ -95,6 +101,7 @@ def state_schemas() -> list[PostgresSchema]:
         PostgresLedger.schema(),
         PostgresKeyStore.schema(),
         PostgresDirectory.schema(),
+        PostgresAttachStore.schema(),
     ]
 
 

@@ -22,6 +22,8 @@ from aerodrome.errors import ConfigError
 from aerodrome.identity.backends.sqlite import SqliteKeyStore
 from aerodrome.identity.keys import REVOKED, KeyService
 from aerodrome.identity.ports import KeyStore
+from aerodrome.runtime.attached.backends.sqlite import SqliteAttachStore
+from aerodrome.runtime.attached.ports import AttachStore
 from aerodrome.sessions.backends.sqlite import SqliteLedger
 from aerodrome.sessions.ports import Ledger
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
@@ -36,6 +38,8 @@ class Stores:
     directory: Directory
     files: SessionFileStore
     ledger: Ledger
+    #: Servers that were attached at run time, and whose they all are.
+    attached: AttachStore
     #: The files are on a volume that Copilot CLI servers share.
     volume: SharedVolume | None = None
 
@@ -65,7 +69,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         patient_keys = patient(state.keys, Patience(settings.state.patience, clock=clock), ("get", "list"))
         keys = KeyService(patient_keys, clock=clock, cache_ttl=settings.auth.key_cache, announce=announce)
         volume = await _open_volume(settings, state)
-        yield Stores(keys, coordination, state.directory, volume or state.files, state.ledger, volume)
+        yield Stores(keys, coordination, state.directory, volume or state.files, state.ledger, state.attached, volume)
 
 
 async def _open_volume(settings: Settings, state: _State) -> VolumeFileStore | None:
@@ -104,6 +108,8 @@ class _State(Protocol):
     def keys(self) -> KeyStore: ...
     @property
     def directory(self) -> Directory: ...
+    @property
+    def attached(self) -> AttachStore: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +118,7 @@ class _SqliteState:
     ledger: Ledger
     keys: KeyStore
     directory: Directory
+    attached: AttachStore
 
 
 async def _open_state(settings: Settings, clock: Clock, databases: SqliteFiles, stack: AsyncExitStack) -> _State:
@@ -127,8 +134,9 @@ async def _open_state(settings: Settings, clock: Clock, databases: SqliteFiles, 
         SqliteKeyStore(database),
         # With the leases, because a node changes both for each turn while files are being written.
         SqliteDirectory(await databases.get("coordination.sqlite3")),
+        SqliteAttachStore(database),
     )
-    for store in (opened.files, opened.ledger, opened.keys, opened.directory):
+    for store in (opened.files, opened.ledger, opened.keys, opened.directory, opened.attached):
         await store.open()
         stack.push_async_callback(store.aclose)
     return opened

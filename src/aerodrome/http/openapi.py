@@ -67,6 +67,8 @@ out unless `?trace=true`. A comment line comes as a heartbeat. Beside the SDK's 
 | `error` | last of a stream that can not go on: a problem document. `capacity`: you read too slowly; `not_found`: the session is shared with you no more |
 | `reconnect` | last of a session's stream when the server stops: connect again with `Last-Event-ID`, here as `last_event_id` |
 | `aerodrome.gap` | first of a resumed stream: events are missing between the given one and the next |
+| `aerodrome.session_repaired` | with the session on a volume: its history was damaged, and `backup` has it as it was |
+| `aerodrome.session_in_use` | with the session on a volume: a process without a lease, `pids`, has it loaded, too |
 
 Times are Unix seconds.
 """  # noqa: E501

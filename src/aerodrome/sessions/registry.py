@@ -116,6 +116,12 @@ class LiveSessions:
         chosen = min(quiet, key=lambda group: max(live.last_used for live in group))
         return all([await self.hibernate(live) for live in chosen])
 
+    async def vacate(self, runtime: Runtime) -> None:
+        """Put the sessions in this runtime to sleep that are not at work."""
+        for live in self.all:
+            if live.activation is not None and live.activation.runtime is runtime and live.evictable:
+                await self.hibernate(live)
+
     async def hibernate(self, live: LiveSession) -> bool:
         """Put a session to sleep and forget it. ``False``: it is not idle (any more)."""
         if not await live.hibernate():

@@ -568,6 +568,10 @@ class SessionService:
         """See `runtime.ports.MakeRoom`."""
         return await self._sessions.make_room(key)
 
+    async def vacate(self, runtime: Runtime) -> None:
+        """Put the sessions in this runtime to sleep that are not at work."""
+        await self._sessions.vacate(runtime)
+
     async def hibernate(self, live: LiveSession) -> bool:
         """Put a session to sleep and forget it. ``False``: it is not idle (any more)."""
         return await self._sessions.hibernate(live)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +118,11 @@ class AttachedPool:
         """The settings have changed."""
         self._entries, self._tokens = list(entries), dict(tokens)
         await self.refresh()
+
+    @property
+    def tokens(self) -> Collection[str]:
+        """Names of the tokens that there are."""
+        return self._tokens.keys()
 
     @property
     def runtimes(self) -> list[Runtime]:
