@@ -147,6 +147,7 @@ class ScriptedRuntime:
     def __init__(self, runtime_id: str, key: RuntimeKey, pause: Callable[[], Awaitable[None]]) -> None:
         self.id = runtime_id
         self.key = key
+        self.pid = 1
         self.reserved = 0
         self.turns = 0
         self.lost = asyncio.Event()

@@ -58,6 +58,10 @@ class Reload:
         except AerodromeError as error:
             log.warning("settings.not_reloaded", reason=error.detail)
             return
+        except Exception:
+            # A bug must not take the next reload from the operator as well.
+            log.exception("settings.not_reloaded")
+            return
         log.info("settings.reloaded", file=str(self._file))
 
     def _look(self) -> tuple[int, int, int] | None:

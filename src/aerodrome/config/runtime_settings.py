@@ -79,7 +79,6 @@ class RuntimeSettings(Section):
         "`address` and, if need be, `token`, `tenant`, `weight`, `max_sessions`, `workspace`. A name that leads to "
         "several addresses is a server each. Read anew on SIGHUP and when the file changes. Needs a volume for "
         "`state.url`.",
-        json_schema_extra={"example": '["cli-1:4321", { address = "cli-2:4321", tenant = "acme", weight = 2 }]'},
     )
     attach_tokens: dict[Name, Secret] = Field(
         default_factory=dict,

@@ -108,7 +108,8 @@ class LiveSessions:
             return False
         by_runtime: dict[str, list[LiveSession]] = {}
         for live in self.all:
-            if live.activation is not None:
+            # What somebody else runs takes no process of ours.
+            if live.activation is not None and live.activation.runtime.pid is not None:
                 by_runtime.setdefault(live.activation.runtime.id, []).append(live)
         quiet = [group for group in by_runtime.values() if all(live.evictable for live in group)]
         if not quiet:

@@ -121,9 +121,10 @@ async def repair_history(context: SessionContext, key: SessionKey, epoch: int) -
 
 
 async def _put_in_order(context: SessionContext, key: SessionKey, epoch: int) -> Condition | None:
-    if context.volume is None:
+    volume = context.volume
+    if volume is None:
         return None  # what only we write is whole
-    condition = await mend(context.files, context.volume, key, epoch, context.clock)
+    condition = await context.state_patience(lambda: mend(context.files, volume, key, epoch, context.clock))
     report(key, condition)
     return condition
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import structlog
 
-from aerodrome.errors import RuntimeUnavailable
+from aerodrome.errors import AerodromeError, RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.attached.entry import AttachEntry
 from aerodrome.runtime.attached.runtime import AttachedOptions, AttachedRuntime
@@ -84,7 +84,7 @@ class AttachedServer:
             try:
                 try:
                     await self._connect(runtime)
-                except RuntimeUnavailable as error:
+                except AerodromeError as error:  # or the volume is away
                     self._note(error.detail)
                     await runtime.aclose()
                     await self._sleep(delay)

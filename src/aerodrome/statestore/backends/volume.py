@@ -105,6 +105,7 @@ class VolumeFileStore:
 
     def _claim(self, key: SessionKey) -> None:
         if not self._session(key).exists():
+            self.directory(key.tenant).mkdir(mode=0o700, exist_ok=True)
             self._own(key).mkdir(mode=0o700, parents=True, exist_ok=True)
 
     async def delete_session(self, key: SessionKey, epoch: int, created_at: float) -> None:
@@ -280,7 +281,8 @@ class VolumeFileStore:
         probe = self.directory(tenant) / name
 
         def lay_out() -> None:
-            probe.mkdir(mode=0o700, parents=True)
+            probe.parent.mkdir(mode=0o700, exist_ok=True)
+            probe.mkdir(mode=0o700)
             (probe / "events.jsonl").touch(mode=0o600)
 
         try:
