@@ -276,6 +276,20 @@ class Attached(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [{"address": "cli-4:4321", "tenant": "acme"}]})
 
 
+_SERVER: dict[str, JsonValue] = {
+    "server": "10.0.0.7:4321",
+    "address": "cli-4:4321",
+    "state": "claimed",
+    "reason": "",
+    "tenant": "acme",
+    "user": None,
+    "sessions": 3,
+    "turns": 17,
+    "weight": 2.0,
+    "attached_at_run_time": True,
+}
+
+
 class AttachedServer(BaseModel):
     server: str = Field(description="IP address and port")
     address: str = Field(description="What it is attached as")
@@ -291,28 +305,13 @@ class AttachedServer(BaseModel):
     weight: float
     attached_at_run_time: bool = Field(description="False: it is in the settings")
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "server": "10.0.0.7:4321",
-                    "address": "cli-4:4321",
-                    "state": "claimed",
-                    "reason": "",
-                    "tenant": "acme",
-                    "user": None,
-                    "sessions": 3,
-                    "turns": 17,
-                    "weight": 2.0,
-                    "attached_at_run_time": True,
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [_SERVER]})
 
 
 class AttachedServerList(BaseModel):
     servers: list[AttachedServer]
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"servers": [_SERVER]}]})
 
 
 class Alive(BaseModel):
