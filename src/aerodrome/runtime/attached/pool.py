@@ -395,7 +395,11 @@ class AttachedPool:
     async def _refresh_for_ever(self) -> None:
         while True:
             await asyncio.sleep(self._options.refresh)
-            await self.refresh()
+            try:
+                await self.refresh()
+            except Exception:
+                # What is known goes on; a list that is never read again would be found out late.
+                log.exception("runtime.attached_unknown")
 
     async def _look_for_ever(self) -> None:
         while True:
