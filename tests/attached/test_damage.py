@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,23 @@ async def test_a_kill_while_it_writes_loses_the_torn_event_and_no_other(
         for line in events_of(volume).read_bytes().splitlines():
             assert json.loads(line)["type"]
         assert locks(volume) == [f"inuse.{serving(acme, both).process.pid}.{kind}" for kind in ("hold", "lock")]
+
+
+async def test_a_lock_that_nobody_holds_is_removed_whatever_process_has_its_number(
+    tmp_path: Path, volume: Path, servers: Servers, model: ModelServer
+) -> None:
+    server = await servers.start()
+    async with attached_host(tmp_path / "d", model, volume, [of_acme(server)]) as acme:
+        await connected(acme, 1)
+        alice = await acme.user()
+        await alice.open("s1")
+        await alice.say("s1", "one")
+        await acme.node.sessions.vacate(acme.node.attached.runtimes[0])
+        # Of a server in another container, say, whose number is that of a living process here.
+        for kind in ("lock", "hold"):
+            (volume / "acme" / "s1" / f"inuse.{os.getpid()}.{kind}").write_text(str(os.getpid()))
+        assert await alice.prompts_seen("s1") == ["one"]
+        assert locks(volume) == [f"inuse.{server.process.pid}.{kind}" for kind in ("hold", "lock")]
 
 
 async def test_whoever_uses_a_session_without_a_lease_is_noticed(

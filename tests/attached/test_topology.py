@@ -124,7 +124,7 @@ async def test_a_server_is_bound_to_the_first_tenant_that_needs_it(
     tmp_path: Path, volume: Path, servers: Servers, model: ModelServer
 ) -> None:
     one, two = await servers.start(tenant="acme"), await servers.start(tenant="globex")
-    addresses = [one.address, two.address]
+    addresses = [two.address, one.address]
     async with attached_host(tmp_path / "d", model, volume, addresses) as host:
         await connected(host, 2)
         for tenant in ("acme", "globex"):

@@ -167,11 +167,49 @@ async def test_a_free_server_goes_to_the_first_and_the_next_to_the_next() -> Non
         assert not pool.has(RuntimeKey("third", None)), "what is somebody's is nobody else's"
 
 
+class SlowStore(MemoryAttachStore):
+    async def bind(self, endpoint: str, address: str, key: RuntimeKey) -> RuntimeKey:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return await super().bind(endpoint, address, key)
+
+
 async def test_many_at_once_bind_one_server() -> None:
-    async with pool_of(FakeServer(), FakeServer(), FakeServer()) as pool:
+    async with pool_of(FakeServer(), FakeServer(), FakeServer(), store=SlowStore()) as pool:
         found = await asyncio.gather(*(pool.reserve(ACME) for _ in range(8)))
         assert len(set(found)) == 1
         assert sorted(str(tenant) for tenant in bound(pool).values()) == ["None", "None", "acme"]
+
+
+class HeldStore(MemoryAttachStore):
+    """Answers what was so when it was asked, and late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go = asyncio.Event(), asyncio.Event()
+        self.go.set()
+
+    async def bindings(self) -> dict[str, RuntimeKey]:
+        found = await super().bindings()
+        self.asked.set()
+        await self.go.wait()
+        return found
+
+
+async def test_a_look_at_the_store_does_not_undo_what_is_bound_meanwhile() -> None:
+    store = HeldStore()
+    async with pool_of(FakeServer(), store=store, refresh=3600.0) as pool:
+        store.asked.clear()
+        store.go.clear()
+        looking = asyncio.create_task(pool.refresh())
+        await store.asked.wait()
+        reserving = asyncio.create_task(pool.reserve(ACME))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        store.go.set()
+        await looking
+        assert (await reserving).key == ACME
+        assert [row["state"] for row in pool.describe()] == ["claimed"]
 
 
 async def test_one_more_is_bound_when_those_there_are_are_full() -> None:

@@ -88,7 +88,7 @@ class AttachedPool:
         self._runs: dict[AttachedServer, asyncio.Task[None]] = {}
         self._placement = placement(options.placement)
         self._outliers = OutlierDetector(options.outliers)
-        #: One server is bound at a time, so that two requests of a key do not bind two.
+        #: Held while it is changed or read whose servers are: a look that began before a change must not undo it.
         self._binding = asyncio.Lock()
         self._refreshing = asyncio.Lock()
         #: Set, and replaced by a new one, whenever something has changed that a waiter may wait for.
