@@ -30,6 +30,11 @@ async def connected(host: Host, count: int) -> None:
     await until(lambda: len(host.node.attached.runtimes) == count, 60)
 
 
+async def put_to_sleep(host: Host) -> None:
+    assert host.node.attached.move_sessions is not None
+    assert await host.node.attached.move_sessions(host.node.attached.runtimes[0], False)
+
+
 def serving(host: Host, servers: list[Server], session: str = "s1") -> Server:
     (live,) = [live for live in host.node.sessions.live if live.row.key.id == session]
     assert live.activation is not None
@@ -79,7 +84,7 @@ async def test_a_lock_that_nobody_holds_is_removed_whatever_process_has_its_numb
         alice = await acme.user()
         await alice.open("s1")
         await alice.say("s1", "one")
-        await acme.node.sessions.vacate(acme.node.attached.runtimes[0])
+        await put_to_sleep(acme)
         # Of a server in another container, say, whose number is that of a living process here.
         for kind in ("lock", "hold"):
             (volume / "acme" / "s1" / f"inuse.{os.getpid()}.{kind}").write_text(str(os.getpid()))
@@ -96,7 +101,7 @@ async def test_whoever_uses_a_session_without_a_lease_is_noticed(
         alice = await acme.user()
         await alice.open("s1")
         await alice.say("s1", "one")
-        await acme.node.sessions.vacate(acme.node.attached.runtimes[0])
+        await put_to_sleep(acme)
         link = ControlLink(lambda reason: None, 30.0)
         await link.open(("127.0.0.1", foreign.port), TOKEN, "/tmp", serve_files=False)
         try:

@@ -172,7 +172,6 @@ class Node:
         self._soon(self._recover(), "recover")
         await self.pool.start()
         self._stack.push_async_callback(self.pool.aclose)
-        self.attached.vacate = self.sessions.vacate
         if self.stores.volume is not None:  # without one there are no attached servers
             await self.attached.start()
         self._stack.push_async_callback(self.attached.aclose)
@@ -384,7 +383,7 @@ class Node:
             return True, "accepting work"
         if (reason := self.pool.unavailable_reason) is not None:
             return False, f"the Copilot CLI does not start: {reason}"
-        if not any(r.state in (RuntimeState.WARM, RuntimeState.CLAIMED) for r in self.pool.runtimes):
+        if not any(r.state is RuntimeState.WARM or r.state.serves for r in self.pool.runtimes):
             return False, "the first runtime is being started"
         return True, "accepting work"
 
@@ -393,6 +392,7 @@ class Node:
         runtimes = [{**row, "node": name} for row in self._runtimes.describe()]
         return {
             "runtimes": runtimes,
+            "recycles": dict(self.pool.retirements.recycled),
             "sessions": len(self.sessions.live),
             "draining": self.sessions.draining,
             "started_at": self._started_at,

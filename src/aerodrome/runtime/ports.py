@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from aerodrome.model import RuntimeKey
+from aerodrome.model import RuntimeKey, SessionKey
 from aerodrome.runtime.control import ControlLink
+from aerodrome.runtime.deaths import Death
 from aerodrome.runtime.machine import RuntimeState
+from aerodrome.runtime.wear import Latency
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,14 @@ class Runtime(Protocol):
     #: Whoever has it may do everything in the runtime.
     token: str
     control: ControlLink
+    #: How long it takes to answer what sessions ask of it.
+    latency: Latency
+    #: Sessions that are being loaded in it, or have just failed to be.
+    loading: set[SessionKey]
+    #: Kept for one session alone, because of what it has done, or may have done, to other runtimes.
+    alone: bool
+    #: How it came to its end, once that is known.
+    death: asyncio.Future[Death]
 
     @property
     def state(self) -> RuntimeState: ...
@@ -152,11 +162,16 @@ class Runtime(Protocol):
 #: sessions of the least recently used runtime that has only idle ones. ``False``: there is none.
 MakeRoom = Callable[[RuntimeKey | None], Awaitable[bool]]
 
+#: Takes the sessions that are idle now out of a runtime, and, if the second argument is true, loads those that are in
+#: use again elsewhere. ``False``: there was none.
+MoveSessions = Callable[[Runtime, bool], Awaitable[bool]]
+
 
 class Runtimes(Protocol):
     """Where runtimes come from."""
 
     make_room: MakeRoom | None
+    move_sessions: MoveSessions | None
     on_lost: Callable[[Runtime], None] | None
 
     @property
@@ -164,12 +179,15 @@ class Runtimes(Protocol):
         """All there are now."""
         ...
 
-    async def reserve(self, key: RuntimeKey, session_id: str | None = None, affinity: str | None = None) -> Runtime:
+    async def reserve(
+        self, key: RuntimeKey, session_id: str | None = None, affinity: str | None = None, *, alone: bool = False
+    ) -> Runtime:
         """A runtime of this key with a place taken in it; give the place back with `release`.
 
         Args:
             session_id: The session that the place is for. It does not come to a runtime that has not let go of it yet.
             affinity: Who or what should come to the same runtime again, under the placement `sticky`.
+            alone: In a runtime that holds nothing else, and gets nothing else meanwhile.
 
         Raises:
             Capacity: No room within the time-out, with all runtimes and their sessions in use.

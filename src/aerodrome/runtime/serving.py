@@ -13,9 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 from aerodrome._util.tasks import TaskOwner
-from aerodrome.model import RuntimeKey
+from aerodrome.model import RuntimeKey, SessionKey
 from aerodrome.runtime.control import ControlLink
+from aerodrome.runtime.deaths import Death
 from aerodrome.runtime.link import LinkClosed, RemoteError
+from aerodrome.runtime.wear import Latency
 
 #: Seconds that others wait for a runtime to let go of a session: they may need its place.
 LET_GO = 10.0
@@ -47,6 +49,14 @@ class ServingRuntime:
         self.letting_go: dict[str, asyncio.Task[bool]] = {}
         #: Its connection token; whoever has it may do everything in the runtime.
         self.token = ""
+        #: How long it takes to answer what sessions ask of it.
+        self.latency = Latency()
+        #: Sessions that are being loaded in it, or have just failed to be.
+        self.loading: set[SessionKey] = set()
+        #: Kept for one session alone, because of what it has done, or may have done, to other runtimes.
+        self.alone = False
+        #: How it came to its end, once that is known.
+        self.death: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
         self.control = ControlLink(self._link_closed, request_timeout, max_frame)
         self._ping_timeout = ping_timeout
         self._tasks = TaskOwner(f"runtime {runtime_id}")
@@ -63,8 +73,11 @@ class ServingRuntime:
             return False
         try:
             await self.control.request("ping", {}, timeout=self._ping_timeout)
-        except (LinkClosed, RemoteError, TimeoutError):
+        except (LinkClosed, RemoteError):
             self._lose(f"no answer to {unanswered}, nor to a ping")
+            return False
+        except TimeoutError:
+            self._lose_hung(f"no answer to {unanswered}, nor to a ping")
             return False
         return True
 
@@ -98,6 +111,9 @@ class ServingRuntime:
         self._lose(reason)
 
     def _link_closed(self, reason: str) -> None:
+        self._lose(reason)
+
+    def _lose_hung(self, reason: str) -> None:
         self._lose(reason)
 
     def _lose(self, reason: str) -> None:

@@ -9,7 +9,7 @@ from aerodrome.model import RuntimeKey
 from aerodrome.runtime.attached.pool import AttachedPool
 from aerodrome.runtime.attached.runtime import AttachedRuntime
 from aerodrome.runtime.pool import RuntimePool
-from aerodrome.runtime.ports import MakeRoom, Runtime
+from aerodrome.runtime.ports import MakeRoom, MoveSessions, Runtime
 
 
 class AttachedOrLaunched:
@@ -28,6 +28,14 @@ class AttachedOrLaunched:
         self._attached.make_room = self._launched.make_room = make_room
 
     @property
+    def move_sessions(self) -> MoveSessions | None:
+        return self._launched.move_sessions
+
+    @move_sessions.setter
+    def move_sessions(self, move_sessions: MoveSessions | None) -> None:
+        self._attached.move_sessions = self._launched.move_sessions = move_sessions
+
+    @property
     def on_lost(self) -> Callable[[Runtime], None] | None:
         return self._launched.on_lost
 
@@ -43,10 +51,12 @@ class AttachedOrLaunched:
         """The rows of `aerodrome runtimes ls`."""
         return [*self._attached.describe(), *(runtime.describe() for runtime in self._launched.runtimes)]
 
-    async def reserve(self, key: RuntimeKey, session_id: str | None = None, affinity: str | None = None) -> Runtime:
+    async def reserve(
+        self, key: RuntimeKey, session_id: str | None = None, affinity: str | None = None, *, alone: bool = False
+    ) -> Runtime:
         if self._attached.has(key):
-            return await self._attached.reserve(key, session_id, affinity)
-        return await self._launched.reserve(key, session_id, affinity)
+            return await self._attached.reserve(key, session_id, affinity, alone=alone)
+        return await self._launched.reserve(key, session_id, affinity, alone=alone)
 
     def release(self, runtime: Runtime) -> None:
         source = self._attached if isinstance(runtime, AttachedRuntime) else self._launched

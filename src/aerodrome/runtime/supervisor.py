@@ -22,15 +22,25 @@ import structlog
 
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.model import RuntimeKey
+from aerodrome.runtime.deaths import Death, death_of
 from aerodrome.runtime.homes import erase, has_home
 from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.runtime.machine import RuntimeMachine, RuntimeState, Stimulus
+from aerodrome.runtime.measure import cpu_seconds, oom_kills
 from aerodrome.runtime.ports import Cuttable, Launcher, LaunchSpec, RuntimeProcess
 from aerodrome.runtime.probe import ProbeModel, prove_ready
 from aerodrome.runtime.serving import ServingRuntime
 from aerodrome.wire.framing import DEFAULT_MAX_FRAME
 
 log = structlog.get_logger(__name__)
+
+#: Seconds that a process gets to end by itself when its connection is gone.
+_LAST_MOMENTS = 1.0
+#: Part of the time without an answer in which a runtime that hangs has to have been at work to be `Death.STUCK`. One
+#: that was stopped, or waits for something, is not at all; and on a busy machine nobody gets much.
+_AT_WORK = 0.05
+#: Reasons of earlier recyclings that a listing tells.
+_TOLD = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +74,24 @@ class ManagedRuntime(ServingRuntime):
             ping_timeout=options.ping_timeout,
             max_frame=options.max_frame,
         )
+        #: Why runtimes that this one is the latest replacement of were recycled, the first first.
+        self.replaces: tuple[str, ...] = ()
+        #: Why it is being recycled or drained, while it is.
+        self.retiring = ""
+        self.started = time.monotonic()
+        #: Proportional set size with its children, in bytes, when it was last looked at.
+        self.memory = 0
         self.on_lost: Callable[[ManagedRuntime], None] | None = None
         self._options = options
         self._machine = RuntimeMachine()
         self._process: RuntimeProcess | None = None
         self._discarding = False
+        #: We know that it is not by itself that it ends.
+        self._death: Death | None = None
+        #: Processor time and monotonic time of the latest sign of life.
+        self._alive_at = (0.0, time.monotonic())
+        #: What the kernel had killed for want of memory by then.
+        self._oom_kills = oom_kills()
         #: Nothing of it is left.
         self._ended = asyncio.Event()
 
@@ -107,7 +130,16 @@ class ManagedRuntime(ServingRuntime):
         if self.pid is not None and not self.state.is_final:
             with contextlib.suppress(psutil.Error):
                 rss = psutil.Process(self.pid).memory_info().rss
-        return {**super().describe(), "pid": self.pid, "state": self.state.value, "rss_bytes": rss}
+        return {
+            **super().describe(),
+            "pid": self.pid,
+            "state": self.state.value,
+            "rss_bytes": rss,
+            "pss_bytes": self.memory or None,
+            "recycles": len(self.replaces),
+            "reasons": list(self.replaces[-_TOLD:]),
+            "retiring": self.retiring or None,
+        }
 
     # --- its life ---
 
@@ -146,6 +178,11 @@ class ManagedRuntime(ServingRuntime):
         self.key = key
         self.last_held = time.monotonic()
 
+    def retire(self, reason: str) -> None:
+        """No session comes to it any more; what it has, it keeps until `stop`."""
+        self._machine.apply(Stimulus.RETIRE)
+        self.retiring = reason
+
     async def stop(self) -> None:
         """End it gracefully, then by SIGTERM, then by SIGKILL; returns when it is gone. Safe to call twice."""
         if self.state.is_final:
@@ -160,6 +197,10 @@ class ManagedRuntime(ServingRuntime):
 
     def adopt(self, connection: Cuttable) -> None:
         """See `ports.Runtime`. Its connections end with its process."""
+
+    def kill(self, reason: str) -> None:
+        """End it now; whoever holds it learns that it is lost."""
+        self._lose(reason, Death.OUTSIDE)
 
     def abort(self) -> None:
         """Kill its processes, in whatever state it is. For the end of our own process: nothing is cleared up."""
@@ -179,21 +220,39 @@ class ManagedRuntime(ServingRuntime):
             try:
                 await self.control.request("ping", {}, timeout=self._options.ping_timeout)
             except TimeoutError:
-                self._lose(f"no answer to a ping within {self._options.ping_timeout:g} s: it hangs")
+                self._lose(f"no answer to a ping within {self._options.ping_timeout:g} s: it hangs", self._hung())
                 return
             except (LinkClosed, RemoteError) as error:
                 self._lose(f"the ping failed: {error}")
                 return
+            self._alive_at = (self._cpu(), time.monotonic())
+            self._oom_kills = oom_kills()
 
-    def _lose(self, reason: str) -> None:
-        """The first of process watcher, health check and link to notice the end comes here first."""
+    def _cpu(self) -> float:
+        return 0.0 if self.pid is None else cpu_seconds(self.pid)
+
+    def _hung(self) -> Death:
+        """What an end is for which it has not answered: one that was not at work was stopped by somebody."""
+        cpu, moment = self._alive_at
+        return Death.STUCK if self._cpu() - cpu >= _AT_WORK * (time.monotonic() - moment) else Death.OUTSIDE
+
+    def _lose_hung(self, reason: str) -> None:
+        self._lose(reason, self._hung())
+
+    def _lose(self, reason: str, death: Death | None = None) -> None:
+        """The first of process watcher, health check and link to notice the end comes here first.
+
+        Args:
+            death: What it is, if we know; else it shows in the process, which gets a moment to end by itself.
+        """
         if self.state.is_final or self.lost.is_set() or self.state is RuntimeState.DRAINING:
             return
         self.lost_reason = reason
         starting = self.state is RuntimeState.STARTING
         self._machine.apply(Stimulus.ENDED)
         self.lost.set()
-        if self._process is not None:
+        self._death = death
+        if self._process is not None and death is not None:
             self._process.kill()
         self.control.abort(reason)
         if starting:
@@ -230,15 +289,30 @@ class ManagedRuntime(ServingRuntime):
         self._machine.apply(Stimulus.ENDED)
         try:
             if self._process is not None:
-                self._process.kill()
-                await self._process.wait()
-                await self._process.cleanup()
+                await self._end(self._process)
             await self.control.aclose()
             await asyncio.to_thread(erase, self.home)
             await asyncio.to_thread(_forget_old_logs, self._options)
         finally:
+            self._died(Death.OUTSIDE)
             self._ended.set()
         await self._tasks.aclose()
+
+    async def _end(self, process: RuntimeProcess) -> None:
+        if self.lost.is_set() and self._death is None:
+            # Its connection may be gone before its process is, and killed now it would not say what it died of.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_MOMENTS):
+                    await process.wait()
+        code = process.exit_code
+        process.kill()
+        await process.wait()
+        await process.cleanup()  # all that it has said has come in now
+        self._died(self._death or death_of(code, process.output_tail(), oom_kills=oom_kills() - self._oom_kills))
+
+    def _died(self, death: Death) -> None:
+        if not self.death.done():
+            self.death.set_result(death)
 
 
 def _forget_old_logs(options: RuntimeOptions) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,7 @@ from aerodrome.runtime.attached.entry import AttachEntry, plan
 from aerodrome.runtime.attached.ports import AttachStore, Resolver, StoredServer
 from aerodrome.runtime.attached.runtime import AttachedOptions, AttachedRuntime
 from aerodrome.runtime.attached.server import AttachedServer
-from aerodrome.runtime.ports import MakeRoom, Runtime
+from aerodrome.runtime.ports import MakeRoom, MoveSessions, Runtime
 from aerodrome.statestore.ports import SharedVolume
 
 log = structlog.get_logger(__name__)
@@ -97,8 +97,7 @@ class AttachedPool:
         self._closing = False
         self.make_room: MakeRoom | None = None
         self.on_lost: Callable[[Runtime], None] | None = None
-        #: Puts the idle sessions of a runtime to sleep.
-        self.vacate: Callable[[Runtime], Awaitable[None]] | None = None
+        self.move_sessions: MoveSessions | None = None
 
     # --- life ---
 
@@ -143,7 +142,7 @@ class AttachedPool:
     # --- places ---
 
     async def reserve(
-        self, key: RuntimeKey, session_id: str | None = None, affinity: str | None = None
+        self, key: RuntimeKey, session_id: str | None = None, affinity: str | None = None, *, alone: bool = False
     ) -> AttachedRuntime:
         """See `runtime.ports.Runtimes`."""
         deadline = time.monotonic() + self._options.capacity_timeout
@@ -154,8 +153,9 @@ class AttachedPool:
             # Taken before we look, so that a change between the look and the wait is not missed.
             changed = self._changed
             await self._bind_for(key)
-            if (runtime := self._with_room(key, session_id, affinity)) is not None:
+            if (runtime := self._with_room(key, session_id, affinity, alone=alone)) is not None:
                 runtime.reserved += 1
+                runtime.alone = alone
                 return runtime
             if asked is not changed and self._connected(key) and self.make_room is not None:
                 asked = changed
@@ -169,6 +169,7 @@ class AttachedPool:
 
     def release(self, runtime: Runtime) -> None:
         runtime.reserved -= 1
+        runtime.alone = runtime.alone and runtime.reserved > 0
         runtime.last_held = time.monotonic()
         self.notify()
 
@@ -180,13 +181,17 @@ class AttachedPool:
     def _connected(self, key: RuntimeKey) -> list[AttachedServer]:
         return [s for s in self._servers.values() if s.binding == key and s.runtime is not None]
 
-    def _with_room(self, key: RuntimeKey, session_id: str | None, affinity: str | None) -> AttachedRuntime | None:
+    def _with_room(
+        self, key: RuntimeKey, session_id: str | None, affinity: str | None, *, alone: bool
+    ) -> AttachedRuntime | None:
         usable: dict[str, AttachedRuntime] = {}
         candidates = []
         for server in self._connected(key):
             runtime = server.runtime
             assert runtime is not None
             if runtime.lost.is_set() or session_id in runtime.letting_go or not self._outliers.admits(server.name):
+                continue
+            if runtime.alone or (alone and runtime.reserved):
                 continue
             usable[server.name] = runtime
             capacity = server.entry.max_sessions or self._options.max_sessions
@@ -346,8 +351,9 @@ class AttachedPool:
             async with asyncio.timeout(self._options.drain_timeout):
                 while (runtime := server.runtime) is not None and runtime.reserved:
                     changed = self._changed
-                    if self.vacate is not None:
-                        await self.vacate(runtime)
+                    runtime.retire()
+                    if self.move_sessions is not None:
+                        await self.move_sessions(runtime, False)
                     if runtime.reserved:
                         await changed.wait()
         except TimeoutError:

@@ -22,6 +22,7 @@ import structlog
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.attached.entry import AttachEntry
+from aerodrome.runtime.deaths import Death
 from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.ports import Cuttable
@@ -65,11 +66,14 @@ class AttachedRuntime(ServingRuntime):
         self._endpoint = endpoint
         self._options = options
         self._observe = observe
+        self._retiring = False
         self._connections: WeakSet[Cuttable] = WeakSet()
 
     @property
     def state(self) -> RuntimeState:
-        return RuntimeState.FAILED if self.lost.is_set() else RuntimeState.CLAIMED
+        if self.lost.is_set():
+            return RuntimeState.FAILED
+        return RuntimeState.RETIRING if self._retiring else RuntimeState.CLAIMED
 
     @property
     def pid(self) -> int | None:
@@ -89,6 +93,10 @@ class AttachedRuntime(ServingRuntime):
 
     def claim(self, key: RuntimeKey) -> None:
         self.key = key
+
+    def retire(self) -> None:
+        """Sessions leave it when they can."""
+        self._retiring = True
 
     def adopt(self, connection: Cuttable) -> None:
         self._connections.add(connection)
@@ -153,6 +161,8 @@ class AttachedRuntime(ServingRuntime):
         if self.lost.is_set():
             return
         self.lost_reason = reason
+        # What a process that is not ours has died of cannot be seen: no session is blamed for it.
+        self.death.set_result(Death.OUTSIDE)
         self.lost.set()
         self._cut(reason)
 
