@@ -11,7 +11,9 @@ import pytest
 
 from aerodrome.demo.model import ModelServer
 from aerodrome.policy.session_params import Credentials, session_params
+from aerodrome.runtime.attached.runtime import AttachedRuntime
 from aerodrome.runtime.control import ControlLink
+from aerodrome.runtime.ports import connected
 from support.attached import TOKEN, Server, Servers, attached_host, of_acme
 from support.host import Host, until
 
@@ -26,7 +28,7 @@ def locks(volume: Path, session: str = "s1") -> list[str]:
     return sorted(path.name for path in (volume / "acme" / session).glob("inuse.*"))
 
 
-async def connected(host: Host, count: int) -> None:
+async def all_connected(host: Host, count: int) -> None:
     await until(lambda: len(host.node.attached.runtimes) == count, 60)
 
 
@@ -38,7 +40,9 @@ async def put_to_sleep(host: Host) -> None:
 def serving(host: Host, servers: list[Server], session: str = "s1") -> Server:
     (live,) = [live for live in host.node.sessions.live if live.row.key.id == session]
     assert live.activation is not None
-    port = live.activation.runtime.address[1]
+    runtime = live.activation.runtime
+    assert isinstance(runtime, AttachedRuntime)
+    port = runtime.address[1]
     return next(server for server in servers if server.port == port)
 
 
@@ -48,7 +52,7 @@ async def test_a_kill_while_it_writes_loses_the_torn_event_and_no_other(
 ) -> None:
     both = [await servers.start(), await servers.start()]
     async with attached_host(tmp_path / "d", model, volume, [of_acme(server) for server in both]) as acme:
-        await connected(acme, 2)
+        await all_connected(acme, 2)
         alice = await acme.user()
         await alice.open("s1")
         await alice.say("s1", "My name is Ada")
@@ -80,7 +84,7 @@ async def test_a_lock_that_nobody_holds_is_removed_whatever_process_has_its_numb
 ) -> None:
     server = await servers.start()
     async with attached_host(tmp_path / "d", model, volume, [of_acme(server)]) as acme:
-        await connected(acme, 1)
+        await all_connected(acme, 1)
         alice = await acme.user()
         await alice.open("s1")
         await alice.say("s1", "one")
@@ -97,13 +101,13 @@ async def test_whoever_uses_a_session_without_a_lease_is_noticed(
 ) -> None:
     server, foreign = await servers.start(), await servers.start()
     async with attached_host(tmp_path / "d", model, volume, [of_acme(server)]) as acme:
-        await connected(acme, 1)
+        await all_connected(acme, 1)
         alice = await acme.user()
         await alice.open("s1")
         await alice.say("s1", "one")
         await put_to_sleep(acme)
         link = ControlLink(lambda reason: None, 30.0)
-        await link.open(("127.0.0.1", foreign.port), TOKEN, "/tmp", serve_files=False)
+        await link.open(lambda: connected("127.0.0.1", foreign.port), TOKEN, "/tmp", serve_files=False)
         try:
             params = session_params(
                 "s1",

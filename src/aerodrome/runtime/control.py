@@ -8,7 +8,8 @@ stays attached to every resident session, because a session whose last connectio
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import socket
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import structlog
@@ -66,11 +67,17 @@ class ControlLink:
         self.closed = asyncio.Event()
 
     async def open(
-        self, address: tuple[str, int], token: str, working_directory: str, *, serve_files: bool = True
+        self,
+        dial: Callable[[], Awaitable[socket.socket]],
+        token: str,
+        working_directory: str,
+        *,
+        serve_files: bool = True,
     ) -> None:
         """Connect and authenticate.
 
         Args:
+            dial: Opens a socket to the runtime.
             serve_files: Become the provider of the session files. Not of a runtime that is others', too: their
                 sessions' files would come to us as well.
 
@@ -78,9 +85,8 @@ class ControlLink:
             RuntimeUnavailable: The runtime refuses us or speaks another protocol.
         """
         try:
-            self._link = await Link.connect(
-                *address, self, timeout=self._timeout, max_frame=self._max_frame, on_event=self._on_event, held=HELD
-            )
+            self._link = Link(self, max_frame=self._max_frame, on_event=self._on_event, held=HELD)
+            await self._link.open_over(dial, timeout=self._timeout)
             hello = await self.request("connect", {"token": token, "supportedTaskKinds": ["agent", "client", "shell"]})
             if not isinstance(hello, dict):
                 raise RuntimeUnavailable("what listens is no Copilot CLI: it answers `connect` with something else")

@@ -124,7 +124,7 @@ class AttachedPool:
         return self._tokens.keys()
 
     @property
-    def runtimes(self) -> list[Runtime]:
+    def runtimes(self) -> list[AttachedRuntime]:
         return [server.runtime for server in self._all if server.runtime is not None]
 
     def describe(self) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from aerodrome.runtime.attached.entry import AttachEntry
 from aerodrome.runtime.deaths import Death
 from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.runtime.machine import RuntimeState
-from aerodrome.runtime.ports import Cuttable
+from aerodrome.runtime.ports import Cuttable, connected
 from aerodrome.runtime.release import PINNED
 from aerodrome.runtime.serving import ServingRuntime
 from aerodrome.wire.framing import DEFAULT_MAX_FRAME
@@ -50,7 +51,7 @@ Observer = Callable[[bool, float], None]
 
 
 class AttachedRuntime(ServingRuntime):
-    """Implements `runtime.ports.Runtime`. Use `connect`, then `watch`; `aclose` when it is lost or not needed."""
+    """Implements `runtime.ports.Runtime`. Use `open`, then `watch`; `aclose` when it is lost or not needed."""
 
     def __init__(
         self, endpoint: tuple[str, int], entry: AttachEntry, options: AttachedOptions, observe: Observer
@@ -101,9 +102,12 @@ class AttachedRuntime(ServingRuntime):
     def adopt(self, connection: Cuttable) -> None:
         self._connections.add(connection)
 
-    async def connect(self) -> None:
+    async def connect(self) -> socket.socket:
+        return await connected(*self._endpoint)
+
+    async def open(self) -> None:
         """Raises `RuntimeUnavailable` with the reason: it is not there, refuses the token, is of another version."""
-        await self.control.open(self._endpoint, self.token, self.entry.workspace, serve_files=False)
+        await self.control.open(self.connect, self.token, self.entry.workspace, serve_files=False)
         if self.control.version != PINNED.version and not self._options.allow_version_mismatch:
             raise RuntimeUnavailable(
                 f"it is a Copilot CLI {self.control.version or 'of an unknown version'}, and this release is for "

@@ -98,7 +98,7 @@ class AttachedServer:
             await self._sleep(SETTLES)
 
     async def _connect(self, runtime: AttachedRuntime) -> None:
-        await runtime.connect()
+        await runtime.open()
         tenant = self.binding.tenant if self.binding is not None else self.entry.tenant
         if tenant is not None and not await self._owner.sees_volume(runtime, tenant):
             raise RuntimeUnavailable(f"its session-state is not the directory of {tenant} on the volume")
