@@ -297,7 +297,7 @@ class ScriptedPool:
         self._max_runtimes = max_runtimes
         self._pause = pause
 
-    async def reserve(self, key: RuntimeKey, session_id: str | None = None) -> ScriptedRuntime:
+    async def reserve(self, key: RuntimeKey, session_id: str | None = None, *, user: str = "") -> ScriptedRuntime:
         await self._pause()
         while self.held:
             await self._changed.wait()

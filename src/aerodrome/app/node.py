@@ -21,12 +21,15 @@ from aerodrome.app.options import (
     peer_silence,
     pool_options,
     session_options,
+    turn_ceilings,
 )
 from aerodrome.app.stores import Stores, open_stores
 from aerodrome.config.settings import Settings
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.coordination.ports import ClusterEvent
 from aerodrome.errors import AerodromeError, Draining
+from aerodrome.fairness.gate import FairGate
+from aerodrome.fairness.line import Ceilings
 from aerodrome.gateway.server import Gateway
 from aerodrome.http.api import create_app
 from aerodrome.http.limits import HttpLimits
@@ -41,12 +44,13 @@ from aerodrome.runtime.homes import Homes
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.pool import RuntimePool
 from aerodrome.sessions.admission import TurnAdmission, TurnLimits
+from aerodrome.sessions.backlog import BacklogLimits
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.janitor import Janitor
 from aerodrome.sessions.patience import patient_directory, patient_files, patient_leases, patient_ledger
 from aerodrome.sessions.recovery import EARLIER
+from aerodrome.sessions.residents import Residents
 from aerodrome.sessions.service import SessionService
-from aerodrome.sessions.slots import TurnSlots
 
 log = structlog.get_logger(__name__)
 
@@ -278,6 +282,7 @@ class Node:
             settled=lambda: self._heartbeat.unsettled == 0,
             announce=lambda kind, key: self.cluster.announce(kind, key),
             admission=self._admission(tasks),
+            residents=self._residents(),
             patience=patience,
             state_patience=state_patience,
         )
@@ -292,10 +297,8 @@ class Node:
                 tasks.start(work, name, expected=AerodromeError)
 
         return TurnAdmission(
-            TurnSlots(
-                total=limits.max_turns,
-                per_tenant=limits.max_turns_per_tenant or max(1, limits.max_turns // 5),
-                timeout=timeout,
+            FairGate(
+                turn_ceilings(self.settings), timeout=timeout, what="no turn could be started", weight=limits.weight_of
             ),
             TurnLimits(
                 per_minute=limits.turns_per_minute,
@@ -307,6 +310,17 @@ class Node:
             incarnation=lambda: self._heartbeat.incarnation,
             later=later,
             timeout=timeout,
+            backlog=BacklogLimits(limits.max_waiting_per_tenant, limits.max_waiting_per_user),
+            per_runtime=limits.max_turns_per_runtime,
+        )
+
+    def _residents(self) -> Residents:
+        limits = self.settings.limits
+        return Residents(
+            Ceilings(limits.max_sessions, limits.max_sessions_per_tenant, limits.max_sessions_per_user),
+            timeout=self.settings.runtime.capacity_timeout,
+            weight=limits.weight_of,
+            changed=lambda: self.pool.changed,
         )
 
     def ready(self) -> tuple[bool, str]:

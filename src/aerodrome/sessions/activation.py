@@ -17,6 +17,7 @@ from aerodrome._util.patience import Patience
 from aerodrome.coordination.ports import Lease
 from aerodrome.errors import AerodromeError, Fenced, NotFound, Refused, RuntimeUnavailable, TooLarge, TurnInterrupted
 from aerodrome.events import SessionEvent
+from aerodrome.fairness.line import Ticket
 from aerodrome.policy.session_params import SAFE_OPTIONS
 from aerodrome.runtime.link import LinkClosed, RemoteError, RequestRefused
 from aerodrome.runtime.supervisor import ManagedRuntime
@@ -53,6 +54,7 @@ class Activation:
         self,
         lease: Lease,
         runtime: ManagedRuntime,
+        place: Ticket,
         store: SessionFileStore,
         *,
         request_timeout: float,
@@ -64,6 +66,8 @@ class Activation:
         self.lease = lease
         self.key = lease.key
         self.runtime = runtime
+        #: Among the sessions that may be loaded; given back with the runtime's.
+        self.place = place
         self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
         self._attachments = Attachments()
         self._may_serve = may_serve

@@ -20,6 +20,7 @@ from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.pool import RuntimePool
 from aerodrome.sessions.admission import TurnAdmission
 from aerodrome.sessions.ports import Ledger
+from aerodrome.sessions.residents import Residents
 from aerodrome.statestore.ports import SessionFileStore
 
 
@@ -68,6 +69,8 @@ class SessionContext:
     may_serve: Callable[[], bool]
     tasks: TaskOwner
     admission: TurnAdmission
+    #: The places of loaded sessions.
+    residents: Residents = field(default_factory=Residents)
     #: With the coordination store, and with the state store; what of theirs is not patient by itself asks these.
     patience: Patience = field(default_factory=lambda: Patience(0.0))
     state_patience: Patience = field(default_factory=lambda: Patience(0.0))

@@ -145,6 +145,7 @@ async def wake(
         on_history: Called with the history that the session is loaded with, before its first event.
 
     Raises:
+        Capacity: Too many sessions are loaded, and all are in turns.
         Capacity, RuntimeUnavailable, Draining: No runtime can be had (see `RuntimePool.reserve`).
         ActivationRefused: The runtime was lost while it loaded the session, or refused it.
         SessionElsewhere: Another node runs the session.
@@ -152,7 +153,9 @@ async def wake(
         StoreUnavailable: Lease or files could not be read or written.
     """
     with ExitStack() as undo:
-        runtime = await context.pool.reserve(runtime_key(row), row.key.id)
+        place = await context.residents.take(row)
+        undo.callback(context.residents.release, place)
+        runtime = await context.pool.reserve(runtime_key(row), row.key.id, user=row.owner)
         undo.callback(context.pool.release, runtime)
         lease, row = await take_lease(context, row)
         undo.callback(context.release_lease, lease)
@@ -161,6 +164,7 @@ async def wake(
         activation = Activation(
             lease,
             runtime,
+            place,
             context.files,
             request_timeout=context.options.request_timeout,
             patience=context.state_patience,
