@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
+import psutil
 import structlog
 
 from aerodrome._util.clock import SystemClock
@@ -36,6 +37,9 @@ from aerodrome.http.limits import HttpLimits
 from aerodrome.http.server import HttpServer
 from aerodrome.identity.ephemeral import Authenticator, EitherOf
 from aerodrome.identity.keys import REVOKED
+from aerodrome.operators.administration import Administration
+from aerodrome.operators.requests import OPERATIONS, RequestDesk
+from aerodrome.operators.view import busiest
 from aerodrome.peers.cluster import Cluster
 from aerodrome.peers.link import PeerLinks
 from aerodrome.peers.sessions import ClusterSessions
@@ -86,6 +90,8 @@ class Node:
         self._http = http
         self._authenticator = authenticator
         self._heartbeat: Heartbeat
+        self._desk: RequestDesk
+        self._process = psutil.Process()
         self._stack = AsyncExitStack()
         self._tasks = TaskOwner("node")
         self._clock = SystemClock()
@@ -125,6 +131,9 @@ class Node:
             load=self._load,
         )
         self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), launcher())
+        self._desk = RequestDesk(
+            self.pool, own=lambda: self._heartbeat.incarnation, tasks=self._tasks, clock=self._clock, on_news=self._beat
+        )
         self.cluster = self._cluster()
         context = self._session_context()
         self.sessions = SessionService(context)
@@ -186,6 +195,7 @@ class Node:
             self.pool.abort()
 
     def _hear(self, event: ClusterEvent) -> None:
+        self._desk.hear(event)
         if event.kind == REVOKED:
             self.stores.keys.forget(event.subject)
             if not self._tasks.closed:
@@ -214,7 +224,8 @@ class Node:
             patience=patience(self.settings),
             reader_bytes=self.settings.limits.sse_buffer,
         )
-        server = HttpServer(create_app(sessions, auth, self, limits), *self.settings.server.http)
+        app = create_app(sessions, auth, self, Administration(self.stores.coordination), limits)
+        server = HttpServer(app, *self.settings.server.http)
         self.http_address = await server.start()
         self._stack.push_async_callback(server.stop, 5.0)
 
@@ -233,6 +244,10 @@ class Node:
         self._stack.push_async_callback(self._links.aclose)
         cluster.on_gone.append(self._links.nodes_gone)
         return cluster
+
+    def _beat(self) -> None:
+        """Have others know soon what is new here."""
+        self._soon(self._heartbeat.beat(), "beat")
 
     def _soon(self, work: Coroutine[Any, Any, Any], name: str) -> None:
         """Do what a hint is about; what becomes of it the janitor sees to as well."""
@@ -341,6 +356,10 @@ class Node:
         return {
             "runtimes": runtimes,
             "sessions": len(self.sessions.live),
+            "tenants": busiest(self.sessions.tenants),
+            "wait": round(self.sessions.wait, 3),
+            "rss_bytes": self._process.memory_info().rss,
+            OPERATIONS: self._desk.describe(),
             "draining": self.sessions.draining,
             "started_at": self._started_at,
             EARLIER: list(self._heartbeat.earlier),

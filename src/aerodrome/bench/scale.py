@@ -42,6 +42,10 @@ class Scale:
     #: Sessions in the larger directory, and rounds of opening and listing.
     directory_rows: int
     directory_rounds: int
+    #: Prompts of the storm, milliseconds that each turn takes in the model, and turns of the quiet tenant.
+    storm: int
+    storm_turn_ms: int
+    storm_turns: int
 
 
 FULL = Scale(
@@ -69,6 +73,9 @@ FULL = Scale(
     node_kills=20,
     directory_rows=100_000,
     directory_rounds=200,
+    storm=4_000,
+    storm_turn_ms=2_000,
+    storm_turns=30,
 )
 QUICK = Scale(
     name="quick",
@@ -95,4 +102,7 @@ QUICK = Scale(
     node_kills=1,
     directory_rows=1_000,
     directory_rounds=10,
+    storm=200,
+    storm_turn_ms=300,
+    storm_turns=4,
 )

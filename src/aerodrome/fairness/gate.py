@@ -12,6 +12,9 @@ from aerodrome.errors import Capacity
 from aerodrome.fairness.estimate import Rate, retry_after
 from aerodrome.fairness.line import Ceilings, FairLine, Scope, Stage, Ticket
 
+#: About over how many places the time that was waited is averaged.
+_AVERAGED = 20
+
 
 class FairGate:
     """Args:
@@ -35,6 +38,9 @@ class FairGate:
         self._what = what
         self._monotonic = monotonic
         self._granted: dict[Ticket, asyncio.Future[None]] = {}
+        self._came_at: dict[Ticket, float] = {}
+        #: Seconds that those waited who have lately had a place; who had one at once counts as 0.
+        self.recent_wait = 0.0
         #: How fast places come back: of all, of each tenant and user that is here.
         self._rate = Rate(monotonic())
         self._rates: dict[tuple[str, str | None], Rate] = {}
@@ -59,6 +65,7 @@ class FairGate:
         for name in (None, user):
             self._rates.setdefault((tenant, name), Rate(self._monotonic()))
         self._granted[ticket] = asyncio.get_running_loop().create_future()
+        self._came_at[ticket] = self._monotonic()
         self._give_out()
         return ticket
 
@@ -79,6 +86,7 @@ class FairGate:
                 rate.note(now)
         self.line.leave(ticket)
         self._granted.pop(ticket, None)
+        self._came_at.pop(ticket, None)
         self._forget(ticket)
         self._give_out()
 
@@ -109,6 +117,8 @@ class FairGate:
     def _give_out(self) -> None:
         while (ticket := self.line.first()) is not None:
             self.line.take(ticket)
+            waited = self._monotonic() - self._came_at[ticket]
+            self.recent_wait += (waited - self.recent_wait) / _AVERAGED
             granted = self._granted[ticket]
             if not granted.done():
                 granted.set_result(None)

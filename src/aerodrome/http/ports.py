@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
+from aerodrome.coordination.ports import Node
 from aerodrome.model import Principal
+from aerodrome.operators.administration import Retirement
+from aerodrome.operators.requests import Verb
 
 
 class Authenticator(Protocol):
@@ -26,3 +30,15 @@ class Readiness(Protocol):
             Draining: It is about to stop.
         """
         ...
+
+
+class Administration(Protocol):
+    """What operators ask for (`aerodrome.operators.administration`, which says what is raised)."""
+
+    async def nodes(self) -> Sequence[dict[str, Any]]: ...
+
+    async def runtimes(self) -> Sequence[dict[str, Any]]: ...
+
+    async def retire(self, runtime_id: str, verb: Verb, *, wait: float | None = None) -> Retirement: ...
+
+    async def drain_node(self, wanted: str) -> Node: ...

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -100,6 +101,27 @@ class SessionService:
     @property
     def draining(self) -> bool:
         return self._draining
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Prompts that were accepted here and have not begun, by tenant."""
+        return self._context.admission.backlog.tenants
+
+    @property
+    def wait(self) -> float:
+        """Seconds that turns have lately waited for a place among those that run."""
+        return self._context.admission.gate.recent_wait
+
+    @property
+    def tenants(self) -> dict[str, dict[str, int]]:
+        """Of each tenant that is busy here: `sessions` that are loaded, `turns` that run, `waiting` prompts."""
+        loaded = Counter(live.row.key.tenant for live in self.live if live.activation is not None)
+        running = {tenant: held for tenant, (_, held) in self._context.admission.gate.line.tenants.items()}
+        waiting = self.waiting
+        return {
+            tenant: {"sessions": loaded[tenant], "turns": running.get(tenant, 0), "waiting": waiting.get(tenant, 0)}
+            for tenant in {*loaded, *running, *waiting}
+        }
 
     # --- sessions ---
 
