@@ -133,3 +133,21 @@ async def test_at_the_ceiling_sessions_sleep_until_there_is_room(tmp_path: Path,
         alice = await running.user("alice")
         assert await alice.prompts_seen("a") == ["I am a"]
         assert running.runtime() is not worn
+
+
+async def test_a_node_recycles_what_is_worn_by_itself_and_tells(tmp_path: Path, model: ModelServer) -> None:
+    recycle = {"turns": 4, "interval": "50ms"}
+    async with host(tmp_path, model, runtime={"warm": 1, "recycle": recycle}) as running:
+        alice = await running.user("alice")
+        await alice.open("a")
+        for number in range(10):
+            answer = await alice.say("a", f"turn {number}")
+            assert (answer["turn"]["status"], answer["turn"]["retried"]) == ("completed", False)
+        await until(lambda: running.node.pool.retirements.recycled["turns"] >= 1)
+        assert await alice.prompts_seen("a") == [f"turn {number}" for number in range(10)]
+        told: list[str] = []
+        while not told:  # with the next heartbeat
+            (node,) = await running.node.stores.coordination.nodes()
+            told = [reason for row in node.load["runtimes"] if row["recycles"] for reason in row["reasons"]]
+        assert set(told) == {"turns"}
+        assert node.load["recycles"]["turns"] >= 1

@@ -12,7 +12,7 @@ from aerodrome.errors import Conflict, NotFound, RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.pool import RuntimePool
-from aerodrome.runtime.retirements import Retirements
+from aerodrome.runtime.recycler import RecycleOptions
 from aerodrome.runtime.supervisor import ManagedRuntime
 from support.cli import fake, has_ended, running_pool, runtime_options
 from support.waiting import until
@@ -85,8 +85,8 @@ async def test_a_turn_is_waited_for_and_nothing_new_comes_in(tmp_path: Path) -> 
 
 async def test_a_turn_that_does_not_end_does_not_keep_it_for_ever(tmp_path: Path) -> None:
     lost: list[ManagedRuntime] = []
-    async with running_pool(runtime_options(tmp_path, fake(tmp_path, "protocol"))) as pool:
-        pool.retirements = Retirements(pool, pool._tasks, patience=0.2)
+    options = runtime_options(tmp_path, fake(tmp_path, "protocol"))
+    async with running_pool(options, recycle=RecycleOptions(patience=0.2)) as pool:
         pool.on_lost = lost.append
         worn = await pool.reserve(ACME)
         await pool.recycle(worn.id, "memory")

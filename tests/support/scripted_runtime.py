@@ -17,10 +17,12 @@ from typing import Any
 
 from aerodrome.errors import Capacity
 from aerodrome.events import SessionEvent
-from aerodrome.model import RuntimeKey
+from aerodrome.model import RuntimeKey, SessionKey
 from aerodrome.runtime.control import SessionBinding
+from aerodrome.runtime.deaths import Death
 from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.runtime.machine import RuntimeState
+from aerodrome.runtime.wear import Latency
 from aerodrome.statestore.provider import EVENTS_PATH
 
 _numbers = itertools.count(1)
@@ -151,6 +153,10 @@ class ScriptedRuntime:
         self.reserved = 0
         self.turns = 0
         self.state = RuntimeState.CLAIMED
+        self.latency = Latency()
+        self.loading: set[SessionKey] = set()
+        self.alone = False
+        self.death: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
         self.lost = asyncio.Event()
         self.lost_reason = ""
         self.control = ScriptedControl(self)
@@ -192,6 +198,7 @@ class ScriptedRuntime:
             return
         self.lost_reason = reason
         self.state = RuntimeState.FAILED
+        self.death.set_result(Death.OUTSIDE)
         self.lost.set()
         for session in self.sessions.values():
             session.close()
@@ -297,7 +304,9 @@ class ScriptedPool:
         self._max_runtimes = max_runtimes
         self._pause = pause
 
-    async def reserve(self, key: RuntimeKey, session_id: str | None = None, *, user: str = "") -> ScriptedRuntime:
+    async def reserve(
+        self, key: RuntimeKey, session_id: str | None = None, *, user: str = "", alone: bool = False
+    ) -> ScriptedRuntime:
         await self._pause()
         while self.held:
             await self._changed.wait()

@@ -355,6 +355,7 @@ class Node:
         runtimes = [{**runtime.describe(), "node": name} for runtime in self.pool.runtimes]
         return {
             "runtimes": runtimes,
+            "recycles": dict(self.pool.retirements.recycled),
             "sessions": len(self.sessions.live),
             "tenants": busiest(self.sessions.tenants),
             "wait": round(self.sessions.wait, 3),

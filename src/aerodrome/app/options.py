@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aerodrome.config.provider_settings import ProviderSettings, reveal
+from aerodrome.config.recycle_settings import RecycleSettings
 from aerodrome.config.settings import Settings
 from aerodrome.config.types import Address
 from aerodrome.fairness.line import Ceilings
@@ -14,7 +15,9 @@ from aerodrome.gateway.limits import GatewayLimits
 from aerodrome.gateway.server import GatewayOptions
 from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.pool import PoolOptions
+from aerodrome.runtime.recycler import RecycleOptions
 from aerodrome.runtime.supervisor import RuntimeOptions
+from aerodrome.runtime.wear import WearLimits
 from aerodrome.sessions.context import SessionOptions
 
 
@@ -42,6 +45,23 @@ def pool_options(settings: Settings, command: Path, homes: Path) -> PoolOptions:
         max_waiting_per_tenant=settings.limits.max_waiting_per_tenant,
         max_waiting_per_user=settings.limits.max_waiting_per_user,
         weight=settings.limits.weight_of,
+        recycle=recycle_options(runtime.recycle),
+    )
+
+
+def recycle_options(recycle: RecycleSettings) -> RecycleOptions:
+    return RecycleOptions(
+        limits=WearLimits(
+            turns=recycle.turns,
+            age=recycle.age,
+            memory=recycle.memory,
+            descriptors=recycle.descriptors,
+            children=recycle.children,
+            drift=recycle.drift,
+        ),
+        interval=recycle.interval,
+        at_once=recycle.at_once,
+        patience=recycle.patience,
     )
 
 

@@ -23,8 +23,10 @@ from aerodrome.bench import (
     gateway_turns,
     hibernation,
     memory,
+    recycling,
     storm,
     turns,
+    warm_claim,
 )
 from aerodrome.bench.lab import Lab
 from aerodrome.bench.report import Row
@@ -49,6 +51,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "fleet-recovery": fleet_recovery.run,
     "directory-scale": directory_scale.run,
     "storm": storm.run,
+    "recycling": recycling.run,
+    "warm-claim": warm_claim.run,
 }
 
 

@@ -46,6 +46,9 @@ class Scale:
     storm: int
     storm_turn_ms: int
     storm_turns: int
+    #: Turns of a runtime's long life, and claims of warm runtimes.
+    wear_turns: int
+    claims: int
 
 
 FULL = Scale(
@@ -76,6 +79,8 @@ FULL = Scale(
     storm=4_000,
     storm_turn_ms=2_000,
     storm_turns=30,
+    wear_turns=600,
+    claims=20,
 )
 QUICK = Scale(
     name="quick",
@@ -105,4 +110,6 @@ QUICK = Scale(
     storm=200,
     storm_turn_ms=300,
     storm_turns=4,
+    wear_turns=8,
+    claims=2,
 )

@@ -39,6 +39,8 @@ class Name(StrEnum):
     FLEET_RECOVERY = "fleet-recovery"
     DIRECTORY_SCALE = "directory-scale"
     STORM = "storm"
+    RECYCLING = "recycling"
+    WARM_CLAIM = "warm-claim"
 
 
 def bench(

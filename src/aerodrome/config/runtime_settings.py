@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from aerodrome.config.recycle_settings import RecycleSettings, written
 from aerodrome.config.section import MIB, Section, broken_rule
 from aerodrome.config.types import (
     ByteSize,
@@ -74,6 +75,13 @@ class RuntimeSettings(Section):
         repr=False,
         description="Environment variables for every runtime, beside the few it gets anyway.",
         json_schema_extra={"example": '{ HTTPS_PROXY = "http://127.0.0.1:3128" }'},
+    )
+    recycle: Annotated[RecycleSettings, Kind("table", written)] = Field(
+        default_factory=RecycleSettings,
+        description="When a runtime is worn out and replaced, with its sessions moved and nobody interrupted: after so "
+        "many `turns`, at an `age`, with so much `memory` (PSS, children included), so many open `descriptors` or "
+        "`children`, or when it answers `drift` times slower than in its youth; 0 switches a limit off. It is looked "
+        "at every `interval`. `at_once` are replaced at a time, and a turn that runs then has `patience` to end.",
     )
     log_bytes: ByteSize = Field(default=MIB, gt=0, description="Most bytes of output kept of one runtime.")
 

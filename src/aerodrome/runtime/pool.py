@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -32,6 +32,7 @@ from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.ports import Launcher
 from aerodrome.runtime.probe import ProbeModel
 from aerodrome.runtime.queueing import RuntimeQueue
+from aerodrome.runtime.recycler import RecycleOptions, Recycler
 from aerodrome.runtime.retirements import Retirements
 from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
 
@@ -62,6 +63,7 @@ class PoolOptions:
     #: Seconds after a claim before its replacement is started: a start takes a core for a second, and the user who
     #: has just claimed is about to take the first turn.
     replenish_delay: float = 1.0
+    recycle: RecycleOptions = field(default_factory=RecycleOptions)
 
 
 #: Makes room by hibernating: the least recently used idle session of this key, or, when it is ``None``, all
@@ -102,7 +104,7 @@ class RuntimePool:
         self._changed = asyncio.Event()
         self._tasks = TaskOwner("pool")
         self._closing = False
-        self.retirements = Retirements(self, self._tasks)
+        self.retirements = Retirements(self, self._tasks, options.recycle.patience)
         self.make_room: MakeRoom | None = None
         self.move_sessions: MoveSessions | None = None
         self.on_lost: Callable[[ManagedRuntime], None] | None = None
@@ -114,6 +116,7 @@ class RuntimePool:
         await self._probe.start()
         self._tasks.start(self._keep_warm(), "keep-warm")
         self._tasks.start(self._stop_idle(), "stop-idle")
+        self._tasks.start(Recycler(self, self._options.recycle).run(), "recycle")
 
     async def aclose(self) -> None:
         """Stop every runtime. Sessions should have been hibernated before."""
@@ -139,12 +142,15 @@ class RuntimePool:
 
     # --- places ---
 
-    async def reserve(self, key: RuntimeKey, session_id: str | None = None, *, user: str = "") -> ManagedRuntime:
+    async def reserve(
+        self, key: RuntimeKey, session_id: str | None = None, *, user: str = "", alone: bool = False
+    ) -> ManagedRuntime:
         """A runtime of this key with a place taken in it; give the place back with `release`.
 
         Args:
             session_id: The session that the place is for. It does not come to a runtime that has not let go of it yet.
             user: For whom, where users share runtimes: they take turns when places are few.
+            alone: In a runtime that holds nothing else, and gets nothing else meanwhile.
 
         Raises:
             Capacity: No room within the time-out, with all runtimes and their sessions in use; or too many wait.
@@ -156,8 +162,9 @@ class RuntimePool:
             served = False
             try:
                 deadline = time.monotonic() + self._options.capacity_timeout
-                runtime = await self._find_room(key, session_id, ticket, deadline)
+                runtime = await self._find_room(key, session_id, ticket, deadline, alone=alone)
                 runtime.reserved += 1
+                runtime.alone = alone
                 served = True
                 return runtime
             finally:
@@ -177,7 +184,7 @@ class RuntimePool:
                 self.notify()  # a runtime of this key that holds no session may be ended now
 
     async def _find_room(
-        self, key: RuntimeKey, session_id: str | None, ticket: Ticket, deadline: float
+        self, key: RuntimeKey, session_id: str | None, ticket: Ticket, deadline: float, *, alone: bool
     ) -> ManagedRuntime:
         claim: _Claim | None = None
         #: The state of things in which we have asked for room in this key's own runtimes.
@@ -193,12 +200,14 @@ class RuntimePool:
             if len(stuck_in) >= _STUCK_IN:
                 # Whoever makes sessions get stuck gets no third runtime for it.
                 raise RuntimeUnavailable("earlier runtimes have not let go of the session yet", retry_after=5.0)
-            if stuck_in and self._queue.leave(key, ticket):
+            if (stuck_in or alone) and self._queue.leave(key, ticket):
                 self.notify()  # what it cannot take shall not be kept from others
-            runtime = self._with_room(key, stuck_in)
-            if runtime is not None and self._queue.is_first(key, ticket):
+            if alone:
+                if (empty := [r for r in self._of(key) if not r.reserved and r not in stuck_in]) != []:
+                    return empty[0]
+            elif (runtime := self._with_room(key, stuck_in)) is not None and self._queue.is_first(key, ticket):
                 return runtime
-            if asked is not changed and any(r not in stuck_in for r in self._of(key)):
+            if not alone and asked is not changed and any(r not in stuck_in for r in self._of(key)):
                 asked = changed
                 await self._make_room(key)
                 continue
@@ -210,6 +219,7 @@ class RuntimePool:
 
     def release(self, runtime: ManagedRuntime) -> None:
         runtime.reserved -= 1
+        runtime.alone = runtime.alone and runtime.reserved > 0
         runtime.last_held = time.monotonic()
         self.notify()
 
@@ -295,7 +305,8 @@ class RuntimePool:
         return self.make_room is not None and await self.make_room(key)
 
     def _of(self, key: RuntimeKey | None) -> list[ManagedRuntime]:
-        return [r for r in self._in(RuntimeState.CLAIMED) if r.key == key]
+        """Those that take sessions."""
+        return [r for r in self._in(RuntimeState.CLAIMED) if r.key == key and not r.alone]
 
     def _in(self, state: RuntimeState) -> list[ManagedRuntime]:
         return [r for r in self._runtimes.values() if r.state is state]

@@ -41,7 +41,7 @@ class Retirements:
     patience: Seconds that a recycled runtime may go on with turns that were running.
     """
 
-    def __init__(self, pool: RuntimePool, tasks: TaskOwner, patience: float = 1800.0) -> None:
+    def __init__(self, pool: RuntimePool, tasks: TaskOwner, patience: float) -> None:
         self._pool = pool
         self._tasks = tasks
         self._patience = patience
@@ -55,20 +55,27 @@ class Retirements:
 
     async def recycle(self, runtime: ManagedRuntime, reason: str) -> None:
         """See `RuntimePool.recycle`. Whoever comes second waits for the first."""
-        await self._once(runtime, lambda: self._recycle(runtime, reason))
+        await self._end_of(self.begin_recycling(runtime, reason))
 
     async def drain(self, runtime: ManagedRuntime) -> None:
         """See `RuntimePool.drain`."""
-        await self._once(runtime, lambda: self._drain(runtime))
+        await self._end_of(self._begin(runtime, lambda: self._drain(runtime)))
 
-    async def _once(self, runtime: ManagedRuntime, begin: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def begin_recycling(self, runtime: ManagedRuntime, reason: str) -> asyncio.Task[None]:
+        """As `recycle`, without waiting. What goes wrong is logged."""
+        return self._begin(runtime, lambda: self._recycle(runtime, reason))
+
+    def _begin(self, runtime: ManagedRuntime, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
         task = self._under_way.get(runtime.id)
         if task is None:
             if runtime.state is RuntimeState.STARTING:
                 raise Conflict("the runtime is being started; ask again when it is warm")
-            task = self._tasks.start(begin(), f"retire {runtime.id}", expected=AerodromeError)
+            task = self._tasks.start(work(), f"retire {runtime.id}", expected=AerodromeError)
             self._under_way[runtime.id] = task
             task.add_done_callback(lambda _: self._under_way.pop(runtime.id))
+        return task
+
+    async def _end_of(self, task: asyncio.Task[None]) -> None:
         # Half done would be a runtime that takes no sessions and does not stop: it goes on without the caller.
         await asyncio.wait({task})
         if task.cancelled():
@@ -82,7 +89,11 @@ class Retirements:
             await self._pool.retire(runtime)  # it is warm, and another takes its place in the pool
         else:
             with self._pool.wanting(runtime.key):
-                successor = await self._pool.replacement(runtime)
+                try:
+                    successor = await self._pool.replacement(runtime)
+                except AerodromeError as error:
+                    log.warning("runtime.not_recycled", runtime=runtime.id, reason=reason, error=error.detail)
+                    raise
                 if successor is not None:
                     successor.replaces = (*runtime.replaces, reason)
                 await self._empty(runtime, reason, reload=True, patience=self._patience)

@@ -15,6 +15,7 @@ from aerodrome._util.tasks import Forestalled, unless
 from aerodrome.errors import (
     AerodromeError,
     Capacity,
+    Quarantined,
     Refused,
     RuntimeUnavailable,
     TurnFailed,
@@ -104,7 +105,7 @@ class Attempts:
                 # The runtime went while the session was being loaded; nothing has been sent.
                 return await unless(self._residency.awake(), run.stop_asked)
         except AerodromeError as error:
-            if run.attempts == 0:
+            if run.attempts == 0 or isinstance(error, Quarantined):
                 raise
             raise TurnInterrupted(f"the runtime was lost in mid-turn, and then: {error.detail}") from error
 
@@ -169,6 +170,8 @@ class Attempts:
             for run in ended:
                 await self._books.end(run, *outcome_of(run))
             if over:
+                if not activation.lost.done():
+                    self._context.suspicions.turn_ended(activation.key, activation.runtime)
                 return None
             if activation.lost.done():
                 return activation.lost.result()

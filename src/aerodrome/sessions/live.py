@@ -125,6 +125,16 @@ class LiveSession:
         return self.activation is not None and self.activation.runtime is runtime
 
     @property
+    def at_work(self) -> bool:
+        """Its runtime is doing something for it."""
+        return self.state is State.RUNNING or (self._working and self.activation is not None)
+
+    @property
+    def history_size(self) -> int:
+        """Characters of the history that it was loaded with."""
+        return self.activation.history_size if self.activation is not None else 0
+
+    @property
     def movable(self) -> bool:
         """Between two turns, nothing keeps it in its runtime."""
         return not self._holds and not self._working
@@ -237,10 +247,19 @@ class LiveSession:
         # Called at each loading, before the first event.
         self._working = False
         self._tool_calls.clear()
+        if len(text) > (soft := self._context.options.large_history):
+            self._warn_of_size(len(text), soft)
         look = partial(unpublished, position=self.hub.position, kept=self.hub.kept())
         for event in await parse(look, text):
             self._publish(event)
         self.hub.position = self.hub.position or last_id(text)
+
+    def _warn_of_size(self, size: int, soft: int) -> None:
+        hard = self._context.options.max_history
+        log.warning("session.large", session=str(self.row.key), characters=size, limit=hard)
+        hint = "compact the session's history, turn on `infiniteSessions`, or go on in a new session"
+        data = {"characters": size, "warnedFrom": soft, "limit": hard, "hint": hint}
+        self._publish(self._context.host_event("aerodrome.session_large", data))
 
     async def _on_awake(self, activation: Activation) -> None:
         if self._mode != INTERACTIVE:

@@ -25,8 +25,11 @@ from aerodrome.sessions.live import LiveSession
 
 log = structlog.get_logger(__name__)
 
-#: Sessions that are unloaded at the same time when the node stops, or moved from a runtime that is to go.
+#: Sessions that are unloaded at the same time when the node stops.
 _AT_ONCE = 8
+#: Sessions that are moved at the same time from a runtime that is to go: each loading takes a core for a moment, and
+#: turns of others go on.
+_MOVED_AT_ONCE = 2
 #: Seconds since its last use in which a session that has to leave its runtime is loaded again elsewhere at once: its
 #: next prompt may come any moment. The others wait for theirs.
 _IN_USE = 300.0
@@ -124,7 +127,7 @@ class LiveSessions:
     async def move_from(self, runtime: ManagedRuntime, reload: bool) -> bool:
         """See `runtime.pool.MoveSessions`. Sessions in a turn move by themselves when it has ended."""
         idle = [live for live in self.all if live.evictable and live.runs_in(runtime)]
-        at_once = asyncio.Semaphore(_AT_ONCE)
+        at_once = asyncio.Semaphore(_MOVED_AT_ONCE)
         in_use = self._context.clock.monotonic() - _IN_USE
 
         async def move(live: LiveSession) -> bool:
@@ -136,6 +139,8 @@ class LiveSessions:
                 self.forget(live)
                 return True
 
+        # The next prompt is likeliest for those that had the last.
+        idle.sort(key=lambda live: live.last_used, reverse=True)
         return any(await asyncio.gather(*(move(live) for live in idle)))
 
     async def make_place(self, tenant: str | None, owner: str | None) -> bool:
@@ -198,9 +203,11 @@ class LiveSessions:
                 activation.runtime.kill(f"{reason}; and it did not unload its sessions within {within:g} s")
 
     def _runtime_lost(self, runtime: ManagedRuntime) -> None:
-        for live in self.all:
-            if live.activation is not None and live.activation.runtime is runtime:
-                self._context.tasks.start(live.runtime_lost(runtime.lost_reason or "it was lost"), "runtime lost")
+        here = [live for live in self.all if live.runs_in(runtime)]
+        at_work = {live.row.key: live.history_size for live in here if live.at_work}
+        self._context.suspicions.runtime_lost(self._context, runtime, at_work)
+        for live in here:
+            self._context.tasks.start(live.runtime_lost(runtime.lost_reason or "it was lost"), "runtime lost")
 
     def forget(self, live: LiveSession) -> None:
         """Let go of it, if nothing of it is here that is not stored."""

@@ -1,0 +1,90 @@
+"""Looks at the runtimes of a pool every so often, and has those recycled that are worn out (`runtime.wear`)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import structlog
+
+from aerodrome.runtime.machine import RuntimeState
+from aerodrome.runtime.measure import ProcessUse, process_use
+from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.wear import Reason, Wear, WearLimits, WearWatch
+
+if TYPE_CHECKING:
+    from aerodrome.runtime.pool import RuntimePool
+
+log = structlog.get_logger(__name__)
+
+#: How far below its limit a runtime may be recycled for what is counted: a fifth, each by another part of it.
+_SPREAD = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class RecycleOptions:
+    """Times in seconds."""
+
+    limits: WearLimits = field(default_factory=WearLimits)
+    interval: float = 15.0
+    #: Runtimes that are recycled for wear at the same time.
+    at_once: int = 1
+    #: How long a recycled runtime may go on with turns that were running.
+    patience: float = 1800.0
+
+
+class Recycler:
+    def __init__(
+        self, pool: RuntimePool, options: RecycleOptions, measure: Callable[[int], ProcessUse] = process_use
+    ) -> None:
+        self._pool = pool
+        self._options = options
+        self._measure = measure
+        self._watches: dict[str, WearWatch] = {}
+
+    async def run(self) -> None:
+        """Look for ever."""
+        while True:
+            await asyncio.sleep(self._options.interval)
+            await self.look()
+
+    async def look(self) -> None:
+        """One round: measure all, and begin with the most pressing, as many as may go at once."""
+        candidates = [r for r in self._pool.runtimes if r.state in (RuntimeState.WARM, RuntimeState.CLAIMED)]
+        self._watches = {r.id: self._watches.get(r.id) or self._watch() for r in candidates}
+        worn: list[tuple[Reason, ManagedRuntime]] = []
+        for runtime in candidates:
+            wear = await self._wear(runtime)
+            if (reason := self._watches[runtime.id].look(wear, runtime.replaces)) is not None:
+                log.info("runtime.worn", runtime=runtime.id, key=str(runtime.key), reason=reason.value, **_told(wear))
+                worn.append((reason, runtime))
+        order = list(Reason)
+        for reason, runtime in sorted(worn, key=lambda pair: order.index(pair[0])):
+            if self._pool.retirements.under_way >= self._options.at_once:
+                return
+            self._pool.retirements.begin_recycling(runtime, reason.value)
+
+    def _watch(self) -> WearWatch:
+        return WearWatch(self._options.limits, spread=1.0 - random.uniform(0.0, _SPREAD))  # noqa: S311 - no secret
+
+    async def _wear(self, runtime: ManagedRuntime) -> Wear:
+        use = ProcessUse() if runtime.pid is None else await asyncio.to_thread(self._measure, runtime.pid)
+        runtime.memory = use.memory or runtime.memory
+        return Wear(
+            turns=runtime.turns,
+            age=time.monotonic() - runtime.started,
+            memory=use.memory,
+            descriptors=use.descriptors,
+            descriptor_limit=use.descriptor_limit,
+            children=use.children,
+            latency=runtime.latency.compared,
+        )
+
+
+def _told(wear: Wear) -> dict[str, object]:
+    told = {"turns": wear.turns, "age": round(wear.age), "memory": wear.memory, "descriptors": wear.descriptors}
+    return {**told, "children": wear.children, "latency": wear.latency}
