@@ -15,7 +15,21 @@ from typing import Annotated
 import typer
 
 import aerodrome
-from aerodrome.cli import bench, console, demo, doctor, init, keys, migrate, nodes, runtime, runtimes, serve, sessions
+from aerodrome.cli import (
+    bench,
+    console,
+    demo,
+    doctor,
+    init,
+    keys,
+    migrate,
+    nodes,
+    runtime,
+    runtimes,
+    serve,
+    sessions,
+    top,
+)
 from aerodrome.errors import AerodromeError
 from aerodrome.runtime.release import PINNED
 
@@ -51,6 +65,7 @@ app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
 app.command("migrate")(migrate.migrate)
+app.command("top")(top.top)
 app.command("bench")(bench.bench)
 app.add_typer(keys.app, name="keys")
 app.add_typer(sessions.app, name="sessions")
