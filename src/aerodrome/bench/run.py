@@ -26,6 +26,7 @@ from aerodrome.bench import (
     recycling,
     storm,
     turns,
+    users_per_gb,
     warm_claim,
 )
 from aerodrome.bench.lab import Lab
@@ -51,6 +52,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "fleet-recovery": fleet_recovery.run,
     "directory-scale": directory_scale.run,
     "storm": storm.run,
+    "users-per-gb": users_per_gb.run,
     "recycling": recycling.run,
     "warm-claim": warm_claim.run,
 }

@@ -46,6 +46,11 @@ class Scale:
     storm: int
     storm_turn_ms: int
     storm_turns: int
+    #: Runtimes of users of their own: from which the constants are taken, and against which they are held. Turns at
+    #: the same time in one runtime.
+    gb_few: int
+    gb_many: int
+    gb_turns: int
     #: Turns of a runtime's long life, and claims of warm runtimes.
     wear_turns: int
     claims: int
@@ -79,6 +84,9 @@ FULL = Scale(
     storm=4_000,
     storm_turn_ms=2_000,
     storm_turns=30,
+    gb_few=4,
+    gb_many=12,
+    gb_turns=20,
     wear_turns=600,
     claims=20,
 )
@@ -110,6 +118,9 @@ QUICK = Scale(
     storm=200,
     storm_turn_ms=300,
     storm_turns=4,
+    gb_few=2,
+    gb_many=3,
+    gb_turns=2,
     wear_turns=8,
     claims=2,
 )

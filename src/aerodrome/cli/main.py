@@ -24,6 +24,7 @@ from aerodrome.cli import (
     keys,
     migrate,
     nodes,
+    plan,
     runtime,
     runtimes,
     serve,
@@ -66,6 +67,7 @@ app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
 app.command("migrate")(migrate.migrate)
 app.command("top")(top.top)
+app.command("plan")(plan.planning)
 app.command("bench")(bench.bench)
 app.add_typer(keys.app, name="keys")
 app.add_typer(sessions.app, name="sessions")
