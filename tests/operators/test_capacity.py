@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from aerodrome.cli.main import app
-from aerodrome.operators.capacity import Costs, Demand, Machine, plan
+from aerodrome.operators.capacity import MEASURED, Costs, Demand, Machine, plan
 
 COSTS = Costs(node=100.0, runtime=150.0, session=3.0, turn=1.0, asleep=0.01)
 MACHINE = Machine(memory=16_000.0, cores=4.0)
@@ -87,3 +88,11 @@ def test_the_command_plans() -> None:
 def test_what_makes_no_sense_is_refused(wrong: tuple[str, str]) -> None:
     done = CliRunner().invoke(app, ["plan", "--users", "10", *wrong])
     assert done.exit_code == 2
+
+
+def test_the_page_has_the_constants_of_the_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "capacity.md").read_text()
+    for name in ("node", "runtime", "session", "turn", "asleep"):
+        assert f"| {name} | {getattr(MEASURED, name):g} |" in page
+    shown = CliRunner().invoke(app, ["plan", "--users", "10000", "--active", "2%", "--isolation", "user"]).stdout
+    assert "\n".join(line.rstrip() for line in shown.splitlines()) in page

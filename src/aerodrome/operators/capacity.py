@@ -47,7 +47,7 @@ class Costs:
 
 
 #: On Linux x64 with the pinned Copilot CLI: see docs/capacity.md, which says when and how.
-MEASURED = Costs(node=60.0, runtime=125.0, session=3.0, turn=0.5, asleep=0.002)
+MEASURED = Costs(node=60.0, runtime=120.0, session=3.6, turn=1.7, asleep=0.001)
 
 
 @dataclass(frozen=True, slots=True)
