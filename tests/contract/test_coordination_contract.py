@@ -133,6 +133,18 @@ async def test_only_the_lease_one_has_is_forgotten(pair: Pair) -> None:
     assert (await taken(pair.b, KEY, "b-1")).epoch > current.epoch
 
 
+async def test_leases_of_the_dead_are_cleared_and_their_epochs_kept(pair: Pair) -> None:
+    await join_both(pair)
+    dead, living = await taken(pair.a, KEY, "a-1", floor=41), await taken(pair.b, OTHER, "b-1")
+    assert await pair.b.clear_dead() == 0
+    await pair.a.leave("a-1")
+    assert await pair.b.clear_dead() == 1
+    assert await pair.b.clear_dead() == 0
+    assert not await pair.a.release(dead), "it is nobody's"
+    assert await pair.a.holder(OTHER) == living
+    assert (await taken(pair.b, KEY, "b-1")).epoch > dead.epoch
+
+
 async def test_epochs_never_go_back(pair: Pair) -> None:
     await join_both(pair)
     assert (await taken(pair.a, KEY, "a-1", floor=41)).epoch == 42

@@ -542,6 +542,44 @@ def test_prompts_that_a_lost_node_had_taken_are_known() -> None:
     assert router.lost_prompts("s1", []) == []
 
 
+def test_a_prompt_that_was_lost_with_its_node_is_not_ended_by_the_next_nodes_idle() -> None:
+    link = "node:b-1"
+    router = bound("s1", link=link)
+    (serve,) = router.from_client(request(1, "session.send", sessionId="s1", prompt="hello"))
+    assert isinstance(serve, Serve)
+    serve.request.session_id = "s1"
+    router.send(serve.request, link)
+    router.from_runtime(link, body(id=1, result={"messageId": "m1"}))
+    router.from_runtime(link, event("s1", "e1", "user.message", messageId="m1"))
+    router.hold_back("s1")
+    router.bind("s1", "node:c-1")
+    router.ready("s1")
+    router.release("s1", [])
+    router.from_runtime("node:c-1", event("s1", "e2", "user.message", messageId="m2"))
+    router.from_runtime("node:c-1", event("s1", "e3", "session.idle"))
+    assert router.has_sent("s1")
+    assert router.lost_prompts("s1", []) == ["m1"]
+    assert not router.has_sent("s1")
+
+
+def test_a_prompt_whose_end_the_client_was_told_is_not_in_doubt() -> None:
+    link = "node:b-1"
+    router = bound("s1", link=link)
+    for number in (1, 2):
+        (serve,) = router.from_client(request(number, "session.send", sessionId="s1", prompt="hello"))
+        assert isinstance(serve, Serve)
+        serve.request.session_id = "s1"
+        router.send(serve.request, link)
+        router.from_runtime(link, body(id=number, result={"messageId": f"m{number}"}))
+    router.from_runtime(link, event("s1", "e1", "session.error", originatingMessageId="m1"))
+    router.hold_back("s1")
+    router.bind("s1", "node:c-1")
+    router.ready("s1")
+    router.from_runtime("node:c-1", event("s1", "e2", "session.error", originatingMessageId="m2"))
+    assert not router.has_sent("s1")
+    assert router.lost_prompts("s1", []) == []
+
+
 def test_a_client_that_came_later_is_not_told_what_was_before() -> None:
     router = bound("s1")
     assert router.catch_up("s1", told("e1", "e2")) == ()

@@ -732,6 +732,33 @@ async def test_an_answered_turn_whose_successor_was_lost_is_complete() -> None:
         assert node.prompts("s1") == ["one", "late"]
 
 
+async def test_the_end_of_one_prompt_is_not_told_as_that_of_another_which_is_sent_again() -> None:
+    """Both were answered and one answer was stored. Whoever has seen the other one must not be told that the session is
+    idle, and so take it for stored, before it is."""
+    async with scripted_node() as node:
+        await node.open("s1")
+        run = await running(node)
+        late = await node.send("s1", "late", on_busy=OnBusy.STEER)
+        await settle()
+        session = node.loaded("s1")
+        reader = await node.service.events(ALICE, "s1")
+        session.emit("assistant.message", messageId="m-a", content="first answer")
+        await session.flush()
+        session.turn.clear()
+        session.begin()
+        session.emit("assistant.message", messageId="m-b", content="an answer that is not stored")
+        node.runtime.kill("gone")
+        assert await status(run) is TurnStatus.COMPLETED
+        await settle()
+        assert "session.idle" not in [event.type for event in reader.backlog]
+        assert node.prompts("s1") == ["one"]
+        await node.loaded("s1").answer()
+        assert await status(late) is TurnStatus.COMPLETED
+        assert [event.type for event in reader.backlog].count("session.idle") == 1
+        assert node.prompts("s1") == ["one", "late"]
+        reader.close()
+
+
 async def test_a_write_that_lands_after_the_loss_is_seen_before_anything_is_sent_again() -> None:
     async with scripted_node() as node:
         await node.open("s1")

@@ -118,6 +118,13 @@ class Leases(Protocol):
         """
         ...
 
+    async def clear_dead(self) -> int:
+        """Give back the leases of incarnations that are not alive; their epochs are remembered. Returns how many.
+
+        Nothing depends on it: such a lease is free all the same. It keeps what is stored of the dead from piling up.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterEvent:

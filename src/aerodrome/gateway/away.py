@@ -58,6 +58,8 @@ _THERE = frozenset(
 )
 #: Seconds that a request waits for the end of a move before it looks how long it has waited.
 _LOOK = 1.0
+#: Seconds between two looks at what is worked on, at most.
+_LAST_LOOK = 10.0
 
 
 @dataclass(slots=True)
@@ -332,9 +334,11 @@ class AwaySessions:
         client, router = self._client, self._client.router
         if not router.has_sent(session_id) and not router.at_work(session_id):
             return
-        authors = await client.gateway.sessions.authors_at_work(client.who, session_id)
-        if client.who.user in authors:
-            return
+        pause = _LOOK
+        while client.who.user in (authors := await client.gateway.sessions.authors_at_work(client.who, session_id)):
+            # A living node may have just these prompts in hand, or others: it will be seen when it has done with them.
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LAST_LOOK)
         lost: list[str] = []
         if router.has_sent(session_id):
             # Only now: what a living node had in hand a moment ago is told or stored by now.

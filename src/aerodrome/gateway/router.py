@@ -77,6 +77,8 @@ _DELETED = "session.deleted"
 #: Events between which a session is at work.
 _WORK_BEGINS = frozenset({"user.message", "assistant.turn_start"})
 _WORK_ENDS = "session.idle"
+#: Events that say what becomes of a prompt.
+_FATES = frozenset({"user.message", "session.error"})
 #: How many of the latest events of a session are remembered as told. The sessions room keeps fewer for those who
 #: missed some.
 _REMEMBERED = 2048
@@ -99,7 +101,8 @@ _OF_MOVES = frozenset({"session.shutdown", "session.resume"})
 
 
 class _Data(msgspec.Struct):
-    messageId: str | None = None  # noqa: N815 - the wire's name
+    messageId: str | None = None  # noqa: N815 - the wire's names
+    originatingMessageId: str | None = None  # noqa: N815
 
 
 class _Head(msgspec.Struct):
@@ -196,6 +199,9 @@ class _Binding:
         #: Prompts of the client that another node has taken and whose end has not been told, by message id, and whether
         #: they have begun.
         self.sent: dict[str, bool] = {}
+        #: Those that were with a node when the session left it: what is told from now on is not of them, unless they
+        #: stand in the history.
+        self.in_doubt: set[str] = set()
         #: The client's user may only read.
         self.reads_only = False
         #: The client is asked nothing: neither by a runtime's requests, nor by events.
@@ -205,6 +211,8 @@ class _Binding:
         # Also when the session has to be looked for again: what was held in between the client does not have.
         if not self.moving:
             self.moving, self.known = True, list(reversed(self._stored))
+            self.in_doubt |= self.sent.keys()
+            self.sent = {}
         self.held = self.held if self.held is not None else []
 
     def note(self, event_id: str, event_type: str, *, ephemeral: bool) -> bool:
@@ -233,9 +241,19 @@ class _Binding:
             with suppress(msgspec.DecodeError):
                 self.sent[msgspec.json.decode(answer.result, type=_Sent).messageId] = False
 
-    def note_begun(self, message_id: str | None) -> None:
-        if message_id in self.sent:
-            self.sent[message_id] = True
+    def reads(self, event_type: str) -> bool:
+        """Whether `note_fate` wants to know of an event of this type."""
+        return event_type in _FATES and bool(self.sent or self.in_doubt)
+
+    def note_fate(self, event_type: str, event: _Event) -> None:
+        """One of the client's prompts has begun, or has ended with an error that says so."""
+        if event_type == "user.message":
+            message_id = event.data.messageId or event.id
+            if message_id in self.sent:
+                self.sent[message_id] = True
+        elif event.data.originatingMessageId is not None:
+            self.sent.pop(event.data.originatingMessageId, None)
+            self.in_doubt.discard(event.data.originatingMessageId)
 
     def translate(self, body: bytes) -> bytes:
         for latest, first in self.aliases.items():
@@ -467,11 +485,11 @@ class Router:
             if binding is None or (binding.link or binding.latest) != link or params.event is None:
                 return ()
             known = not binding.note(params.event.id, params.event.type, ephemeral=params.event.ephemeral)
-            if binding.sent and params.event.type == "user.message":
+            if binding.reads(params.event.type):
                 with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                     translated = binding.translate(body)
                     event = msgspec.json.decode(translated, type=_EventNotification).params.event
-                    binding.note_begun(event.data.messageId or event.id)
+                    binding.note_fate(params.event.type, event)
             if known or (binding.unasked and readers.asks(params.event.type)):
                 return ()
             return self._to_client(binding, body, params.event.id)
@@ -678,8 +696,9 @@ class Router:
                 continue
             if not binding.note(event.id, event.type, ephemeral=event.ephemeral):
                 continue
-            if binding.sent and event.type == "user.message":
-                binding.note_begun(_message_of(event))
+            if binding.reads(event.type):
+                with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    binding.note_fate(event.type, _decode_event(event.raw))
             if binding.unasked and readers.asks(event.type):
                 continue
             body = b'{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"%b","event":%b}}' % (
@@ -742,19 +761,19 @@ class Router:
         return binding is not None and binding.working
 
     def has_sent(self, session_id: str) -> bool:
-        """Whether prompts of the client are with another node, as far as it was told."""
+        """Whether prompts of the client were with the node that the session has left, as far as it was told."""
         binding = self._sessions.get(session_id)
-        return binding is not None and bool(binding.sent)
+        return binding is not None and bool(binding.in_doubt)
 
     def lost_prompts(self, session_id: str, history: Sequence[SessionEvent]) -> list[str]:
         """Message ids of the client's prompts that the node it was attached to had taken, and that do not stand in the
         session's stored events. They are forgotten here."""
         binding = self._sessions.get(session_id)
-        if binding is None or not binding.sent:
+        if binding is None:
             return []
-        sent, binding.sent = binding.sent, {}
+        sent, binding.in_doubt = binding.in_doubt, set()
         stored = {_message_of(event) for event in history if event.type == "user.message"}
-        return [message_id for message_id in sent if message_id not in stored]
+        return [message_id for message_id in sorted(sent) if message_id not in stored]
 
     def alias(self, session_id: str, first_id: str, latest_id: str | None) -> Sequence[Command]:
         """A prompt is sent again (`latest_id` is ``None``): hold back what is told until its new id is known."""

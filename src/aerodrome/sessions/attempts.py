@@ -28,7 +28,7 @@ from aerodrome.sessions.books import TurnBooks
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.delivery import Delivery
 from aerodrome.sessions.history import standing
-from aerodrome.sessions.outcome import ATTEMPTS, outcome_after, outcome_of
+from aerodrome.sessions.outcome import ATTEMPTS, Outcome, outcome_after, outcome_of
 from aerodrome.sessions.residency import Residency
 from aerodrome.sessions.row_updates import RowUpdates
 from aerodrome.sessions.run import TurnRun
@@ -202,7 +202,8 @@ class Attempts:
         except AerodromeError as error:
             text = ""
             loss = Loss(loss.reason, TurnInterrupted(f"the runtime was lost ({loss.reason}), and then: {error.detail}"))
-        again = []
+        again: list[TurnRun] = []
+        ending: list[tuple[TurnRun, Outcome]] = []
         for other in undone:
             found = await parse(partial(standing, message_id=other.row.message_id), text)
             if found is not None and found.answer is not None and not other.tracker.ended:
@@ -210,10 +211,15 @@ class Attempts:
                 other.tracker.answer = found.answer
             outcome = outcome_after(other, loss, found)
             if outcome is not None:
-                await self._books.end(other, *outcome)
+                ending.append((other, outcome))
             else:
                 again.append(other)
-                self._announce_retry(other, loss)
+        for number, (other, outcome) in enumerate(ending, 1):
+            # The runtime says once for all of them that it is idle. A client that has seen its answer would take it for
+            # stored when it is another's turn that has ended, and its own prompt is about to be sent again.
+            await self._books.end(other, *outcome, idle=not again and number == len(ending))
+        for other in again:
+            self._announce_retry(other, loss)
         self._put_back([other for other in again if other is not run])
         self._books.unsettled.difference_update(undone)
         return again

@@ -77,15 +77,16 @@ class TurnBooks:
         if task is not None:
             run.notes.append(task)
 
-    def _tell_end(self, run: TurnRun, status: TurnStatus, error: AerodromeError | None) -> None:
+    def _tell_end(self, run: TurnRun, status: TurnStatus, error: AerodromeError | None, *, idle: bool) -> None:
         """Say in the runtime's place what it did not live to say, for whoever waits for its events."""
         if error is not None:
             data: dict[str, Any] = {"errorType": error.code, "message": error.detail}
             if run.first_message_id is not None:
                 data["originatingMessageId"] = run.first_message_id
             self._publish(self._context.host_event("session.error", data))
-        idle = {"aborted": True} if status is TurnStatus.ABORTED else {}
-        self._publish(self._context.host_event("session.idle", idle))
+        if idle:
+            aborted = {"aborted": True} if status is TurnStatus.ABORTED else {}
+            self._publish(self._context.host_event("session.idle", aborted))
 
     def sent(self, run: TurnRun) -> None:
         """The runtime has taken the prompt, under the id that is in its row."""
@@ -101,8 +102,13 @@ class TurnBooks:
             run.naming.cancel()
             run.naming = None
 
-    async def end(self, run: TurnRun, status: TurnStatus, error: AerodromeError | None = None) -> None:
+    async def end(
+        self, run: TurnRun, status: TurnStatus, error: AerodromeError | None = None, *, idle: bool = True
+    ) -> None:
         """Record the end, then tell it: what a caller has been told is stored.
+
+        Args:
+            idle: Nothing else of what was with the runtime is undone.
 
         The end of an ephemeral session's turn is told when nothing is left of it, by whoever deletes it. Until then
         the ledger has the turn as unfinished, so that a crash before the deletion is one that `recover` sees.
@@ -126,7 +132,7 @@ class TurnBooks:
         if status is TurnStatus.INTERRUPTED:
             self._publish(self._context.host_event("aerodrome.turn_interrupted", {"turn": run.id}))
         if run.attempts and not run.tracker.ended:
-            self._tell_end(run, status, error)
+            self._tell_end(run, status, error, idle=idle)
         if self._updates.row.kind is SessionKind.EPHEMERAL:
             run.row = row
             return

@@ -66,6 +66,7 @@ class Janitor:
             await self._do(self.delete_expired)
             await self._do(self._service.recover)
             await self._do(self._orphans.sweep)
+            await self._do(self._context.leases.clear_dead)
 
     async def _do(self, work: Callable[[], Awaitable[T]]) -> T | None:
         try:

@@ -121,6 +121,12 @@ class MemoryCoordination:
         self._epoch_floor = max(self._epoch_floor, lease.epoch)
         return True
 
+    async def clear_dead(self) -> int:
+        dead = [held for held in self._leases.values() if held.incarnation and not self._alive(held.incarnation)]
+        for held in dead:
+            held.incarnation = None
+        return len(dead)
+
     # Events
 
     async def publish(self, event: ClusterEvent) -> None:

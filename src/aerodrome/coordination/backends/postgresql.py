@@ -124,6 +124,9 @@ class PostgresCoordination:
         )
         return forgotten.count == 1 or forgotten.repeated
 
+    async def clear_dead(self) -> int:
+        return (await self._run("clear_dead")).count
+
     # Events
 
     async def publish(self, event: ClusterEvent) -> None:

@@ -62,6 +62,16 @@ WITH gone AS (
 )
 UPDATE epoch_floor SET epoch = greatest(epoch_floor.epoch, gone.epoch) FROM gone
 
+-- name: clear_dead
+-- Whoever changes one of them at this moment leaves it to the next time.
+UPDATE lease SET incarnation = NULL WHERE (tenant, session) IN (
+    SELECT tenant, session FROM lease
+    WHERE incarnation IS NOT NULL AND NOT EXISTS (
+        SELECT FROM node WHERE node.incarnation = lease.incarnation AND dies_at > coordination_clock(%(ahead)s)
+    )
+    FOR UPDATE SKIP LOCKED
+)
+
 -- name: publish
 SELECT pg_notify(%(channel)s, %(payload)s)
 

@@ -33,6 +33,7 @@ _RELEASE = load_script("release")
 _HOLDERS = load_script("holders")
 _ADMIT = load_script("admit")
 _VACATE = load_script("vacate")
+_CLEAR_DEAD = load_script("clear_dead")
 
 _BEATS = (Beat.DEAD, Beat.ALIVE, Beat.DRAIN)
 #: In the order in which `common.lua` names them.
@@ -121,6 +122,15 @@ class RedisCoordination:
     async def forget(self, lease: Lease) -> bool:
         # A lease that was given back leaves nothing either.
         return await self.release(lease)
+
+    async def clear_dead(self) -> int:
+        cursor, cleared = "0", 0
+        while True:
+            # Page by page: a script holds up everybody else.
+            behind, found = await self._run(_CLEAR_DEAD, cursor)
+            cursor, cleared = behind.decode(), cleared + int(found)
+            if cursor == "0":
+                return cleared
 
     # Events
 

@@ -80,6 +80,8 @@ def trouble_of(error: Exception) -> _Trouble:
             return _Trouble("has no connection left; raise its maxclients", passing=True)
         if "certificate" in str(error).lower():
             return _Trouble("has a certificate that is not trusted; see ca_file")
+    if is_closed_connection(error):
+        return _Trouble("cannot be reached", passing=True)
     for kind, trouble in _TROUBLE:
         if isinstance(error, kind):
             return trouble
@@ -92,6 +94,12 @@ def trouble_of(error: Exception) -> _Trouble:
     if word == "MISCONF":
         return _Trouble("cannot write its disk, and takes no writes for that")
     return _Trouble(f"refuses a command ({word or type(error).__name__})")
+
+
+def is_closed_connection(error: Exception) -> bool:
+    """uvloop has an error of its own for a write to a connection that has closed in this moment, and the driver passes
+    it on as it is."""
+    return isinstance(error, RuntimeError) and "handler is closed" in str(error)
 
 
 class RedisClient:
@@ -220,7 +228,9 @@ class RedisClient:
             try:
                 async with asyncio.timeout(self._timeout):
                     result = await call(self._connected())
-            except (failures.RedisError, OSError) as error:  # TimeoutError is an OSError
+            except (failures.RedisError, OSError, RuntimeError) as error:  # TimeoutError is an OSError
+                if isinstance(error, RuntimeError) and not is_closed_connection(error):
+                    raise
                 if not trouble_of(error).passing or monotonic() + pause > give_up:
                     raise self.explain(error) from error
             else:

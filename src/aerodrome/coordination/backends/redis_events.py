@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.coordination.backends.listeners import Listeners
-from aerodrome.coordination.backends.redis_client import RedisClient, trouble_of
+from aerodrome.coordination.backends.redis_client import RedisClient, is_closed_connection, trouble_of
 from aerodrome.coordination.ports import ClusterEvent
 
 log = structlog.get_logger(__name__)
@@ -65,9 +65,12 @@ class RedisEvents:
                 await self._listen()
             except (RedisError, OSError) as error:
                 log.warning("coordination.events_interrupted", trouble=trouble_of(error).what)
-            except Exception:
+            except Exception as error:
                 # Whatever it was: a node that listens no more would be late for ever.
-                log.exception("coordination.events_crashed")
+                if is_closed_connection(error):
+                    log.warning("coordination.events_interrupted", trouble=trouble_of(error).what)
+                else:
+                    log.exception("coordination.events_crashed")
             if self._subscribed.is_set():
                 pause = 0.05
             self._subscribed.clear()

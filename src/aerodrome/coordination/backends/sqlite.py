@@ -197,6 +197,16 @@ class SqliteCoordination:
 
         return await self._database.write(forget)
 
+    async def clear_dead(self) -> int:
+        def clear(connection: sqlite3.Connection) -> int:
+            return connection.execute(
+                "UPDATE lease SET incarnation = NULL WHERE incarnation IS NOT NULL AND NOT EXISTS ("
+                f"SELECT 1 FROM node AS n WHERE n.incarnation = lease.incarnation AND {ALIVE})",
+                self._now(),
+            ).rowcount
+
+        return await self._database.write(clear)
+
     # Events
 
     async def publish(self, event: ClusterEvent) -> None:
