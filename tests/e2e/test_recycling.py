@@ -151,3 +151,27 @@ async def test_a_node_recycles_what_is_worn_by_itself_and_tells(tmp_path: Path, 
             told = [reason for row in node.load["runtimes"] if row["recycles"] for reason in row["reasons"]]
         assert set(told) == {"turns"}
         assert node.load["recycles"]["turns"] >= 1
+
+
+async def test_a_turn_that_does_not_end_fails_over_when_patience_is_over(tmp_path: Path, model: ModelServer) -> None:
+    async with host(tmp_path, model, runtime={"warm": 1, "recycle": {"patience": "200ms"}}) as running:
+        worn = await talking(running, "a")
+        alice = await running.user("alice")
+        turn = asyncio.create_task(alice.say("a", "[[gate: held]] long"))
+        await model.gate_reached("held")
+        await running.node.pool.recycle(worn.id, "memory")
+        assert "its turns did not end within 0.2 s" in worn.lost_reason
+        model.open_gate("held")
+        answer = await turn
+        assert (answer["turn"]["status"], answer["turn"]["retried"]) == ("completed", True)
+        # That was our doing, and not the session's.
+        assert not running.runtime().alone
+
+
+async def test_what_sessions_ask_of_a_runtime_is_timed(acme: Host) -> None:
+    alice = await acme.user("alice")
+    await alice.open("a")
+    for number in range(11):
+        await alice.say("a", f"turn {number}")
+    (first,) = acme.runtime().latency._first  # those before it are passed over
+    assert 0 < first < 30

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.machine import RuntimeState
-from aerodrome.runtime.measure import ProcessUse, process_use
+from aerodrome.runtime.measure import ProcessUse, process_uses
 from aerodrome.runtime.recycler import RecycleOptions, Recycler
 from aerodrome.runtime.wear import SUSTAINED, WearLimits
 from support.cli import fake, running_pool, runtime_options
@@ -25,7 +25,9 @@ async def test_worn_runtimes_go_one_after_the_other_the_most_pressing_first(tmp_
     uses: dict[int, ProcessUse] = {}
     options = RecycleOptions(WearLimits(memory=1000, turns=100), interval=3600)
     async with running_pool(runtime_options(tmp_path, fake(tmp_path, "protocol")), recycle=options) as pool:
-        recycler = Recycler(pool, options, measure=lambda pid: uses.get(pid, ProcessUse(memory=1)))
+        recycler = Recycler(
+            pool, options, measure=lambda pids: {pid: uses.get(pid, ProcessUse(memory=1)) for pid in pids}
+        )
         runtimes = [await pool.reserve(key) for key in TENANTS]
         chatty, big, well = runtimes
         assert big.pid is not None
@@ -54,7 +56,7 @@ async def test_worn_runtimes_go_one_after_the_other_the_most_pressing_first(tmp_
 async def test_runtimes_of_one_age_do_not_go_together(tmp_path: Path) -> None:
     options = RecycleOptions(WearLimits(age=1000), interval=3600, at_once=10)
     async with running_pool(runtime_options(tmp_path, fake(tmp_path, "protocol")), recycle=options) as pool:
-        recycler = Recycler(pool, options, measure=lambda pid: ProcessUse())
+        recycler = Recycler(pool, options, measure=lambda pids: {})
         runtimes = [await pool.reserve(RuntimeKey(f"tenant{n}", None)) for n in range(8)]
         for runtime in runtimes:
             runtime.started -= 800 - 1
@@ -72,13 +74,13 @@ async def test_runtimes_of_one_age_do_not_go_together(tmp_path: Path) -> None:
 
 
 def test_what_a_process_uses() -> None:
-    use = process_use(os.getpid())
+    use = process_uses([os.getpid()])[os.getpid()]
     assert use.memory is not None
     assert use.descriptors is not None
     assert use.descriptor_limit is not None
     assert 10 << 20 < use.memory < 10 << 30
     assert 3 <= use.descriptors < use.descriptor_limit
-    assert process_use(2**22 + 1) == ProcessUse()  # there is no such process
+    assert process_uses([2**22 + 1]) == {}  # there is no such process
 
 
 def test_children_count_with_what_they_use() -> None:
@@ -89,5 +91,5 @@ def test_children_count_with_what_they_use() -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
-        assert process_use(process.pid).children == 1
+        assert process_uses([process.pid])[process.pid].children == 1
         process.communicate(b"")

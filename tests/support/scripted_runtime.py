@@ -193,12 +193,12 @@ class ScriptedRuntime:
             return False
         return bool(answer["success"])
 
-    def kill(self, reason: str) -> None:
+    def kill(self, reason: str, death: Death = Death.OUTSIDE) -> None:
         if self.lost.is_set():
             return
         self.lost_reason = reason
         self.state = RuntimeState.FAILED
-        self.death.set_result(Death.OUTSIDE)
+        self.death.set_result(death)
         self.lost.set()
         for session in self.sessions.values():
             session.close()
@@ -313,12 +313,13 @@ class ScriptedPool:
         if self.failure is not None:
             raise self.failure
         while True:
-            mine = [runtime for runtime in self.runtimes if runtime.key == key]
+            mine = [runtime for runtime in self.runtimes if runtime.key == key and not runtime.alone]
             for runtime in mine:
-                if runtime.reserved < self._max_sessions:
+                if runtime.reserved < (1 if alone else self._max_sessions):
                     runtime.reserved += 1
+                    runtime.alone = alone
                     return runtime
-            if not mine and len(self.runtimes) < self._max_runtimes:
+            if (alone or not mine) and len(self.runtimes) < self._max_runtimes:
                 self._start(key)
                 continue
             assert self.make_room is not None
@@ -333,6 +334,7 @@ class ScriptedPool:
     def release(self, runtime: ScriptedRuntime) -> None:
         assert runtime.reserved > 0, "a place was given back twice"
         runtime.reserved -= 1
+        runtime.alone = runtime.alone and runtime.reserved > 0
         self.notify()
 
     def notify(self) -> None:

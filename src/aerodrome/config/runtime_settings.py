@@ -52,7 +52,19 @@ class RuntimeSettings(Section):
     launcher: Literal["process"] = Field(
         default="process", description="How runtimes are started: `process` is a child process of the node."
     )
-    warm: int = Field(default=1, ge=0, description="Started runtimes kept ready for whoever comes next.")
+    warm: int = Field(default=1, ge=0, description="Started runtimes kept ready for whoever comes next, at least.")
+    max_warm: int | None = Field(
+        default=None,
+        ge=0,
+        description="The same, at most: so many are kept when users come often, or have come many at a time.",
+        json_schema_extra={"example": "8", "default_text": "4, or `warm` if that is more; 0 if `warm` is 0"},
+    )
+    memory_reserve: ByteSize = Field(
+        default=512 * MIB,
+        ge=0,
+        description="Memory of the machine, or of the container, that runtimes which stand by leave free. When less "
+        "than half of it is left, they are stopped. 0: do not look.",
+    )
     max_runtimes: int = Field(default=32, ge=1, description="Most runtimes of this node, warm ones included.")
     max_sessions: int = Field(
         default=50, ge=1, description="Most sessions loaded in one runtime; past it the least recently used hibernates."
@@ -89,4 +101,13 @@ class RuntimeSettings(Section):
     def _warm_ones_fit(self) -> Self:
         if self.warm > self.max_runtimes:
             raise broken_rule("warm", message="expected at most runtime.max_runtimes")
+        if self.max_warm is not None and self.max_warm < self.warm:
+            raise broken_rule("max_warm", message="expected at least runtime.warm")
         return self
+
+    @property
+    def most_warm(self) -> int:
+        """`max_warm`, or what it is without being set."""
+        if self.max_warm is not None:
+            return self.max_warm
+        return max(self.warm, 4) if self.warm else 0

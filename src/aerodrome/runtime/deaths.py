@@ -21,8 +21,8 @@ class Death(StrEnum):
     OUTSIDE = "outside"
 
 
-#: What V8, the C library and C++ say of it, in their last words.
-_MEMORY_WORDS = ("out of memory", "allocation failed", "oom", "cannot allocate memory", "bad_alloc")
+#: What V8, Rust, the C library and C++ say of it, in their last words.
+_MEMORY_WORDS = ("out of memory", "allocation failed", "memory allocation of", "cannot allocate memory", "bad_alloc")
 #: Signals that come from outside; the kernel's own killer sends the first.
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -32,7 +32,7 @@ def death_of(exit_code: int | None, said: str, *, oom_kills: int = 0) -> Death:
     Args:
         exit_code: As `subprocess` tells it, negative for a signal; ``None``: it had to be ended by us.
         said: The last of its output.
-        oom_kills: Processes that the kernel has killed for want of memory during its life.
+        oom_kills: Processes that the kernel has killed for want of memory since its latest sign of life.
     """
     if exit_code is None:
         return Death.OUTSIDE

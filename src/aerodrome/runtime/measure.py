@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,17 +22,33 @@ class ProcessUse:
     children: int | None = None
 
 
-def process_use(pid: int) -> ProcessUse:
-    """What a process uses at this moment; nothing of one that has gone."""
-    try:
-        process = psutil.Process(pid)
-        children = process.children(recursive=True)
-        memory = memory_of(process)
-        if memory is not None:
-            memory += sum(memory_of(child) or 0 for child in children)
-        return ProcessUse(memory, *_descriptors(process), len(children))
-    except psutil.Error:
-        return ProcessUse()
+def process_uses(pids: Collection[int]) -> dict[int, ProcessUse]:
+    """What each process uses at this moment. Those that have gone are left out.
+
+    All at once, because finding children means to look at every process of the machine.
+    """
+    families = _families(pids)
+    uses = {}
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            process, family = psutil.Process(pid), families.get(pid, [])
+            memory = memory_of(process)
+            if memory is not None:
+                memory += sum(memory_of(child) or 0 for child in family)
+            uses[pid] = ProcessUse(memory, *_descriptors(process), len(family))
+    return uses
+
+
+def _families(pids: Collection[int]) -> dict[int, list[psutil.Process]]:
+    """By pid: the processes that it has started, and those that these have."""
+    children: dict[int, list[psutil.Process]] = {}
+    for process in psutil.process_iter(["ppid"]):
+        children.setdefault(process.info["ppid"], []).append(process)
+
+    def descend(pid: int) -> list[psutil.Process]:
+        return [found for child in children.get(pid, []) for found in (child, *descend(child.pid))]
+
+    return {pid: descend(pid) for pid in pids}
 
 
 def memory_of(process: psutil.Process) -> int | None:

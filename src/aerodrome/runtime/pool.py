@@ -34,11 +34,14 @@ from aerodrome.runtime.probe import ProbeModel
 from aerodrome.runtime.queueing import RuntimeQueue
 from aerodrome.runtime.recycler import RecycleOptions, Recycler
 from aerodrome.runtime.retirements import Retirements
+from aerodrome.runtime.standby import Standby, StandbyOptions
 from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
 
 log = structlog.get_logger(__name__)
 
 
+#: Seconds between two looks at what the machine has left.
+_LOOK = 5.0
 #: Runtimes that a session may have got stuck in before it has to wait for one of them.
 _STUCK_IN = 2
 
@@ -46,7 +49,11 @@ _STUCK_IN = 2
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
     runtime: RuntimeOptions
+    #: Warm runtimes at least, and at most when they are much in demand (`runtime.standby`).
     warm: int = 1
+    max_warm: int = 0
+    #: Bytes that warm runtimes leave free on the machine; 0: they do not look.
+    memory_reserve: int = 0
     max_runtimes: int = 32
     #: Resident sessions a runtime.
     max_sessions: int = 50
@@ -86,8 +93,11 @@ class _Claim:
 
 
 class RuntimePool:
-    def __init__(self, options: PoolOptions, launcher: Launcher) -> None:
+    def __init__(self, options: PoolOptions, launcher: Launcher, standby: Standby | None = None) -> None:
         self._options = options
+        self._standby = standby or Standby(
+            StandbyOptions(options.warm, options.max_warm, options.memory_reserve),
+        )
         self._launcher = launcher
         self._probe = ProbeModel()
         #: All that have a process, also those that are being started, stopped or buried.
@@ -116,6 +126,7 @@ class RuntimePool:
         await self._probe.start()
         self._tasks.start(self._keep_warm(), "keep-warm")
         self._tasks.start(self._stop_idle(), "stop-idle")
+        self._tasks.start(self._watch_machine(), "watch-machine")
         self._tasks.start(Recycler(self, self._options.recycle).run(), "recycle")
 
     async def aclose(self) -> None:
@@ -369,6 +380,7 @@ class RuntimePool:
             if key is None:
                 return
             runtime.claim(key)
+            self._standby.claimed()
             log.info("runtime.claimed", runtime=runtime.id, pid=runtime.pid, key=str(key))
             claim = self._claims[key]
             self._queue.leave_claims(claim.ticket, served=True)
@@ -421,7 +433,9 @@ class RuntimePool:
             self.notify()
         self._circuit.succeeded()
         self._hand_out()
-        log.info("runtime.warm", runtime=runtime.id, pid=runtime.pid, seconds=round(time.monotonic() - began, 3))
+        took = time.monotonic() - began
+        self._standby.started(took)
+        log.info("runtime.warm", runtime=runtime.id, pid=runtime.pid, seconds=round(took, 3))
 
     def _lost(self, runtime: ManagedRuntime) -> None:
         if not self._closing:
@@ -440,7 +454,7 @@ class RuntimePool:
                 await changed.wait()
                 continue
             if self._claims or self._in(RuntimeState.CLAIMED):
-                await asyncio.sleep(self._options.replenish_delay)
+                await asyncio.sleep(self._standby.pause(self._options.replenish_delay))
             if self._warm_short():
                 try:
                     await self._spawn()
@@ -448,7 +462,21 @@ class RuntimePool:
                     await asyncio.sleep(max(0.1, self._circuit.wait(time.monotonic())))
 
     def _warm_short(self) -> bool:
-        return self._spare() < self._options.warm and len(self._runtimes) < self._options.max_runtimes
+        return self._spare() < self._warm_target() and len(self._runtimes) < self._options.max_runtimes
+
+    def _warm_target(self) -> int:
+        measured = [runtime.memory for runtime in self._runtimes.values() if runtime.memory]
+        return self._standby.target(self._spare(), min(measured, default=None))
+
+    async def _watch_machine(self) -> None:
+        """See what the machine has left, and let a warm runtime go when that is too little."""
+        while True:
+            headroom = self._standby.look()
+            if self._standby.short and (warm := self._in(RuntimeState.WARM)) and self._warm_target() < self._spare():
+                log.warning("runtime.let_go", runtime=warm[0].id, available=headroom.available)
+                await self.retire(warm[0])
+            self.notify()
+            await asyncio.sleep(_LOOK)
 
     def _spare(self) -> int:
         """Runtimes that are warm, or about to be, and that no claim waits for."""
@@ -467,8 +495,8 @@ class RuntimePool:
     def _idle(self, runtime: ManagedRuntime, now: float) -> bool:
         unused = now - runtime.last_held
         if runtime.state is RuntimeState.WARM:
-            # Started for a request that then gave up.
-            return unused >= self._options.idle_timeout and self._spare() > self._options.warm
+            # Started for a request that then gave up, or when more were in demand.
+            return unused >= self._options.idle_timeout and self._spare() > self._warm_target()
         if runtime not in self._unused():
             return False
         # A user's own runtime has nobody left to wait for; a tenant's may get its next user any moment.

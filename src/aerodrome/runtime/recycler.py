@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
 
 from aerodrome.runtime.machine import RuntimeState
-from aerodrome.runtime.measure import ProcessUse, process_use
+from aerodrome.runtime.measure import ProcessUse, process_uses
 from aerodrome.runtime.supervisor import ManagedRuntime
 from aerodrome.runtime.wear import Reason, Wear, WearLimits, WearWatch
 
@@ -23,6 +23,10 @@ log = structlog.get_logger(__name__)
 
 #: How far below its limit a runtime may be recycled for what is counted: a fifth, each by another part of it.
 _SPREAD = 0.2
+
+
+#: What processes use, by their pids.
+Measure = Callable[[Collection[int]], Mapping[int, ProcessUse]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +42,7 @@ class RecycleOptions:
 
 
 class Recycler:
-    def __init__(
-        self, pool: RuntimePool, options: RecycleOptions, measure: Callable[[int], ProcessUse] = process_use
-    ) -> None:
+    def __init__(self, pool: RuntimePool, options: RecycleOptions, measure: Measure = process_uses) -> None:
         self._pool = pool
         self._options = options
         self._measure = measure
@@ -56,9 +58,10 @@ class Recycler:
         """One round: measure all, and begin with the most pressing, as many as may go at once."""
         candidates = [r for r in self._pool.runtimes if r.state in (RuntimeState.WARM, RuntimeState.CLAIMED)]
         self._watches = {r.id: self._watches.get(r.id) or self._watch() for r in candidates}
+        uses = await asyncio.to_thread(self._measure, [r.pid for r in candidates if r.pid is not None])
         worn: list[tuple[Reason, ManagedRuntime]] = []
         for runtime in candidates:
-            wear = await self._wear(runtime)
+            wear = _wear(runtime, uses.get(runtime.pid or 0, ProcessUse()))
             if (reason := self._watches[runtime.id].look(wear, runtime.replaces)) is not None:
                 log.info("runtime.worn", runtime=runtime.id, key=str(runtime.key), reason=reason.value, **_told(wear))
                 worn.append((reason, runtime))
@@ -71,18 +74,18 @@ class Recycler:
     def _watch(self) -> WearWatch:
         return WearWatch(self._options.limits, spread=1.0 - random.uniform(0.0, _SPREAD))  # noqa: S311 - no secret
 
-    async def _wear(self, runtime: ManagedRuntime) -> Wear:
-        use = ProcessUse() if runtime.pid is None else await asyncio.to_thread(self._measure, runtime.pid)
-        runtime.memory = use.memory or runtime.memory
-        return Wear(
-            turns=runtime.turns,
-            age=time.monotonic() - runtime.started,
-            memory=use.memory,
-            descriptors=use.descriptors,
-            descriptor_limit=use.descriptor_limit,
-            children=use.children,
-            latency=runtime.latency.compared,
-        )
+
+def _wear(runtime: ManagedRuntime, use: ProcessUse) -> Wear:
+    runtime.memory = use.memory or runtime.memory
+    return Wear(
+        turns=runtime.turns,
+        age=time.monotonic() - runtime.started,
+        memory=use.memory,
+        descriptors=use.descriptors,
+        descriptor_limit=use.descriptor_limit,
+        children=use.children,
+        latency=runtime.latency.compared,
+    )
 
 
 def _told(wear: Wear) -> dict[str, object]:

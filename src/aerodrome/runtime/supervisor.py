@@ -42,8 +42,9 @@ LET_GO = 10.0
 _PATIENCE = 86400.0
 #: Seconds that a process gets to end by itself when its connection is gone.
 _LAST_MOMENTS = 1.0
-#: Part of the time without an answer in which a runtime that hangs has to have been at work to be `Death.STUCK`.
-_AT_WORK = 0.5
+#: Part of the time without an answer in which a runtime that hangs has to have been at work to be `Death.STUCK`. One
+#: that was stopped, or waits for something, is not at all; and on a busy machine nobody gets much.
+_AT_WORK = 0.05
 #: Reasons of earlier recyclings that a listing tells.
 _TOLD = 10
 
@@ -116,6 +117,7 @@ class ManagedRuntime:
         self._death: Death | None = None
         #: Processor time and monotonic time of the latest sign of life.
         self._alive_at = (0.0, time.monotonic())
+        #: What the kernel had killed for want of memory by then.
         self._oom_kills = oom_kills()
         #: Nothing of it is left.
         self._ended = asyncio.Event()
@@ -300,6 +302,7 @@ class ManagedRuntime:
                 self._lose(f"the ping failed: {error}")
                 return
             self._alive_at = (self._cpu(), time.monotonic())
+            self._oom_kills = oom_kills()
 
     def _cpu(self) -> float:
         return 0.0 if self.pid is None else cpu_seconds(self.pid)
@@ -380,8 +383,8 @@ class ManagedRuntime:
         code = process.exit_code
         process.kill()
         await process.wait()
+        await process.cleanup()  # all that it has said has come in now
         self._died(self._death or death_of(code, process.output_tail(), oom_kills=oom_kills() - self._oom_kills))
-        await process.cleanup()
 
     def _died(self, death: Death) -> None:
         if not self.death.done():

@@ -91,6 +91,15 @@ class Suspicions:
         else:
             self._unstored.pop(row.key, None)
 
+    async def tidy(self, context: SessionContext) -> None:
+        """Store what the store has refused."""
+        for key in list(self._unstored):
+            row = await context.directory.get(key)
+            if row is None:
+                del self._unstored[key]
+            else:
+                await self._store(context, row)
+
     # --- a session is to be loaded ---
 
     async def settled(self, key: SessionKey) -> None:

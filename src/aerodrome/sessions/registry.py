@@ -170,6 +170,7 @@ class LiveSessions:
         for key in list(self._hubs):
             self._forget_hub(key)
         await self._record_late_ends()
+        await self._context.suspicions.tidy(self._context)
         for row in list(self._undeleted.values()):
             try:
                 await self.delete(row)

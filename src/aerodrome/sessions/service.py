@@ -52,7 +52,7 @@ from aerodrome.policy.attachments import refusal
 from aerodrome.runtime.supervisor import ManagedRuntime
 from aerodrome.sessions.api import Ask, MessagePage, OpenSession, SendMessage
 from aerodrome.sessions.context import SessionContext
-from aerodrome.sessions.fork import ForkPlaces, copy_files
+from aerodrome.sessions.fork import copy_files, fork_places
 from aerodrome.sessions.history import history_page
 from aerodrome.sessions.hub import Channel, EventHub
 from aerodrome.sessions.live import LiveSession
@@ -78,7 +78,7 @@ class SessionService:
         #: For front doors: `members.listen`.
         self.members_here = Members(context, self._sessions)
         self._draining = False
-        self._forks = ForkPlaces()
+        self._forks = fork_places()
 
     @property
     def live(self) -> list[LiveSession]:
@@ -473,7 +473,7 @@ class SessionService:
             streaming=bool(row.options.get("streaming", True)),
             native=row.options.get("native"),
         )
-        async with self._forks.hold(who):
+        async with self._forks.hold(who.tenant, who.user):
             target, _ = await self.open_session(who, opened)
             try:
                 await copy_files(self._context, row.key, target, to_event_id)
