@@ -56,20 +56,26 @@ class Recycler:
 
     async def look(self) -> None:
         """One round: measure all, and begin with the most pressing, as many as may go at once."""
-        candidates = [r for r in self._pool.runtimes if r.state in (RuntimeState.WARM, RuntimeState.CLAIMED)]
+        retirements = self._pool.retirements
+        candidates = [
+            runtime
+            for runtime in self._pool.runtimes
+            if runtime.state in (RuntimeState.WARM, RuntimeState.CLAIMED) and not retirements.has(runtime)
+        ]
         self._watches = {r.id: self._watches.get(r.id) or self._watch() for r in candidates}
         uses = await asyncio.to_thread(self._measure, [r.pid for r in candidates if r.pid is not None])
-        worn: list[tuple[Reason, ManagedRuntime]] = []
+        worn: list[tuple[Reason, ManagedRuntime, Wear]] = []
         for runtime in candidates:
             wear = _wear(runtime, uses.get(runtime.pid or 0, ProcessUse()))
             if (reason := self._watches[runtime.id].look(wear, runtime.replaces)) is not None:
-                log.info("runtime.worn", runtime=runtime.id, key=str(runtime.key), reason=reason.value, **_told(wear))
-                worn.append((reason, runtime))
+                worn.append((reason, runtime, wear))
         order = list(Reason)
-        for reason, runtime in sorted(worn, key=lambda pair: order.index(pair[0])):
-            if self._pool.retirements.under_way >= self._options.at_once:
+        for reason, runtime, wear in sorted(worn, key=lambda found: order.index(found[0])):
+            if retirements.under_way >= self._options.at_once:
                 return
-            self._pool.retirements.begin_recycling(runtime, reason.value)
+            if runtime.state in (RuntimeState.WARM, RuntimeState.CLAIMED):  # and was not lost while we looked
+                log.info("runtime.worn", runtime=runtime.id, key=str(runtime.key), reason=reason.value, **_told(wear))
+                retirements.begin_recycling(runtime, reason.value)
 
     def _watch(self) -> WearWatch:
         return WearWatch(self._options.limits, spread=1.0 - random.uniform(0.0, _SPREAD))  # noqa: S311 - no secret

@@ -53,6 +53,10 @@ class Retirements:
     def under_way(self) -> int:
         return len(self._under_way)
 
+    def has(self, runtime: ManagedRuntime) -> bool:
+        """Whether it is being recycled or drained."""
+        return runtime.id in self._under_way
+
     async def recycle(self, runtime: ManagedRuntime, reason: str) -> None:
         """See `RuntimePool.recycle`. Whoever comes second waits for the first."""
         await self._end_of(self.begin_recycling(runtime, reason))

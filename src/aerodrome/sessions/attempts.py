@@ -87,6 +87,8 @@ class Attempts:
                 raise Forestalled
             async with AsyncExitStack() as stack:
                 await self._place_in(activation, run, stack)
+                if self._residency.loaded is not activation:
+                    continue  # lost as it was handed over, and perhaps others are loading the session again
                 loss = await self._attempt(run, activation)
             if loss is None or run not in await self._after(loss, run):
                 return
@@ -110,7 +112,7 @@ class Attempts:
             raise TurnInterrupted(f"the runtime was lost in mid-turn, and then: {error.detail}") from error
 
     async def _place_in(self, activation: Activation, run: TurnRun, stack: AsyncExitStack) -> None:
-        """Have room for one more turn in the runtime. A loss meanwhile is found by the attempt."""
+        """Have room for one more turn in the runtime, unless that is lost meanwhile."""
         place = self._context.admission.hold_in(activation.runtime, run.row)
         try:
             await unless(stack.enter_async_context(place), run.stop_asked, activation.lost)
