@@ -177,10 +177,15 @@ class RuntimePool:
                 runtime.reserved += 1
                 runtime.alone = alone
                 served = True
-                return runtime
             finally:
                 if self._queue.leave(key, ticket, served=served):
                     self.notify()  # another one is the first now
+            try:
+                await runtime.furnished()
+            except BaseException:
+                self.release(runtime)
+                raise
+            return runtime
 
     @contextmanager
     def wanting(self, key: RuntimeKey) -> Iterator[None]:
