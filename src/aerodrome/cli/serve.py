@@ -15,7 +15,9 @@ import typer
 from aerodrome._util.systemd import Notifier, inherited_sockets
 from aerodrome.cli.console import note, say
 from aerodrome.cli.options import ConfigOption
+from aerodrome.cli.reload import Reload
 from aerodrome.config import Settings, load_settings
+from aerodrome.config.load import find_config
 
 if TYPE_CHECKING:
     from aerodrome.app.node import Node
@@ -30,6 +32,8 @@ def serve(
 ) -> None:
     """Serve until SIGTERM, SIGINT or `aerodrome nodes drain`: then finish the running turns, hand the sessions over,
     and exit 0.
+
+    SIGHUP, or a change of the file, has the attached servers (`runtime.attach`) read anew; nothing else.
 
     Listens on the sockets of a service manager, if it hands any over (LISTEN_FDS), in place of the addresses.
     Prints `ready http=HOST:PORT gateway=HOST:PORT` once both doors listen. A signal during the drain kills the runtimes
@@ -48,10 +52,11 @@ def serve(
     from aerodrome.observability.logging import configure_logging
 
     configure_logging(settings.telemetry.log_level, settings.telemetry.log_format)
-    uvloop.run(_run(settings, inherited_sockets(frozenset({"http", "gateway"})), Notifier()))
+    reload = Reload(find_config(config), lambda: load_settings(config, overrides))
+    uvloop.run(_run(settings, reload, inherited_sockets(frozenset({"http", "gateway"})), Notifier()))
 
 
-async def _run(settings: Settings, listeners: Mapping[str, socket.socket], manager: Notifier) -> None:
+async def _run(settings: Settings, reload: Reload, listeners: Mapping[str, socket.socket], manager: Notifier) -> None:
     from aerodrome.app.node import Node
 
     stop = asyncio.Event()
@@ -64,9 +69,10 @@ async def _run(settings: Settings, listeners: Mapping[str, socket.socket], manag
         say("ready " + " ".join(f"{name}={host}:{port}" for name, (host, port) in doors.items()))
         sys.stdout.flush()
         manager.tell("READY=1", f"STATUS=serving {node.http_address[0]}:{node.http_address[1]}")
+        reloading = asyncio.create_task(reload.run(node.reload), name="reload settings")
         ends = [asyncio.ensure_future(event.wait()) for event in (stop, node.asked_to_drain)]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for end in ends:
+        for end in (*ends, reloading):
             end.cancel()
         if not stop.is_set():
             note(f"asked to drain; {_draining(settings)}")
