@@ -27,8 +27,8 @@ The settings as JSON: those of `config`, and what follows from the rest of the v
   "token" "file:/etc/aerodrome/secrets/cli-token") -}}
 {{- $config = include "aerodrome.put" (list $config "runtime" "attach" $attached "cliServers.enabled") | fromJson -}}
 {{- end -}}
-{{- if .Values.sandbox.enabled -}}
-{{- $config = include "aerodrome.put" (list $config "runtime" "launcher" "sandbox" "sandbox.enabled") | fromJson -}}
+{{- if .Values.sandboxes.enabled -}}
+{{- $config = include "aerodrome.put" (list $config "runtime" "launcher" "sandbox" "sandboxes.enabled") | fromJson -}}
 {{- end -}}
 {{- if .Values.metrics.enabled -}}
 {{- $config = include "aerodrome.put" (list $config "telemetry" "metrics_address" (printf "%s:9464" $any) "metrics.enabled") | fromJson -}}

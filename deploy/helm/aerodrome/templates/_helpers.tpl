@@ -62,7 +62,7 @@ securityContext:
 
 {{/* The same for nodes, which may make namespaces for their runtimes. */}}
 {{- define "aerodrome.nodeSecurity" -}}
-{{- if .Values.sandbox.enabled -}}
+{{- if .Values.sandboxes.enabled -}}
 hostUsers: false
 {{ include "aerodrome.podSecurity" (dict "Values" (merge (dict "podSecurity" (dict "runAsUser" .Values.podSecurity.runAsUser "seccompProfile" (dict "type" "Unconfined"))) (omit .Values "podSecurity"))) }}
 {{- else -}}
