@@ -251,7 +251,11 @@ class RuntimePool:
 
     def places_besides(self, runtime: ManagedRuntime) -> int:
         """Free places in the other runtimes of its key."""
-        return sum(self._options.max_sessions - r.reserved for r in self._of(runtime.key) if r is not runtime)
+        return sum(self._options.max_sessions - r.reserved for r in self.others(runtime))
+
+    def others(self, runtime: ManagedRuntime) -> list[ManagedRuntime]:
+        """The other runtimes of its key that take sessions."""
+        return [r for r in self._of(runtime.key) if r is not runtime]
 
     async def replacement(self, runtime: ManagedRuntime) -> ManagedRuntime | None:
         """A runtime of the same key for the sessions of this one, claimed for that unless the others of the key have
@@ -260,18 +264,25 @@ class RuntimePool:
         Raises:
             RuntimeUnavailable: None can be started.
         """
-        others = [r for r in self._of(runtime.key) if r is not runtime]
-        if self.places_besides(runtime) >= runtime.reserved:
-            return None
-        if not self._in(RuntimeState.WARM) and len(self._runtimes) >= self._options.max_runtimes:
-            return None
+        others = self.others(runtime)
         assert runtime.key is not None  # it has sessions
+        if self.places_besides(runtime) >= runtime.reserved or not self._to_be_had(runtime.key):
+            return None
         claim = self._join_claim(runtime.key)
         while not claim.ended:
+            if not self._to_be_had(runtime.key):
+                return None  # others were first; the claim may wait for as long as the node is full
             await self._changed.wait()
         if claim.error is not None:
             raise claim.error
-        return next((r for r in self._of(runtime.key) if r is not runtime and r not in others), None)
+        return next((r for r in self.others(runtime) if r not in others), None)
+
+    def _to_be_had(self, key: RuntimeKey) -> bool:
+        """Whether one more can be claimed without taking anything from others: below the ceiling, or of those that are
+        warm or being started, one that no other key waits for."""
+        free = len(self._in(RuntimeState.WARM)) + len(self._in(RuntimeState.STARTING))
+        waiting = len(self._claims.keys() - {key})
+        return free > waiting or len(self._runtimes) < self._options.max_runtimes
 
     async def retire(self, runtime: ManagedRuntime) -> None:
         """Stop a runtime that nobody needs any more. It counts as one until its process has gone."""
@@ -341,6 +352,7 @@ class RuntimePool:
             changed = self._changed
             if warm := self._in(RuntimeState.WARM):
                 warm[0].claim(key)
+                self.retirements.claimed(warm[0])
                 self._standby.claimed()
                 log.info("runtime.claimed", runtime=warm[0].id, pid=warm[0].pid, key=str(key))
                 return
