@@ -635,6 +635,14 @@ async def test_a_session_that_has_to_be_alone_gets_a_runtime_of_its_own(tmp_path
         assert await pool.reserve(ACME) in (shared, other)
 
 
+async def test_a_runtime_that_has_not_let_go_of_others_is_not_empty(tmp_path: Path) -> None:
+    async with fakes(tmp_path) as pool:
+        runtime = await pool.reserve(ACME)
+        pool.release(runtime)
+        runtime.letting_go["other"] = asyncio.create_task(asyncio.sleep(0, True))
+        assert await pool.reserve(ACME, alone=True) is not runtime
+
+
 async def test_one_that_has_to_be_alone_waits_for_room_like_others(tmp_path: Path) -> None:
     async with fakes(tmp_path, max_runtimes=1, capacity_timeout=0.2) as pool:
         shared = await pool.reserve(ACME)

@@ -192,7 +192,8 @@ class RuntimePool:
                 # Whoever makes sessions get stuck gets no third runtime for it.
                 raise RuntimeUnavailable("earlier runtimes have not let go of the session yet", retry_after=5.0)
             if alone:
-                if (empty := [r for r in self._of(key) if not r.reserved and r not in stuck_in]) != []:
+                # One that has not let go of others yet holds them still.
+                if (empty := [r for r in self._of(key) if not r.reserved and not r.letting_go]) != []:
                     return empty[0]
             elif (runtime := self._with_room(key, stuck_in)) is not None:
                 return runtime

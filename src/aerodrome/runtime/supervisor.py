@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,7 @@ class ManagedRuntime:
         #: Sessions that it was asked to let go of and has not yet: a session of that name must not come here.
         self.letting_go: dict[str, asyncio.Task[bool]] = {}
         #: Sessions that are being loaded in it, or have just failed to be.
-        self.loading: set[SessionKey] = set()
+        self.loading: Counter[SessionKey] = Counter()
         #: Kept for one session alone, because of what it has done, or may have done, to other runtimes.
         self.alone = False
         #: How it came to its end, once that is known.
