@@ -613,6 +613,7 @@ async def test_a_runtime_that_leaves_a_request_unanswered_is_ended_when_it_hangs
         assert await runtime.answers("session.send")
         assert not runtime.lost.is_set()
         process_of(runtime).suspend()
+        await until(lambda: process_of(runtime).status() == psutil.STATUS_STOPPED)
         runtime._options = replace(runtime._options, ping_timeout=0.1)
         assert not await runtime.answers("session.send")
         assert "session.send" in runtime.lost_reason

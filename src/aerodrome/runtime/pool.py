@@ -34,12 +34,11 @@ from aerodrome.runtime.recycler import RecycleOptions, Recycler
 from aerodrome.runtime.retirements import Retirements
 from aerodrome.runtime.standby import Standby, StandbyOptions
 from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
+from aerodrome.runtime.upkeep import Upkeep
 
 log = structlog.get_logger(__name__)
 
 
-#: Seconds between two looks at what the machine has left.
-_LOOK = 5.0
 #: Runtimes that a session may have got stuck in before it has to wait for one of them.
 _STUCK_IN = 2
 
@@ -86,9 +85,6 @@ class _Claim:
 class RuntimePool:
     def __init__(self, options: PoolOptions, launcher: Launcher, standby: Standby | None = None) -> None:
         self._options = options
-        self._standby = standby or Standby(
-            StandbyOptions(options.warm, options.max_warm, options.memory_reserve),
-        )
         self._launcher = launcher
         self._probe = ProbeModel()
         #: All that have a process, also those that are being started, stopped or buried.
@@ -101,10 +97,14 @@ class RuntimePool:
         #: Starts that have a slot.
         self._under_way = 0
         #: Set, and replaced by a new one, whenever something has changed that a waiter may wait for.
-        self._changed = asyncio.Event()
+        self.changed = asyncio.Event()
         self._tasks = TaskOwner("pool")
         self._closing = False
         self.retirements = Retirements(self, self._tasks, options.recycle.patience)
+        self.standby = standby or Standby(StandbyOptions(options.warm, options.max_warm, options.memory_reserve))
+        self.upkeep = Upkeep(
+            self, self.standby, idle_timeout=options.idle_timeout, replenish_delay=options.replenish_delay
+        )
         self.make_room: MakeRoom | None = None
         self.move_sessions: MoveSessions | None = None
         self.on_lost: Callable[[ManagedRuntime], None] | None = None
@@ -114,9 +114,7 @@ class RuntimePool:
     async def start(self) -> None:
         """Begin to keep runtimes warm. Does not wait for the first one."""
         await self._probe.start()
-        self._tasks.start(self._keep_warm(), "keep-warm")
-        self._tasks.start(self._stop_idle(), "stop-idle")
-        self._tasks.start(self._watch_machine(), "watch-machine")
+        self.upkeep.start(self._tasks)
         self._tasks.start(Recycler(self, self._options.recycle).run(), "recycle")
 
     async def aclose(self) -> None:
@@ -135,6 +133,29 @@ class RuntimePool:
     @property
     def runtimes(self) -> list[ManagedRuntime]:
         return list(self._runtimes.values())
+
+    def in_state(self, state: RuntimeState) -> list[ManagedRuntime]:
+        return [r for r in self._runtimes.values() if r.state is state]
+
+    @property
+    def full(self) -> bool:
+        """It has as many runtimes as it may have."""
+        return len(self._runtimes) >= self._options.max_runtimes
+
+    @property
+    def spare(self) -> int:
+        """Runtimes that are warm, or about to be, and that no claim waits for."""
+        return len(self.in_state(RuntimeState.WARM)) + len(self.in_state(RuntimeState.STARTING)) - len(self._claims)
+
+    @property
+    def claimed(self) -> bool:
+        """Whether there is somebody who has a runtime, or waits for one."""
+        return bool(self._claims or self.in_state(RuntimeState.CLAIMED))
+
+    @property
+    def start_pause(self) -> float:
+        """Seconds until the next start may be tried, after some that have failed."""
+        return self._circuit.wait(time.monotonic())
 
     @property
     def unavailable_reason(self) -> str | None:
@@ -189,7 +210,7 @@ class RuntimePool:
             if self._closing:
                 raise Draining("this node is shutting down")
             # Taken before we look, so that a change between the look and the wait is not missed.
-            changed = self._changed
+            changed = self.changed
             stuck_in = [
                 r for r in self._runtimes.values() if r.key == key and r.state.serves and session_id in r.letting_go
             ]
@@ -222,12 +243,12 @@ class RuntimePool:
         """Wait for the next `notify`, and no longer than `timeout` seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                await self._changed.wait()
+                await self.changed.wait()
 
     def notify(self) -> None:
         """Something has changed that somebody may wait for: a place, or a session that can be hibernated."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self.changed.set()
+        self.changed = asyncio.Event()
 
     # --- runtimes that are to go ---
 
@@ -278,7 +299,7 @@ class RuntimePool:
         while not claim.ended:
             if not self._to_be_had(runtime.key):
                 return None  # others were first; the claim may wait for as long as the node is full
-            await self._changed.wait()
+            await self.changed.wait()
         if claim.error is not None:
             raise claim.error
         return next((r for r in self.others(runtime) if r not in others), None)
@@ -286,9 +307,9 @@ class RuntimePool:
     def _to_be_had(self, key: RuntimeKey) -> bool:
         """Whether one more can be claimed without taking anything from others: below the ceiling, or of those that are
         warm or being started, one that no other key waits for."""
-        free = len(self._in(RuntimeState.WARM)) + len(self._in(RuntimeState.STARTING))
+        free = len(self.in_state(RuntimeState.WARM)) + len(self.in_state(RuntimeState.STARTING))
         waiting = len(self._claims.keys() - {key})
-        return free > waiting or len(self._runtimes) < self._options.max_runtimes
+        return free > waiting or not self.full
 
     async def retire(self, runtime: ManagedRuntime) -> None:
         """Stop a runtime that nobody needs any more. It counts as one until its process has gone."""
@@ -307,10 +328,7 @@ class RuntimePool:
 
     def _of(self, key: RuntimeKey | None) -> list[ManagedRuntime]:
         """Those that take sessions."""
-        return [r for r in self._in(RuntimeState.CLAIMED) if r.key == key and not r.alone]
-
-    def _in(self, state: RuntimeState) -> list[ManagedRuntime]:
-        return [r for r in self._runtimes.values() if r.state is state]
+        return [r for r in self.in_state(RuntimeState.CLAIMED) if r.key == key and not r.alone]
 
     def _with_room(self, key: RuntimeKey, besides: list[ManagedRuntime]) -> ManagedRuntime | None:
         candidates = [
@@ -319,9 +337,9 @@ class RuntimePool:
         chosen = least_loaded(candidates)
         return self._runtimes[chosen] if chosen else None
 
-    def _unused(self) -> list[ManagedRuntime]:
+    def unused(self) -> list[ManagedRuntime]:
         """Claimed ones that hold no session and, as far as we know, are about to get none."""
-        return [r for r in self._in(RuntimeState.CLAIMED) if not r.reserved and not self._wanted(r)]
+        return [r for r in self.in_state(RuntimeState.CLAIMED) if not r.reserved and not self._wanted(r)]
 
     def _wanted(self, runtime: ManagedRuntime) -> bool:
         # Without this, keys that wait for room could end each other's new runtimes for ever.
@@ -355,23 +373,23 @@ class RuntimePool:
     async def _claim(self, key: RuntimeKey) -> None:
         # When all who waited have given up, what was started for them stays warm.
         while key in self._requests:
-            changed = self._changed
-            if warm := self._in(RuntimeState.WARM):
+            changed = self.changed
+            if warm := self.in_state(RuntimeState.WARM):
                 warm[0].claim(key)
                 self.retirements.claimed(warm[0])
-                self._standby.claimed()
+                self.standby.claimed()
                 log.info("runtime.claimed", runtime=warm[0].id, pid=warm[0].pid, key=str(key))
                 return
-            if len(self._in(RuntimeState.STARTING)) >= len(self._claims):
+            if len(self.in_state(RuntimeState.STARTING)) >= len(self._claims):
                 await changed.wait()  # those that are being started will do
-            elif len(self._runtimes) < self._options.max_runtimes:
-                await self._spawn()
-            elif unused := self._unused():
+            elif not self.full:
+                await self.spawn()
+            elif unused := self.unused():
                 await self.retire(min(unused, key=lambda r: r.last_held))
             elif not await self._make_room(None):
                 await changed.wait()
 
-    async def _spawn(self) -> None:
+    async def spawn(self) -> None:
         """Start one runtime; it is warm afterwards. Raises `RuntimeUnavailable`."""
         wait = self._circuit.wait(time.monotonic())
         if self._circuit.is_open and wait:
@@ -403,7 +421,7 @@ class RuntimePool:
             self.notify()
         self._circuit.succeeded()
         took = time.monotonic() - began
-        self._standby.started(took)
+        self.standby.started(took)
         log.info("runtime.warm", runtime=runtime.id, pid=runtime.pid, seconds=round(took, 3))
 
     def _lost(self, runtime: ManagedRuntime) -> None:
@@ -412,65 +430,6 @@ class RuntimePool:
         if self.on_lost is not None:
             self.on_lost(runtime)
         self.notify()
-
-    # --- upkeep ---
-
-    async def _keep_warm(self) -> None:
-        """Refill the warm pool whenever it has gone short, a moment after what emptied it."""
-        while True:
-            changed = self._changed
-            if not self._warm_short():
-                await changed.wait()
-                continue
-            if self._claims or self._in(RuntimeState.CLAIMED):
-                await asyncio.sleep(self._standby.pause(self._options.replenish_delay))
-            if self._warm_short():
-                try:
-                    await self._spawn()
-                except AerodromeError:
-                    await asyncio.sleep(max(0.1, self._circuit.wait(time.monotonic())))
-
-    def _warm_short(self) -> bool:
-        return self._spare() < self._warm_target() and len(self._runtimes) < self._options.max_runtimes
-
-    def _warm_target(self) -> int:
-        measured = [runtime.memory for runtime in self._runtimes.values() if runtime.memory]
-        return self._standby.target(self._spare(), min(measured, default=None))
-
-    async def _watch_machine(self) -> None:
-        """See what the machine has left, and let a warm runtime go when that is too little."""
-        while True:
-            headroom = self._standby.look()
-            if self._standby.short and (warm := self._in(RuntimeState.WARM)) and self._warm_target() < self._spare():
-                log.warning("runtime.let_go", runtime=warm[0].id, available=headroom.available)
-                await self.retire(warm[0])
-            self.notify()
-            await asyncio.sleep(_LOOK)
-
-    def _spare(self) -> int:
-        """Runtimes that are warm, or about to be, and that no claim waits for."""
-        return len(self._in(RuntimeState.WARM)) + len(self._in(RuntimeState.STARTING)) - len(self._claims)
-
-    async def _stop_idle(self) -> None:
-        interval = max(0.05, min(5.0, self._options.idle_timeout / 4))
-        while True:
-            await asyncio.sleep(interval)
-            for runtime in self.runtimes:
-                # Looked at again for each: stopping the one before took a while.
-                if self._idle(runtime, time.monotonic()):
-                    log.info("runtime.idle", runtime=runtime.id, key=str(runtime.key))
-                    await self.retire(runtime)
-
-    def _idle(self, runtime: ManagedRuntime, now: float) -> bool:
-        unused = now - runtime.last_held
-        if runtime.state is RuntimeState.WARM:
-            # Started for a request that then gave up, or when more were in demand.
-            return unused >= self._options.idle_timeout and self._spare() > self._warm_target()
-        if runtime not in self._unused():
-            return False
-        # A user's own runtime has nobody left to wait for; a tenant's may get its next user any moment.
-        of_user = runtime.key is not None and runtime.key.user is not None
-        return of_user or unused >= self._options.idle_timeout
 
     async def _wait(self, key: RuntimeKey, changed: asyncio.Event, deadline: float) -> None:
         limit = None if self._on_its_way(key) else max(0.0, deadline - time.monotonic())
