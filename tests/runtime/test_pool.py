@@ -462,7 +462,7 @@ async def test_a_cli_that_does_not_start_is_told_at_once_and_recovers_when_it_is
     broken = tmp_path / "broken"
     broken.touch()
     async with fakes(tmp_path, {"broken_while": str(broken)}, capacity_timeout=30) as pool:
-        pool._circuit.first = 0.05
+        pool._starts.circuit.first = 0.05
         for failures in range(1, 4):
             assert pool.unavailable_reason is None
             with pytest.raises(RuntimeUnavailable, match=r"libbroken\.so is missing"):
@@ -470,7 +470,7 @@ async def test_a_cli_that_does_not_start_is_told_at_once_and_recovers_when_it_is
             assert starts(tmp_path) == failures
         assert pool.unavailable_reason is not None
         assert "libbroken.so is missing" in pool.unavailable_reason
-        pool._circuit.trying(1e12)  # the next try is far away
+        pool._starts.circuit.trying(1e12)  # the next try is far away
         refused = await asyncio.gather(*(pool.reserve(key) for key in (ALICE, BOB, ACME)), return_exceptions=True)
         for error in refused:
             assert isinstance(error, RuntimeUnavailable)
@@ -479,7 +479,7 @@ async def test_a_cli_that_does_not_start_is_told_at_once_and_recovers_when_it_is
         assert starts(tmp_path) == 3
         assert pool.runtimes == []
         broken.unlink()
-        pool._circuit.trying(0.0)
+        pool._starts.circuit.trying(0.0)
         assert (await pool.reserve(ALICE)).key == ALICE
         assert pool.unavailable_reason is None
 
@@ -488,7 +488,7 @@ async def test_the_warm_pool_recovers_by_itself(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.touch()
     async with fakes(tmp_path, {"broken_while": str(broken)}, warm=1) as pool:
-        pool._circuit.first = 0.02
+        pool._starts.circuit.first = 0.02
         await until(lambda: pool.unavailable_reason is not None)
         broken.unlink()
         await until(lambda: states(pool) == ["warm"])
@@ -510,11 +510,11 @@ async def test_a_start_that_breaks_in_an_unexpected_way_counts_as_failed(tmp_pat
             raise ZeroDivisionError("a bug of the launcher")
 
     async with fakes(tmp_path) as pool:
-        pool._launcher = Crash()
+        pool._starts._launcher = Crash()
         with pytest.raises(RuntimeUnavailable, match="ZeroDivisionError: a bug of the launcher"):
             await pool.reserve(ALICE)
         assert pool.runtimes == []
-        assert pool._circuit.failures == 1
+        assert pool._starts.circuit.failures == 1
 
 
 # --- being closed ---
@@ -628,6 +628,7 @@ async def test_a_session_that_has_to_be_alone_gets_a_runtime_of_its_own(tmp_path
         assert await pool.reserve(ACME) is shared
         other = await pool.reserve(ACME, alone=True)
         assert len({shared, alone, other}) == 3
+        assert [runtime.describe()["alone"] for runtime in (shared, alone, other)] == [False, True, True]
         # Empty again, it serves whoever comes, and an empty one does for who has to be alone.
         pool.release(alone)
         assert not alone.alone

@@ -256,3 +256,16 @@ async def test_at_the_ceiling_it_is_remembered_what_the_next_one_replaces(tmp_pa
             await pool.recycle(worn.id, "memory")
         other = await pool.reserve(GLOBEX)
         assert other.replaces == ()
+
+
+async def test_one_that_is_lost_before_its_replacement_is_there_was_not_recycled(tmp_path: Path) -> None:
+    options = runtime_options(tmp_path, fake(tmp_path, "protocol"), misbehaviour={"start_delay": 0.3})
+    async with running_pool(options) as pool:
+        Sessions(pool)
+        worn = await pool.reserve(ACME)
+        recycling = asyncio.create_task(pool.recycle(worn.id, "memory"))
+        await until(lambda: states(pool) == ["claimed", "starting"])
+        worn.kill("for a test")
+        await recycling
+        (other,) = pool.runtimes
+        assert (other.replaces, pool.retirements.recycled) == ((), {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -89,3 +90,17 @@ async def test_none_is_started_into_the_reserve(tmp_path: Path) -> None:
         # One more would fit; the fakes take nothing of what is said to be available.
         pool.standby.look()
         assert pool.upkeep.warm_target() == 1
+
+
+async def test_what_a_start_takes_is_learnt_without_what_it_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pool_on(Machine(), tmp_path, least=0) as pool:
+        told: list[float] = []
+        monkeypatch.setattr(pool.standby, "started", told.append)
+        circuit = pool._starts.circuit
+        circuit.first = 0.5
+        began = time.monotonic()
+        circuit.failed(began, "for a test")
+        await pool.spawn()
+        assert told[0] < time.monotonic() - began - 0.4

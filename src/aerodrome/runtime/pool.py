@@ -26,13 +26,12 @@ from aerodrome._util.tasks import TaskOwner
 from aerodrome.errors import AerodromeError, Capacity, Draining, NotFound, RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.placement.choose import Candidate, least_loaded
-from aerodrome.runtime.circuit import StartCircuit
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.ports import Launcher
-from aerodrome.runtime.probe import ProbeModel
 from aerodrome.runtime.recycler import RecycleOptions, Recycler
 from aerodrome.runtime.retirements import Retirements
 from aerodrome.runtime.standby import Standby, StandbyOptions
+from aerodrome.runtime.starts import Starts
 from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
 from aerodrome.runtime.upkeep import Upkeep
 
@@ -85,17 +84,12 @@ class _Claim:
 class RuntimePool:
     def __init__(self, options: PoolOptions, launcher: Launcher, standby: Standby | None = None) -> None:
         self._options = options
-        self._launcher = launcher
-        self._probe = ProbeModel()
+        self._starts = Starts(launcher, options.spawn_concurrency)
         #: All that have a process, also those that are being started, stopped or buried.
         self._runtimes: dict[str, ManagedRuntime] = {}
         self._claims: dict[RuntimeKey, _Claim] = {}
         #: Calls of `reserve` under way.
         self._requests: Counter[RuntimeKey] = Counter()
-        self._circuit = StartCircuit()
-        self._spawn_slots = asyncio.Semaphore(options.spawn_concurrency)
-        #: Starts that have a slot.
-        self._under_way = 0
         #: Set, and replaced by a new one, whenever something has changed that a waiter may wait for.
         self.changed = asyncio.Event()
         self._tasks = TaskOwner("pool")
@@ -113,7 +107,7 @@ class RuntimePool:
 
     async def start(self) -> None:
         """Begin to keep runtimes warm. Does not wait for the first one."""
-        await self._probe.start()
+        await self._starts.open()
         self.upkeep.start(self._tasks)
         self._tasks.start(Recycler(self, self._options.recycle).run(), "recycle")
 
@@ -123,7 +117,7 @@ class RuntimePool:
         self.notify()
         await self._tasks.aclose()
         await asyncio.gather(*(self._stop(runtime) for runtime in self.runtimes))
-        await self._probe.aclose()
+        await self._starts.aclose()
 
     def abort(self) -> None:
         """Kill them all, now, for a process that ends without closing anything."""
@@ -155,12 +149,12 @@ class RuntimePool:
     @property
     def start_pause(self) -> float:
         """Seconds until the next start may be tried, after some that have failed."""
-        return self._circuit.wait(time.monotonic())
+        return self._starts.pause
 
     @property
     def unavailable_reason(self) -> str | None:
         """Why no runtime can be started, while that is so."""
-        return self._circuit.reason if self._circuit.is_open else None
+        return self._starts.circuit.reason if self._starts.circuit.is_open else None
 
     # --- places ---
 
@@ -391,38 +385,17 @@ class RuntimePool:
 
     async def spawn(self) -> None:
         """Start one runtime; it is warm afterwards. Raises `RuntimeUnavailable`."""
-        wait = self._circuit.wait(time.monotonic())
-        if self._circuit.is_open and wait:
-            raise RuntimeUnavailable(f"the Copilot CLI does not start: {self._circuit.reason}", retry_after=wait)
-        self._circuit.trying(time.monotonic())
+        wait = self._starts.admit()
         runtime = ManagedRuntime(f"rt-{secrets.token_hex(5)}", self._options.runtime)
         runtime.on_lost = self._lost
         runtime.on_let_go = self.notify
         self._runtimes[runtime.id] = runtime
-        began = time.monotonic()
         try:
-            await asyncio.sleep(wait)
-            async with self._spawn_slots:
-                self._under_way += 1
-                try:
-                    await runtime.start(self._launcher, self._probe)
-                finally:
-                    self._under_way -= 1
-        except Exception as error:
-            reason = error.detail if isinstance(error, AerodromeError) else f"{type(error).__name__}: {error}"
-            self._circuit.failed(time.monotonic(), reason)
-            log.warning("runtime.start_failed", runtime=runtime.id, reason=reason)
-            if isinstance(error, AerodromeError):
-                raise
-            raise RuntimeUnavailable(f"the Copilot CLI could not be started: {reason}") from error
+            self.standby.started(await self._starts.start(runtime, wait))
         finally:
             if runtime.state is not RuntimeState.WARM:
                 del self._runtimes[runtime.id]
             self.notify()
-        self._circuit.succeeded()
-        took = time.monotonic() - began
-        self.standby.started(took)
-        log.info("runtime.warm", runtime=runtime.id, pid=runtime.pid, seconds=round(took, 3))
 
     def _lost(self, runtime: ManagedRuntime) -> None:
         if not self._closing:
@@ -446,4 +419,4 @@ class RuntimePool:
 
     def _on_its_way(self, key: RuntimeKey) -> bool:
         """Whether a start that will do for this key's claim is under way: those before it in the queue take theirs."""
-        return key in self._claims and list(self._claims).index(key) < self._under_way
+        return key in self._claims and list(self._claims).index(key) < self._starts.under_way

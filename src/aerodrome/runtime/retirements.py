@@ -103,6 +103,8 @@ class Retirements:
                 except AerodromeError as error:
                     log.warning("runtime.not_recycled", runtime=runtime.id, reason=reason, error=error.detail)
                     raise
+                if runtime.state.is_final:
+                    return  # lost while its replacement was being started, which its sessions find all the same
                 self._inherit(runtime, successor, reason)
                 await self._empty(runtime, reason, reload=True, patience=self._patience)
         self.recycled[reason] += 1

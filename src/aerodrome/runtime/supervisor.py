@@ -175,6 +175,7 @@ class ManagedRuntime:
             "recycles": len(self.replaces),
             "reasons": list(self.replaces[-_TOLD:]),
             "retiring": self.retiring or None,
+            "alone": self.alone,
         }
 
     # --- its life ---
