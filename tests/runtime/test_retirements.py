@@ -12,8 +12,8 @@ from aerodrome.errors import Conflict, NotFound, RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.pool import RuntimePool
+from aerodrome.runtime.ports import Runtime
 from aerodrome.runtime.recycler import RecycleOptions
-from aerodrome.runtime.supervisor import ManagedRuntime
 from support.cli import fake, has_ended, running_pool, runtime_options
 from support.waiting import until
 
@@ -27,11 +27,11 @@ class Sessions:
 
     def __init__(self, pool: RuntimePool) -> None:
         self.pool = pool
-        self.idle: list[ManagedRuntime] = []
-        self.moved: list[ManagedRuntime | None] = []
+        self.idle: list[Runtime] = []
+        self.moved: list[Runtime | None] = []
         pool.move_sessions = self.move
 
-    async def move(self, runtime: ManagedRuntime, reload: bool) -> bool:
+    async def move(self, runtime: Runtime, reload: bool) -> bool:
         found = runtime in self.idle
         while runtime in self.idle:
             self.idle.remove(runtime)
@@ -84,7 +84,7 @@ async def test_a_turn_is_waited_for_and_nothing_new_comes_in(tmp_path: Path) -> 
 
 
 async def test_a_turn_that_does_not_end_does_not_keep_it_for_ever(tmp_path: Path) -> None:
-    lost: list[ManagedRuntime] = []
+    lost: list[Runtime] = []
     options = runtime_options(tmp_path, fake(tmp_path, "protocol"))
     async with running_pool(options, recycle=RecycleOptions(patience=0.2)) as pool:
         pool.on_lost = lost.append
@@ -117,7 +117,7 @@ async def test_at_the_ceiling_nobody_else_is_pushed_out(tmp_path: Path) -> None:
             pushed.append(key)
             return False
 
-        async def hibernate(runtime: ManagedRuntime, reload: bool) -> bool:
+        async def hibernate(runtime: Runtime, reload: bool) -> bool:
             pool.release(runtime)
             return True
 
@@ -196,7 +196,7 @@ async def test_what_cannot_be_recycled_is_told(tmp_path: Path) -> None:
 
 
 async def test_without_patience_only_those_in_a_turn_are_cut(tmp_path: Path) -> None:
-    lost: list[ManagedRuntime] = []
+    lost: list[Runtime] = []
     options = runtime_options(tmp_path, fake(tmp_path, "protocol"))
     async with running_pool(options, recycle=RecycleOptions(patience=0.0)) as pool:
         pool.on_lost = lost.append
@@ -229,7 +229,7 @@ async def test_a_move_that_fails_unexpectedly_is_tried_again(tmp_path: Path) -> 
         sessions = Sessions(pool)
         failures = [RuntimeError("for a test")]
 
-        async def move(runtime: ManagedRuntime, reload: bool) -> bool:
+        async def move(runtime: Runtime, reload: bool) -> bool:
             if failures:
                 raise failures.pop()
             return await sessions.move(runtime, reload)
@@ -245,7 +245,7 @@ async def test_a_move_that_fails_unexpectedly_is_tried_again(tmp_path: Path) -> 
 async def test_at_the_ceiling_it_is_remembered_what_the_next_one_replaces(tmp_path: Path) -> None:
     async with running_pool(runtime_options(tmp_path, fake(tmp_path, "protocol")), max_runtimes=1) as pool:
 
-        async def hibernate(runtime: ManagedRuntime, reload: bool) -> bool:
+        async def hibernate(runtime: Runtime, reload: bool) -> bool:
             pool.release(runtime)
             return True
 

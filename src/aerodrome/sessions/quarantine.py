@@ -12,7 +12,7 @@ import structlog
 from aerodrome.errors import AerodromeError
 from aerodrome.model import SessionKey, SessionRow
 from aerodrome.runtime.deaths import Death
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.blame import OPTION, Charges, Record, charged, in_question, refusal
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Suspicions:
 
     # --- a runtime is lost ---
 
-    def runtime_lost(self, context: SessionContext, runtime: ManagedRuntime, in_turn: Mapping[SessionKey, int]) -> None:
+    def runtime_lost(self, context: SessionContext, runtime: Runtime, in_turn: Mapping[SessionKey, int]) -> None:
         """Args:
         in_turn: Sessions in a turn, with the length of the history that each was loaded with.
         """
@@ -59,7 +59,7 @@ class Suspicions:
     async def _settle(
         self,
         context: SessionContext,
-        runtime: ManagedRuntime,
+        runtime: Runtime,
         loading: frozenset[SessionKey],
         in_turn: Mapping[SessionKey, int],
         given_up: Collection[SessionKey],
@@ -157,7 +157,7 @@ class Suspicions:
         if row is not None:
             self.check(row)
 
-    def turn_ended(self, key: SessionKey, runtime: ManagedRuntime) -> None:
+    def turn_ended(self, key: SessionKey, runtime: Runtime) -> None:
         """The session has ended a turn, and its runtime lives: it was not this one."""
         if key not in self._suspected:
             return
