@@ -24,10 +24,12 @@ import structlog
 
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.errors import AerodromeError, Capacity, Draining, NotFound, RuntimeUnavailable
+from aerodrome.fairness.line import Ticket
 from aerodrome.model import PlacementStrategy, RuntimeKey
 from aerodrome.placement.choose import Candidate, placement
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.ports import Launcher, MakeRoom, MoveSessions, Runtime
+from aerodrome.runtime.queueing import RuntimeQueue
 from aerodrome.runtime.recycler import RecycleOptions, Recycler
 from aerodrome.runtime.retirements import Retirements
 from aerodrome.runtime.standby import Standby, StandbyOptions
@@ -54,6 +56,11 @@ class PoolOptions:
     #: Resident sessions a runtime.
     max_sessions: int = 50
     spawn_concurrency: int = 2
+    #: Requests for a place that wait, of one tenant and of one user.
+    max_waiting_per_tenant: int = 10_000
+    max_waiting_per_user: int = 1_000
+    #: Of a tenant: how often it is next when several wait.
+    weight: Callable[[str], float] = lambda _: 1.0
     #: Seconds to wait for room before `Capacity`; the start of a runtime, once it is under way, has its own limit.
     capacity_timeout: float = 30.0
     #: Seconds a claimed runtime may hold no session before it is stopped.
@@ -69,7 +76,9 @@ class PoolOptions:
 class _Claim:
     """A key's wish for one more runtime."""
 
-    def __init__(self) -> None:
+    def __init__(self, ticket: Ticket) -> None:
+        #: Its place in the line of those who wait for a runtime.
+        self.ticket = ticket
         self.ended = False
         self.error: Exception | None = None
 
@@ -84,8 +93,9 @@ class RuntimePool:
         self._claims: dict[RuntimeKey, _Claim] = {}
         #: Calls of `reserve` under way.
         self._requests: Counter[RuntimeKey] = Counter()
+        self._queue = RuntimeQueue(options.weight, options.max_waiting_per_tenant, options.max_waiting_per_user)
         #: Set, and replaced by a new one, whenever something has changed that a waiter may wait for.
-        self.changed = asyncio.Event()
+        self._changed = asyncio.Event()
         self._tasks = TaskOwner("pool")
         self._closing = False
         self.retirements = Retirements(self, self._tasks, options.recycle.patience)
@@ -133,7 +143,7 @@ class RuntimePool:
     @property
     def spare(self) -> int:
         """Runtimes that are warm, or about to be, and that no claim waits for."""
-        return len(self.in_state(RuntimeState.WARM)) + len(self.in_state(RuntimeState.STARTING)) - len(self._claims)
+        return len(self.in_state(RuntimeState.WARM)) + len(self.in_state(RuntimeState.STARTING)) - self._queue.claims
 
     @property
     def claimed(self) -> bool:
@@ -153,25 +163,33 @@ class RuntimePool:
     # --- places ---
 
     async def reserve(
-        self, key: RuntimeKey, session_id: str | None = None, affinity: str | None = None, *, alone: bool = False
+        self, key: RuntimeKey, session_id: str | None = None, user: str | None = None, *, alone: bool = False
     ) -> ManagedRuntime:
         """A runtime of this key with a place taken in it; give the place back with `release`.
 
         Args:
             session_id: The session that the place is for. It does not come to a runtime that has not let go of it yet.
-            affinity: Who or what should come to the same runtime again, under the placement `sticky`.
+            user: For whom, where users share runtimes: they take turns when places are few, and come to the same
+                runtime again under the placement `sticky`.
             alone: In a runtime that holds nothing else, and gets nothing else meanwhile.
 
         Raises:
-            Capacity: No room within the time-out, with all runtimes and their sessions in use.
+            Capacity: No room within the time-out, with all runtimes and their sessions in use; or too many wait.
             RuntimeUnavailable: The CLI does not start; the detail says why.
             Draining: This node is shutting down.
         """
         with self.wanting(key):
-            deadline = time.monotonic() + self._options.capacity_timeout
-            runtime = await self._find_room(key, session_id, affinity, deadline, alone=alone)
-            runtime.reserved += 1
-            runtime.alone = alone
+            ticket = self._queue.join(key, user or "")
+            served = False
+            try:
+                deadline = time.monotonic() + self._options.capacity_timeout
+                runtime = await self._find_room(key, session_id, user, ticket, deadline, alone=alone)
+                runtime.reserved += 1
+                runtime.alone = alone
+                served = True
+            finally:
+                if self._queue.leave(key, ticket, served=served):
+                    self.notify()  # another one is the first now
             try:
                 await runtime.furnished()
             except BaseException:
@@ -192,7 +210,14 @@ class RuntimePool:
                 self.notify()  # a runtime of this key that holds no session may be ended now
 
     async def _find_room(
-        self, key: RuntimeKey, session_id: str | None, affinity: str | None, deadline: float, *, alone: bool
+        self,
+        key: RuntimeKey,
+        session_id: str | None,
+        user: str | None,
+        ticket: Ticket,
+        deadline: float,
+        *,
+        alone: bool,
     ) -> ManagedRuntime:
         claim: _Claim | None = None
         #: The state of things in which we have asked for room in this key's own runtimes.
@@ -201,18 +226,20 @@ class RuntimePool:
             if self._closing:
                 raise Draining("this node is shutting down")
             # Taken before we look, so that a change between the look and the wait is not missed.
-            changed = self.changed
+            changed = self._changed
             stuck_in = [
                 r for r in self._runtimes.values() if r.key == key and r.state.serves and session_id in r.letting_go
             ]
             if len(stuck_in) >= _STUCK_IN:
                 # Whoever makes sessions get stuck gets no third runtime for it.
                 raise RuntimeUnavailable("earlier runtimes have not let go of the session yet", retry_after=5.0)
+            if (stuck_in or alone) and self._queue.leave(key, ticket):
+                self.notify()  # what it cannot take shall not be kept from others
             if alone:
                 # One that has not let go of others yet holds them still.
                 if (empty := [r for r in self._of(key) if not r.reserved and not r.letting_go]) != []:
                     return empty[0]
-            elif (runtime := self._with_room(key, stuck_in, affinity)) is not None:
+            elif (runtime := self._with_room(key, stuck_in, user)) is not None and self._queue.is_first(key, ticket):
                 return runtime
             if not alone and asked is not changed and any(r not in stuck_in for r in self._of(key)):
                 asked = changed
@@ -222,7 +249,7 @@ class RuntimePool:
                 if claim is not None and claim.error is not None:
                     raise claim.error
                 claim = self._join_claim(key)
-            await self._wait(key, changed, deadline)
+            await self._wait(key, ticket, changed, deadline)
 
     def release(self, runtime: Runtime) -> None:
         runtime.reserved -= 1
@@ -230,16 +257,21 @@ class RuntimePool:
         runtime.last_held = time.monotonic()
         self.notify()
 
+    @property
+    def changed(self) -> asyncio.Event:
+        """Is set with the next `notify`; then there is another."""
+        return self._changed
+
     async def change(self, timeout: float) -> None:
         """Wait for the next `notify`, and no longer than `timeout` seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                await self.changed.wait()
+                await self._changed.wait()
 
     def notify(self) -> None:
         """Something has changed that somebody may wait for: a place, or a session that can be hibernated."""
-        self.changed.set()
-        self.changed = asyncio.Event()
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     # --- runtimes that are to go ---
 
@@ -290,7 +322,7 @@ class RuntimePool:
         while not claim.ended:
             if not self._to_be_had(runtime.key):
                 return None  # others were first; the claim may wait for as long as the node is full
-            await self.changed.wait()
+            await self._changed.wait()
         if claim.error is not None:
             raise claim.error
         return next((r for r in self.others(runtime) if r not in others), None)
@@ -321,11 +353,11 @@ class RuntimePool:
         """Those that take sessions."""
         return [r for r in self.in_state(RuntimeState.CLAIMED) if r.key == key and not r.alone]
 
-    def _with_room(self, key: RuntimeKey, besides: list[ManagedRuntime], affinity: str | None) -> ManagedRuntime | None:
+    def _with_room(self, key: RuntimeKey, besides: list[ManagedRuntime], user: str | None) -> ManagedRuntime | None:
         candidates = [
             Candidate(r.id, r.reserved, self._options.max_sessions) for r in self._of(key) if r not in besides
         ]
-        chosen = self._placement.choose(candidates, affinity)
+        chosen = self._placement.choose(candidates, user)
         return self._runtimes[chosen] if chosen else None
 
     def unused(self) -> list[ManagedRuntime]:
@@ -341,37 +373,58 @@ class RuntimePool:
     def _join_claim(self, key: RuntimeKey) -> _Claim:
         claim = self._claims.get(key)
         if claim is None:
-            claim = self._claims[key] = _Claim()
+            claim = self._claims[key] = _Claim(self._queue.join_claims(key))
             self._tasks.start(self._run_claim(key, claim), f"claim {key}")
         return claim
 
     async def _run_claim(self, key: RuntimeKey, claim: _Claim) -> None:
         """A task of its own: what it has begun does not end with the request that was first."""
         try:
-            await self._claim(key)
+            await self._claim(key, claim)
         except asyncio.CancelledError:
-            claim.error = Draining("this node is shutting down")
+            self._end_claim(key, claim, Draining("this node is shutting down"))
             raise
         except Exception as error:
             if not isinstance(error, AerodromeError):
                 log.exception("runtime.claim_failed", key=str(key))
+            self._end_claim(key, claim, error)
+        else:
+            self._end_claim(key, claim)
+
+    def _end_claim(self, key: RuntimeKey, claim: _Claim, error: Exception | None = None) -> None:
+        """Once: what becomes afterwards of a start that it has begun does not concern it."""
+        if not claim.ended:
             claim.error = error
-        finally:
             claim.ended = True
+            self._queue.leave_claims(claim.ticket)
             del self._claims[key]
             self.notify()
 
-    async def _claim(self, key: RuntimeKey) -> None:
-        # When all who waited have given up, what was started for them stays warm.
-        while key in self._requests:
-            changed = self.changed
-            if warm := self.in_state(RuntimeState.WARM):
-                warm[0].claim(key)
-                self.retirements.claimed(warm[0])
-                self.standby.claimed()
-                log.info("runtime.claimed", runtime=warm[0].id, pid=warm[0].pid, key=str(key))
+    def _hand_out(self) -> None:
+        """Give the warm runtimes to the claims that are next, whoever has had them started."""
+        for runtime in self.in_state(RuntimeState.WARM):
+            key = self._queue.first_claim()
+            while key is not None and key not in self._requests:
+                # All who waited have given up: what was started for them stays warm.
+                self._end_claim(key, self._claims[key])
+                key = self._queue.first_claim()
+            if key is None:
                 return
-            if len(self.in_state(RuntimeState.STARTING)) >= len(self._claims):
+            runtime.claim(key)
+            self.retirements.claimed(runtime)
+            self.standby.claimed()
+            log.info("runtime.claimed", runtime=runtime.id, pid=runtime.pid, key=str(key))
+            claim = self._claims[key]
+            self._queue.leave_claims(claim.ticket, served=True)
+            self._end_claim(key, claim)
+
+    async def _claim(self, key: RuntimeKey, claim: _Claim) -> None:
+        while key in self._requests:
+            changed = self._changed
+            self._hand_out()
+            if claim.ended:
+                return
+            if len(self.in_state(RuntimeState.STARTING)) >= self._queue.claims:
                 await changed.wait()  # those that are being started will do
             elif not self.full:
                 await self.spawn()
@@ -393,6 +446,7 @@ class RuntimePool:
             if runtime.state is not RuntimeState.WARM:
                 del self._runtimes[runtime.id]
             self.notify()
+        self._hand_out()
 
     def _lost(self, runtime: ManagedRuntime) -> None:
         if not self._closing:
@@ -401,7 +455,7 @@ class RuntimePool:
             self.on_lost(runtime)
         self.notify()
 
-    async def _wait(self, key: RuntimeKey, changed: asyncio.Event, deadline: float) -> None:
+    async def _wait(self, key: RuntimeKey, ticket: Ticket, changed: asyncio.Event, deadline: float) -> None:
         limit = None if self._on_its_way(key) else max(0.0, deadline - time.monotonic())
         try:
             async with asyncio.timeout(limit):
@@ -411,9 +465,10 @@ class RuntimePool:
                 raise Capacity(
                     f"{len(self._runtimes)} of {self._options.max_runtimes} runtimes are in use or being started, "
                     f"and none became free within {self._options.capacity_timeout:g} s",
-                    retry_after=self._options.capacity_timeout,
+                    retry_after=self._queue.retry_after(key, ticket.user),
                 ) from None
 
     def _on_its_way(self, key: RuntimeKey) -> bool:
         """Whether a start that will do for this key's claim is under way: those before it in the queue take theirs."""
-        return key in self._claims and list(self._claims).index(key) < self._starts.under_way
+        claim = self._claims.get(key)
+        return claim is not None and self._queue.is_among_first(claim.ticket, self._starts.under_way)
