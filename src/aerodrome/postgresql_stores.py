@@ -42,7 +42,11 @@ async def open_state(settings: Settings, clock: Clock) -> AsyncIterator[Postgres
     """
     state = settings.state
     database = Postgres(
-        state.url, schema=state.database_schema, max_connections=state.connections, deadline=state.patience
+        state.url,
+        current=state.url.current,
+        schema=state.database_schema,
+        max_connections=state.connections,
+        deadline=state.patience,
     )
     async with database:
         files = PostgresFileStore(
@@ -70,6 +74,7 @@ async def open_coordination(settings: Settings) -> AsyncIterator[PostgresCoordin
     def connections(most: int) -> Postgres:
         return Postgres(
             coordination.url,
+            current=coordination.url.current,
             schema=coordination.database_schema,
             max_connections=most,
             deadline=coordination.patience,

@@ -22,6 +22,7 @@ from aerodrome.app.options import (
     pool_options,
     session_options,
 )
+from aerodrome.app.secret_keeper import SecretKeeper
 from aerodrome.app.stores import Stores, open_stores
 from aerodrome.config.settings import Settings
 from aerodrome.coordination.heartbeat import Heartbeat
@@ -71,6 +72,7 @@ class Node:
         self.pool: RuntimePool
         self.sessions: SessionService
         self.janitor: Janitor
+        self.secrets: SecretKeeper
         #: Where the HTTP API listens, if it does.
         self.http_address: tuple[str, int]
         #: Where the native gateway listens.
@@ -128,6 +130,7 @@ class Node:
         self.cluster.on_members.append(lambda key: self._soon(self.sessions.members_here.refresh(key), "members"))
         self.cluster.on_gone.append(lambda _: self._soon(self._recover(), "recover"))
         self.janitor = Janitor(self.sessions, context)
+        self.secrets = SecretKeeper(settings, self.sessions)
         self._heartbeat.on_reborn = self._reborn
         self._heartbeat.on_lapse = self._lapsed
         self._heartbeat.on_drain = self._asked_to_drain
@@ -141,6 +144,7 @@ class Node:
         await self.pool.start()
         self._stack.push_async_callback(self.pool.aclose)
         self._tasks.start(self.janitor.run(), "janitor")
+        self._tasks.start(self.secrets.run(), "secrets")
         self._stack.push_async_callback(self._tasks.aclose)
         auth: Authenticator = self.stores.keys
         if self._authenticator is not None:

@@ -163,6 +163,7 @@ def _redis_coordination(settings: Settings) -> Coordination:
         "Coordination",
         module.RedisCoordination(
             RedisUrl.parse(coordination.url),
+            current=lambda: RedisUrl.parse(coordination.url.current()),
             prefix=coordination.key_prefix,
             # A heartbeat without an answer must leave time for the next.
             timeout=coordination.ttl / 2,

@@ -17,6 +17,7 @@ from rich.text import Text
 from aerodrome.cli.console import out, print_json
 from aerodrome.cli.options import ConfigOption, JsonOption
 from aerodrome.config import Settings, load_settings
+from aerodrome.config.secret_references import GIVEN
 from aerodrome.errors import AerodromeError
 from aerodrome.model import Isolation
 
@@ -60,6 +61,7 @@ async def _examine(settings: Settings, start: bool) -> list[Finding]:
         "Copilot CLI": _binary,
         "SDK": _sdk,
         "provider": _provider,
+        "secrets": _secrets,
         "stores": _stores,
         "addresses": _address,
         "disk": _disk,
@@ -109,6 +111,23 @@ async def _provider(settings: Settings) -> str:
         )
     tenants = f", and {len(provider.tenants)} tenants with their own" if provider.tenants else ""
     return f"{provider.type}{f' at {provider.base_url}' if provider.base_url else ''}{tenants}"
+
+
+async def _secrets(settings: Settings) -> str:
+    """Where each comes from. That all lead somewhere has been seen when the settings were loaded."""
+    from aerodrome.config.secret_listing import cells_of
+    from aerodrome.config.types import mask_passwords
+
+    found = {
+        name: cell
+        for name, cell in cells_of(settings)
+        # An address such as "sqlite" is no secret.
+        if not name.endswith(".url") or cell.where != GIVEN or mask_passwords(cell.current()) != cell.current()
+    }
+    listed = ", ".join(f"{name} from {cell.where}" for name, cell in found.items())
+    if plain := [name for name, cell in found.items() if cell.where == GIVEN]:
+        raise _Warning(f"{listed}; better a reference for {' and '.join(plain)} (docs/secrets.md)")
+    return listed or "none"
 
 
 async def _stores(settings: Settings) -> str:

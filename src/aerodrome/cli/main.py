@@ -17,6 +17,7 @@ import typer
 import aerodrome
 from aerodrome.cli import bench, console, demo, doctor, init, keys, migrate, nodes, runtime, runtimes, serve, sessions
 from aerodrome.errors import AerodromeError
+from aerodrome.observability.logging import configure_logging
 from aerodrome.runtime.release import PINNED
 
 # Typer's own tracebacks would cut the frames in which a fault is.
@@ -44,6 +45,8 @@ def _root(
 ) -> None:
     """Host GitHub Copilot CLI servers for many users: isolated, durable, fail-over included."""
     context.ensure_object(_Options).debug = debug
+    # Before anything is logged: unconfigured, it would go to standard output, where results go.
+    configure_logging("warning", "auto")
 
 
 app.command("serve")(serve.serve)
