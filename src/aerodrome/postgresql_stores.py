@@ -6,14 +6,16 @@ no such store does not need it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from aerodrome._util.clock import Clock
 from aerodrome._util.migrations import PostgresSchema, Status
-from aerodrome._util.postgres import Postgres
+from aerodrome._util.postgres import Postgres, Transaction
 from aerodrome.config.settings import Settings
+from aerodrome.config.store_settings import CoordinationSettings, StateSettings
 from aerodrome.coordination.backends.postgresql import PostgresCoordination
 from aerodrome.coordination.backends.postgresql_directory import PostgresDirectory
 from aerodrome.identity.backends.postgresql import PostgresKeyStore
@@ -146,3 +148,70 @@ async def durability(settings: Settings) -> list[str]:
             " WHERE name IN ('fsync', 'synchronous_commit', 'full_page_writes') AND setting = 'off' ORDER BY name"
         )
         return [text for (text,) in found.rows]
+
+
+#: After a restore to an earlier moment; see `app.restore`. `%(epoch)s` is the present time in milliseconds.
+_FIT = (
+    "DELETE FROM session WHERE kind = 'ephemeral'",
+    "DELETE FROM turn WHERE NOT EXISTS (SELECT FROM session AS s WHERE s.tenant = turn.tenant AND s.id = turn.session)",
+    (
+        "DELETE FROM file_session AS f WHERE NOT EXISTS ("
+        "SELECT FROM session AS s WHERE s.tenant = f.tenant AND s.id = f.session)"
+    ),
+    "UPDATE file_session SET epoch = greatest(epoch + 1, %(epoch)s)",
+    (
+        "INSERT INTO file_session (tenant, session, epoch) SELECT tenant, id, %(epoch)s FROM session"
+        " ON CONFLICT (tenant, session) DO NOTHING"
+    ),
+    "UPDATE session SET state = 'hibernated' WHERE state <> 'hibernated'",
+)
+_FIT_COORDINATION = (
+    "UPDATE lease SET incarnation = NULL WHERE incarnation IS NOT NULL",
+    "UPDATE epoch_floor SET epoch = greatest(epoch, %(epoch)s)",
+    "DELETE FROM node",
+    "DELETE FROM place",
+    "DELETE FROM rate",
+)
+
+
+async def restored_in_place(settings: Settings) -> tuple[int, int]:
+    """Make the databases fit that have been restored to an earlier moment. Nobody else may use them.
+
+    Returns:
+        How many sessions there are, and how many unfinished turns.
+
+    Raises:
+        StoreUnavailable: They cannot be used.
+        ConfigError: Their tables do not suit this release.
+    """
+    epoch = {"epoch": round(time.time() * 1000)}
+    state, coordination = settings.state, settings.coordination
+
+    async def fit(transaction: Transaction) -> tuple[int, int]:
+        for statement in _FIT:
+            await transaction.execute(statement, epoch)
+        sessions = (await transaction.execute("SELECT count(*) FROM session")).rows[0][0]
+        unfinished = "SELECT count(*) FROM turn WHERE status IN ('queued', 'running')"
+        return sessions, (await transaction.execute(unfinished)).rows[0][0]
+
+    async def fit_coordination(transaction: Transaction) -> None:
+        for statement in _FIT_COORDINATION:
+            await transaction.execute(statement, epoch)
+
+    def database(store: StateSettings | CoordinationSettings) -> Postgres:
+        return Postgres(
+            store.url,
+            schema=store.database_schema,
+            max_connections=1,
+            statement_timeout=_MIGRATION,
+            lock_timeout=_MIGRATION_LOCK,
+        )
+
+    if coordination.url.scheme.startswith("postgres"):
+        async with database(coordination) as opened:
+            await PostgresCoordination.schema().ensure(opened)
+            await opened.write(fit_coordination)
+    async with database(state) as opened:
+        for schema in state_schemas():
+            await schema.ensure(opened)
+        return await opened.write(fit)

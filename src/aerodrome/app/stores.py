@@ -27,6 +27,9 @@ from aerodrome.sessions.ports import Ledger
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
 from aerodrome.statestore.ports import SessionFileStore
 
+#: Made by a restore in `server.data_dir`, and removed at its end: until then the databases are not what they should be.
+PARTIAL = "restore.partial"
+
 
 @dataclass(frozen=True, slots=True)
 class Stores:
@@ -64,6 +67,13 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         yield Stores(keys, coordination, state.directory, state.files, state.ledger)
 
 
+@asynccontextmanager
+async def coordination_of(settings: Settings) -> AsyncIterator[Coordination]:
+    """The coordination store alone. Raises as `open_stores`."""
+    async with AsyncExitStack() as stack:
+        yield await _open_coordination(settings, SystemClock(), SqliteFiles(settings, stack), stack)
+
+
 class SqliteFiles:
     """The databases in `server.data_dir`, each opened when first asked for and closed with the stack."""
 
@@ -75,6 +85,8 @@ class SqliteFiles:
 
     async def get(self, name: str) -> Database:
         if name not in self._open:
+            if (self._directory / PARTIAL).exists():
+                raise ConfigError(f"a restore into {self._directory} was cut short: run `aerodrome restore` again")
             database = Database(self._directory / name, synchronous=self._synchronous)
             self._open[name] = await self._stack.enter_async_context(database)
         return self._open[name]

@@ -15,7 +15,21 @@ from typing import Annotated
 import typer
 
 import aerodrome
-from aerodrome.cli import bench, console, demo, doctor, init, keys, migrate, nodes, runtime, runtimes, serve, sessions
+from aerodrome.cli import (
+    backup,
+    bench,
+    console,
+    demo,
+    doctor,
+    init,
+    keys,
+    migrate,
+    nodes,
+    runtime,
+    runtimes,
+    serve,
+    sessions,
+)
 from aerodrome.errors import AerodromeError
 from aerodrome.observability.logging import configure_logging
 from aerodrome.runtime.release import PINNED
@@ -54,6 +68,8 @@ app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
 app.command("migrate")(migrate.migrate)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 app.command("bench")(bench.bench)
 app.add_typer(keys.app, name="keys")
 app.add_typer(sessions.app, name="sessions")
