@@ -79,6 +79,8 @@ class Attempts:
             activation = await self._awake(run)
             if run.stop_asked.done():
                 raise Forestalled
+            if self._residency.loaded is not activation:
+                continue  # lost as it was handed over, and perhaps others are loading the session again
             loss = await self._attempt(run, activation)
             if loss is None or run not in await self._after(loss, run):
                 return
@@ -187,6 +189,7 @@ class Attempts:
                 ending.append((other, outcome))
             else:
                 again.append(other)
+        self._residency.attachments.doubt([other.first_message_id for other in again if other.first_message_id])
         for number, (other, outcome) in enumerate(ending, 1):
             # The runtime says once for all of them that it is idle. A client that has seen its answer would take it for
             # stored when it is another's turn that has ended, and its own prompt is about to be sent again.

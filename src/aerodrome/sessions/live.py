@@ -117,7 +117,12 @@ class LiveSession:
     @property
     def engaged(self) -> bool:
         """In a turn, or needed for something else at this moment."""
-        return self.busy or self._holds > 0 or (self._working and self.activation is not None)
+        return self.busy or self._holds > 0 or self.working
+
+    @property
+    def working(self) -> bool:
+        """The runtime is at work in it, whoever has asked for that."""
+        return self._working and self.activation is not None
 
     @property
     def evictable(self) -> bool:

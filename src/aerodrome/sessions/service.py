@@ -510,7 +510,8 @@ class SessionService:
         return await parse(stored_events, await read_history(self._context, row.key))
 
     async def authors_at_work(self, who: Principal, session_id: str) -> set[str]:
-        """Whose turns of the session a living node has in hand; not asked before it is certain who has gone.
+        """Whose turns of the session a living node has in hand; not asked before it is certain who has gone. "" is the
+        runtime itself, which is at work without a turn of ours.
 
         Raises:
             NotFound: There is no such session.
@@ -520,8 +521,10 @@ class SessionService:
             await asyncio.sleep(0.1)
         row = await self._allowed(who, session_id)
         authors = set()
-        if (live := self._sessions.find(row.key)) is not None and live.engaged:
-            authors = {run.row.author for run in live.turns.all} or {who.user}
+        if (live := self._sessions.find(row.key)) is not None:
+            authors = {run.row.author for run in live.turns.all}
+            if not authors and live.working:
+                authors = {""}
         living = await living_incarnations(self._context)
         turns = await self._context.ledger.unfinished(row.key)
         return authors | {turn.author for turn in turns if turn.incarnation in living}

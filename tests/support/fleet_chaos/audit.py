@@ -36,6 +36,7 @@ async def _audit(world: World, session: Session, owner: HttpUser) -> list[str]:
     wrong = [f"{session.id}, as stored: {what}" for what in [*compare(prompts, shape.prompts), *_line(shape)]]
     if wrong:
         wrong.append(str(shape))
+        wrong += await asyncio.to_thread(_evidence, world, session, prompts, shape)
     owner.switch()
     told = await _told(owner, session.id)
     if told != shape.prompts:
@@ -62,6 +63,23 @@ def compare(prompts: Sequence[Prompt], stored: Sequence[str]) -> list[str]:
     return wrong
 
 
+def _evidence(world: World, session: Session, prompts: Sequence[Prompt], shape: Shape) -> list[str]:
+    """Of prompts that were acknowledged and are missing: what the ledger has, and what their user has seen."""
+    stored = {event.id for event in shape.events}
+    found = []
+    for prompt in prompts:
+        if prompt.outcome is Outcome.ACKNOWLEDGED and prompt.text not in shape.prompts:
+            rows = world.fleet.query(
+                "SELECT id, status, retried, message_id, incarnation, created_at, started_at, ended_at, answer "
+                "FROM turn WHERE session = %s AND prompt = %s",
+                session.id,
+                prompt.text,
+            )
+            seen = [f"{kind} {event}{' (stored)' if event in stored else ''}" for kind, event in prompt.seen]
+            found.append(f"{prompt}: the ledger has {rows}; its user has seen {seen}")
+    return found
+
+
 def _line(shape: Shape) -> list[str]:
     wrong = [f"a fork: {[(event.id, event.type, event.text) for event in fork]}" for fork in shape.forks]
     return wrong + [f"{event.type} {event.id} does not follow the event before it" for event in shape.breaks]
@@ -82,7 +100,8 @@ async def _view(owner: HttpUser, session: str) -> list[str]:
     answer = await owner.call("POST", f"/sessions/{session}/messages", {"prompt": _VIEW})
     seen = json.loads(answer["message"]["content"])
     assert seen[-1] == _VIEW
-    return list(seen[:-1])
+    # The question itself may have been asked before, and not answered.
+    return [text for text in seen if text != _VIEW]
 
 
 async def settle(world: World) -> list[str]:
