@@ -7,7 +7,7 @@ no such store does not need it.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -148,6 +148,31 @@ async def durability(settings: Settings) -> list[str]:
             " WHERE name IN ('fsync', 'synchronous_commit', 'full_page_writes') AND setting = 'off' ORDER BY name"
         )
         return [text for (text,) in found.rows]
+
+
+async def facts(
+    store: StateSettings | CoordinationSettings, schemas: Sequence[PostgresSchema]
+) -> tuple[dict[str, str], float]:
+    """What the server is set to, what is wrong with the tables, and by how many seconds its clock is ahead of ours.
+
+    Raises:
+        StoreUnavailable: It cannot be asked.
+    """
+    async with Postgres(
+        store.url, current=store.url.current, schema=store.database_schema, max_connections=1
+    ) as database:
+        found = await database.execute(
+            "SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'synchronous_commit', 'full_page_writes',"
+            " 'server_version_num', 'max_connections')"
+            " UNION ALL SELECT 'in_recovery', pg_is_in_recovery()::text"
+            " UNION ALL SELECT 'connections', count(*)::text FROM pg_stat_activity"
+        )
+        known: dict[str, str] = dict(found.rows)
+        problems = [(await schema.status(database)).problem for schema in schemas]
+        known["tables"] = "\n".join(problem for problem in problems if problem is not None)
+        asked_at = time.time()
+        clock = await database.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
+        return known, clock.rows[0][0] - (asked_at + time.time()) / 2
 
 
 #: After a restore to an earlier moment; see `app.restore`. `%(epoch)s` is the present time in milliseconds.

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import structlog
 
+import aerodrome
 from aerodrome._util.clock import SystemClock
 from aerodrome._util.patience import Patience
 from aerodrome._util.tasks import TaskOwner
@@ -27,7 +28,7 @@ from aerodrome.app.stores import Stores, open_stores
 from aerodrome.config.settings import Settings
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.coordination.ports import ClusterEvent
-from aerodrome.errors import AerodromeError, Draining
+from aerodrome.errors import AerodromeError, ConfigError, Draining
 from aerodrome.gateway.server import Gateway
 from aerodrome.http.api import create_app
 from aerodrome.http.limits import HttpLimits
@@ -37,6 +38,7 @@ from aerodrome.identity.keys import REVOKED
 from aerodrome.peers.cluster import Cluster
 from aerodrome.peers.link import PeerLinks
 from aerodrome.peers.sessions import ClusterSessions
+from aerodrome.peers.versions import refusal
 from aerodrome.runtime.binary import resolve
 from aerodrome.runtime.homes import Homes
 from aerodrome.runtime.machine import RuntimeState
@@ -136,6 +138,7 @@ class Node:
         self._heartbeat.on_reborn = self._reborn
         self._heartbeat.on_lapse = self._lapsed
         self._heartbeat.on_drain = self._asked_to_drain
+        await self._refuse_odd_releases()
         await self._heartbeat.start()
         self._stack.push_async_callback(self._clear_leases)
         self._stack.push_async_callback(self._heartbeat.aclose)
@@ -158,6 +161,13 @@ class Node:
         self._stack.callback(self.stores.coordination.listen(self._hear))
         # Last in, first out: drain while everything still works.
         self._stack.push_async_callback(self.drain)
+
+    async def _refuse_odd_releases(self) -> None:
+        """Raises ConfigError: this release and one that lives do not understand each other."""
+        living = await self.stores.coordination.nodes()
+        releases = {node.name: node.load["version"] for node in living if "version" in node.load}
+        if (reason := refusal(aerodrome.__version__, releases)) is not None:
+            raise ConfigError(reason)
 
     async def drain(self) -> None:
         """Take no new work, let running turns end for up to `server.drain_timeout`, hand the sessions over.
@@ -342,5 +352,8 @@ class Node:
             "sessions": len(self.sessions.live),
             "draining": self.sessions.draining,
             "started_at": self._started_at,
+            "version": aerodrome.__version__,
+            "beat_at": self._clock.time(),
+            "secrets": self.secrets.problems,
             EARLIER: list(self._heartbeat.earlier),
         }

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from aerodrome._util.clock import Clock, SystemClock
 from aerodrome._util.patience import Patience, patient
@@ -182,3 +182,16 @@ def _redis_coordination(settings: Settings) -> Coordination:
             patience=coordination.patience,
         ),
     )
+
+
+async def redis_facts(settings: Settings) -> tuple[dict[str, str], float]:
+    """What the server of `coordination.url` says of itself, and by how many seconds its clock is ahead of ours.
+
+    Raises:
+        StoreUnavailable: It cannot be asked.
+    """
+    coordination = _redis_coordination(settings)
+    try:
+        return cast("tuple[dict[str, str], float]", await cast("Any", coordination).about())
+    finally:
+        await coordination.aclose()

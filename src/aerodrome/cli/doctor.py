@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from aerodrome.cli.console import out, print_json
+from aerodrome.cli.console import out, print_json, print_table, say
 from aerodrome.cli.options import ConfigOption, JsonOption
 from aerodrome.config import Settings, load_settings
 from aerodrome.config.secret_references import GIVEN
@@ -37,13 +37,22 @@ class Finding:
 def doctor(
     config: ConfigOption = None,
     start: Annotated[bool, typer.Option(help="Also start a runtime and take a turn in it.")] = True,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Look at the whole fleet instead: every node, the stores, the sessions.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check configuration, CLI binary, provider, stores, address and runtime start. Exits 1 if anything failed."""
+    """Check configuration, CLI binary, provider, secrets, stores, addresses, runtime start. Exits 1 if anything failed.
+
+    With `--cluster` it asks every node over the address that other nodes use, so run it on a machine of the fleet.
+    """
     from aerodrome.observability.logging import configure_logging
 
     configure_logging("error", "console")
     settings = load_settings(config)
+    if cluster:
+        _cluster(settings, as_json)
+        return
     findings = [Finding("configuration", "ok", "complete and consistent")]
     findings += asyncio.run(_examine(settings, start))
     if as_json:
@@ -52,6 +61,24 @@ def doctor(
         for finding in findings:
             mark = Text(f"{finding.result:8}", style=_STYLES[finding.result])
             out().print(mark.append(Text(f" {finding.check}: {finding.detail}", style="default not bold")))
+    if any(finding.result == "failed" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _cluster(settings: Settings, as_json: bool) -> None:
+    from aerodrome.app.cluster_doctor import examine
+
+    findings = asyncio.run(examine(settings))
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        print_table(
+            ("RESULT", "OF", "CHECK", "FOUND"),
+            [(finding.result, finding.subject, finding.check, finding.detail) for finding in findings],
+        )
+        for finding in findings:
+            if finding.mend is not None:
+                say(f"{finding.subject}, {finding.check}: {finding.mend}")
     if any(finding.result == "failed" for finding in findings):
         raise typer.Exit(1)
 

@@ -75,6 +75,13 @@ class RedisCoordination:
         await self._events.aclose()
         await self._client.aclose()
 
+    async def about(self) -> tuple[dict[str, str], float]:
+        """What the server says of itself (`INFO`), and by how many seconds its clock is ahead of this machine's.
+
+        `refused` when the user of `coordination.url` may not ask.
+        """
+        return await self._client.about()
+
     # Membership
 
     async def join(self, node: Node, ttl: float) -> None:

@@ -16,7 +16,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
@@ -203,6 +203,25 @@ class RedisClient:
                 return await client.eval(script.text, len(keys), *keys, *arguments)
 
         return await (self._attempt(run, 0.0) if urgent else self._call(run))
+
+    async def about(self) -> tuple[dict[str, str], float]:
+        """What `INFO` says, and by how many seconds the server's clock is ahead. Raises `StoreUnavailable`."""
+
+        async def ask(client: Any) -> tuple[dict[str, str], float]:
+            where: dict[str, Any] = {}
+            if self.url.kind == "cluster":
+                await client.initialize()
+                where = {"target_nodes": client.get_default_node()}
+            try:
+                info = await client.execute_command("INFO", **where)
+            except failures.NoPermissionError:
+                info = {"refused": "INFO"}
+            asked_at = time()
+            seconds, micro = await client.execute_command("TIME", **where)
+            facts = {str(name): str(value) for name, value in dict(info).items()}
+            return facts, int(seconds) + int(micro) / 1e6 - (asked_at + time()) / 2
+
+        return await self._call(ask)
 
     async def publish(self, channel: str, message: str) -> None:
         """Raises `StoreUnavailable`."""
