@@ -15,9 +15,14 @@ from typing import Any
 import pytest
 
 from aerodrome.app.backup import DATABASES
+from aerodrome.app.stores import coordination_of
+from aerodrome.config import load_settings
+from aerodrome.coordination.ports import Node
 from aerodrome.demo.model import ModelServer
 from support.nodes import nodes
+from support.postgres import fresh_schema
 from support.server import aerodrome, new_key, serve, user_of, write_config
+from support.stores import ValkeyServer
 
 pytestmark = [pytest.mark.cli, pytest.mark.timeout(300)]
 
@@ -179,3 +184,20 @@ async def test_a_damaged_database_can_be_replaced(tmp_path: Path, model: ModelSe
     await aerodrome("restore", str(tmp_path / "backup"), "--config", str(config), "--replace", "--json")
     async with serve(config):
         pass
+
+
+async def test_a_node_that_only_the_coordination_store_knows_of_is_not_overwritten(
+    tmp_path: Path, model: ModelServer, valkey_server: ValkeyServer
+) -> None:
+    """It may be on another machine, with the disk it uses mounted from here."""
+    config = write_config(tmp_path, model.base_url)
+    async with serve(config):
+        await aerodrome("backup", str(tmp_path / "backup"), "--config", str(config), "--json")
+    prefix = f'url = "{valkey_server.url}"\nkey_prefix = "{fresh_schema()}"\n'
+    config.write_text(config.read_text().replace("[coordination]\n", f"[coordination]\n{prefix}"))
+    words = ("restore", str(tmp_path / "backup"), "--config", str(config), "--replace")
+    async with coordination_of(load_settings(config)) as coordination:
+        await coordination.join(Node("far", "far-1"), 60.0)
+        assert "far still live: stop every node first (`aerodrome nodes drain`)" in await refused(*words)
+        await coordination.leave("far-1")
+    await aerodrome(*words, "--json")
