@@ -340,7 +340,7 @@ class Node:
             return False, "the coordination store cannot be reached"
         if (reason := self.pool.unavailable_reason) is not None:
             return False, f"the Copilot CLI does not start: {reason}"
-        if not any(r.state in (RuntimeState.WARM, RuntimeState.CLAIMED) for r in self.pool.runtimes):
+        if not any(r.state is RuntimeState.WARM or r.state.serves for r in self.pool.runtimes):
             return False, "the first runtime is being started"
         return True, "accepting work"
 
@@ -349,6 +349,7 @@ class Node:
         runtimes = [{**runtime.describe(), "node": name} for runtime in self.pool.runtimes]
         return {
             "runtimes": runtimes,
+            "recycles": dict(self.pool.retirements.recycled),
             "sessions": len(self.sessions.live),
             "draining": self.sessions.draining,
             "started_at": self._started_at,

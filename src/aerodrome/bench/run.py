@@ -23,7 +23,9 @@ from aerodrome.bench import (
     gateway_turns,
     hibernation,
     memory,
+    recycling,
     turns,
+    warm_claim,
 )
 from aerodrome.bench.lab import Lab
 from aerodrome.bench.report import Row
@@ -47,6 +49,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "gateway-clients": gateway_clients.run,
     "fleet-recovery": fleet_recovery.run,
     "directory-scale": directory_scale.run,
+    "recycling": recycling.run,
+    "warm-claim": warm_claim.run,
 }
 
 
