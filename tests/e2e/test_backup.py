@@ -90,7 +90,8 @@ async def test_a_backup_under_load_has_every_turn_that_was_answered_before_it(
             assert [re.sub(r"\[\[say: (.*)\]\]", r"\1", prompt) for prompt in prompts] == said
     listed = await aerodrome("sessions", "ls", "--config", str(elsewhere), "--json")
     assert {row["id"] for row in listed} == set(before)
-    assert {row["last_turn"]["status"] for row in listed} == {"completed"}
+    # What was under way at that moment is reported, which may come after the turns that followed it.
+    assert {row["last_turn"]["status"] for row in listed} <= {"completed", "interrupted"}
 
 
 async def test_trap_08_a_restored_session_is_fenced_against_whoever_had_it_before(
