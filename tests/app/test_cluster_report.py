@@ -95,17 +95,25 @@ def test_nobody_there() -> None:
         (replace(POSTGRESQL, facts={"max_connections": "100", "connections": "95"}), "95 of 100 connections"),
         (replace(POSTGRESQL, facts={"tables": "they are behind"}), "they are behind"),
         (replace(POSTGRESQL, free=5 << 20), "5 MiB free"),
+        (replace(POSTGRESQL, damage="state.sqlite3: page 7"), "damaged: state.sqlite3: page 7"),
     ],
 )
 def test_a_store_that_is_not_well(store: StoreReport, words: str) -> None:
     (one,) = found(NODE, stores=(store,))
     assert words in one.detail
-    assert one.result == ("failed" if store.latency is None else "warning")
+    assert one.result == ("failed" if store.latency is None or store.damage else "warning")
 
 
 def test_what_the_dead_have_left() -> None:
-    left = replace(SESSIONS, looked_at=5, orphaned=[f"acme/s{n}" for n in range(6)], unfinished_of_dead=2)
-    leases, turns = found(NODE, sessions=left)
+    left = replace(
+        SESSIONS,
+        looked_at=5,
+        orphaned=[f"acme/s{n}" for n in range(6)],
+        unfinished_of_dead=2,
+        quarantined=["acme/huge"],
+    )
+    leases, quarantine, turns = found(NODE, sessions=left)
+    assert "1 sessions make runtimes end and are not loaded: acme/huge" in quarantine.detail
     assert "6 sessions are listed as loaded and no living node has them: acme/s0, " in leases.detail
     assert leases.detail.endswith("acme/s4, ... (the 5 used last were looked at)")
     assert "2 turns of nodes that have gone" in turns.detail

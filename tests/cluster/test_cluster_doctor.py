@@ -16,6 +16,8 @@ from aerodrome.app.stores import open_stores
 from aerodrome.config import load_settings
 from aerodrome.coordination.ports import Node
 from aerodrome.demo.model import ModelServer
+from aerodrome.model import SessionKey, SessionRow
+from aerodrome.sessions.blame import LIMIT, OPTION, Charges
 from support.nodes import eventually, nodes
 from support.postgres import fresh_schema, shared_server
 from support.server import serve, write_config
@@ -59,6 +61,25 @@ async def test_nodes_of_one_machine(tmp_path: Path, model: ModelServer) -> None:
         assert findings["node c", "address"]["result"] == "failed"
         assert "set server.advertise" in findings["node c", "address"]["mend"]
         assert findings["node b", "address"]["result"] == "ok"
+
+
+async def test_damage_and_sessions_in_quarantine_are_found(tmp_path: Path, model: ModelServer) -> None:
+    config = write_config(tmp_path, model.base_url)
+    async with open_stores(load_settings(config)) as stores:
+        key = SessionKey("acme", "huge")
+        charges = Charges(LIMIT, 1.0, "memory").stored()
+        await stores.directory.insert(SessionRow(key, "alice", options={OPTION: charges}))
+        await stores.files.raise_epoch(key, 1)
+        for number in range(50):
+            await stores.files.append(key, 1, f"/f{number}", "x" * 10_000)
+    assert ("state", "structure") not in await doctor(config, expect=1)
+    with (tmp_path / "data" / "state.sqlite3").open("r+b") as file:
+        # The middle of it: what is needed to open it is at the beginning.
+        file.seek(file.seek(0, 2) // 2 // 4096 * 4096)
+        file.write(b"\xff" * 4096 * 3)
+    findings = await doctor(config, expect=1)
+    assert findings["state", "structure"]["detail"].startswith("damaged: state.sqlite3: ")
+    assert "acme/huge" in findings["sessions", "quarantine"]["detail"]
 
 
 async def test_what_a_dead_node_has_left_is_found(tmp_path: Path, model: ModelServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -108,6 +109,16 @@ def test_what_does_not_resolve_any_more_keeps_its_last_good_value_and_says_so_on
     told = [line["event"] for line in logs]
     assert told == ["secret.kept", "secret.kept", "secret.recovered", "secret.changed"]
     assert not {"one", "two"} & {str(value) for line in logs for value in line.values()}
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    """Such as the one that a shell makes of `<(pass show key)`."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("from a pipe\n",))
+    writer.start()
+    settings = settings_with(tmp_path, f"file:{tmp_path}/pipe")
+    writer.join()
+    assert [reveal(settings.provider.github_token) for _ in range(2)] == ["from a pipe"] * 2
 
 
 def test_systemd_credentials(tmp_path: Path) -> None:

@@ -6,23 +6,29 @@ import asyncio
 import shutil
 import sqlite3
 import time
+from pathlib import Path
 from typing import Any
 
 import aerodrome
+from aerodrome._util.sqlite_backup import check
+from aerodrome.app.backup import DATABASES
 from aerodrome.app.cluster_report import FAILED, Finding, NodeReport, SessionsReport, StoreReport, judge
 from aerodrome.app.stores import Stores, open_stores, postgresql_stores, redis_facts
 from aerodrome.config.settings import Settings
 from aerodrome.coordination.ports import Node
 from aerodrome.errors import AerodromeError
-from aerodrome.model import SessionKey, SessionState
+from aerodrome.model import SessionKey, SessionRow, SessionState
 from aerodrome.peers import shapes
 from aerodrome.peers.link import PeerGone, PeerLink
+from aerodrome.sessions.blame import Charges
 from aerodrome.sessions.recovery import EARLIER
 
 #: Seconds for a node to answer.
 _PATIENCE = 5.0
 #: Sessions that are looked at, the latest used first, a page at a time.
 _MOST_SESSIONS, _PAGE = 5000, 200
+#: Bytes of a database that is looked through: seconds.
+_MOST_CHECKED = 4 << 30
 
 
 async def examine(settings: Settings) -> list[Finding]:
@@ -104,16 +110,25 @@ async def _state(settings: Settings, stores: Stores) -> StoreReport:
         return StoreReport("state", url.masked, latency, ahead=ahead, facts=facts)
     directory = settings.server.data_dir
     free = await asyncio.to_thread(lambda: shutil.disk_usage(directory).free)
-    return StoreReport("state", f"{directory} (SQLite {sqlite3.sqlite_version})", latency, free=free)
+    damage = await asyncio.to_thread(_damage, directory)
+    return StoreReport("state", f"{directory} (SQLite {sqlite3.sqlite_version})", latency, free=free, damage=damage)
+
+
+def _damage(directory: Path) -> str | None:
+    files = [directory / name for name in DATABASES if (directory / name).stat().st_size <= _MOST_CHECKED]
+    found = [f"{path.name}: {problem}" for path in files if (problem := check(path)) is not None]
+    return "; ".join(found) or None
 
 
 async def _sessions(stores: Stores, nodes: list[Node]) -> SessionsReport:
     living = {node.incarnation for node in nodes} | {one for node in nodes for one in node.load.get(EARLIER, ())}
     loaded: list[SessionKey] = []
+    quarantined: list[str] = []
     cursor, looked_at = None, 0
     while looked_at < _MOST_SESSIONS:
         page = await stores.directory.list(None, cursor=cursor, limit=_PAGE)
         looked_at += len(page.rows)
+        quarantined += [str(row.key) for row in page.rows if _quarantined(row)]
         loaded += [row.key for row in page.rows if row.state is not SessionState.HIBERNATED]
         cursor = page.next
         if cursor is None:
@@ -125,4 +140,10 @@ async def _sessions(stores: Stores, nodes: list[Node]) -> SessionsReport:
         looked_at=looked_at,
         orphaned=[str(key) for key in loaded if key not in held],
         unfinished_of_dead=len(unfinished),
+        quarantined=quarantined,
     )
+
+
+def _quarantined(row: SessionRow) -> bool:
+    charges = Charges.of(row.options)
+    return charges is not None and charges.quarantined

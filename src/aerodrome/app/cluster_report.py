@@ -67,6 +67,8 @@ class StoreReport:
     facts: dict[str, str] = field(default_factory=dict)
     #: Bytes that are free for it, where that can be known.
     free: int | None = None
+    #: What is wrong with the structure of its files, where that can be looked at.
+    damage: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ class SessionsReport:
     orphaned: Sequence[str] = ()
     #: Turns without an end whose node is not among the living.
     unfinished_of_dead: int = 0
+    #: Sessions that have made runtimes end, and are not loaded any more.
+    quarantined: Sequence[str] = ()
 
 
 def judge(
@@ -221,6 +225,14 @@ def _store(store: StoreReport) -> Iterator[Finding]:
             f"{store.free >> 20} MiB free",
             "make room: writes fail when the disk is full" if little else None,
         )
+    if store.damage is not None:
+        yield Finding(
+            store.name,
+            "structure",
+            FAILED,
+            f"damaged: {store.damage}",
+            "stop all nodes, and aerodrome restore --replace with the latest backup",
+        )
     yield from _settings(store)
 
 
@@ -279,16 +291,25 @@ def postgresql_facts(facts: dict[str, str]) -> Iterator[tuple[str, str]]:
 def _sessions(report: SessionsReport) -> Iterator[Finding]:
     looked = "" if report.looked_at == report.sessions else f" (the {report.looked_at} used last were looked at)"
     if report.orphaned:
-        some = ", ".join(report.orphaned[:5]) + (", ..." if len(report.orphaned) > 5 else "")
         yield Finding(
             "sessions",
             "leases",
             WARNING,
-            f"{len(report.orphaned)} sessions are listed as loaded and no living node has them: {some}{looked}",
+            f"{len(report.orphaned)} sessions are listed as loaded and no living node has them: "
+            f"{_some(report.orphaned)}{looked}",
             "nothing, if a node died within the last minute; else any prompt to them loads them anew",
         )
     else:
         yield Finding("sessions", "leases", OK, f"{report.sessions} sessions, none of them with a dead node{looked}")
+    if report.quarantined:
+        yield Finding(
+            "sessions",
+            "quarantine",
+            WARNING,
+            f"{len(report.quarantined)} sessions make runtimes end and are not loaded: "
+            f"{_some(report.quarantined)}{looked}",
+            "see why (docs/operations.md, A session is quarantined), then aerodrome sessions release",
+        )
     if report.unfinished_of_dead:
         yield Finding(
             "sessions",
@@ -299,3 +320,7 @@ def _sessions(report: SessionsReport) -> Iterator[Finding]:
         )
     else:
         yield Finding("sessions", "turns", OK, "no turn of a node that has gone is unfinished")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

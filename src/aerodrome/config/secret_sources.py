@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import signal
+import stat
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,10 +107,13 @@ class FileSource:
 
     def _stamp(self) -> tuple[int, ...]:
         try:
-            stat = self._path.stat()
+            found = self._path.stat()
         except OSError:
             return ()
-        return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size
+        if not stat.S_ISREG(found.st_mode):
+            # What a shell passes as <(...) can be read once; to read a pipe again would wait for ever.
+            return found.st_dev, found.st_ino
+        return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
 
 class CommandSource:
