@@ -12,6 +12,7 @@ from redis import Redis
 
 from aerodrome.app.secret_keeper import SecretKeeper
 from aerodrome.app.stores import open_stores
+from aerodrome.config import Settings
 from aerodrome.demo.model import ModelServer
 from aerodrome.model import SessionKey
 from support.host import Host, host, make_settings
@@ -172,3 +173,34 @@ async def test_a_round_that_fails_is_not_the_last(tmp_path: Path, model: ModelSe
         keeper = asyncio.create_task(Broken(running.node.settings, running.node.sessions).run())
         await eventually(lambda: len(rounds) > 2)
         keeper.cancel()
+
+
+async def test_a_changed_token_of_attached_servers_is_handed_on(tmp_path: Path, model: ModelServer) -> None:
+    """Also after a reload, whose settings count from then on."""
+    for name in ("first", "second"):
+        (tmp_path / name).write_text("token-one")
+
+    def settings(name: str) -> Settings:
+        return make_settings(
+            tmp_path, model.base_url, runtime={"attach_tokens": {"default": f"file:{tmp_path}/{name}"}}
+        )
+
+    async with host(tmp_path, model, runtime={"attach_tokens": {"default": f"file:{tmp_path}/first"}}) as running:
+        node = running.node
+        handed: list[dict[str, str]] = []
+
+        async def reload(_: object, tokens: dict[str, str]) -> None:
+            handed.append(dict(tokens))
+
+        node.attached.reload = reload  # type: ignore[method-assign, assignment]
+        await node.secrets.look()
+        assert handed == []
+        (tmp_path / "first").write_text("token-two")
+        await node.secrets.look()
+        assert handed == [{"default": "token-two"}]
+        await node.reload(settings("second"))
+        assert handed[1:] == [{"default": "token-one"}]
+        (tmp_path / "first").write_text("token-three")
+        (tmp_path / "second").write_text("token-four")
+        await node.secrets.look()
+        assert handed[2:] == [{"default": "token-four"}]

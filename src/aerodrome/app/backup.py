@@ -48,6 +48,11 @@ class Manifest:
 
 def check_is_sqlite(settings: Settings) -> None:
     """Raises ConfigError: what must last is not in files of this machine."""
+    if settings.state.volume is not None:
+        raise ConfigError(
+            f"the files of sessions are on the volume {settings.state.volume}: take a snapshot of it and of the tables "
+            "as of the same moment, and after a restore of both run `aerodrome restore --in-place`"
+        )
     if settings.state.url != "sqlite":
         raise ConfigError(
             f"state.url is {settings.state.url.masked}: back up and restore that with its own tools (pg_dump, WAL "

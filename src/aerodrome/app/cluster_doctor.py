@@ -100,7 +100,7 @@ async def _coordination(settings: Settings, stores: Stores) -> StoreReport:
 
 
 async def _state(settings: Settings, stores: Stores) -> StoreReport:
-    url = settings.state.url
+    url = settings.state.tables_url
     began = time.monotonic()
     await stores.directory.count()
     latency = time.monotonic() - began

@@ -31,7 +31,12 @@ from aerodrome.config.settings import Settings
 from aerodrome.errors import Conflict, Invalid, StoreUnavailable
 
 _SCHEMAS = {
-    STATE: (("statestore", "statestore"), ("ledger", "sessions"), ("keys", "identity")),
+    STATE: (
+        ("statestore", "statestore"),
+        ("ledger", "sessions"),
+        ("keys", "identity"),
+        ("attached", "runtime.attached"),
+    ),
     COORDINATION: (("coordination", "coordination"),),
 }
 #: `:epoch` is the present time in milliseconds.

@@ -9,6 +9,7 @@ loads them with the new one.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -24,15 +25,21 @@ log = structlog.get_logger(__name__)
 
 #: Seconds between two looks at files, and for sessions that are to be put to sleep.
 _LOOK = 5.0
+#: What the settings begin with that are read anew while the node runs.
+_ATTACHED = "runtime.attach"
 
 
 class SecretKeeper:
     """Args:
     sessions: Those of this node.
+    on_tokens: Called when a token of attached servers has changed.
     """
 
-    def __init__(self, settings: Settings, sessions: SessionService) -> None:
+    def __init__(
+        self, settings: Settings, sessions: SessionService, *, on_tokens: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._sessions = sessions
+        self._on_tokens = on_tokens
         self._provider = settings.provider
         self._refresh = settings.secrets.refresh
         self._cells = dict(cells_of(settings))
@@ -44,6 +51,13 @@ class SecretKeeper:
     def problems(self) -> dict[str, str]:
         """Setting -> why its value may be an old one."""
         return {name: cell.problem for name, cell in self._cells.items() if cell.problem is not None}
+
+    def reloaded(self, settings: Settings) -> None:
+        """What of the settings may change while the node runs has been read anew."""
+        kept = {name: cell for name, cell in self._cells.items() if not name.startswith(_ATTACHED)}
+        read = {name: cell for name, cell in cells_of(settings) if name.startswith(_ATTACHED)}
+        self._cells = kept | read
+        self._known |= {name: cell.current() for name, cell in read.items()}
 
     async def run(self) -> None:
         """For ever."""
@@ -62,7 +76,7 @@ class SecretKeeper:
 
     async def look(self, *, ask: bool = True) -> None:
         """One round. `ask`: also those that cost something to ask."""
-        for name, cell in self._cells.items():
+        for name, cell in list(self._cells.items()):
             await self._look_at(name, cell, ask)
         for key, live in list(self._outdated.items()):
             await self._put_to_sleep(key, live)
@@ -76,6 +90,8 @@ class SecretKeeper:
             return
         self._known[name] = value
         log.info("secret.in_use", setting=name, source=cell.where)
+        if name.startswith(_ATTACHED) and self._on_tokens is not None:
+            await self._on_tokens()
         for live in self._sessions.live:
             key = live.updates.row.key
             if self._sessions.is_loaded(key) and name.rpartition(".")[0] == self._section(key.tenant):

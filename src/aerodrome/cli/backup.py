@@ -106,7 +106,7 @@ async def _in_place(settings: Settings) -> Restored:
     from aerodrome.app.stores import postgresql_stores
 
     await _refuse_living(settings)
-    if settings.state.url == "sqlite":
+    if settings.state.tables_url == "sqlite":
         return await asyncio.to_thread(restored_in_place, settings)
     return Restored(*await postgresql_stores().restored_in_place(settings))
 

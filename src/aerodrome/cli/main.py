@@ -18,6 +18,7 @@ import aerodrome
 from aerodrome.cli import (
     backup,
     bench,
+    checkup,
     console,
     demo,
     doctor,
@@ -72,6 +73,8 @@ app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
 app.command("bench")(bench.bench)
 app.add_typer(keys.app, name="keys")
+sessions.app.command("check")(checkup.check_sessions)
+sessions.app.command("repair")(checkup.repair_sessions)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(runtimes.app, name="runtimes")
 app.add_typer(nodes.app, name="nodes")
