@@ -199,7 +199,7 @@ def _load(subject: str, node: NodeReport, max_runtimes: int) -> Finding:
             "load",
             WARNING,
             f"{load}, of at most {max_runtimes}",
-            "it is full: another node, or a higher runtime.max_runtimes (docs/operations.md, Size it)",
+            "it is full: another node, or a higher runtime.max_runtimes (docs/capacity.md)",
         )
     return Finding(subject, "load", OK, load)
 

@@ -26,10 +26,12 @@ from aerodrome.cli import (
     keys,
     migrate,
     nodes,
+    plan,
     runtime,
     runtimes,
     serve,
     sessions,
+    top,
 )
 from aerodrome.errors import AerodromeError
 from aerodrome.observability.logging import configure_logging
@@ -71,6 +73,8 @@ app.command("init")(init.init)
 app.command("migrate")(migrate.migrate)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
+app.command("top")(top.top)
+app.command("plan")(plan.planning)
 app.command("bench")(bench.bench)
 app.add_typer(keys.app, name="keys")
 sessions.app.command("check")(checkup.check_sessions)
