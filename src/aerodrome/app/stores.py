@@ -22,10 +22,12 @@ from aerodrome.errors import ConfigError
 from aerodrome.identity.backends.sqlite import SqliteKeyStore
 from aerodrome.identity.keys import REVOKED, KeyService
 from aerodrome.identity.ports import KeyStore
+from aerodrome.observability.calls import observed
 from aerodrome.sessions.backends.sqlite import SqliteLedger
 from aerodrome.sessions.ports import Ledger
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
 from aerodrome.statestore.ports import SessionFileStore
+from aerodrome.telemetry import SILENT, Telemetry
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Stores:
 
 
 @asynccontextmanager
-async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
+async def open_stores(settings: Settings, telemetry: Telemetry = SILENT) -> AsyncIterator[Stores]:
     """The stores of this configuration, with their tables up to date.
 
     What must last lies where `state.url` says, what is about the living where `coordination.url` says. With SQLite
@@ -53,15 +55,22 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
     async with AsyncExitStack() as stack:
         files = SqliteFiles(settings, stack)
         state = await _open_state(settings, clock, files, stack)
-        coordination = await _open_coordination(settings, clock, files, stack)
+        coordination = observed(await _open_coordination(settings, clock, files, stack), "coordination", telemetry)
 
         async def announce(key_id: str) -> None:
             await coordination.publish(ClusterEvent(REVOKED, key_id))
 
         # A caller whose key is not in the cache needs the store, too.
-        patient_keys = patient(state.keys, Patience(settings.state.patience, clock=clock), ("get", "list"))
+        observed_keys = observed(state.keys, "keys", telemetry)
+        patient_keys = patient(observed_keys, Patience(settings.state.patience, clock=clock), ("get", "list"))
         keys = KeyService(patient_keys, clock=clock, cache_ttl=settings.auth.key_cache, announce=announce)
-        yield Stores(keys, coordination, state.directory, state.files, state.ledger)
+        yield Stores(
+            keys,
+            coordination,
+            observed(state.directory, "directory", telemetry),
+            observed(state.files, "files", telemetry),
+            observed(state.ledger, "ledger", telemetry),
+        )
 
 
 class SqliteFiles:

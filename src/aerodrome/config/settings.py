@@ -14,9 +14,10 @@ from aerodrome.config.policy_settings import PolicySettings
 from aerodrome.config.provider_settings import ProviderSection
 from aerodrome.config.runtime_settings import IsolationSettings, RuntimeSettings
 from aerodrome.config.section import Section, broken_rule
-from aerodrome.config.server_settings import AuthSettings, ServerSettings, TelemetrySettings
+from aerodrome.config.server_settings import AuthSettings, ServerSettings
 from aerodrome.config.session_settings import LimitSettings, SessionSettings
 from aerodrome.config.store_settings import CoordinationSettings, StateSettings
+from aerodrome.config.telemetry_settings import TelemetrySettings
 from aerodrome.model import Isolation, Profile
 
 

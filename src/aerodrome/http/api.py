@@ -13,10 +13,11 @@ from aerodrome.http import openapi, routes_events, routes_health, routes_members
 from aerodrome.http.door import Door
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.middleware import Authentication, BodyLimit, RequestContext
-from aerodrome.http.ports import Authenticator, Readiness
+from aerodrome.http.ports import Authenticator, Metrics, Readiness
 from aerodrome.http.problems import on_http_exception, on_validation_error
 from aerodrome.http.shortcut import PromptShortcut
 from aerodrome.sessions.api import Sessions
+from aerodrome.telemetry import SILENT, Telemetry
 
 
 class _Api(FastAPI):
@@ -40,16 +41,22 @@ def routes_only() -> FastAPI:
 
 
 def create_app(
-    sessions: Sessions, auth: Authenticator, readiness: Readiness, limits: HttpLimits | None = None
+    sessions: Sessions,
+    auth: Authenticator,
+    readiness: Readiness,
+    limits: HttpLimits | None = None,
+    *,
+    metrics: Metrics | None = None,
+    telemetry: Telemetry = SILENT,
 ) -> FastAPI:
     """The HTTP API over these sessions. `app.state.door` is the `Door` the routes work with."""
     app = routes_only()
-    app.state.door = door = Door(sessions, readiness, limits or HttpLimits())
+    app.state.door = door = Door(sessions, readiness, limits or HttpLimits(), metrics=metrics)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     # The last one added is the outermost.
     app.add_middleware(PromptShortcut)
     app.add_middleware(BodyLimit, limits=door.limits)
     app.add_middleware(Authentication, auth=auth)
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, telemetry=telemetry)
     return app

@@ -30,6 +30,7 @@ from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.ports import Launcher
 from aerodrome.runtime.probe import ProbeModel
 from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
+from aerodrome.telemetry.meter import Meter
 
 log = structlog.get_logger(__name__)
 
@@ -69,9 +70,10 @@ class _Claim:
 
 
 class RuntimePool:
-    def __init__(self, options: PoolOptions, launcher: Launcher) -> None:
+    def __init__(self, options: PoolOptions, launcher: Launcher, meter: Meter | None = None) -> None:
         self._options = options
         self._launcher = launcher
+        self._meter = meter or Meter()
         self._probe = ProbeModel()
         #: All that have a process, also those that are being started, stopped or buried.
         self._runtimes: dict[str, ManagedRuntime] = {}
@@ -178,8 +180,13 @@ class RuntimePool:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def retire(self, runtime: ManagedRuntime) -> None:
-        """Stop a runtime that nobody needs any more. It counts as one until its process has gone."""
+    async def retire(self, runtime: ManagedRuntime, reason: str = "retired") -> None:
+        """Stop a runtime that nobody needs any more. It counts as one until its process has gone.
+
+        Args:
+            reason: See `Meter.runtime_ended`.
+        """
+        self._meter.runtime_ended(reason)
         await self._stop(runtime)
         self._runtimes.pop(runtime.id, None)
         self.notify()
@@ -252,7 +259,7 @@ class RuntimePool:
             elif len(self._runtimes) < self._options.max_runtimes:
                 await self._spawn()
             elif unused := self._unused():
-                await self.retire(min(unused, key=lambda r: r.last_held))
+                await self.retire(min(unused, key=lambda r: r.last_held), "room")
             elif not await self._make_room(None):
                 await changed.wait()
 
@@ -279,6 +286,7 @@ class RuntimePool:
             reason = error.detail if isinstance(error, AerodromeError) else f"{type(error).__name__}: {error}"
             self._circuit.failed(time.monotonic(), reason)
             log.warning("runtime.start_failed", runtime=runtime.id, reason=reason)
+            self._meter.runtime_failed_to_start()
             if isinstance(error, AerodromeError):
                 raise
             raise RuntimeUnavailable(f"the Copilot CLI could not be started: {reason}") from error
@@ -287,11 +295,13 @@ class RuntimePool:
                 del self._runtimes[runtime.id]
             self.notify()
         self._circuit.succeeded()
-        log.info("runtime.warm", runtime=runtime.id, pid=runtime.pid, seconds=round(time.monotonic() - began, 3))
+        took = time.monotonic() - began
+        self._meter.runtime_started(took)
+        log.info("runtime.warm", runtime=runtime.id, pid=runtime.pid, seconds=round(took, 3))
 
     def _lost(self, runtime: ManagedRuntime) -> None:
         if not self._closing:
-            self._tasks.start(self.retire(runtime), f"bury {runtime.id}")
+            self._tasks.start(self.retire(runtime, "lost"), f"bury {runtime.id}")
         if self.on_lost is not None:
             self.on_lost(runtime)
         self.notify()
@@ -328,7 +338,7 @@ class RuntimePool:
                 # Looked at again for each: stopping the one before took a while.
                 if self._idle(runtime, time.monotonic()):
                     log.info("runtime.idle", runtime=runtime.id, key=str(runtime.key))
-                    await self.retire(runtime)
+                    await self.retire(runtime, "idle")
 
     def _idle(self, runtime: ManagedRuntime, now: float) -> bool:
         unused = now - runtime.last_held

@@ -21,6 +21,7 @@ from aerodrome.runtime.pool import RuntimePool
 from aerodrome.sessions.admission import TurnAdmission
 from aerodrome.sessions.ports import Ledger
 from aerodrome.statestore.ports import SessionFileStore
+from aerodrome.telemetry import SILENT, Telemetry
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class SessionContext:
     settled: Callable[[], bool] = lambda: True
     #: Gives other nodes a hint about a session (`sessions.hints`).
     announce: Callable[[str, SessionKey], None] = lambda kind, key: None
+    telemetry: Telemetry = SILENT
 
     async def serving(self) -> None:
         """Wait until this node's leases hold for certain.
