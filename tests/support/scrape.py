@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 from prometheus_client.openmetrics import parser as openmetrics
@@ -28,9 +30,10 @@ class Scrape:
 
 
 def parse(text: str, *, open_metrics: bool = False) -> Scrape:
-    families = list(
-        openmetrics.text_string_to_metric_families(text) if open_metrics else text_string_to_metric_families(text)
+    read: Callable[[str], Iterable[Any]] = (
+        openmetrics.text_string_to_metric_families if open_metrics else text_string_to_metric_families
     )
+    families = list(read(text))
     samples = [sample for family in families for sample in family.samples]
     return Scrape(samples, {family.name: family.type for family in families})
 

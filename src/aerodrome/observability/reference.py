@@ -20,8 +20,8 @@ What a node tells Prometheus at `/metrics`, if `telemetry.metrics_address` or `t
 Times are seconds, sizes bytes. Every series is of one node: sum over nodes for the fleet.
 
 No label has the id of anything. `tenant` is empty unless `telemetry.tenant_labels` says how many tenants may be told
-apart; `gen_ai_request_model` and `gen_ai_provider_name` have at most 20 values each, the rest is `other`. Beside these there
-are `process_*` of the node's own process, as Prometheus' clients have them.
+apart; `gen_ai_request_model` and `gen_ai_provider_name` have at most 20 values each, the rest is `other`. Beside these
+there are `process_*` of the node's own process, as Prometheus' clients have them.
 """
 
 
