@@ -39,6 +39,7 @@ GATEWAY = {
     "gateway-clients": 3,
 }
 FLEET = {"fleet-recovery": 2, "directory-scale": 4}
+WATCHED = {"telemetry": 6}
 
 
 @pytest.mark.cli
@@ -49,6 +50,7 @@ FLEET = {"fleet-recovery": 2, "directory-scale": 4}
         pytest.param(HOST, id="host"),
         pytest.param(GATEWAY, id="gateway"),
         pytest.param(FLEET, id="fleet", marks=pytest.mark.soak),
+        pytest.param(WATCHED, id="watched"),
     ],
 )
 def test_a_quick_run(tmp_path: Path, expected: dict[str, int]) -> None:
@@ -91,7 +93,7 @@ def _check(row: dict[str, Any]) -> None:
 
 
 def test_the_benchmarks_under_test_are_all() -> None:
-    assert [*HOST, *GATEWAY, *FLEET] == list(BENCHMARKS)
+    assert [*HOST, *GATEWAY, *FLEET, *WATCHED] == list(BENCHMARKS)
 
 
 def test_without_node_the_rows_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

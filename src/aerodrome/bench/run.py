@@ -23,6 +23,7 @@ from aerodrome.bench import (
     gateway_turns,
     hibernation,
     memory,
+    telemetry,
     turns,
 )
 from aerodrome.bench.lab import Lab
@@ -47,6 +48,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "gateway-clients": gateway_clients.run,
     "fleet-recovery": fleet_recovery.run,
     "directory-scale": directory_scale.run,
+    "telemetry": telemetry.run,
 }
 
 

@@ -38,6 +38,7 @@ class Name(StrEnum):
     GATEWAY_CLIENTS = "gateway-clients"
     FLEET_RECOVERY = "fleet-recovery"
     DIRECTORY_SCALE = "directory-scale"
+    TELEMETRY = "telemetry"
 
 
 def bench(
