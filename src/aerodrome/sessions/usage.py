@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 from aerodrome.events import SessionEvent
 from aerodrome.telemetry.meter import ModelCall
 
 #: Characters of a name that is anybody's choice.
 _LONGEST = 100
+#: What is more is no count of anything. Python's integers have no end, and its floats do.
+_MOST = 1e15
 
 
 def model_call_of(tenant: str, event: SessionEvent) -> ModelCall:
@@ -21,7 +21,6 @@ def model_call_of(tenant: str, event: SessionEvent) -> ModelCall:
         input_tokens=int(_number(data.get("inputTokens")) or 0),
         output_tokens=int(_number(data.get("outputTokens")) or 0),
         seconds=_seconds(data.get("duration")),
-        time_to_first_token=_seconds(data.get("timeToFirstTokenMs")),
     )
 
 
@@ -30,7 +29,7 @@ def _name(value: object) -> str:
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST:
         return None
     return float(value)
 

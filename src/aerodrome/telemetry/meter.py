@@ -30,7 +30,6 @@ class ModelCall:
     input_tokens: int
     output_tokens: int
     seconds: float | None = None
-    time_to_first_token: float | None = None
 
 
 class Traffic:
