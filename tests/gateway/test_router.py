@@ -503,6 +503,10 @@ def told(*ids: str) -> list[SessionEvent]:
     return [SessionEvent(i, "x", json.dumps({"type": "x", "data": {}, "id": i}).encode()) for i in ids]
 
 
+def host_event(event_id: str, kind: str, **data: Any) -> SessionEvent:
+    return SessionEvent(event_id, kind, json.dumps({"type": kind, "data": data, "id": event_id}).encode())
+
+
 def ids(commands: Sequence[Command]) -> list[str]:
     return [message["params"]["event"]["id"] for message in to_client(commands)]
 
@@ -539,6 +543,7 @@ def test_prompts_that_a_lost_node_had_taken_are_known() -> None:
     router.hold_back("s1")
     raw = json.dumps({"type": "user.message", "data": {"messageId": "m2"}, "id": "e3"}).encode()
     assert router.lost_prompts("s1", [SessionEvent("e3", "user.message", raw)]) == ["m3"]
+    router.settled("s1")
     assert router.lost_prompts("s1", []) == []
 
 
@@ -556,10 +561,50 @@ def test_a_prompt_that_was_lost_with_its_node_is_not_ended_by_the_next_nodes_idl
     router.ready("s1")
     router.release("s1", [])
     router.from_runtime("node:c-1", event("s1", "e2", "user.message", messageId="m2"))
-    router.from_runtime("node:c-1", event("s1", "e3", "session.idle"))
-    assert router.has_sent("s1")
+    assert router.from_runtime("node:c-1", event("s1", "e3", "session.idle")) == ()
+    assert router.is_idle_withheld("s1")
     assert router.lost_prompts("s1", []) == ["m1"]
-    assert not router.has_sent("s1")
+    lost = host_event("e4", "session.error", originatingMessageId="m1")
+    assert ids(router.tell("s1", [lost], from_host=True)) == ["e4", "e3"]
+    assert router.settled("s1") == ()
+    assert not router.has_doubts("s1")
+
+
+def test_what_was_in_doubt_and_is_stored_ends_with_the_idle_that_was_withheld() -> None:
+    router = bound("s1")
+    router.from_runtime("rt-1", event("s1", "e1", "user.message", messageId="m1"))
+    router.hold_back("s1")
+    router.doubt("s1", ["m1", "m2"])
+    router.bind("s1", "rt-2")
+    router.ready("s1")
+    router.release("s1", [])
+    assert router.from_runtime("rt-2", event("s1", "e2", "session.idle")) == ()
+    stored = [host_event(f"h{number}", "user.message", messageId=f"m{number}") for number in (1, 2)]
+    assert router.lost_prompts("s1", stored) == []
+    assert ids(router.settled("s1")) == ["e2"]
+    assert not router.at_work("s1")
+
+
+def test_an_idle_that_was_withheld_is_not_told_when_work_has_begun_again() -> None:
+    router = bound("s1")
+    router.doubt("s1", ["m1"])
+    assert router.from_runtime("rt-1", event("s1", "e1", "session.idle")) == ()
+    assert ids(router.from_runtime("rt-1", event("s1", "e2", "user.message", messageId="m1"))) == ["e2"]
+    assert ids(router.from_runtime("rt-1", event("s1", "e3", "session.idle"))) == ["e3"]
+    assert router.settled("s1") == ()
+
+
+def test_a_prompt_that_is_sent_again_is_in_doubt_until_a_runtime_has_it() -> None:
+    router = bound("s1")
+    router.from_runtime("rt-1", event("s1", "e1", "user.message", messageId="m1"))
+    router.doubt("s1", ["m1"])
+    router.alias("s1", "m1", None)
+    router.alias("s1", "m1", "m1")  # it could not be sent
+    assert router.from_runtime("rt-1", event("s1", "e2", "session.idle")) == ()
+    router.alias("s1", "m1", None)
+    router.from_runtime("rt-1", event("s1", "e3", "user.message", messageId="m7"))
+    router.alias("s1", "m1", "m7")
+    assert ids(router.from_runtime("rt-1", event("s1", "e4", "session.idle"))) == ["e4"]
 
 
 def test_a_prompt_whose_end_the_client_was_told_is_not_in_doubt() -> None:
@@ -576,7 +621,7 @@ def test_a_prompt_whose_end_the_client_was_told_is_not_in_doubt() -> None:
     router.bind("s1", "node:c-1")
     router.ready("s1")
     router.from_runtime("node:c-1", event("s1", "e2", "session.error", originatingMessageId="m2"))
-    assert not router.has_sent("s1")
+    assert not router.has_doubts("s1")
     assert router.lost_prompts("s1", []) == []
 
 

@@ -7,6 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+#: Places by which events that come at the same time may be swapped.
+_SWAPPED = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -30,9 +33,15 @@ class Shape:
 
     @property
     def breaks(self) -> list[Stored]:
-        """Events that do not follow the one that stands before them."""
-        before = [None, *(event.id for event in self.events)]
-        return [event for event, parent in zip(self.events, before, strict=False) if event.parent != parent]
+        """Events that do not follow one that stands beside them. (Two that come at the same time, such as those of a
+        tool's end, the CLI may write in the other order.)"""
+        at: dict[str | None, int] = {event.id: number for number, event in enumerate(self.events)}
+        at[None] = -1
+        return [
+            event
+            for number, event in enumerate(self.events)
+            if event.parent not in at or abs(at[event.parent] + 1 - number) > _SWAPPED
+        ]
 
     def past(self, prompt: str) -> list[str]:
         """The prompts that this one builds on, the first of them first, with itself."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Self
 
 import structlog
@@ -56,6 +56,8 @@ log = structlog.get_logger(__name__)
 
 #: Seconds that another node may take to answer.
 _PEER_TIMEOUT = 30.0
+#: Seconds for what is tidied up behind the end of everything else.
+_FAREWELL = 2.0
 
 
 class Node:
@@ -142,6 +144,7 @@ class Node:
         self._heartbeat.on_lapse = self._lapsed
         self._heartbeat.on_drain = self._asked_to_drain
         await self._heartbeat.start()
+        self._stack.push_async_callback(self._clear_leases)
         self._stack.push_async_callback(self._heartbeat.aclose)
         await self.cluster.start()
         self._stack.push_async_callback(self.cluster.aclose)
@@ -181,6 +184,12 @@ class Node:
         finally:
             letting_go.cancel()
         log.info("node.drained")
+
+    async def _clear_leases(self) -> None:
+        """The node has left: a lease that was taken in the moment in which that began is nobody's."""
+        with suppress(AerodromeError, TimeoutError):
+            async with asyncio.timeout(_FAREWELL):
+                await self.stores.coordination.clear_dead()
 
     def _asked_to_drain(self) -> None:
         self.asked_to_drain.set()

@@ -47,6 +47,10 @@ class AttachmentOwner(Protocol):
         """Have the client answer. Raises `RequestRefused`."""
         ...
 
+    def unended(self, session_id: str) -> list[str]:
+        """Message ids of the client's prompts that a runtime of this node has taken and whose end is not known."""
+        ...
+
     def keeps_waiting(self, session_id: str) -> bool:
         """Whether the session's runtime waits for the client."""
         ...
@@ -238,6 +242,10 @@ class NativeAttachment:
 
     def tell(self, event: SessionEvent, *, from_host: bool = False) -> None:
         self._run(self._owner.router.tell(self.session_id, [event], from_host=from_host))
+
+    def doubt(self, message_ids: Sequence[str]) -> None:
+        mine = set(self._owner.unended(self.session_id))
+        self._owner.router.doubt(self.session_id, [message_id for message_id in message_ids if message_id in mine])
 
     def sent_again(self, first_id: str, latest_id: str | None) -> None:
         self._run(self._owner.router.alias(self.session_id, first_id, latest_id))

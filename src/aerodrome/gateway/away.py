@@ -59,8 +59,8 @@ _THERE = frozenset(
 )
 #: Seconds that a request waits for the end of a move before it looks how long it has waited.
 _LOOK = 1.0
-#: Seconds between two looks at what is worked on, at most.
-_LAST_LOOK = 10.0
+#: Seconds between two looks at what is worked on.
+_LOOKS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0)
 
 
 @dataclass(slots=True)
@@ -239,6 +239,7 @@ class AwaySessions:
         router.hold_back(session_id)
         attachment = client.attachments.get(session_id)
         if attachment is not None:
+            router.doubt(session_id, client.unended(session_id))
             self._away[session_id] = Away(client.gateway.cluster.own, attachment.asked, attachment.changes)
             await client.detach(session_id, leave=False)
         missed: Sequence[SessionEvent] = ()
@@ -335,20 +336,21 @@ class AwaySessions:
         """Say that turns have ended which nobody works on any more: the one that the client was told of, and those of
         its prompts that were taken and had not begun."""
         client, router = self._client, self._client.router
-        if not router.has_sent(session_id) and not router.at_work(session_id):
+        if not router.has_doubts(session_id) and not router.at_work(session_id):
             return
-        pause = _LOOK
-        while client.who.user in (authors := await client.gateway.sessions.authors_at_work(client.who, session_id)):
-            # A living node may have just these prompts in hand, or others: it will be seen when it has done with them.
+        for pause in _LOOKS:
+            authors = await client.gateway.sessions.authors_at_work(client.who, session_id)
+            if client.who.user not in authors or not router.has_doubts(session_id):
+                break
+            # A living node may have just these prompts in hand, or others; the former does not take it long.
             await asyncio.sleep(pause)
-            pause = min(2 * pause, _LAST_LOOK)
         lost: list[str] = []
-        if router.has_sent(session_id):
+        if router.has_doubts(session_id):
             # Only now: what a living node had in hand a moment ago is told or stored by now.
             history = await client.gateway.sessions.stored_events(client.who, session_id)
             lost = router.lost_prompts(session_id, history)
-        if not lost and (authors or not router.at_work(session_id)):
-            return
-        error = TurnInterrupted("the node that ran the turn has gone")
-        events = client.gateway.sessions.end_events(error, lost, idle=not authors)
-        client.run(client.router.tell(session_id, events, from_host=True))
+        if lost or (router.at_work(session_id) and not router.is_idle_withheld(session_id) and not authors):
+            error = TurnInterrupted("the node that ran the turn has gone")
+            events = client.gateway.sessions.end_events(error, lost, idle=not authors)
+            client.run(router.tell(session_id, events, from_host=True))
+        client.run(router.settled(session_id))

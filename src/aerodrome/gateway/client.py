@@ -26,7 +26,6 @@ from aerodrome.errors import (
     RuntimeUnavailable,
     SessionBusy,
     SessionElsewhere,
-    TurnInterrupted,
 )
 from aerodrome.gateway.attachment import NativeAttachment
 from aerodrome.gateway.away import AwaySessions
@@ -49,7 +48,7 @@ from aerodrome.gateway.problems import INTERNAL_ERROR
 from aerodrome.gateway.router import ASK_THE_MODEL, NODE_LINK, Router, params_of, problem_of
 from aerodrome.gateway.tracing import traced
 from aerodrome.gateway.upstream import Upstream
-from aerodrome.model import Principal, Role, TurnStatus
+from aerodrome.model import Principal, Role
 from aerodrome.peers.link import PeerGone
 from aerodrome.peers.shapes import SessionMoved
 from aerodrome.policy.methods import Handling
@@ -534,25 +533,11 @@ class GatewayClient:
         """A prompt of this client: with `sessions.on_disconnect = "cancel"` it ends with the connection."""
         self._runs = {known for known in self._runs if not known.ended}
         self._runs.add(run)
-        self.start(self._tell_loss(run), "tell loss")
 
-    async def _tell_loss(self, run: TurnRun) -> None:
-        """A prompt was taken by a runtime of this node, and lost when the session went to another one: the client has
-        gone there, too, where nobody knows of the prompt. It may have seen an answer of which nothing is stored."""
-        error: AerodromeError | None = None
-        try:
-            row = await run.wait()
-            if row.status not in (TurnStatus.COMPLETED, TurnStatus.ABORTED):
-                error = TurnInterrupted((row.error or {}).get("detail") or "the session went to another node")
-        except AerodromeError as failure:
-            error = failure
-        session_id, message = run.row.key.id, run.first_message_id
-        if error is None or message is None or session_id in self.attachments:
-            return  # while it is attached here, the session's events say so
-        sessions = self.gateway.sessions
-        others = await sessions.authors_at_work(self.who, session_id)
-        events = sessions.end_events(error, [message], idle=not others)
-        self.run(self.router.tell(session_id, events, from_host=True))
+    def unended(self, session_id: str) -> list[str]:
+        """Message ids of the client's prompts that a runtime of this node has taken and whose end is not known."""
+        runs = (run for run in self._runs if run.row.key.id == session_id and not run.ended)
+        return [run.first_message_id for run in runs if run.first_message_id is not None]
 
     async def detach(self, session_id: str, *, leave: bool = True) -> None:
         """The client takes part in the session no more, as far as this node goes."""

@@ -199,9 +199,11 @@ class _Binding:
         #: Prompts of the client that another node has taken and whose end has not been told, by message id, and whether
         #: they have begun.
         self.sent: dict[str, bool] = {}
-        #: Those that were with a node when the session left it: what is told from now on is not of them, unless they
-        #: stand in the history.
+        #: Those that were with a runtime which the session has lost, until it is known what has become of them. As far
+        #: as the client has seen they may be answered, and nothing of that may be stored.
         self.in_doubt: set[str] = set()
+        #: That the session is idle, not told meanwhile: the client would take it for their end.
+        self.withheld: tuple[str, bytes] | None = None
         #: The client's user may only read.
         self.reads_only = False
         #: The client is asked nothing: neither by a runtime's requests, nor by events.
@@ -249,11 +251,21 @@ class _Binding:
         """One of the client's prompts has begun, or has ended with an error that says so."""
         if event_type == "user.message":
             message_id = event.data.messageId or event.id
+            # Told anew: it is stored, or on its way again.
+            self.in_doubt.discard(message_id)
             if message_id in self.sent:
                 self.sent[message_id] = True
         elif event.data.originatingMessageId is not None:
             self.sent.pop(event.data.originatingMessageId, None)
             self.in_doubt.discard(event.data.originatingMessageId)
+
+    def withholds(self, event_id: str, event_type: str, body: bytes) -> bool:
+        """Whether the client is not to be told of this event now."""
+        if event_type == _WORK_ENDS and self.in_doubt and event_id not in self._told:
+            self.withheld = (event_id, body)
+        elif event_type in _WORK_BEGINS:
+            self.withheld = None  # the next end comes
+        return self.withheld is not None and self.withheld[0] == event_id
 
     def translate(self, body: bytes) -> bytes:
         for latest, first in self.aliases.items():
@@ -486,6 +498,8 @@ class Router:
             binding = self._sessions.get(params.sessionId or "")
             if binding is None or (binding.link or binding.latest) != link or params.event is None:
                 return ()
+            if binding.withholds(params.event.id, params.event.type, body):
+                return ()
             known = not binding.note(params.event.id, params.event.type, ephemeral=params.event.ephemeral)
             if binding.reads(params.event.type):
                 with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -494,7 +508,8 @@ class Router:
                     binding.note_fate(params.event.type, event)
             if known or (binding.unasked and readers.asks(params.event.type)):
                 return ()
-            return self._to_client(binding, body, params.event.id)
+            said = self._to_client(binding, body, params.event.id)
+            return said if binding.withheld is None else [*said, *self._idle_after_all(binding)]
         if notification.method == _MOVED:
             return [Moved(params.sessionId, link)] if params.sessionId and link.startswith(NODE_LINK) else ()
         if notification.method == "session.lifecycle":
@@ -696,6 +711,12 @@ class Router:
         for event in events:
             if event.type.startswith("aerodrome.") or event.type in _OF_MOVES:
                 continue
+            body = b'{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"%b","event":%b}}' % (
+                session_id.encode(),
+                event.raw,
+            )
+            if binding.withholds(event.id, event.type, body):
+                continue
             if not binding.note(event.id, event.type, ephemeral=event.ephemeral):
                 continue
             if binding.reads(event.type):
@@ -703,12 +724,17 @@ class Router:
                     binding.note_fate(event.type, _decode_event(event.raw))
             if binding.unasked and readers.asks(event.type):
                 continue
-            body = b'{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"%b","event":%b}}' % (
-                session_id.encode(),
-                event.raw,
-            )
             commands.extend(self._to_client(binding, body, event.id))
-        return commands
+        return [*commands, *self._idle_after_all(binding)]
+
+    def _idle_after_all(self, binding: _Binding) -> Sequence[Command]:
+        """What was withheld, once nothing is in doubt any more."""
+        if binding.in_doubt or binding.withheld is None:
+            return ()
+        (event_id, body), binding.withheld = binding.withheld, None
+        if not binding.working or not binding.note(event_id, _WORK_ENDS, ephemeral=True):
+            return ()  # somebody else has said so
+        return self._to_client(binding, body, event_id)
 
     def catch_up(self, session_id: str, kept: Sequence[SessionEvent]) -> Sequence[Command]:
         """The latest events that others know of, when the session has lost its runtime: those behind the last one that
@@ -762,20 +788,37 @@ class Router:
         binding = self._sessions.get(session_id)
         return binding is not None and binding.working
 
-    def has_sent(self, session_id: str) -> bool:
-        """Whether prompts of the client were with the node that the session has left, as far as it was told."""
+    def is_idle_withheld(self, session_id: str) -> bool:
+        binding = self._sessions.get(session_id)
+        return binding is not None and binding.withheld is not None
+
+    def has_doubts(self, session_id: str) -> bool:
+        """Whether it is not known yet what has become of prompts of the client."""
         binding = self._sessions.get(session_id)
         return binding is not None and bool(binding.in_doubt)
 
+    def doubt(self, session_id: str, message_ids: Iterable[str]) -> None:
+        """These prompts of the client were with a runtime that is lost."""
+        if (binding := self._sessions.get(session_id)) is not None:
+            binding.in_doubt.update(message_ids)
+
     def lost_prompts(self, session_id: str, history: Sequence[SessionEvent]) -> list[str]:
-        """Message ids of the client's prompts that the node it was attached to had taken, and that do not stand in the
-        session's stored events. They are forgotten here."""
+        """Message ids of the client's prompts in doubt that do not stand in the session's stored events. Those that do
+        are in doubt no more; whoever asks tells the client of the others (`tell`)."""
         binding = self._sessions.get(session_id)
         if binding is None:
             return []
-        sent, binding.in_doubt = binding.in_doubt, set()
         stored = {_message_of(event) for event in history if event.type == "user.message"}
-        return [message_id for message_id in sorted(sent) if message_id not in stored]
+        binding.in_doubt -= stored
+        return sorted(binding.in_doubt)
+
+    def settled(self, session_id: str) -> Sequence[Command]:
+        """It is known of all that was in doubt."""
+        binding = self._sessions.get(session_id)
+        if binding is None:
+            return ()
+        binding.in_doubt = set()
+        return self._idle_after_all(binding)
 
     def alias(self, session_id: str, first_id: str, latest_id: str | None) -> Sequence[Command]:
         """A prompt is sent again (`latest_id` is ``None``): hold back what is told until its new id is known."""
@@ -787,10 +830,11 @@ class Router:
             return ()
         if latest_id != first_id:
             binding.aliases[latest_id.encode()] = first_id.encode()
+            binding.in_doubt.discard(first_id)
         if binding.moving:
             return ()  # the session is changing nodes
         held, binding.held, binding.held_bytes = binding.held or [], None, 0
-        return [self._passed_on(binding, body) for _, body in held]
+        return [*(self._passed_on(binding, body) for _, body in held), *self._idle_after_all(binding)]
 
     def _done(self, request: Request) -> None:
         if self._requests.pop(request.id, None) is not None:

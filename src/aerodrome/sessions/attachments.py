@@ -12,7 +12,7 @@ without touching any of it, and the other attachments join (docs/facts.md, "Sess
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import structlog
@@ -78,6 +78,11 @@ class Attachment(Protocol):
 
     def tell(self, event: SessionEvent, *, from_host: bool = False) -> None:
         """An event of the session. The client may have it from the runtime already, unless it is `from_host`."""
+        ...
+
+    def doubt(self, message_ids: Sequence[str]) -> None:
+        """These prompts were with a runtime that is lost, and are to be sent again: what the client has seen of them is
+        not stored."""
         ...
 
     def sent_again(self, first_id: str, latest_id: str | None) -> None:
@@ -219,6 +224,10 @@ class Attachments:
     def tell(self, event: SessionEvent, *, from_host: bool = False) -> None:
         for attachment in self:
             attachment.tell(event, from_host=from_host)
+
+    def doubt(self, message_ids: Sequence[str]) -> None:
+        for attachment in self:
+            attachment.doubt(message_ids)
 
     def sent_again(self, first_id: str, latest_id: str | None) -> None:
         for attachment in self:

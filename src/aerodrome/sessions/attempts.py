@@ -188,6 +188,7 @@ class Attempts:
                 ending.append((other, outcome))
             else:
                 again.append(other)
+        self._residency.attachments.doubt([other.first_message_id for other in again if other.first_message_id])
         for number, (other, outcome) in enumerate(ending, 1):
             # The runtime says once for all of them that it is idle. A client that has seen its answer would take it for
             # stored when it is another's turn that has ended, and its own prompt is about to be sent again.

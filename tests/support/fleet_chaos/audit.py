@@ -36,6 +36,7 @@ async def _audit(world: World, session: Session, owner: HttpUser) -> list[str]:
     wrong = [f"{session.id}, as stored: {what}" for what in [*compare(prompts, shape.prompts), *_line(shape)]]
     if wrong:
         wrong.append(str(shape))
+        wrong += await asyncio.to_thread(_evidence, world, session, prompts, shape)
     owner.switch()
     told = await _told(owner, session.id)
     if told != shape.prompts:
@@ -60,6 +61,23 @@ def compare(prompts: Sequence[Prompt], stored: Sequence[str]) -> list[str]:
             if (first.ended or 0.0) <= second.began and at[first.text] > at[second.text]:
                 wrong.append(f"{second} stands before {first}, which was acknowledged before it was said")
     return wrong
+
+
+def _evidence(world: World, session: Session, prompts: Sequence[Prompt], shape: Shape) -> list[str]:
+    """Of prompts that were acknowledged and are missing: what the ledger has, and what their user has seen."""
+    stored = {event.id for event in shape.events}
+    found = []
+    for prompt in prompts:
+        if prompt.outcome is Outcome.ACKNOWLEDGED and prompt.text not in shape.prompts:
+            rows = world.fleet.query(
+                "SELECT id, status, retried, message_id, incarnation, created_at, started_at, ended_at, answer "
+                "FROM turn WHERE session = %s AND prompt = %s",
+                session.id,
+                prompt.text,
+            )
+            seen = [f"{kind} {event}{' (stored)' if event in stored else ''}" for kind, event in prompt.seen]
+            found.append(f"{prompt}: the ledger has {rows}; its user has seen {seen}")
+    return found
 
 
 def _line(shape: Shape) -> list[str]:

@@ -71,6 +71,8 @@ class SdkUser(Placed):
         while True:
             for event in chat.events[seen:]:
                 kind, data = event.type.value, event.data
+                if ours or kind == "user.message":
+                    prompt.seen.append((kind, str(event.id)))
                 if kind == "user.message" and data.content == prompt.text:
                     ours, answered, error = True, False, None
                 elif kind == "assistant.message" and data.content == prompt.answer:

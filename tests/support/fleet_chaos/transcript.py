@@ -36,6 +36,8 @@ class Prompt:
     ended: float | None = None
     outcome: Outcome | None = None
     detail: str = ""
+    #: Ids of the events by which its user knows the outcome, with their types.
+    seen: list[tuple[str, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"{self.answer} of {self.user} in {self.session}"
