@@ -10,6 +10,10 @@ from aerodrome.telemetry.trace import Span, TraceContext, Tracer, current
 from aerodrome.wire import envelope
 
 
+#: Bytes of a request up to which it is looked through for the sake of the log.
+_SMALL = 64 * 1024
+
+
 class _Traced(msgspec.Struct):
     traceparent: str | None = None
     tracestate: str | None = None
@@ -31,6 +35,8 @@ def trace_of(params: Raw | UnsetType) -> TraceContext | None:
 
 def traced(tracer: Tracer, request: Request) -> Span:
     """The span of a request that this node answers, or looks for the place of."""
+    if not tracer.on and request.size > _SMALL:
+        return Span()  # the turn finds its context by itself, and the log can do without
     context = trace_of(request.params)
     if not tracer.on:
         return Span(context)
