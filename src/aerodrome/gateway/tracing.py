@@ -9,7 +9,6 @@ from aerodrome.gateway.commands import Request
 from aerodrome.telemetry.trace import Span, TraceContext, Tracer, current
 from aerodrome.wire import envelope
 
-
 #: Bytes of a request up to which it is looked through for the sake of the log.
 _SMALL = 64 * 1024
 
