@@ -15,7 +15,9 @@ import pytest
 import yaml
 
 from aerodrome.observability.catalogue import CATALOGUE, Metric
+from aerodrome.observability.prometheus import Exposition, PrometheusMeter, new_registry
 from aerodrome.observability.reference import render
+from support.scrape import parse
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "deploy" / "observability"
@@ -119,6 +121,35 @@ def test_the_finder_finds() -> None:
     parsed = promql.parse('histogram_quantile(0.9, sum by (le, job) (rate(a_bucket{le="5.0"}[5m]))) > on (x) b / c')
     assert {selector.name for selector in selectors(parsed)} == {"a_bucket", "b", "c"}
     assert groupings(parsed) == {"le", "job", "x"}
+
+
+def matches(matcher: promql.Matcher, value: str) -> bool:
+    if matcher.op in (promql.MatchOp.Equal, promql.MatchOp.NotEqual):
+        return bool((value == matcher.value) == (matcher.op == promql.MatchOp.Equal))
+    return bool((re.fullmatch(matcher.value, value) is not None) == (matcher.op == promql.MatchOp.Re))
+
+
+def test_what_alerts_count_is_there_before_it_happens() -> None:
+    """Prometheus does not see the first increase of a series that begins with it."""
+    registry = new_registry()
+    meter = PrometheusMeter(registry)
+    fresh = parse(Exposition(registry).exposition("")[0].decode())
+    counters = [
+        selector
+        for rule in [*RECORDED, *ALERTS]
+        for selector in selectors(promql.parse(rule["expr"]))
+        if str(selector.name).startswith("aerodrome_") and str(selector.name).endswith("_total")
+    ]
+    assert meter.on
+    assert counters
+    for selector in counters:
+        found = [
+            sample
+            for sample in fresh.samples
+            if sample.name == selector.name
+            and all(matches(each, sample.labels.get(each.name, "")) for each in selector.matchers.matchers)
+        ]
+        assert found, selector.prettify()
 
 
 def test_every_metric_is_on_a_dashboard() -> None:

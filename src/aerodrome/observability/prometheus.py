@@ -13,6 +13,17 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from aerodrome.errors import (
+    Capacity,
+    Draining,
+    Fenced,
+    RateLimited,
+    RuntimeUnavailable,
+    StoreUnavailable,
+    TurnFailed,
+    TurnInterrupted,
+    Unauthenticated,
+)
 from aerodrome.observability import catalogue
 from aerodrome.observability.labels import Capped
 from aerodrome.observability.state import NodeState
@@ -20,7 +31,25 @@ from aerodrome.telemetry.meter import EndedTurn, Meter, ModelCall, Traffic
 
 #: Models and providers that are told apart: sessions may name any.
 _MODELS = 20
-_FENCED = "fenced"
+_FENCED = Fenced.code
+#: How turns end, well and otherwise, and a call of each store that is made all the time.
+_ENDS = (
+    ("completed", ""),
+    ("aborted", ""),
+    ("failed", TurnFailed.code),
+    ("failed", RuntimeUnavailable.code),
+    ("failed", StoreUnavailable.code),
+    ("failed", Capacity.code),
+    ("interrupted", TurnInterrupted.code),
+    ("interrupted", Draining.code),
+)
+_CALLS = (
+    ("files", "append"),
+    ("ledger", "accept"),
+    ("directory", "get"),
+    ("keys", "get"),
+    ("coordination", "heartbeat"),
+)
 
 
 class PrometheusMeter(Meter):
@@ -61,16 +90,23 @@ class PrometheusMeter(Meter):
         self._reborn = counter(catalogue.REBORN)
         self._nodes_gone = counter(catalogue.NODES_GONE)
         self._loop_lag = histogram(catalogue.LOOP_LAG)
-        # What is 0 until the first time must be there before it: the first increase would not be seen as one.
+        self._begin()
+
+    def _begin(self) -> None:
+        """Have at 0 what alerts look for: a series that begins with its first failure has not increased by it."""
         for cause in ("wake", "failover"):
             self._wake_seconds.labels(cause)
         for reason in ("lost", "idle", "room"):
             self._runtimes_ended.labels(reason)
-        for status in ("completed", "failed", "aborted", "interrupted"):
+        for status, code in _ENDS:
             self._turn_seconds.labels(status)
-        self._turns.labels("completed", "", "")
-        for store in ("files", "ledger", "directory", "keys", "coordination"):
+            self._turns.labels(status, code, "")
+        for store, operation in _CALLS:
             self._fenced.labels(store)
+            self._store_failures.labels(store, operation, StoreUnavailable.code)
+        for door in ("http", "gateway"):
+            for error in (Capacity, RateLimited, Unauthenticated):
+                self._errors.labels(door, error.code)
 
     def turn_ended(self, turn: EndedTurn) -> None:
         self._turns.labels(turn.status, turn.code, self._tenant(turn.tenant)).inc()
