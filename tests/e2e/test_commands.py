@@ -54,6 +54,7 @@ async def test_doctor_finds_a_healthy_machine_healthy(tmp_path: Path, model: Mod
         "provider",
         "stores",
         "addresses",
+        "telemetry",
         "disk",
         "process isolation",
         "runtime",

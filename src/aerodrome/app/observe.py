@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+import httpx
 import psutil
 
 from aerodrome import __version__
@@ -29,6 +30,10 @@ from aerodrome.telemetry.trace import Tracer
 if TYPE_CHECKING:
     from aerodrome.app.node import Node
     from aerodrome.observability.tracing import OtelTracer
+
+
+#: Seconds that a collector may take to answer `aerodrome doctor`.
+_COLLECTOR_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,20 @@ def _tracer(settings: Settings, url: str) -> OtelTracer:
         },
     )
     return cast("OtelTracer", tracer)
+
+
+async def problem_with_collector(settings: Settings) -> str | None:
+    """Send it an export of nothing; why that is not taken, if it is not. Raises as `open_observability`."""
+    options = settings.telemetry
+    assert options.traces is not None
+    _tracer(settings, options.traces).shutdown()
+    headers = {**headers_of(options), "content-type": "application/x-protobuf"}
+    try:
+        async with httpx.AsyncClient(timeout=_COLLECTOR_TIMEOUT) as client:
+            answer = await client.post(f"{options.traces.rstrip('/')}/v1/traces", headers=headers)
+    except httpx.HTTPError as error:
+        return f"the collector at {options.traces} does not answer: {str(error) or type(error).__name__}"
+    return None if answer.is_success else f"the collector at {options.traces} answers {answer.status_code}"
 
 
 def headers_of(options: TelemetrySettings) -> dict[str, str]:

@@ -159,12 +159,14 @@ class TurnRun:
     def resolve(self, row: TurnRow) -> None:
         assert row.status.is_final, row.status
         self.row = row
+        self.span.end()
         if not self._result.done():
             self._result.set_result(row)
         self._finish_channels()
 
     def fail(self, error: AerodromeError) -> None:
         """The turn's end could not be recorded: who waits for it gets the error."""
+        self.span.end(error.code)
         if not self._result.done():
             self._result.set_exception(error)
         self._finish_channels()
