@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from aerodrome.app.options import credentials_of, pool_options, session_options
 from aerodrome.config import Settings
@@ -67,6 +68,19 @@ def test_every_setting_of_the_runtime_and_session_sections_reaches_its_part() ->
     changed = settings_of(
         runtime={
             "warm": 3,
+            "max_warm": 8,
+            "memory_reserve": "18 MiB",
+            "recycle": {
+                "turns": 31,
+                "age": "32s",
+                "memory": "33 MiB",
+                "descriptors": 34,
+                "children": 35,
+                "drift": 36,
+                "interval": "37s",
+                "at_once": 38,
+                "patience": "39s",
+            },
             "max_runtimes": 9,
             "max_sessions": 7,
             "spawn_concurrency": 5,
@@ -87,10 +101,17 @@ def test_every_setting_of_the_runtime_and_session_sections_reaches_its_part() ->
             "request_timeout": "23s",
             "max_queued": 24,
             "turn_timeout": "25s",
+            "large_history": "26 KiB",
+            "max_history": "27 KiB",
         },
         limits={"max_prompt": "1 MiB", "sse_buffer": "2 MiB", "max_frame": "33 MiB"},
     )
     pool = pool_options(changed, Path("/c"), Path("/h"))
+    assert (pool.max_warm, pool.memory_reserve) == (8, 18 << 20)
+    recycle, limits = pool.recycle, pool.recycle.limits
+    assert (limits.turns, limits.age, limits.memory, limits.descriptors) == (31, 32, 33 << 20, 34)
+    assert (limits.children, limits.drift) == (35, 36)
+    assert (recycle.interval, recycle.at_once, recycle.patience) == (37, 38, 39)
     assert (pool.warm, pool.max_runtimes, pool.max_sessions, pool.spawn_concurrency) == (3, 9, 7, 5)
     assert (pool.idle_timeout, pool.capacity_timeout) == (15, 16)
     runtime = pool.runtime
@@ -105,4 +126,15 @@ def test_every_setting_of_the_runtime_and_session_sections_reaches_its_part() ->
     assert (sessions.idle_timeout, sessions.ttl, sessions.request_timeout) == (21, 22 * 3600, 23)
     assert (sessions.on_busy, sessions.cancel_on_disconnect) == ("reject", True)
     assert (sessions.max_queued, sessions.turn_timeout) == (24, 25)
+    assert (sessions.large_history, sessions.max_history) == (26 << 10, 27 << 10)
     assert (sessions.max_prompt, sessions.reader_bytes) == (1 << 20, 2 << 20)
+
+
+def test_the_most_warm_runtimes_follow_the_least() -> None:
+    def most(**runtime: int) -> int:
+        return pool_options(settings_of(runtime=runtime), Path("/c"), Path("/h")).max_warm
+
+    assert [most(), most(warm=0), most(warm=6), most(warm=2, max_runtimes=3)] == [4, 0, 6, 3]
+    assert most(warm=0, max_warm=2) == 2
+    with pytest.raises(ValidationError, match=r"expected at least runtime\.warm"):
+        settings_of(runtime={"warm": 3, "max_warm": 2})

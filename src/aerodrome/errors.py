@@ -65,6 +65,12 @@ class Conflict(AerodromeError):
     code = "conflict"
 
 
+class Quarantined(AerodromeError):
+    """The session has made runtimes end more than once, and is loaded no more until an operator releases it."""
+
+    code = "quarantined"
+
+
 class SessionBusy(AerodromeError):
     """A turn is running (or the session is active on another node) and the caller asked not to wait."""
 

@@ -39,6 +39,7 @@ GATEWAY = {
     "gateway-clients": 3,
 }
 FLEET = {"fleet-recovery": 2, "directory-scale": 4}
+WEAR = {"recycling": 3, "warm-claim": 1}
 WATCHED = {"telemetry": 6}
 
 
@@ -50,6 +51,7 @@ WATCHED = {"telemetry": 6}
         pytest.param(HOST, id="host"),
         pytest.param(GATEWAY, id="gateway"),
         pytest.param(FLEET, id="fleet", marks=pytest.mark.soak),
+        pytest.param(WEAR, id="wear"),
         pytest.param(WATCHED, id="watched"),
     ],
 )
@@ -93,7 +95,7 @@ def _check(row: dict[str, Any]) -> None:
 
 
 def test_the_benchmarks_under_test_are_all() -> None:
-    assert [*HOST, *GATEWAY, *FLEET, *WATCHED] == list(BENCHMARKS)
+    assert [*HOST, *GATEWAY, *FLEET, *WEAR, *WATCHED] == list(BENCHMARKS)
 
 
 def test_without_node_the_rows_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

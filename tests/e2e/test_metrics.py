@@ -136,6 +136,17 @@ async def test_losses_retries_and_refusals_are_counted(measured: Host, model: Mo
     assert found.value("aerodrome_turns_queued") == 0
 
 
+async def test_a_recycled_runtime_has_its_reason(measured: Host) -> None:
+    alice = await measured.user()
+    await alice.open("s1")
+    await alice.say("s1", "hello")
+    await measured.node.pool.recycle(measured.runtime().id, "by hand")
+    assert await alice.text("s1", "again") == "echo: again"
+    found = await read(measured)
+    assert found.value("aerodrome_runtimes_ended_total", reason="by hand") == 1
+    assert found.value("aerodrome_runtimes_ended_total") == 1
+
+
 async def until_queued(running: Host) -> None:
     async with asyncio.timeout(60):
         while (await read(running)).value("aerodrome_turns_queued") != 1:

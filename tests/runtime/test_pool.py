@@ -616,3 +616,29 @@ async def test_a_runtime_that_leaves_a_request_unanswered_is_ended_when_it_hangs
         runtime._options = replace(runtime._options, ping_timeout=0.1)
         assert not await runtime.answers("session.send")
         assert "session.send" in runtime.lost_reason
+
+
+async def test_a_session_that_has_to_be_alone_gets_a_runtime_of_its_own(tmp_path: Path) -> None:
+    async with fakes(tmp_path) as pool:
+        shared = await pool.reserve(ACME)
+        alone = await pool.reserve(ACME, alone=True)
+        assert alone is not shared
+        # Nobody joins it, and nobody who has to be alone joins another.
+        assert await pool.reserve(ACME) is shared
+        other = await pool.reserve(ACME, alone=True)
+        assert len({shared, alone, other}) == 3
+        # Empty again, it serves whoever comes, and an empty one does for who has to be alone.
+        pool.release(alone)
+        assert not alone.alone
+        assert await pool.reserve(ACME, alone=True) is alone
+        pool.release(other)
+        assert await pool.reserve(ACME) in (shared, other)
+
+
+async def test_one_that_has_to_be_alone_waits_for_room_like_others(tmp_path: Path) -> None:
+    async with fakes(tmp_path, max_runtimes=1, capacity_timeout=0.2) as pool:
+        shared = await pool.reserve(ACME)
+        with pytest.raises(Capacity):
+            await pool.reserve(ACME, alone=True)
+        pool.release(shared)
+        assert await pool.reserve(ACME, alone=True) is shared

@@ -572,6 +572,35 @@ async def test_a_loss_between_turns_is_not_noticed() -> None:
         assert node.prompts("s1") == ["one", "two"]
 
 
+async def test_a_loss_in_the_moment_in_which_the_session_is_loaded_is_not_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Others who wait for the session are loading it again when the turn is about to begin."""
+    async with scripted_node() as node:
+        await node.open("s1")
+        await node.say("s1", "one")
+        live = node.service.live[0]
+        assert await live.hibernate()
+        losses = iter(["gone"])
+
+        def lose(*_: object) -> None:
+            if (reason := next(losses, None)) is not None and live.activation is not None:
+                live.activation.discard(reason)
+
+        monkeypatch.setattr(live._residency, "note_state", lose)
+        node.runtime.held.add("session.resume")
+        run = await node.send("s1", "two")
+        await settle()
+        other = asyncio.create_task(live._residency.awake())
+        await settle()
+        node.runtime.release("session.resume")
+        await settle()
+        await node.loaded("s1").answer()
+        assert await status(run) is TurnStatus.COMPLETED
+        assert not (await other).lost.done()
+        assert node.prompts("s1") == ["one", "two"]
+
+
 @pytest.mark.parametrize("flushed", [False, True])
 async def test_a_loss_in_mid_turn_repeats_it_once(flushed: bool) -> None:
     async with scripted_node() as node:

@@ -30,7 +30,9 @@ from aerodrome.sessions.slots import TurnSlots
 from aerodrome.statestore.history import messages
 from aerodrome.statestore.ports import Deleted, FileInfo
 from aerodrome.statestore.provider import EVENTS_PATH
+from aerodrome.telemetry import Telemetry
 from support.scripted_runtime import LoadedSession, ScriptedPool, ScriptedRuntime
+from support.told import Told
 
 ALICE = Principal("acme", "alice")
 BOB = Principal("acme", "bob")
@@ -201,6 +203,8 @@ class ScriptedNode:
         self.settled = True
         self.incarnation = f"{name}-1"
         self.tasks = TaskOwner(name)
+        #: What the meters of a node would be told.
+        self.told = Told()
         self.context = SessionContext(
             options=SessionOptions(**options),
             directory=patient_directory(cast("Any", stores.slow_directory), patience),
@@ -225,6 +229,7 @@ class ScriptedNode:
             ),
             patience=patience,
             state_patience=patience,
+            telemetry=Telemetry(meter=self.told),
         )
         self.service = SessionService(self.context)
         self.janitor = Janitor(self.service, self.context)

@@ -17,9 +17,12 @@ from typing import Any
 
 from aerodrome.errors import Capacity
 from aerodrome.events import SessionEvent
-from aerodrome.model import RuntimeKey
+from aerodrome.model import RuntimeKey, SessionKey
 from aerodrome.runtime.control import SessionBinding
+from aerodrome.runtime.deaths import Death
 from aerodrome.runtime.link import LinkClosed, RemoteError
+from aerodrome.runtime.machine import RuntimeState
+from aerodrome.runtime.wear import Latency
 from aerodrome.statestore.provider import EVENTS_PATH
 
 _numbers = itertools.count(1)
@@ -149,6 +152,11 @@ class ScriptedRuntime:
         self.key = key
         self.reserved = 0
         self.turns = 0
+        self.state = RuntimeState.CLAIMED
+        self.latency = Latency()
+        self.loading: set[SessionKey] = set()
+        self.alone = False
+        self.death: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
         self.lost = asyncio.Event()
         self.lost_reason = ""
         self.control = ScriptedControl(self)
@@ -185,10 +193,12 @@ class ScriptedRuntime:
             return False
         return bool(answer["success"])
 
-    def kill(self, reason: str) -> None:
+    def kill(self, reason: str, death: Death = Death.OUTSIDE) -> None:
         if self.lost.is_set():
             return
         self.lost_reason = reason
+        self.state = RuntimeState.FAILED
+        self.death.set_result(death)
         self.lost.set()
         for session in self.sessions.values():
             session.close()
@@ -279,6 +289,7 @@ class ScriptedPool:
 
     def __init__(self, *, max_sessions: int, max_runtimes: int, pause: Callable[[], Awaitable[None]]) -> None:
         self.make_room: Callable[[RuntimeKey | None], Awaitable[bool]] | None = None
+        self.move_sessions: Callable[[Any, bool], Awaitable[bool]] | None = None
         self.on_lost: Callable[[Any], None] | None = None
         self.auto = False
         self.runtimes: list[ScriptedRuntime] = []
@@ -293,19 +304,20 @@ class ScriptedPool:
         self._max_runtimes = max_runtimes
         self._pause = pause
 
-    async def reserve(self, key: RuntimeKey, session_id: str | None = None) -> ScriptedRuntime:
+    async def reserve(self, key: RuntimeKey, session_id: str | None = None, *, alone: bool = False) -> ScriptedRuntime:
         await self._pause()
         while self.held:
             await self._changed.wait()
         if self.failure is not None:
             raise self.failure
         while True:
-            mine = [runtime for runtime in self.runtimes if runtime.key == key]
+            mine = [runtime for runtime in self.runtimes if runtime.key == key and not runtime.alone]
             for runtime in mine:
-                if runtime.reserved < self._max_sessions:
+                if runtime.reserved < (1 if alone else self._max_sessions):
                     runtime.reserved += 1
+                    runtime.alone = alone
                     return runtime
-            if not mine and len(self.runtimes) < self._max_runtimes:
+            if (alone or not mine) and len(self.runtimes) < self._max_runtimes:
                 self._start(key)
                 continue
             assert self.make_room is not None
@@ -320,6 +332,7 @@ class ScriptedPool:
     def release(self, runtime: ScriptedRuntime) -> None:
         assert runtime.reserved > 0, "a place was given back twice"
         runtime.reserved -= 1
+        runtime.alone = runtime.alone and runtime.reserved > 0
         self.notify()
 
     def notify(self) -> None:

@@ -27,7 +27,7 @@ async def try_runtime(settings: Settings) -> float:
     )
     began = time.monotonic()
     with Homes(settings.server.data_dir / "runtimes") as homes:
-        pool = RuntimePool(replace(pool_options(settings, binary.path, homes.path), warm=0), launcher())
+        pool = RuntimePool(replace(pool_options(settings, binary.path, homes.path), warm=0, max_warm=0), launcher())
         await pool.start()
         try:
             await pool.reserve(RuntimeKey("aerodrome", "doctor"))

@@ -131,7 +131,7 @@ class Node:
             clock=self._clock,
             load=self._load,
         )
-        self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), launcher(), telemetry.meter)
+        self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), launcher(), meter=telemetry.meter)
         self.cluster = self._cluster()
         context = self._session_context()
         self.sessions = SessionService(context)
@@ -363,7 +363,7 @@ class Node:
             return False, "the coordination store cannot be reached"
         if (reason := self.pool.unavailable_reason) is not None:
             return False, f"the Copilot CLI does not start: {reason}"
-        if not any(r.state in (RuntimeState.WARM, RuntimeState.CLAIMED) for r in self.pool.runtimes):
+        if not any(r.state is RuntimeState.WARM or r.state.serves for r in self.pool.runtimes):
             return False, "the first runtime is being started"
         return True, "accepting work"
 
@@ -372,6 +372,7 @@ class Node:
         runtimes = [{**runtime.describe(), "node": name} for runtime in self.pool.runtimes]
         return {
             "runtimes": runtimes,
+            "recycles": dict(self.pool.retirements.recycled),
             "sessions": len(self.sessions.live),
             "draining": self.sessions.draining,
             "started_at": self._started_at,

@@ -8,13 +8,16 @@ from typing import Any
 
 from aerodrome.app.observe import runtime_env
 from aerodrome.config.provider_settings import ProviderSettings, reveal
+from aerodrome.config.recycle_settings import RecycleSettings
 from aerodrome.config.settings import Settings
 from aerodrome.config.types import Address
 from aerodrome.gateway.limits import GatewayLimits
 from aerodrome.gateway.server import GatewayOptions
 from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.pool import PoolOptions
+from aerodrome.runtime.recycler import RecycleOptions
 from aerodrome.runtime.supervisor import RuntimeOptions
+from aerodrome.runtime.wear import WearLimits
 from aerodrome.sessions.context import SessionOptions
 
 
@@ -34,11 +37,30 @@ def pool_options(settings: Settings, command: Path, homes: Path) -> PoolOptions:
             log_bytes=runtime.log_bytes,
         ),
         warm=runtime.warm,
+        max_warm=min(runtime.most_warm, runtime.max_runtimes),
+        memory_reserve=runtime.memory_reserve,
         max_runtimes=runtime.max_runtimes,
         max_sessions=runtime.max_sessions,
         spawn_concurrency=runtime.spawn_concurrency,
         capacity_timeout=runtime.capacity_timeout,
         idle_timeout=runtime.idle_timeout,
+        recycle=recycle_options(runtime.recycle),
+    )
+
+
+def recycle_options(recycle: RecycleSettings) -> RecycleOptions:
+    return RecycleOptions(
+        limits=WearLimits(
+            turns=recycle.turns,
+            age=recycle.age,
+            memory=recycle.memory,
+            descriptors=recycle.descriptors,
+            children=recycle.children,
+            drift=recycle.drift,
+        ),
+        interval=recycle.interval,
+        at_once=recycle.at_once,
+        patience=recycle.patience,
     )
 
 
@@ -90,6 +112,8 @@ def session_options(settings: Settings) -> SessionOptions:
         request_timeout=sessions.request_timeout,
         max_queued=sessions.max_queued,
         turn_timeout=sessions.turn_timeout,
+        large_history=sessions.large_history,
+        max_history=sessions.max_history,
         max_prompt=settings.limits.max_prompt,
         reader_bytes=settings.limits.sse_buffer,
         default_isolation=settings.isolation.default,

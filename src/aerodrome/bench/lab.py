@@ -83,6 +83,8 @@ class Lab:
         }
         for name, keys in sections.items():
             values[name] = {**values.get(name, {}), **keys}
+        # As many as were asked for, so that it can be waited for.
+        values["runtime"].setdefault("max_warm", values["runtime"].get("warm", 1))
         settings = Settings.model_validate(values)
         with (data / "node.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(

@@ -23,8 +23,10 @@ from aerodrome.bench import (
     gateway_turns,
     hibernation,
     memory,
+    recycling,
     telemetry,
     turns,
+    warm_claim,
 )
 from aerodrome.bench.lab import Lab
 from aerodrome.bench.report import Row
@@ -48,6 +50,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "gateway-clients": gateway_clients.run,
     "fleet-recovery": fleet_recovery.run,
     "directory-scale": directory_scale.run,
+    "recycling": recycling.run,
+    "warm-claim": warm_claim.run,
     "telemetry": telemetry.run,
 }
 

@@ -42,6 +42,9 @@ class Scale:
     #: Sessions in the larger directory, and rounds of opening and listing.
     directory_rows: int
     directory_rounds: int
+    #: Turns of a runtime's long life, and claims of warm runtimes.
+    wear_turns: int
+    claims: int
 
 
 FULL = Scale(
@@ -69,6 +72,8 @@ FULL = Scale(
     node_kills=20,
     directory_rows=100_000,
     directory_rounds=200,
+    wear_turns=600,
+    claims=20,
 )
 QUICK = Scale(
     name="quick",
@@ -95,4 +100,6 @@ QUICK = Scale(
     node_kills=1,
     directory_rows=1_000,
     directory_rounds=10,
+    wear_turns=8,
+    claims=2,
 )

@@ -38,6 +38,8 @@ class Name(StrEnum):
     GATEWAY_CLIENTS = "gateway-clients"
     FLEET_RECOVERY = "fleet-recovery"
     DIRECTORY_SCALE = "directory-scale"
+    RECYCLING = "recycling"
+    WARM_CLAIM = "warm-claim"
     TELEMETRY = "telemetry"
 
 

@@ -57,7 +57,7 @@ def list_sessions(
                 row.key.tenant,
                 row.key.id,
                 row.owner,
-                row.state.value,
+                "quarantined" if _quarantined(row) else row.state.value,
                 moment(row.last_used_at),
                 row.last_turn.status.value if row.last_turn else None,
                 row.title,
@@ -83,6 +83,23 @@ def show(session_id: SessionArgument, tenant: TenantOption, config: ConfigOption
         }
 
     print_json(_run(config, read))
+
+
+@app.command("release")
+def release(session_id: SessionArgument, tenant: TenantOption, config: ConfigOption = None) -> None:
+    """Let a quarantined session be loaded again. See that what made it end runtimes has changed: their memory, their
+    version; it is quarantined again when it goes on as before."""
+
+    async def let_go(stores: Stores) -> bool:
+        from aerodrome.sessions.quarantine import released
+
+        row = await _row(stores, SessionKey(tenant, session_id))
+        if describe(row)["charges"] is None:
+            return False
+        await stores.directory.update(row.key, options=released(row).options)
+        return True
+
+    say(f"Released {tenant}/{session_id}." if _run(config, let_go) else f"{tenant}/{session_id} is not held back.")
 
 
 @app.command("export")
@@ -229,10 +246,18 @@ def _tell(done: Erased, revoked: list[str], as_json: bool) -> None:
 
 
 def describe(row: SessionRow) -> dict[str, Any]:
-    """The session object of the HTTP API."""
+    """The session object of the HTTP API, and how often the session has made a runtime end."""
     from aerodrome.http.objects import session_object
+    from aerodrome.sessions.blame import OPTION
 
-    return session_object(row)
+    return {**session_object(row), OPTION: row.options.get(OPTION)}
+
+
+def _quarantined(row: SessionRow) -> bool:
+    from aerodrome.sessions.blame import Charges
+
+    charges = Charges.of(row.options)
+    return charges is not None and charges.quarantined
 
 
 async def _rows(stores: Stores, tenant: str | None, user: str | None, limit: int) -> list[SessionRow]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from aerodrome.config.recycle_settings import RecycleSettings, written
 from aerodrome.config.section import MIB, Section, broken_rule
 from aerodrome.config.types import (
     ByteSize,
@@ -51,7 +52,19 @@ class RuntimeSettings(Section):
     launcher: Literal["process"] = Field(
         default="process", description="How runtimes are started: `process` is a child process of the node."
     )
-    warm: int = Field(default=1, ge=0, description="Started runtimes kept ready for whoever comes next.")
+    warm: int = Field(default=1, ge=0, description="Started runtimes kept ready for whoever comes next, at least.")
+    max_warm: int | None = Field(
+        default=None,
+        ge=0,
+        description="The same, at most: so many are kept when users come often, or have come many at a time.",
+        json_schema_extra={"example": "8", "default_text": "4, or `warm` if that is more; 0 if `warm` is 0"},
+    )
+    memory_reserve: ByteSize = Field(
+        default=512 * MIB,
+        ge=0,
+        description="Memory of the machine, or of the container, that runtimes which stand by leave free. When less "
+        "than half of it is left, they are stopped. 0: do not look.",
+    )
     max_runtimes: int = Field(default=32, ge=1, description="Most runtimes of this node, warm ones included.")
     max_sessions: int = Field(
         default=50, ge=1, description="Most sessions loaded in one runtime; past it the least recently used hibernates."
@@ -75,10 +88,26 @@ class RuntimeSettings(Section):
         description="Environment variables for every runtime, beside the few it gets anyway.",
         json_schema_extra={"example": '{ HTTPS_PROXY = "http://127.0.0.1:3128" }'},
     )
+    recycle: Annotated[RecycleSettings, Kind("table", written)] = Field(
+        default_factory=RecycleSettings,
+        description="When a runtime is worn out and replaced, with its sessions moved and nobody interrupted: after so "
+        "many `turns`, at an `age`, with so much `memory` (PSS, children included), so many open `descriptors` or "
+        "`children`, or when it answers `drift` times slower than in its youth; 0 switches a limit off. It is looked "
+        "at every `interval`. `at_once` are replaced at a time, and a turn that runs then has `patience` to end.",
+    )
     log_bytes: ByteSize = Field(default=MIB, gt=0, description="Most bytes of output kept of one runtime.")
 
     @model_validator(mode="after")
     def _warm_ones_fit(self) -> Self:
         if self.warm > self.max_runtimes:
             raise broken_rule("warm", message="expected at most runtime.max_runtimes")
+        if self.max_warm is not None and self.max_warm < self.warm:
+            raise broken_rule("max_warm", message="expected at least runtime.warm")
         return self
+
+    @property
+    def most_warm(self) -> int:
+        """`max_warm`, or what it is without being set."""
+        if self.max_warm is not None:
+            return self.max_warm
+        return max(self.warm, 4) if self.warm else 0

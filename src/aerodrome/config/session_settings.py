@@ -32,11 +32,25 @@ class SessionSettings(Section):
     )
     max_queued: int = Field(default=100, ge=0, description="Most prompts waiting in one session.")
     turn_timeout: Duration = Field(default=3600.0, gt=0, description="A turn that runs longer is aborted.")
+    large_history: ByteSize = Field(
+        default=8 * MIB,
+        gt=0,
+        description="A session whose stored history is longer is warned of when it is loaded: in the log, and to its "
+        "readers with the event `aerodrome.session_large`.",
+    )
+    max_history: ByteSize = Field(
+        default=48 * MIB,
+        gt=0,
+        description="A session whose stored history is longer is not loaded, but refused with `too_large`: it might "
+        "end its runtime, for all who share it.",
+    )
 
     @model_validator(mode="after")
     def _hibernates_before_it_expires(self) -> Self:
         if self.ttl < self.idle_timeout:
             raise broken_rule("ttl", message="expected at least sessions.idle_timeout")
+        if self.max_history < self.large_history:
+            raise broken_rule("max_history", message="expected at least sessions.large_history")
         return self
 
 

@@ -34,6 +34,7 @@ PROBLEMS: dict[str, ProblemKind] = {
     "session_busy": ProblemKind(409, "Session busy", True, "a turn is running and on_busy is 'reject'"),
     "conflict": ProblemKind(409, "Conflict", False, "this Idempotency-Key was used for another prompt"),
     "too_large": ProblemKind(413, "Too large", False, "the body is larger than 16777216 bytes"),
+    "quarantined": ProblemKind(423, "Session quarantined", False, "loading this session has ended 2 runtimes"),
     "rate_limited": ProblemKind(429, "Rate limited", True, "60 requests a minute are spent"),
     "internal": ProblemKind(500, "Internal error", False, "unexpected; the log has it under this X-Request-Id"),
     "turn_failed": ProblemKind(502, "Turn failed", False, "the model provider answered 500"),

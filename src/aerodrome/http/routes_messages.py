@@ -37,7 +37,9 @@ async def ask(request: Request, body: schemas.AskBody, trace: Trace = False) -> 
 
 @router.post(
     "/sessions/{session_id}/messages",
-    responses=responses(turn_docs(), *body_codes("forbidden", "not_found", "session_busy", "conflict", *TURN_CODES)),
+    responses=responses(
+        turn_docs(), *body_codes("forbidden", "not_found", "session_busy", "conflict", "quarantined", *TURN_CODES)
+    ),
 )
 async def send_message(
     request: Request,

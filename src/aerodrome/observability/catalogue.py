@@ -104,6 +104,9 @@ WAKE_SECONDS = _metric(
 SESSIONS_LOST = _metric(
     "counter", "aerodrome_sessions_lost", "Sessions that were lost with their runtime, their lease or a refused write."
 )
+QUARANTINES = _metric(
+    "counter", "aerodrome_sessions_quarantined", "Sessions that have made runtimes end, and are loaded no more."
+)
 HIBERNATIONS = _metric("counter", "aerodrome_sessions_hibernated", "Sessions that were put to sleep.")
 
 RUNTIMES = _metric("gauge", "aerodrome_runtimes", "Runtimes of this node, by state.", "state")
@@ -124,7 +127,7 @@ START_FAILURES = _metric("counter", "aerodrome_runtime_start_failures", "Runtime
 RUNTIMES_ENDED = _metric(
     "counter",
     "aerodrome_runtimes_ended",
-    "Runtimes that have ended, by reason: lost, idle, room, or why one was recycled.",
+    "Runtimes that have ended, by reason: lost, idle, room, surplus, drain, or why one was recycled.",
     "reason",
 )
 
@@ -208,6 +211,7 @@ CATALOGUE: dict[str, tuple[Metric, ...]] = {
         LEASES,
         WAKE_SECONDS,
         SESSIONS_LOST,
+        QUARANTINES,
         HIBERNATIONS,
     ),
     "Runtimes": (

@@ -31,6 +31,8 @@ from aerodrome.telemetry.meter import EndedTurn, Meter, ModelCall, Traffic
 
 #: Models and providers that are told apart: sessions may name any.
 _MODELS = 20
+#: Why runtimes end; operators may give reasons of their own.
+_REASONS = 20
 _FENCED = Fenced.code
 #: How turns end, well and otherwise, and a call of each store that is made all the time.
 _ENDS = (
@@ -67,6 +69,7 @@ class PrometheusMeter(Meter):
             return Histogram(metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=registry)
 
         self._tenant, self._model, self._provider = Capped(tenants), Capped(_MODELS), Capped(_MODELS)
+        self._reason = Capped(_REASONS)
         self._turns = counter(catalogue.TURNS)
         self._turn_seconds = histogram(catalogue.TURN_SECONDS)
         self._turn_wait = histogram(catalogue.TURN_WAIT)
@@ -77,6 +80,7 @@ class PrometheusMeter(Meter):
         self._tokens = counter(catalogue.TOKENS)
         self._wake_seconds = histogram(catalogue.WAKE_SECONDS)
         self._sessions_lost = counter(catalogue.SESSIONS_LOST)
+        self._quarantines = counter(catalogue.QUARANTINES)
         self._hibernations = counter(catalogue.HIBERNATIONS)
         self._start_seconds = histogram(catalogue.START_SECONDS)
         self._start_failures = counter(catalogue.START_FAILURES)
@@ -135,6 +139,9 @@ class PrometheusMeter(Meter):
     def session_lost(self) -> None:
         self._sessions_lost.inc()
 
+    def session_quarantined(self) -> None:
+        self._quarantines.inc()
+
     def session_hibernated(self) -> None:
         self._hibernations.inc()
 
@@ -145,7 +152,7 @@ class PrometheusMeter(Meter):
         self._start_failures.inc()
 
     def runtime_ended(self, reason: str) -> None:
-        self._runtimes_ended.labels(reason).inc()
+        self._runtimes_ended.labels(self._reason(reason)).inc()
 
     def store_called(self, store: str, operation: str, seconds: float, failure: str | None) -> None:
         self._store_seconds.labels(store, operation).observe(seconds)

@@ -16,25 +16,31 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 import structlog
 
 from aerodrome._util.tasks import TaskOwner
-from aerodrome.errors import AerodromeError, Capacity, Draining, RuntimeUnavailable
+from aerodrome.errors import AerodromeError, Capacity, Draining, NotFound, RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.placement.choose import Candidate, least_loaded
 from aerodrome.runtime.circuit import StartCircuit
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.ports import Launcher
 from aerodrome.runtime.probe import ProbeModel
+from aerodrome.runtime.recycler import RecycleOptions, Recycler
+from aerodrome.runtime.retirements import Retirements
+from aerodrome.runtime.standby import Standby, StandbyOptions
 from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
 from aerodrome.telemetry.meter import Meter
 
 log = structlog.get_logger(__name__)
 
 
+#: Seconds between two looks at what the machine has left.
+_LOOK = 5.0
 #: Runtimes that a session may have got stuck in before it has to wait for one of them.
 _STUCK_IN = 2
 
@@ -42,7 +48,11 @@ _STUCK_IN = 2
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
     runtime: RuntimeOptions
+    #: Warm runtimes at least, and at most when they are much in demand (`runtime.standby`).
     warm: int = 1
+    max_warm: int = 0
+    #: Bytes that warm runtimes leave free on the machine; 0: they do not look.
+    memory_reserve: int = 0
     max_runtimes: int = 32
     #: Resident sessions a runtime.
     max_sessions: int = 50
@@ -54,11 +64,16 @@ class PoolOptions:
     #: Seconds after a claim before its replacement is started: a start takes a core for a second, and the user who
     #: has just claimed is about to take the first turn.
     replenish_delay: float = 1.0
+    recycle: RecycleOptions = field(default_factory=RecycleOptions)
 
 
 #: Makes room by hibernating: the least recently used idle session of this key, or, when it is ``None``, all
 #: sessions of the least recently used runtime that has only idle ones. ``False``: there is none.
 MakeRoom = Callable[[RuntimeKey | None], Awaitable[bool]]
+
+#: Takes the sessions that are idle now out of a runtime, and, if the second argument is true, loads those that are in
+#: use again elsewhere. ``False``: there was none.
+MoveSessions = Callable[[ManagedRuntime, bool], Awaitable[bool]]
 
 
 class _Claim:
@@ -70,8 +85,17 @@ class _Claim:
 
 
 class RuntimePool:
-    def __init__(self, options: PoolOptions, launcher: Launcher, meter: Meter | None = None) -> None:
+    def __init__(
+        self,
+        options: PoolOptions,
+        launcher: Launcher,
+        standby: Standby | None = None,
+        meter: Meter | None = None,
+    ) -> None:
         self._options = options
+        self._standby = standby or Standby(
+            StandbyOptions(options.warm, options.max_warm, options.memory_reserve),
+        )
         self._launcher = launcher
         self._meter = meter or Meter()
         self._probe = ProbeModel()
@@ -88,7 +112,9 @@ class RuntimePool:
         self._changed = asyncio.Event()
         self._tasks = TaskOwner("pool")
         self._closing = False
+        self.retirements = Retirements(self, self._tasks, options.recycle.patience)
         self.make_room: MakeRoom | None = None
+        self.move_sessions: MoveSessions | None = None
         self.on_lost: Callable[[ManagedRuntime], None] | None = None
 
     # --- life ---
@@ -98,6 +124,8 @@ class RuntimePool:
         await self._probe.start()
         self._tasks.start(self._keep_warm(), "keep-warm")
         self._tasks.start(self._stop_idle(), "stop-idle")
+        self._tasks.start(self._watch_machine(), "watch-machine")
+        self._tasks.start(Recycler(self, self._options.recycle).run(), "recycle")
 
     async def aclose(self) -> None:
         """Stop every runtime. Sessions should have been hibernated before."""
@@ -123,29 +151,40 @@ class RuntimePool:
 
     # --- places ---
 
-    async def reserve(self, key: RuntimeKey, session_id: str | None = None) -> ManagedRuntime:
+    async def reserve(self, key: RuntimeKey, session_id: str | None = None, *, alone: bool = False) -> ManagedRuntime:
         """A runtime of this key with a place taken in it; give the place back with `release`.
 
         Args:
             session_id: The session that the place is for. It does not come to a runtime that has not let go of it yet.
+            alone: In a runtime that holds nothing else, and gets nothing else meanwhile.
 
         Raises:
             Capacity: No room within the time-out, with all runtimes and their sessions in use.
             RuntimeUnavailable: The CLI does not start; the detail says why.
             Draining: This node is shutting down.
         """
+        with self.wanting(key):
+            deadline = time.monotonic() + self._options.capacity_timeout
+            runtime = await self._find_room(key, session_id, deadline, alone=alone)
+            runtime.reserved += 1
+            runtime.alone = alone
+            return runtime
+
+    @contextmanager
+    def wanting(self, key: RuntimeKey) -> Iterator[None]:
+        """As long as this is open, runtimes of the key that hold no session are not unused."""
         self._requests[key] += 1
         try:
-            runtime = await self._find_room(key, session_id, time.monotonic() + self._options.capacity_timeout)
-            runtime.reserved += 1
-            return runtime
+            yield
         finally:
             self._requests[key] -= 1
             if not self._requests[key]:
                 del self._requests[key]
                 self.notify()  # a runtime of this key that holds no session may be ended now
 
-    async def _find_room(self, key: RuntimeKey, session_id: str | None, deadline: float) -> ManagedRuntime:
+    async def _find_room(
+        self, key: RuntimeKey, session_id: str | None, deadline: float, *, alone: bool
+    ) -> ManagedRuntime:
         claim: _Claim | None = None
         #: The state of things in which we have asked for room in this key's own runtimes.
         asked: asyncio.Event | None = None
@@ -154,13 +193,18 @@ class RuntimePool:
                 raise Draining("this node is shutting down")
             # Taken before we look, so that a change between the look and the wait is not missed.
             changed = self._changed
-            stuck_in = [r for r in self._of(key) if session_id in r.letting_go]
+            stuck_in = [
+                r for r in self._runtimes.values() if r.key == key and r.state.serves and session_id in r.letting_go
+            ]
             if len(stuck_in) >= _STUCK_IN:
                 # Whoever makes sessions get stuck gets no third runtime for it.
                 raise RuntimeUnavailable("earlier runtimes have not let go of the session yet", retry_after=5.0)
-            if (runtime := self._with_room(key, stuck_in)) is not None:
+            if alone:
+                if (empty := [r for r in self._of(key) if not r.reserved and r not in stuck_in]) != []:
+                    return empty[0]
+            elif (runtime := self._with_room(key, stuck_in)) is not None:
                 return runtime
-            if asked is not changed and len(self._of(key)) > len(stuck_in):
+            if not alone and asked is not changed and any(r not in stuck_in for r in self._of(key)):
                 asked = changed
                 await self._make_room(key)
                 continue
@@ -172,23 +216,81 @@ class RuntimePool:
 
     def release(self, runtime: ManagedRuntime) -> None:
         runtime.reserved -= 1
+        runtime.alone = runtime.alone and runtime.reserved > 0
         runtime.last_held = time.monotonic()
         self.notify()
+
+    async def change(self, timeout: float) -> None:
+        """Wait for the next `notify`, and no longer than `timeout` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._changed.wait()
 
     def notify(self) -> None:
         """Something has changed that somebody may wait for: a place, or a session that can be hibernated."""
         self._changed.set()
         self._changed = asyncio.Event()
 
+    # --- runtimes that are to go ---
+
+    async def recycle(self, runtime_id: str, reason: str) -> None:
+        """Replace a runtime: its sessions move to another one of its key, then it stops (see `retirements`).
+
+        Args:
+            reason: A word or two, for logs, listings and counters.
+
+        Raises:
+            NotFound: This node has no such runtime.
+            Conflict: It is being started.
+            RuntimeUnavailable: No replacement can be started; nothing has changed.
+        """
+        await self.retirements.recycle(self._find(runtime_id), reason)
+
+    async def drain(self, runtime_id: str) -> None:
+        """Have a runtime end without a replacement, once the turns in it have ended. Raises as `recycle`."""
+        await self.retirements.drain(self._find(runtime_id))
+
+    def _find(self, runtime_id: str) -> ManagedRuntime:
+        if self._closing:
+            raise Draining("this node is shutting down, and its runtimes with it")
+        if (runtime := self._runtimes.get(runtime_id)) is None:
+            raise NotFound(f"this node has no runtime {runtime_id}; `aerodrome runtimes ls` lists those of all nodes")
+        return runtime
+
+    def places_besides(self, runtime: ManagedRuntime) -> int:
+        """Free places in the other runtimes of its key."""
+        return sum(self._options.max_sessions - r.reserved for r in self._of(runtime.key) if r is not runtime)
+
+    async def replacement(self, runtime: ManagedRuntime) -> ManagedRuntime | None:
+        """A runtime of the same key for the sessions of this one, claimed for that unless the others of the key have
+        room for them. Call it with the key `wanting`. ``None``: none is needed, or the ceiling leaves no room for one.
+
+        Raises:
+            RuntimeUnavailable: None can be started.
+        """
+        others = [r for r in self._of(runtime.key) if r is not runtime]
+        if self.places_besides(runtime) >= runtime.reserved:
+            return None
+        if not self._in(RuntimeState.WARM) and len(self._runtimes) >= self._options.max_runtimes:
+            return None
+        assert runtime.key is not None  # it has sessions
+        claim = self._join_claim(runtime.key)
+        while not claim.ended:
+            await self._changed.wait()
+        if claim.error is not None:
+            raise claim.error
+        return next((r for r in self._of(runtime.key) if r is not runtime and r not in others), None)
+
     async def retire(self, runtime: ManagedRuntime, reason: str = "retired") -> None:
         """Stop a runtime that nobody needs any more. It counts as one until its process has gone.
 
         Args:
-            reason: See `Meter.runtime_ended`.
+            reason: See `Meter.runtime_ended`; one that is recycled has its own.
         """
-        self._meter.runtime_ended(reason)
         await self._stop(runtime)
-        self._runtimes.pop(runtime.id, None)
+        # One that is recycled and then lost comes here twice.
+        if self._runtimes.pop(runtime.id, None) is not None:
+            self._meter.runtime_ended(runtime.retiring or reason)
         self.notify()
 
     async def _stop(self, runtime: ManagedRuntime) -> None:
@@ -200,8 +302,9 @@ class RuntimePool:
     async def _make_room(self, key: RuntimeKey | None) -> bool:
         return self.make_room is not None and await self.make_room(key)
 
-    def _of(self, key: RuntimeKey) -> list[ManagedRuntime]:
-        return [r for r in self._in(RuntimeState.CLAIMED) if r.key == key]
+    def _of(self, key: RuntimeKey | None) -> list[ManagedRuntime]:
+        """Those that take sessions."""
+        return [r for r in self._in(RuntimeState.CLAIMED) if r.key == key and not r.alone]
 
     def _in(self, state: RuntimeState) -> list[ManagedRuntime]:
         return [r for r in self._runtimes.values() if r.state is state]
@@ -252,6 +355,7 @@ class RuntimePool:
             changed = self._changed
             if warm := self._in(RuntimeState.WARM):
                 warm[0].claim(key)
+                self._standby.claimed()
                 log.info("runtime.claimed", runtime=warm[0].id, pid=warm[0].pid, key=str(key))
                 return
             if len(self._in(RuntimeState.STARTING)) >= len(self._claims):
@@ -296,6 +400,7 @@ class RuntimePool:
             self.notify()
         self._circuit.succeeded()
         took = time.monotonic() - began
+        self._standby.started(took)
         self._meter.runtime_started(took)
         log.info("runtime.warm", runtime=runtime.id, pid=runtime.pid, seconds=round(took, 3))
 
@@ -316,7 +421,7 @@ class RuntimePool:
                 await changed.wait()
                 continue
             if self._claims or self._in(RuntimeState.CLAIMED):
-                await asyncio.sleep(self._options.replenish_delay)
+                await asyncio.sleep(self._standby.pause(self._options.replenish_delay))
             if self._warm_short():
                 try:
                     await self._spawn()
@@ -324,7 +429,21 @@ class RuntimePool:
                     await asyncio.sleep(max(0.1, self._circuit.wait(time.monotonic())))
 
     def _warm_short(self) -> bool:
-        return self._spare() < self._options.warm and len(self._runtimes) < self._options.max_runtimes
+        return self._spare() < self._warm_target() and len(self._runtimes) < self._options.max_runtimes
+
+    def _warm_target(self) -> int:
+        measured = [runtime.memory for runtime in self._runtimes.values() if runtime.memory]
+        return self._standby.target(self._spare(), min(measured, default=None))
+
+    async def _watch_machine(self) -> None:
+        """See what the machine has left, and let a warm runtime go when that is too little."""
+        while True:
+            headroom = self._standby.look()
+            if self._standby.short and (warm := self._in(RuntimeState.WARM)) and self._warm_target() < self._spare():
+                log.warning("runtime.let_go", runtime=warm[0].id, available=headroom.available)
+                await self.retire(warm[0], "surplus")
+            self.notify()
+            await asyncio.sleep(_LOOK)
 
     def _spare(self) -> int:
         """Runtimes that are warm, or about to be, and that no claim waits for."""
@@ -343,8 +462,8 @@ class RuntimePool:
     def _idle(self, runtime: ManagedRuntime, now: float) -> bool:
         unused = now - runtime.last_held
         if runtime.state is RuntimeState.WARM:
-            # Started for a request that then gave up.
-            return unused >= self._options.idle_timeout and self._spare() > self._options.warm
+            # Started for a request that then gave up, or when more were in demand.
+            return unused >= self._options.idle_timeout and self._spare() > self._warm_target()
         if runtime not in self._unused():
             return False
         # A user's own runtime has nobody left to wait for; a tenant's may get its next user any moment.

@@ -22,13 +22,16 @@ import structlog
 
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.errors import RuntimeUnavailable
-from aerodrome.model import RuntimeKey
+from aerodrome.model import RuntimeKey, SessionKey
 from aerodrome.runtime.control import ControlLink
+from aerodrome.runtime.deaths import Death, death_of
 from aerodrome.runtime.homes import erase, has_home
 from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.runtime.machine import RuntimeMachine, RuntimeState, Stimulus
+from aerodrome.runtime.measure import cpu_seconds, oom_kills
 from aerodrome.runtime.ports import Launcher, LaunchSpec, RuntimeProcess
 from aerodrome.runtime.probe import ProbeModel, prove_ready
+from aerodrome.runtime.wear import Latency
 from aerodrome.wire.framing import DEFAULT_MAX_FRAME
 
 log = structlog.get_logger(__name__)
@@ -37,6 +40,13 @@ log = structlog.get_logger(__name__)
 LET_GO = 10.0
 #: Seconds that an answer to `session.detach` is waited for in the background.
 _PATIENCE = 86400.0
+#: Seconds that a process gets to end by itself when its connection is gone.
+_LAST_MOMENTS = 1.0
+#: Part of the time without an answer in which a runtime that hangs has to have been at work to be `Death.STUCK`. One
+#: that was stopped, or waits for something, is not at all; and on a busy machine nobody gets much.
+_AT_WORK = 0.05
+#: Reasons of earlier recyclings that a listing tells.
+_TOLD = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +79,16 @@ class ManagedRuntime:
         #: Sessions that have, or are about to get, a place in it. Counted before the first await (trap 11).
         self.reserved = 0
         self.turns = 0
+        #: Why runtimes that this one is the latest replacement of were recycled, the first first.
+        self.replaces: tuple[str, ...] = ()
+        #: Why it is being recycled or drained, while it is.
+        self.retiring = ""
         self.started_at = time.time()
+        self.started = time.monotonic()
+        #: How long it takes to answer what sessions ask of it.
+        self.latency = Latency()
+        #: Proportional set size with its children, in bytes, when it was last looked at.
+        self.memory = 0
         #: Monotonic time of the last moment in which it held a session; for the idle time-out.
         self.last_held = time.monotonic()
         #: Set once, when the runtime has gone without being asked to; `lost_reason` says why.
@@ -80,6 +99,12 @@ class ManagedRuntime:
         self.on_let_go: Callable[[], None] | None = None
         #: Sessions that it was asked to let go of and has not yet: a session of that name must not come here.
         self.letting_go: dict[str, asyncio.Task[bool]] = {}
+        #: Sessions that are being loaded in it, or have just failed to be.
+        self.loading: set[SessionKey] = set()
+        #: Kept for one session alone, because of what it has done, or may have done, to other runtimes.
+        self.alone = False
+        #: How it came to its end, once that is known.
+        self.death: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
         self.control = ControlLink(self._link_closed, options.request_timeout, options.max_frame)
         self._options = options
         self._machine = RuntimeMachine()
@@ -88,6 +113,12 @@ class ManagedRuntime:
         #: Its connection token; whoever has it may do everything in the runtime.
         self.token = ""
         self._discarding = False
+        #: We know that it is not by itself that it ends.
+        self._death: Death | None = None
+        #: Processor time and monotonic time of the latest sign of life.
+        self._alive_at = (0.0, time.monotonic())
+        #: What the kernel had killed for want of memory by then.
+        self._oom_kills = oom_kills()
         #: Nothing of it is left.
         self._ended = asyncio.Event()
 
@@ -135,7 +166,11 @@ class ManagedRuntime:
             "sessions": self.reserved,
             "turns": self.turns,
             "rss_bytes": rss,
+            "pss_bytes": self.memory or None,
             "started_at": self.started_at,
+            "recycles": len(self.replaces),
+            "reasons": list(self.replaces[-_TOLD:]),
+            "retiring": self.retiring or None,
         }
 
     # --- its life ---
@@ -175,6 +210,11 @@ class ManagedRuntime:
         self.key = key
         self.last_held = time.monotonic()
 
+    def retire(self, reason: str) -> None:
+        """No session comes to it any more; what it has, it keeps until `stop`."""
+        self._machine.apply(Stimulus.RETIRE)
+        self.retiring = reason
+
     async def stop(self) -> None:
         """End it gracefully, then by SIGTERM, then by SIGKILL; returns when it is gone. Safe to call twice."""
         if self.state.is_final:
@@ -201,8 +241,11 @@ class ManagedRuntime:
             return False
         try:
             await self.control.request("ping", {}, timeout=self._options.ping_timeout)
-        except (LinkClosed, RemoteError, TimeoutError):
+        except (LinkClosed, RemoteError):
             self._lose(f"no answer to {unanswered}, nor to a ping")
+            return False
+        except TimeoutError:
+            self._lose(f"no answer to {unanswered}, nor to a ping", self._hung())
             return False
         return True
 
@@ -233,7 +276,7 @@ class ManagedRuntime:
 
     def kill(self, reason: str) -> None:
         """End it now; whoever holds it learns that it is lost."""
-        self._lose(reason)
+        self._lose(reason, Death.OUTSIDE)
 
     def abort(self) -> None:
         """Kill its processes, in whatever state it is. For the end of our own process: nothing is cleared up."""
@@ -253,24 +296,39 @@ class ManagedRuntime:
             try:
                 await self.control.request("ping", {}, timeout=self._options.ping_timeout)
             except TimeoutError:
-                self._lose(f"no answer to a ping within {self._options.ping_timeout:g} s: it hangs")
+                self._lose(f"no answer to a ping within {self._options.ping_timeout:g} s: it hangs", self._hung())
                 return
             except (LinkClosed, RemoteError) as error:
                 self._lose(f"the ping failed: {error}")
                 return
+            self._alive_at = (self._cpu(), time.monotonic())
+            self._oom_kills = oom_kills()
+
+    def _cpu(self) -> float:
+        return 0.0 if self.pid is None else cpu_seconds(self.pid)
+
+    def _hung(self) -> Death:
+        """What an end is for which it has not answered: one that was not at work was stopped by somebody."""
+        cpu, moment = self._alive_at
+        return Death.STUCK if self._cpu() - cpu >= _AT_WORK * (time.monotonic() - moment) else Death.OUTSIDE
 
     def _link_closed(self, reason: str) -> None:
         self._lose(reason)
 
-    def _lose(self, reason: str) -> None:
-        """The first of process watcher, health check and link to notice the end comes here first."""
+    def _lose(self, reason: str, death: Death | None = None) -> None:
+        """The first of process watcher, health check and link to notice the end comes here first.
+
+        Args:
+            death: What it is, if we know; else it shows in the process, which gets a moment to end by itself.
+        """
         if self.state.is_final or self.lost.is_set() or self.state is RuntimeState.DRAINING:
             return
         self.lost_reason = reason
         starting = self.state is RuntimeState.STARTING
         self._machine.apply(Stimulus.ENDED)
         self.lost.set()
-        if self._process is not None:
+        self._death = death
+        if self._process is not None and death is not None:
             self._process.kill()
         self.control.abort(reason)
         if starting:
@@ -307,15 +365,30 @@ class ManagedRuntime:
         self._machine.apply(Stimulus.ENDED)
         try:
             if self._process is not None:
-                self._process.kill()
-                await self._process.wait()
-                await self._process.cleanup()
+                await self._end(self._process)
             await self.control.aclose()
             await asyncio.to_thread(erase, self.home)
             await asyncio.to_thread(_forget_old_logs, self._options)
         finally:
+            self._died(Death.OUTSIDE)
             self._ended.set()
         await self._tasks.aclose()
+
+    async def _end(self, process: RuntimeProcess) -> None:
+        if self.lost.is_set() and self._death is None:
+            # Its connection may be gone before its process is, and killed now it would not say what it died of.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_MOMENTS):
+                    await process.wait()
+        code = process.exit_code
+        process.kill()
+        await process.wait()
+        await process.cleanup()  # all that it has said has come in now
+        self._died(self._death or death_of(code, process.output_tail(), oom_kills=oom_kills() - self._oom_kills))
+
+    def _died(self, death: Death) -> None:
+        if not self.death.done():
+            self.death.set_result(death)
 
 
 def _forget_old_logs(options: RuntimeOptions) -> None:

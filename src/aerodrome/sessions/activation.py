@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 #: Seconds that a client's hooks may keep an abort waiting.
 HOOKS_TIMEOUT = 1.0
+#: Seconds for which a runtime is told of a session that could not be loaded in it.
+_REMEMBERED = 1.0
 #: What the runtime asks of the connection that has attached last, which is the control link, and a client has to answer
 #: (measured). What it asks of all connections, clients hear by themselves.
 _ASKED_OF_ONE = frozenset({"systemMessage.transform"})
@@ -65,6 +67,8 @@ class Activation:
         self.lease = lease
         self.key = lease.key
         self.runtime = runtime
+        #: Characters of the history that it was loaded with.
+        self.history_size = 0
         self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
         #: The trace that the latest prompt is part of, and with it what the runtime stores.
         self._trace: TraceContext | None = None
@@ -94,6 +98,16 @@ class Activation:
         """
         self._attachments = attachments
         self.runtime.control.bind(self.key.id, self)
+        self.runtime.loading.add(self.key)
+        try:
+            await self._open(params, attachments, resume=resume)
+        except BaseException:
+            # A client's connection may break before ours does: what we were at shall be known then.
+            asyncio.get_running_loop().call_later(_REMEMBERED, self.runtime.loading.discard, self.key)
+            raise
+        self.runtime.loading.discard(self.key)
+
+    async def _open(self, params: dict[str, Any], attachments: Attachments, *, resume: bool) -> None:
         try:
             first = await attachments.open_first(self.runtime, resume=resume, lost=self.lost.done)
             if first is not None:
@@ -173,7 +187,11 @@ class Activation:
         if trace is not None:
             params |= trace.fields()
         self._trace = trace
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         answer = await self._request("session.send", params)
+        # The model has no part in it: what grows is the runtime's own (`runtime.wear`).
+        self.runtime.latency.add(loop.time() - began)
         return str(answer["messageId"])
 
     async def abort(self) -> None:

@@ -14,12 +14,14 @@ import structlog
 from aerodrome._util.tasks import Forestalled, unless
 from aerodrome.errors import (
     AerodromeError,
+    Quarantined,
     Refused,
     RuntimeUnavailable,
     TurnFailed,
     TurnInterrupted,
 )
 from aerodrome.events import SessionEvent
+from aerodrome.runtime.machine import RuntimeState
 from aerodrome.sessions.activation import Activation, ActivationRefused, Loss
 from aerodrome.sessions.books import TurnBooks
 from aerodrome.sessions.context import SessionContext
@@ -38,6 +40,7 @@ class Attempts:
     """Args:
     publish: Tells the session's readers of an event.
     on_history: Called with the history, when an answer was found there that the runtime did not live to tell.
+    movable: Whether nothing but turns keeps the session in its runtime.
     on_progress: Called whenever a prompt has been taken by the runtime, or has ended.
     put_back: Takes prompts that are to be sent again, in turns of their own, before others.
     """
@@ -52,6 +55,7 @@ class Attempts:
         *,
         publish: Callable[[SessionEvent], None],
         on_history: Callable[[str], Awaitable[None]],
+        movable: Callable[[], bool],
         on_progress: Callable[[], None],
         put_back: Callable[[list[TurnRun]], None],
     ) -> None:
@@ -62,6 +66,7 @@ class Attempts:
         self._books = books
         self._publish = publish
         self._on_history = on_history
+        self._movable = movable
         self._on_progress = on_progress
         self._put_back = put_back
 
@@ -79,13 +84,19 @@ class Attempts:
             activation = await self._awake(run)
             if run.stop_asked.done():
                 raise Forestalled
+            if self._residency.loaded is not activation:
+                continue  # lost as it was handed over, and perhaps others are loading the session again
             loss = await self._attempt(run, activation)
             if loss is None or run not in await self._after(loss, run):
                 return
 
     async def _awake(self, run: TurnRun) -> Activation:
         if (loaded := self._residency.loaded) is not None:
-            return loaded
+            if loaded.runtime.state is not RuntimeState.RETIRING:
+                return loaded
+            # Between two turns: with many prompts in its queue it would keep the runtime for all of them.
+            if not await self._residency.hibernate(self._movable):
+                return await unless(self._residency.awake(), run.stop_asked)
         try:
             try:
                 return await unless(self._residency.awake(), run.stop_asked)
@@ -93,7 +104,7 @@ class Attempts:
                 # The runtime went while the session was being loaded; nothing has been sent.
                 return await unless(self._residency.awake(), run.stop_asked)
         except AerodromeError as error:
-            if run.attempts == 0:
+            if run.attempts == 0 or isinstance(error, Quarantined):
                 raise
             raise TurnInterrupted(f"the runtime was lost in mid-turn, and then: {error.detail}") from error
 
@@ -146,6 +157,8 @@ class Attempts:
             for run in ended:
                 await self._books.end(run, *outcome_of(run))
             if over:
+                if not activation.lost.done():
+                    self._context.suspicions.turn_ended(activation.key, activation.runtime)
                 return None
             if activation.lost.done():
                 return activation.lost.result()

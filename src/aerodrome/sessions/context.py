@@ -20,6 +20,7 @@ from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.pool import RuntimePool
 from aerodrome.sessions.admission import TurnAdmission
 from aerodrome.sessions.ports import Ledger
+from aerodrome.sessions.quarantine import Suspicions
 from aerodrome.statestore.ports import SessionFileStore
 from aerodrome.telemetry import SILENT, Telemetry
 
@@ -41,6 +42,9 @@ class SessionOptions:
     #: How long the runtime may take to end an aborted turn before the session is taken from it.
     abort_timeout: float = 10.0
     max_prompt: int = 6 << 20
+    #: Characters of stored history from which on a session's readers are warned, and from which on it is not loaded.
+    large_history: int = 8 << 20
+    max_history: int = 48 << 20
     #: Bytes a reader of events may be behind.
     reader_bytes: int = 4 << 20
     default_isolation: Isolation = Isolation.TENANT
@@ -69,6 +73,7 @@ class SessionContext:
     may_serve: Callable[[], bool]
     tasks: TaskOwner
     admission: TurnAdmission
+    suspicions: Suspicions = field(default_factory=Suspicions)
     #: With the coordination store, and with the state store; what of theirs is not patient by itself asks these.
     patience: Patience = field(default_factory=lambda: Patience(0.0))
     state_patience: Patience = field(default_factory=lambda: Patience(0.0))

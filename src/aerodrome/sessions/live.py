@@ -15,6 +15,7 @@ import structlog
 from aerodrome.errors import AerodromeError, Draining, RuntimeUnavailable
 from aerodrome.events import SessionEvent
 from aerodrome.model import MAX_TITLE, SessionRow, SessionState
+from aerodrome.runtime.supervisor import ManagedRuntime
 from aerodrome.sessions.activation import Activation
 from aerodrome.sessions.attachments import Attachment, Attachments
 from aerodrome.sessions.context import SessionContext
@@ -77,6 +78,7 @@ class LiveSession:
             ends,
             publish=self._publish,
             on_history=self._on_history,
+            movable=lambda: self.movable,
             erase=erase,
         )
 
@@ -125,6 +127,24 @@ class LiveSession:
         """The runtime is at work in it, whoever has asked for that."""
         return self._working and self.activation is not None
 
+    def runs_in(self, runtime: ManagedRuntime) -> bool:
+        return self.activation is not None and self.activation.runtime is runtime
+
+    @property
+    def at_work(self) -> bool:
+        """Its runtime is doing something for it."""
+        return self.state is State.RUNNING or (self._working and self.activation is not None)
+
+    @property
+    def history_size(self) -> int:
+        """Characters of the history that it was loaded with."""
+        return self.activation.history_size if self.activation is not None else 0
+
+    @property
+    def movable(self) -> bool:
+        """Between two turns, nothing keeps it in its runtime."""
+        return not self._holds and not self._working
+
     @property
     def evictable(self) -> bool:
         """Resident, and not engaged."""
@@ -151,6 +171,16 @@ class LiveSession:
             return False
         await self.updates.flush()
         return True
+
+    async def wake_ahead(self) -> None:
+        """Load it for a prompt that is likely to come. When that fails, the prompt will say why."""
+        self.hold()
+        try:
+            await self.awake()
+        except AerodromeError as error:
+            log.info("session.not_moved", session=str(self.row.key), reason=error.detail)
+        finally:
+            self.release(used=False)
 
     async def runtime_lost(self, reason: str, error: AerodromeError | None = None) -> None:
         """Its runtime has gone, or it may not write any more. A running turn deals with that by itself."""
@@ -223,10 +253,19 @@ class LiveSession:
         # Called at each loading, before the first event.
         self._working = False
         self._tool_calls.clear()
+        if len(text) > (soft := self._context.options.large_history):
+            self._warn_of_size(len(text), soft)
         look = partial(unpublished, position=self.hub.position, kept=self.hub.kept())
         for event in await parse(look, text):
             self._publish(event)
         self.hub.position = self.hub.position or last_id(text)
+
+    def _warn_of_size(self, size: int, soft: int) -> None:
+        hard = self._context.options.max_history
+        log.warning("session.large", session=str(self.row.key), characters=size, limit=hard)
+        hint = "compact the session's history, turn on `infiniteSessions`, or go on in a new session"
+        data = {"characters": size, "warnedFrom": soft, "limit": hard, "hint": hint}
+        self._publish(self._context.host_event("aerodrome.session_large", data))
 
     async def _on_awake(self, activation: Activation) -> None:
         if self._mode != INTERACTIVE:

@@ -27,6 +27,12 @@ log = structlog.get_logger(__name__)
 
 #: Sessions that are unloaded at the same time when the node stops.
 _AT_ONCE = 8
+#: Sessions that are moved at the same time from a runtime that is to go: each loading takes a core for a moment, and
+#: turns of others go on.
+_MOVED_AT_ONCE = 2
+#: Seconds since its last use in which a session that has to leave its runtime is loaded again elsewhere at once: its
+#: next prompt may come any moment. The others wait for theirs.
+_IN_USE = 300.0
 
 
 class LiveSessions:
@@ -39,6 +45,7 @@ class LiveSessions:
         #: Deletions that the store has refused and that somebody was promised.
         self._undeleted: dict[SessionKey, SessionRow] = {}
         context.pool.make_room = self.make_room
+        context.pool.move_sessions = self.move_from
         context.pool.on_lost = self._runtime_lost
 
     @property
@@ -116,6 +123,25 @@ class LiveSessions:
         chosen = min(quiet, key=lambda group: max(live.last_used for live in group))
         return all([await self.hibernate(live) for live in chosen])
 
+    async def move_from(self, runtime: ManagedRuntime, reload: bool) -> bool:
+        """See `runtime.pool.MoveSessions`. Sessions in a turn move by themselves when it has ended."""
+        idle = [live for live in self.all if live.evictable and live.runs_in(runtime)]
+        at_once = asyncio.Semaphore(_MOVED_AT_ONCE)
+        in_use = self._context.clock.monotonic() - _IN_USE
+
+        async def move(live: LiveSession) -> bool:
+            async with at_once:
+                if not await live.hibernate():
+                    return False
+                if reload and live.last_used >= in_use:
+                    await live.wake_ahead()
+                self.forget(live)
+                return True
+
+        # The next prompt is likeliest for those that had the last.
+        idle.sort(key=lambda live: live.last_used, reverse=True)
+        return any(await asyncio.gather(*(move(live) for live in idle)))
+
     async def hibernate(self, live: LiveSession) -> bool:
         """Put a session to sleep and forget it. ``False``: it is not idle (any more)."""
         if not await live.hibernate():
@@ -131,6 +157,7 @@ class LiveSessions:
         for key in list(self._hubs):
             self._forget_hub(key)
         await self._record_late_ends()
+        await self._context.suspicions.tidy(self._context)
         for row in list(self._undeleted.values()):
             try:
                 await self.delete(row)
@@ -164,9 +191,11 @@ class LiveSessions:
                 activation.runtime.kill(f"{reason}; and it did not unload its sessions within {within:g} s")
 
     def _runtime_lost(self, runtime: ManagedRuntime) -> None:
-        for live in self.all:
-            if live.activation is not None and live.activation.runtime is runtime:
-                self._context.tasks.start(live.runtime_lost(runtime.lost_reason or "it was lost"), "runtime lost")
+        here = [live for live in self.all if live.runs_in(runtime)]
+        at_work = {live.row.key: live.history_size for live in here if live.at_work}
+        self._context.suspicions.runtime_lost(self._context, runtime, at_work)
+        for live in here:
+            self._context.tasks.start(live.runtime_lost(runtime.lost_reason or "it was lost"), "runtime lost")
 
     def forget(self, live: LiveSession) -> None:
         """Let go of it, if nothing of it is here that is not stored."""

@@ -16,7 +16,6 @@ import structlog
 from aerodrome.errors import AerodromeError, Refused, RuntimeUnavailable
 from aerodrome.events import SessionEvent
 from aerodrome.model import SessionState
-from aerodrome.runtime.machine import RuntimeState
 from aerodrome.sessions.activation import Activation, ActivationRefused
 from aerodrome.sessions.attachments import Attachment, Attachments
 from aerodrome.sessions.context import SessionContext
@@ -138,7 +137,7 @@ class Residency:
                     await attachment.open(activation.runtime, resume=True)
                     self._refuse_when_closed()
                 except RuntimeUnavailable:
-                    if not activation.lost.done() and activation.runtime.state is RuntimeState.CLAIMED:
+                    if not activation.lost.done() and activation.runtime.state.serves:
                         self._leave(attachment, known)
                         raise
                     # It went away meanwhile: what follows is an ordinary wake-up.

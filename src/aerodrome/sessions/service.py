@@ -192,6 +192,7 @@ class SessionService:
         ):
             raise TooLarge(f"the prompt and its attachments are over the limit of {most} bytes, written as JSON")
         row = await self._allowed(who, session_id, Role.WRITER)
+        self._context.suspicions.check(row)
         turn = TurnRow(
             key=row.key,
             id=f"turn_{uuid.uuid4().hex}",
@@ -391,10 +392,13 @@ class SessionService:
         Raises:
             NotFound: There is no such session that the principal may read.
             Forbidden: The principal's role is less than `least`.
+            Quarantined: The session is loaded no more.
             Draining, StoreUnavailable: This node takes no work now.
         """
         await self._serving()
-        return self._sessions.ensure(await self._allowed(who, session_id, least))
+        row = await self._allowed(who, session_id, least)
+        self._context.suspicions.check(row)
+        return self._sessions.ensure(row)
 
     def still_allowed(self, who: Principal, live: LiveSession, least: Role = Role.READER) -> None:
         """Look again, without asking the directory, after having waited. Raises as `live_session`."""

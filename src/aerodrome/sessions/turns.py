@@ -29,6 +29,7 @@ from aerodrome.errors import (
 )
 from aerodrome.events import SessionEvent
 from aerodrome.model import OnBusy, SessionKind, SessionRow
+from aerodrome.runtime.machine import RuntimeState
 from aerodrome.sessions.activation import Activation
 from aerodrome.sessions.attempts import Attempts
 from aerodrome.sessions.books import TurnBooks
@@ -49,6 +50,7 @@ class Turns:
     """Args:
     publish: Tells the session's readers of an event.
     on_history: Called with the history, when an answer was found there that the runtime did not live to tell.
+    movable: Whether nothing but turns keeps the session in its runtime.
     erase: Deletes everything of the session, for an ephemeral one whose turn has ended.
     """
 
@@ -61,6 +63,7 @@ class Turns:
         *,
         publish: Callable[[SessionEvent], None],
         on_history: Callable[[str], Awaitable[None]],
+        movable: Callable[[], bool],
         erase: Callable[[SessionRow], Awaitable[None]],
     ) -> None:
         self._context = context
@@ -83,6 +86,7 @@ class Turns:
             self._books,
             publish=publish,
             on_history=on_history,
+            movable=movable,
             on_progress=self._progress,
             put_back=lambda runs: self._queue.extendleft(reversed(runs)),
         )
@@ -260,6 +264,8 @@ class Turns:
             return
         if any(running.stop_asked.done() for running in self._delivery.runs):
             return  # an abort throws away what the runtime has not taken up yet
+        if activation.runtime.state is RuntimeState.RETIRING and not steer:
+            return  # the session is to leave it after this turn, and not after all that may come yet
         self._queue.remove(run)
         self._delivery.add(run)
         self._context.tasks.start(self._hand_in(run, activation, steer=steer), "hand in")

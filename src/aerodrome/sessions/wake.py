@@ -17,7 +17,7 @@ from typing import TypeVar
 import structlog
 
 from aerodrome.coordination.ports import Lease
-from aerodrome.errors import Fenced, NotFound, SessionElsewhere, StoreUnavailable
+from aerodrome.errors import Fenced, NotFound, SessionElsewhere, StoreUnavailable, TooLarge
 from aerodrome.events import SessionEvent
 from aerodrome.model import SessionKey, SessionRow
 from aerodrome.policy.session_params import session_params
@@ -121,8 +121,13 @@ async def parse(function: Callable[[str], T], text: str) -> T:
 
 
 async def repair_history(context: SessionContext, key: SessionKey, epoch: int) -> str:
-    """Cut an unanswered prompt off the history; returns what is left."""
+    """Cut an unanswered prompt off the history; returns what is left. Raises `TooLarge` when it may not be loaded."""
     text = await read_history(context, key)
+    if len(text) > (most := context.options.max_history):
+        raise TooLarge(
+            f"the session's history has {len(text)} characters, over the limit of {most} (sessions.max_history) up to "
+            "which one is loaded; make a copy of an earlier part of it (`sessions.fork`), or open a new session"
+        )
     kept = await parse(cut_unanswered, text)
     if kept != text:
         await context.files.write(key, epoch, EVENTS_PATH, kept)
@@ -149,13 +154,18 @@ async def wake(
         ActivationRefused: The runtime was lost while it loaded the session, or refused it.
         SessionElsewhere: Another node runs the session.
         NotFound: It has been deleted.
+        Quarantined: It has made runtimes end.
+        TooLarge: It has grown too large to be loaded.
         StoreUnavailable: Lease or files could not be read or written.
     """
     with ExitStack() as undo:
-        runtime = await context.pool.reserve(runtime_key(row), row.key.id)
+        await context.suspicions.settled(row.key)
+        alone = context.suspicions.alone(row, context.clock.time())
+        runtime = await context.pool.reserve(runtime_key(row), row.key.id, alone=alone)
         undo.callback(context.pool.release, runtime)
         lease, row = await take_lease(context, row)
         undo.callback(context.release_lease, lease)
+        context.suspicions.check(row)
         history = await repair_history(context, row.key, lease.epoch)
         await on_history(history)
         activation = Activation(
@@ -168,7 +178,13 @@ async def wake(
             on_event=on_event,
             on_request_expired=on_request_expired,
         )
-        await activation.open(_params(context, row, runtime), attachments, resume=bool(history))
+        activation.history_size = len(history)
+        try:
+            await activation.open(_params(context, row, runtime), attachments, resume=bool(history))
+        except ActivationRefused:
+            if runtime.lost.is_set():
+                await context.suspicions.check_again(context, row.key)
+            raise
         if lease.incarnation != context.incarnation() or not context.may_serve():
             # Held for dead in the meantime, so that the lease is void, or about to be.
             activation.discard("its lease was lost")

@@ -75,6 +75,9 @@ class Meter:
 
     def session_hibernated(self) -> None: ...
 
+    def session_quarantined(self) -> None:
+        """A session has made runtimes end, and is loaded no more."""
+
     # --- runtimes ---
 
     def runtime_started(self, seconds: float) -> None:
@@ -84,7 +87,7 @@ class Meter:
 
     def runtime_ended(self, reason: str) -> None:
         """Args:
-        reason: `lost`, `idle`, `room`, or why it was recycled: one of few words.
+        reason: `lost`, `idle`, `room`, `surplus`, `drain`, or why it was recycled: one of few words.
         """
 
     # --- stores ---

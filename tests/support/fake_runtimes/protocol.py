@@ -2,7 +2,7 @@
 
 start_delay: seconds before it listens. broken_while: it does not start while this file exists. protocol: the version it
 claims. silent_on: a method it never answers. dies_on: a method at which it ends; dies_after: the same, answered before.
-fails_turns: turns end in an error.
+fails_turns: turns end in an error. busy_on: a method at which it works for ever and answers nothing any more.
 stubborn: it does not end when asked to. started: a directory in which each start leaves a file.
 """
 
@@ -16,6 +16,8 @@ import threading
 import time
 from typing import Any
 
+#: Held while an answer is made.
+LOCK = threading.Lock()
 FAKE = json.loads(os.environ.get("FAKE", "{}"))
 
 
@@ -48,9 +50,14 @@ def answer(connection: socket.socket, request: dict[str, Any]) -> None:
     if method == FAKE.get("dies_on"):
         print(f"died on {method}", flush=True)
         os._exit(7)
+    if method == FAKE.get("busy_on"):
+        with LOCK:
+            while True:
+                pass
     if method == FAKE.get("silent_on"):
         return
-    send(connection, {"id": request["id"], "result": result(method, params)})
+    with LOCK:
+        send(connection, {"id": request["id"], "result": result(method, params)})
     if method == FAKE.get("dies_after"):
         os._exit(7)
     if method == "session.send":

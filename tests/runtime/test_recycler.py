@@ -1,0 +1,95 @@
+"""The looks at a pool's runtimes, with processes that are fakes and measurements that are the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+from aerodrome.model import RuntimeKey
+from aerodrome.runtime.machine import RuntimeState
+from aerodrome.runtime.measure import ProcessUse, process_uses
+from aerodrome.runtime.recycler import RecycleOptions, Recycler
+from aerodrome.runtime.wear import SUSTAINED, WearLimits
+from support.cli import fake, running_pool, runtime_options
+from support.waiting import until
+
+TENANTS = [RuntimeKey(name, None) for name in ("acme", "globex", "initech")]
+OLD = 1e6
+
+
+async def test_worn_runtimes_go_one_after_the_other_the_most_pressing_first(tmp_path: Path) -> None:
+    uses: dict[int, ProcessUse] = {}
+    options = RecycleOptions(WearLimits(memory=1000, turns=100), interval=3600)
+    async with running_pool(runtime_options(tmp_path, fake(tmp_path, "protocol")), recycle=options) as pool:
+        recycler = Recycler(
+            pool, options, measure=lambda pids: {pid: uses.get(pid, ProcessUse(memory=1)) for pid in pids}
+        )
+        runtimes = [await pool.reserve(key) for key in TENANTS]
+        chatty, big, well = runtimes
+        assert big.pid is not None
+        chatty.turns = 200
+        big.started -= OLD
+        uses[big.pid] = ProcessUse(memory=5000)
+        # Counted limits need one look, measured ones several; one is at work until its turn ends.
+        await recycler.look()
+        await until(lambda: chatty.state is RuntimeState.RETIRING)
+        for _ in range(SUSTAINED):
+            await recycler.look()
+        assert big.state is RuntimeState.CLAIMED
+        assert big.describe()["pss_bytes"] == 5000
+        pool.release(chatty)
+        await until(lambda: chatty not in pool.runtimes)
+        await recycler.look()
+        await until(lambda: big.state is RuntimeState.RETIRING)
+        pool.release(big)
+        await until(lambda: big not in pool.runtimes)
+        await recycler.look()
+        assert pool.retirements.under_way == 0
+        assert well.state is RuntimeState.CLAIMED
+        assert pool.retirements.recycled == {"turns": 1, "memory": 1}
+
+
+async def test_runtimes_of_one_age_do_not_go_together(tmp_path: Path) -> None:
+    options = RecycleOptions(WearLimits(age=1000), interval=3600, at_once=10)
+    async with running_pool(runtime_options(tmp_path, fake(tmp_path, "protocol")), recycle=options) as pool:
+        recycler = Recycler(pool, options, measure=lambda pids: {})
+        runtimes = [await pool.reserve(RuntimeKey(f"tenant{n}", None)) for n in range(8)]
+        for runtime in runtimes:
+            runtime.started -= 800 - 1
+        gone_at = []
+        for _ in range(21):
+            await recycler.look()
+            await asyncio.sleep(0)
+            gone_at.append(pool.retirements.under_way)
+            for runtime in runtimes:
+                runtime.started -= 10
+        assert gone_at[0] < gone_at[-1] == 8
+        assert max(later - earlier for earlier, later in pairwise(gone_at)) < 8
+        for runtime in runtimes:
+            pool.release(runtime)
+
+
+def test_what_a_process_uses() -> None:
+    use = process_uses([os.getpid()])[os.getpid()]
+    assert use.memory is not None
+    assert use.descriptors is not None
+    assert use.descriptor_limit is not None
+    assert 10 << 20 < use.memory < 10 << 30
+    assert 3 <= use.descriptors < use.descriptor_limit
+    assert process_uses([2**22 + 1]) == {}  # there is no such process
+
+
+def test_children_count_with_what_they_use() -> None:
+    code = (
+        "import subprocess, sys; child = subprocess.Popen(['sleep', '60']); print('up', flush=True); "
+        "sys.stdin.read(); child.kill(); child.wait()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        assert process_uses([process.pid])[process.pid].children == 1
+        process.communicate(b"")

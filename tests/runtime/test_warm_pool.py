@@ -1,0 +1,91 @@
+"""The size of the warm pool follows those who come, and gives way when the machine is short of memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from aerodrome.model import RuntimeKey
+from aerodrome.runtime.demand import Headroom
+from aerodrome.runtime.pool import PoolOptions, RuntimePool
+from aerodrome.runtime.standby import Standby, StandbyOptions
+from support.cli import fake, launcher, runtime_options
+from support.waiting import until
+
+pytestmark = pytest.mark.timeout(60)
+
+MB = 1 << 20
+
+
+class Machine:
+    def __init__(self) -> None:
+        self.available = 100_000 * MB
+
+    def read(self) -> Headroom:
+        return Headroom(self.available)
+
+
+@asynccontextmanager
+async def pool_on(machine: Machine, tmp_path: Path, *, least: int, most: int = 0) -> AsyncIterator[RuntimePool]:
+    runtime = runtime_options(tmp_path, fake(tmp_path, "protocol"))
+    standby = Standby(StandbyOptions(least, most, reserve=500 * MB), machine.read)
+    pool = RuntimePool(PoolOptions(runtime, replenish_delay=0.0), launcher(), standby)
+    await pool.start()
+    try:
+        yield pool
+    finally:
+        await pool.aclose()
+
+
+def states(pool: RuntimePool) -> Counter[str]:
+    return Counter(runtime.state.value for runtime in pool.runtimes)
+
+
+async def come(pool: RuntimePool, *names: str) -> None:
+    await asyncio.gather(*(pool.reserve(RuntimeKey(name, None)) for name in names))
+
+
+async def test_after_many_have_come_together_more_stand_by_within_the_bounds(tmp_path: Path) -> None:
+    async with pool_on(Machine(), tmp_path, least=1, most=3) as pool:
+        await until(lambda: states(pool) == {"warm": 1})
+        await come(pool, *"abcdef")
+        await until(lambda: states(pool) == {"claimed": 6, "warm": 3})
+
+
+async def test_without_a_maximum_the_pool_is_as_large_as_it_is_set(tmp_path: Path) -> None:
+    async with pool_on(Machine(), tmp_path, least=1) as pool:
+        await come(pool, *"abcd")
+        await until(lambda: states(pool) == {"claimed": 4, "warm": 1})
+        assert pool._warm_target() == 1
+
+
+async def test_what_stands_by_goes_when_memory_is_short_and_claims_do_not_suffer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aerodrome.runtime.pool._LOOK", 0.02)
+    machine = Machine()
+    async with pool_on(machine, tmp_path, least=2) as pool:
+        await until(lambda: states(pool) == {"warm": 2})
+        await come(pool, "a")
+        await until(lambda: states(pool) == {"claimed": 1, "warm": 2})
+        machine.available = 100 * MB
+        await until(lambda: states(pool) == {"claimed": 1})
+        # Who needs one gets one.
+        await come(pool, "b")
+        assert states(pool) == {"claimed": 2}
+        machine.available = 100_000 * MB
+        await until(lambda: states(pool) == {"claimed": 2, "warm": 2})
+
+
+async def test_none_is_started_into_the_reserve(tmp_path: Path) -> None:
+    machine = Machine()
+    machine.available = (500 + 160) * MB
+    async with pool_on(machine, tmp_path, least=3) as pool:
+        # One more would fit; the fakes take nothing of what is said to be available.
+        pool._standby.look()
+        assert pool._warm_target() == 1
