@@ -12,7 +12,7 @@ import structlog
 from aerodrome._util.clock import SystemClock
 from aerodrome._util.patience import Patience
 from aerodrome._util.tasks import TaskOwner
-from aerodrome.app.launch import launcher
+from aerodrome.app.launch import checked_launcher
 from aerodrome.app.observe import Observability, open_observability, state_of
 from aerodrome.app.options import (
     advertised,
@@ -23,7 +23,9 @@ from aerodrome.app.options import (
     pool_options,
     session_options,
 )
+from aerodrome.app.sandbox import workspaces
 from aerodrome.app.stores import Stores, open_stores
+from aerodrome.app.workspaces import WorkspaceCare
 from aerodrome.config.settings import Settings
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.coordination.ports import ClusterEvent
@@ -90,6 +92,7 @@ class Node:
         self._http = http
         self._authenticator = authenticator
         self._heartbeat: Heartbeat
+        self._workspaces: WorkspaceCare
         self._stack = AsyncExitStack()
         self._tasks = TaskOwner("node")
         self._clock = SystemClock()
@@ -131,7 +134,9 @@ class Node:
             clock=self._clock,
             load=self._load,
         )
-        self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), launcher(), meter=telemetry.meter)
+        self._workspaces = WorkspaceCare(lambda: self.stores.directory, workspaces(settings), self._tasks)
+        runtimes = await checked_launcher(settings, binary.path, homes.path, self._workspaces.released)
+        self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), runtimes, meter=telemetry.meter)
         self.cluster = self._cluster()
         context = self._session_context()
         self.sessions = SessionService(context)
@@ -154,6 +159,7 @@ class Node:
         await self.pool.start()
         self._stack.push_async_callback(self.pool.aclose)
         self._tasks.start(self.janitor.run(), "janitor")
+        self._tasks.start(self._workspaces.run(), "workspaces")
         self._stack.push_async_callback(self._tasks.aclose)
         auth: Authenticator = self.stores.keys
         if self._authenticator is not None:
@@ -311,6 +317,7 @@ class Node:
             tasks=tasks,
             alone=lambda: self.cluster.alone,
             settled=lambda: self._heartbeat.unsettled == 0,
+            deleted=self._workspaces.deleted,
             announce=lambda kind, key: self.cluster.announce(kind, key),
             admission=self._admission(tasks),
             patience=patience,

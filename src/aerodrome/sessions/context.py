@@ -86,6 +86,9 @@ class SessionContext:
     announce: Callable[[str, SessionKey], None] = lambda kind, key: None
     telemetry: Telemetry = SILENT
 
+    #: Called when this node has deleted a session.
+    deleted: Callable[[SessionRow], None] = lambda row: None
+
     async def serving(self) -> None:
         """Wait until this node's leases hold for certain.
 
