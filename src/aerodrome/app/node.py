@@ -16,6 +16,9 @@ from aerodrome.app.launch import checked_launcher
 from aerodrome.app.observe import Observability, open_observability, state_of
 from aerodrome.app.options import (
     advertised,
+    attach_entries,
+    attach_tokens,
+    attached_options,
     credentials_of,
     gateway_options,
     patience,
@@ -29,7 +32,7 @@ from aerodrome.app.workspaces import WorkspaceCare
 from aerodrome.config.settings import Settings
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.coordination.ports import ClusterEvent
-from aerodrome.errors import AerodromeError, Draining
+from aerodrome.errors import AerodromeError, ConfigError, Draining
 from aerodrome.gateway.server import Gateway
 from aerodrome.http.api import create_app
 from aerodrome.http.limits import HttpLimits
@@ -41,10 +44,15 @@ from aerodrome.observability.page import MetricsPage
 from aerodrome.peers.cluster import Cluster
 from aerodrome.peers.link import PeerLinks
 from aerodrome.peers.sessions import ClusterSessions
+from aerodrome.runtime.attached.admin import ATTACHED, AttachAdmin
+from aerodrome.runtime.attached.pool import AttachedPool
+from aerodrome.runtime.attached.ports import Resolver
+from aerodrome.runtime.attached.resolver import SystemResolver
 from aerodrome.runtime.binary import resolve
 from aerodrome.runtime.homes import Homes
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.pool import RuntimePool
+from aerodrome.runtime.sources import AttachedOrLaunched
 from aerodrome.sessions.admission import TurnAdmission, TurnLimits
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.janitor import Janitor
@@ -70,12 +78,23 @@ class Node:
     Args:
         http: Whether the HTTP API is served.
         authenticator: Who else knows callers; asked before the stored keys.
+        resolver: Finds the addresses of attached servers; by default the system's.
     """
 
-    def __init__(self, settings: Settings, *, http: bool = True, authenticator: Authenticator | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        http: bool = True,
+        authenticator: Authenticator | None = None,
+        resolver: Resolver | None = None,
+    ) -> None:
         self.settings = settings
         self.stores: Stores
+        #: Runtimes of our own, and those of others.
         self.pool: RuntimePool
+        self.attached: AttachedPool
+        self._runtimes: AttachedOrLaunched
         self.sessions: SessionService
         self.janitor: Janitor
         #: Where the HTTP API listens, if it does.
@@ -91,6 +110,7 @@ class Node:
         self._links: PeerLinks
         self._http = http
         self._authenticator = authenticator
+        self._resolver = resolver or SystemResolver()
         self._heartbeat: Heartbeat
         self._workspaces: WorkspaceCare
         self._stack = AsyncExitStack()
@@ -137,6 +157,15 @@ class Node:
         self._workspaces = WorkspaceCare(lambda: self.stores.directory, workspaces(settings), self._tasks)
         runtimes = await checked_launcher(settings, binary.path, homes.path, self._workspaces.released)
         self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), runtimes, meter=telemetry.meter)
+        self.attached = AttachedPool(
+            attached_options(settings),
+            self.stores.attached,
+            self._resolver,
+            self.stores.volume,
+            attach_entries(settings),
+            attach_tokens(settings),
+        )
+        self._runtimes = AttachedOrLaunched(self.attached, self.pool)
         self.cluster = self._cluster()
         context = self._session_context()
         self.sessions = SessionService(context)
@@ -158,6 +187,9 @@ class Node:
         self._soon(self._recover(), "recover")
         await self.pool.start()
         self._stack.push_async_callback(self.pool.aclose)
+        if self.stores.volume is not None:  # without one there are no attached servers
+            await self.attached.start()
+        self._stack.push_async_callback(self.attached.aclose)
         self._tasks.start(self.janitor.run(), "janitor")
         self._tasks.start(self._workspaces.run(), "workspaces")
         self._stack.push_async_callback(self._tasks.aclose)
@@ -202,12 +234,24 @@ class Node:
         if hasattr(self, "gateway") and self._draining is None and not self._tasks.closed:
             self._draining = self._tasks.start(self._drain(), "drain")
 
+    async def reload(self, settings: Settings) -> None:
+        """Take over what may change while the node runs: the attached servers. Running turns are not disturbed.
+
+        Raises:
+            ConfigError: The stores have changed, which needs a restart.
+        """
+        if settings.state.volume != self.settings.state.volume:
+            raise ConfigError("state.url cannot be changed while the node runs")
+        await self.attached.reload(attach_entries(settings), attach_tokens(settings))
+
     def abort(self) -> None:
         """Kill every runtime, with all it has started, before the process ends without a drain."""
         if hasattr(self, "pool"):
             self.pool.abort()
 
     def _hear(self, event: ClusterEvent) -> None:
+        if event.kind == ATTACHED and self.stores.volume is not None:
+            self._soon(self.attached.refresh(), "refresh attached servers")
         if event.kind == REVOKED:
             self.stores.keys.forget(event.subject)
             if not self._tasks.closed:
@@ -239,7 +283,15 @@ class Node:
             tracer=self.observability.telemetry.tracer,
         )
         exposition = self.observability.exposition if self.settings.telemetry.metrics_token is not None else None
-        app = create_app(sessions, auth, self, limits, metrics=exposition, telemetry=self.observability.telemetry)
+        app = create_app(
+            sessions,
+            auth,
+            self,
+            limits,
+            self._attach_admin(),
+            metrics=exposition,
+            telemetry=self.observability.telemetry,
+        )
         server = HttpServer(app, *self.settings.server.http)
         self.http_address = await server.start()
         self._stack.push_async_callback(server.stop, 5.0)
@@ -252,6 +304,16 @@ class Node:
             server = HttpServer(MetricsPage(exposition), *address, setting="telemetry.metrics_address")
             self.metrics_address = await server.start()
             self._stack.push_async_callback(server.stop, 1.0)
+
+    def _attach_admin(self) -> AttachAdmin:
+        return AttachAdmin(
+            self.stores.attached,
+            self.stores.coordination,
+            tokens=lambda: self.attached.tokens,
+            on_volume=self.stores.volume is not None,
+            clock=self._clock,
+            rows=self.attached.describe,
+        )
 
     def _cluster(self) -> Cluster:
         cluster = Cluster(
@@ -308,7 +370,8 @@ class Node:
             membership=self.stores.coordination,
             ledger=patient_ledger(self.stores.ledger, state_patience),
             files=patient_files(self.stores.files, state_patience),
-            pool=self.pool,
+            volume=self.stores.volume,
+            pool=self._runtimes,
             clock=self._clock,
             credentials=lambda tenant: credentials_of(self.settings.provider.of(tenant)),
             incarnation=lambda: self._heartbeat.incarnation,
@@ -368,6 +431,8 @@ class Node:
             raise Draining("this node is shutting down")
         if not self._heartbeat.may_serve:
             return False, "the coordination store cannot be reached"
+        if self.attached.runtimes:
+            return True, "accepting work"
         if (reason := self.pool.unavailable_reason) is not None:
             return False, f"the Copilot CLI does not start: {reason}"
         if not any(r.state is RuntimeState.WARM or r.state.serves for r in self.pool.runtimes):
@@ -376,7 +441,7 @@ class Node:
 
     def _load(self) -> dict[str, Any]:
         name = self.settings.server.node_name
-        runtimes = [{**runtime.describe(), "node": name} for runtime in self.pool.runtimes]
+        runtimes = [{**row, "node": name} for row in self._runtimes.describe()]
         return {
             "runtimes": runtimes,
             "recycles": dict(self.pool.retirements.recycled),

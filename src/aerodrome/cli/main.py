@@ -15,7 +15,21 @@ from typing import Annotated
 import typer
 
 import aerodrome
-from aerodrome.cli import bench, console, demo, doctor, init, keys, migrate, nodes, runtime, runtimes, serve, sessions
+from aerodrome.cli import (
+    bench,
+    checkup,
+    console,
+    demo,
+    doctor,
+    init,
+    keys,
+    migrate,
+    nodes,
+    runtime,
+    runtimes,
+    serve,
+    sessions,
+)
 from aerodrome.errors import AerodromeError
 from aerodrome.runtime.release import PINNED
 
@@ -53,6 +67,8 @@ app.command("init")(init.init)
 app.command("migrate")(migrate.migrate)
 app.command("bench")(bench.bench)
 app.add_typer(keys.app, name="keys")
+sessions.app.command("check")(checkup.check_sessions)
+sessions.app.command("repair")(checkup.repair_sessions)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(runtimes.app, name="runtimes")
 app.add_typer(nodes.app, name="nodes")

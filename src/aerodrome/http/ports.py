@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from aerodrome.model import Principal
+from aerodrome.runtime.attached.ports import StoredServer
 
 
 class Authenticator(Protocol):
@@ -40,3 +41,17 @@ class Readiness(Protocol):
             Draining: It is about to stop.
         """
         ...
+
+
+class AttachedServers(Protocol):
+    """See `runtime.attached.admin.AttachAdmin`."""
+
+    async def attach(self, server: StoredServer) -> StoredServer:
+        """Raises `Invalid` or `Conflict`."""
+        ...
+
+    async def detach(self, address: str, tenant: str | None = None) -> None:
+        """Raises `NotFound`."""
+        ...
+
+    async def servers(self, tenant: str | None = None) -> list[dict[str, Any]]: ...

@@ -68,6 +68,18 @@ class MemberBody(_Request):
     model_config = ConfigDict(json_schema_extra={"examples": [{"role": "writer"}]})
 
 
+class AttachBody(_Request):
+    address: str = Field(description="`HOST:PORT`; a name that leads to several addresses is a server each")
+    token: str | None = Field(None, max_length=100, description="Name of one in `runtime.attach_tokens`, not the token")
+    weight: float = Field(1.0, gt=0, le=1000, description="How much it should get beside the others")
+    max_sessions: int | None = Field(None, ge=1, description="Default: `runtime.max_sessions`")
+    workspace: str | None = Field(
+        None, min_length=1, max_length=1000, description="Working directory of its sessions, on its machine"
+    )
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"address": "cli-4:4321", "weight": 2}]})
+
+
 class _PromptBody(_Request):
     prompt: Prompt
     attachments: Attachments = []
@@ -255,6 +267,51 @@ class Aborted(BaseModel):
     aborted: bool = Field(description="False: no turn was running")
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"aborted": True}]})
+
+
+class Attached(BaseModel):
+    address: str
+    tenant: str
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"address": "cli-4:4321", "tenant": "acme"}]})
+
+
+_SERVER: dict[str, JsonValue] = {
+    "server": "10.0.0.7:4321",
+    "address": "cli-4:4321",
+    "state": "claimed",
+    "reason": "",
+    "tenant": "acme",
+    "user": None,
+    "sessions": 3,
+    "turns": 17,
+    "weight": 2.0,
+    "attached_at_run_time": True,
+}
+
+
+class AttachedServer(BaseModel):
+    server: str = Field(description="IP address and port")
+    address: str = Field(description="What it is attached as")
+    state: str = Field(
+        description="`claimed`; `warm`: nobody has needed it yet; `ejected`: it does worse than the others, for a "
+        "while; `probation`: and now gets a few sessions; `draining`; `failed`: it cannot be used"
+    )
+    reason: str = Field(description="Why it cannot be used, or was ejected; else empty")
+    tenant: str | None
+    user: str | None = Field(description="Under isolation `user`: whom it serves")
+    sessions: int
+    turns: int
+    weight: float
+    attached_at_run_time: bool = Field(description="False: it is in the settings")
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_SERVER]})
+
+
+class AttachedServerList(BaseModel):
+    servers: list[AttachedServer]
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"servers": [_SERVER]}]})
 
 
 class Alive(BaseModel):

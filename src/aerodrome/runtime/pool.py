@@ -16,7 +16,7 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -24,11 +24,11 @@ import structlog
 
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.errors import AerodromeError, Capacity, Draining, NotFound, RuntimeUnavailable
-from aerodrome.model import RuntimeKey
-from aerodrome.placement.choose import Candidate, least_loaded
+from aerodrome.model import PlacementStrategy, RuntimeKey
+from aerodrome.placement.choose import Candidate, placement
 from aerodrome.runtime.circuit import StartCircuit
 from aerodrome.runtime.machine import RuntimeState
-from aerodrome.runtime.ports import Launcher
+from aerodrome.runtime.ports import Launcher, MakeRoom, MoveSessions, Runtime
 from aerodrome.runtime.probe import ProbeModel
 from aerodrome.runtime.recycler import RecycleOptions, Recycler
 from aerodrome.runtime.retirements import Retirements
@@ -64,16 +64,9 @@ class PoolOptions:
     #: Seconds after a claim before its replacement is started: a start takes a core for a second, and the user who
     #: has just claimed is about to take the first turn.
     replenish_delay: float = 1.0
+    #: Which of a key's runtimes gets a session.
+    placement: PlacementStrategy = PlacementStrategy.LEAST_LOADED
     recycle: RecycleOptions = field(default_factory=RecycleOptions)
-
-
-#: Makes room by hibernating: the least recently used idle session of this key, or, when it is ``None``, all
-#: sessions of the least recently used runtime that has only idle ones. ``False``: there is none.
-MakeRoom = Callable[[RuntimeKey | None], Awaitable[bool]]
-
-#: Takes the sessions that are idle now out of a runtime, and, if the second argument is true, loads those that are in
-#: use again elsewhere. ``False``: there was none.
-MoveSessions = Callable[[ManagedRuntime, bool], Awaitable[bool]]
 
 
 class _Claim:
@@ -99,6 +92,7 @@ class RuntimePool:
         self._launcher = launcher
         self._meter = meter or Meter()
         self._probe = ProbeModel()
+        self._placement = placement(options.placement)
         #: All that have a process, also those that are being started, stopped or buried.
         self._runtimes: dict[str, ManagedRuntime] = {}
         self._claims: dict[RuntimeKey, _Claim] = {}
@@ -115,7 +109,7 @@ class RuntimePool:
         self.retirements = Retirements(self, self._tasks, options.recycle.patience)
         self.make_room: MakeRoom | None = None
         self.move_sessions: MoveSessions | None = None
-        self.on_lost: Callable[[ManagedRuntime], None] | None = None
+        self.on_lost: Callable[[Runtime], None] | None = None
 
     # --- life ---
 
@@ -151,11 +145,14 @@ class RuntimePool:
 
     # --- places ---
 
-    async def reserve(self, key: RuntimeKey, session_id: str | None = None, *, alone: bool = False) -> ManagedRuntime:
+    async def reserve(
+        self, key: RuntimeKey, session_id: str | None = None, affinity: str | None = None, *, alone: bool = False
+    ) -> ManagedRuntime:
         """A runtime of this key with a place taken in it; give the place back with `release`.
 
         Args:
             session_id: The session that the place is for. It does not come to a runtime that has not let go of it yet.
+            affinity: Who or what should come to the same runtime again, under the placement `sticky`.
             alone: In a runtime that holds nothing else, and gets nothing else meanwhile.
 
         Raises:
@@ -165,7 +162,7 @@ class RuntimePool:
         """
         with self.wanting(key):
             deadline = time.monotonic() + self._options.capacity_timeout
-            runtime = await self._find_room(key, session_id, deadline, alone=alone)
+            runtime = await self._find_room(key, session_id, affinity, deadline, alone=alone)
             runtime.reserved += 1
             runtime.alone = alone
             try:
@@ -188,7 +185,7 @@ class RuntimePool:
                 self.notify()  # a runtime of this key that holds no session may be ended now
 
     async def _find_room(
-        self, key: RuntimeKey, session_id: str | None, deadline: float, *, alone: bool
+        self, key: RuntimeKey, session_id: str | None, affinity: str | None, deadline: float, *, alone: bool
     ) -> ManagedRuntime:
         claim: _Claim | None = None
         #: The state of things in which we have asked for room in this key's own runtimes.
@@ -207,7 +204,7 @@ class RuntimePool:
             if alone:
                 if (empty := [r for r in self._of(key) if not r.reserved and r not in stuck_in]) != []:
                     return empty[0]
-            elif (runtime := self._with_room(key, stuck_in)) is not None:
+            elif (runtime := self._with_room(key, stuck_in, affinity)) is not None:
                 return runtime
             if not alone and asked is not changed and any(r not in stuck_in for r in self._of(key)):
                 asked = changed
@@ -219,7 +216,7 @@ class RuntimePool:
                 claim = self._join_claim(key)
             await self._wait(key, changed, deadline)
 
-    def release(self, runtime: ManagedRuntime) -> None:
+    def release(self, runtime: Runtime) -> None:
         runtime.reserved -= 1
         runtime.alone = runtime.alone and runtime.reserved > 0
         runtime.last_held = time.monotonic()
@@ -314,11 +311,11 @@ class RuntimePool:
     def _in(self, state: RuntimeState) -> list[ManagedRuntime]:
         return [r for r in self._runtimes.values() if r.state is state]
 
-    def _with_room(self, key: RuntimeKey, besides: list[ManagedRuntime]) -> ManagedRuntime | None:
+    def _with_room(self, key: RuntimeKey, besides: list[ManagedRuntime], affinity: str | None) -> ManagedRuntime | None:
         candidates = [
             Candidate(r.id, r.reserved, self._options.max_sessions) for r in self._of(key) if r not in besides
         ]
-        chosen = least_loaded(candidates)
+        chosen = self._placement.choose(candidates, affinity)
         return self._runtimes[chosen] if chosen else None
 
     def _unused(self) -> list[ManagedRuntime]:

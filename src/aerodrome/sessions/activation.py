@@ -19,7 +19,7 @@ from aerodrome.errors import AerodromeError, Fenced, NotFound, Refused, RuntimeU
 from aerodrome.events import SessionEvent
 from aerodrome.policy.session_params import SAFE_OPTIONS
 from aerodrome.runtime.link import LinkClosed, RemoteError, RequestRefused
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.attachments import Attachments
 from aerodrome.sessions.requests import OpenRequest, OpenRequests
 from aerodrome.statestore.ports import SessionFileStore
@@ -55,7 +55,7 @@ class Activation:
     def __init__(
         self,
         lease: Lease,
-        runtime: ManagedRuntime,
+        runtime: Runtime,
         store: SessionFileStore,
         *,
         request_timeout: float,

@@ -28,10 +28,11 @@ from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.delivery import Delivery
 from aerodrome.sessions.history import standing
 from aerodrome.sessions.outcome import ATTEMPTS, Outcome, outcome_after, outcome_of
+from aerodrome.sessions.parsing import parse
 from aerodrome.sessions.residency import Residency
 from aerodrome.sessions.row_updates import RowUpdates
 from aerodrome.sessions.run import TurnRun
-from aerodrome.sessions.wake import parse, read_history, take_lease
+from aerodrome.sessions.wake import read_history, take_lease
 
 log = structlog.get_logger(__name__)
 

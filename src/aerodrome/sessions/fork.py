@@ -17,7 +17,8 @@ import msgspec
 from aerodrome.errors import Capacity, Invalid
 from aerodrome.model import Principal, SessionKey, SessionRow
 from aerodrome.sessions.context import SessionContext
-from aerodrome.sessions.wake import parse, read_history, take_lease
+from aerodrome.sessions.parsing import parse
+from aerodrome.sessions.wake import read_history, take_lease
 from aerodrome.statestore.history import cut_unanswered
 from aerodrome.statestore.provider import EVENTS_PATH, STATE_PATH
 

@@ -48,7 +48,7 @@ from aerodrome.model import (
     valid_session_id,
 )
 from aerodrome.policy.attachments import refusal
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.api import Ask, MessagePage, OpenSession, SendMessage
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.fork import ForkPlaces, copy_files
@@ -56,12 +56,13 @@ from aerodrome.sessions.history import history_page
 from aerodrome.sessions.hub import Channel, EventHub
 from aerodrome.sessions.live import LiveSession
 from aerodrome.sessions.members import Members, allowed, check, tag
+from aerodrome.sessions.parsing import parse
 from aerodrome.sessions.patience import accept
 from aerodrome.sessions.recovery import living_incarnations, recover
 from aerodrome.sessions.registry import LiveSessions
 from aerodrome.sessions.replay import BEGINNING, behind, behind_latest, last_id, missed
 from aerodrome.sessions.run import TurnRun, error_of
-from aerodrome.sessions.wake import parse, read_history
+from aerodrome.sessions.wake import read_history
 from aerodrome.statestore.history import stored_events
 from aerodrome.telemetry.trace import TraceContext, carried, current
 from aerodrome.wire.envelope import size_of
@@ -414,16 +415,16 @@ class SessionService:
         live = self._sessions.find(SessionKey(who.tenant, session_id))
         return live is not None and live.row.role_of(who) is not None
 
-    async def borrow(self, who: Principal) -> ManagedRuntime:
+    async def borrow(self, who: Principal) -> Runtime:
         """Any runtime that serves the principal, for a question that concerns no session; `give_back` it.
 
-        Raises as `RuntimePool.reserve`.
+        Raises as `Runtimes.reserve`.
         """
         await self._serving()
         user = self._context.options.isolation_of(who.tenant) is Isolation.USER
         return await self._context.pool.reserve(RuntimeKey(who.tenant, who.user if user else None))
 
-    def give_back(self, runtime: ManagedRuntime) -> None:
+    def give_back(self, runtime: Runtime) -> None:
         self._context.pool.release(runtime)
 
     async def turn_slot(self, who: Principal) -> Callable[[], None]:
@@ -584,7 +585,7 @@ class SessionService:
     # --- the node's own work ---
 
     async def make_room(self, key: RuntimeKey | None) -> bool:
-        """See `runtime.pool.MakeRoom`."""
+        """See `runtime.ports.MakeRoom`."""
         return await self._sessions.make_room(key)
 
     async def hibernate(self, live: LiveSession) -> bool:
