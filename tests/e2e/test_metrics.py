@@ -147,6 +147,21 @@ async def test_a_recycled_runtime_has_its_reason(measured: Host) -> None:
     assert found.value("aerodrome_runtimes_ended_total") == 1
 
 
+async def test_an_attached_server_that_is_away_is_seen(tmp_path: Path, model: ModelServer) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    sections: dict[str, dict[str, Any]] = {
+        "state": {"url": f"volume:{volume}", "tables": "sqlite"},
+        "runtime": {"attach": [{"address": "127.0.0.1:9", "tenant": "acme", "token": "x"}]},
+        "telemetry": {"metrics_token": TOKEN},
+    }
+    async with host(tmp_path / "node", model, **sections) as running:
+        await until(lambda: bool(running.node.attached.describe()))
+        found = await read(running)
+    assert found.value("aerodrome_attached_servers", state="failed") == 1
+    assert found.value("aerodrome_attached_servers", state="claimed") == 0
+
+
 async def until_queued(running: Host) -> None:
     async with asyncio.timeout(60):
         while (await read(running)).value("aerodrome_turns_queued") != 1:

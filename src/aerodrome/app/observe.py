@@ -128,6 +128,8 @@ def state_of(node: Node, cli_version: str) -> NodeState:
     users = {(live.row.key.tenant, live.row.owner) for live in loaded} | {(who.tenant, who.user) for who in clients}
     runtimes = node.pool.runtimes
     by_state = Counter(runtime.state.value for runtime in runtimes)
+    attached = Counter(dict.fromkeys(("claimed", "failed"), 0))
+    attached.update(row["state"] for row in node.attached.describe())
     return NodeState(
         version=__version__,
         cli_version=cli_version,
@@ -139,6 +141,7 @@ def state_of(node: Node, cli_version: str) -> NodeState:
         users_active=len(users),
         leases_held=len(loaded),
         runtimes={state.value: by_state[state.value] for state in RuntimeState if not state.is_final},
+        attached=attached,
         runtimes_limit=settings.runtime.max_runtimes,
         places_used=sum(runtime.reserved for runtime in runtimes),
         places_limit=settings.runtime.max_runtimes * settings.runtime.max_sessions,

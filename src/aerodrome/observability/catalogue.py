@@ -115,6 +115,7 @@ PLACES_USED = _metric("gauge", "aerodrome_session_places_used", "Places of sessi
 PLACES_LIMIT = _metric(
     "gauge", "aerodrome_session_places_limit", "Places of sessions that there may be: max_runtimes times max_sessions."
 )
+ATTACHED = _metric("gauge", "aerodrome_attached_servers", "Attached servers as this node sees them, by state.", "state")
 MEMORY_SUM = _metric("gauge", "aerodrome_runtime_memory_sum_bytes", "Resident memory of all runtimes.")
 MEMORY_MAX = _metric("gauge", "aerodrome_runtime_memory_max_bytes", "Resident memory of the largest runtime.")
 START_SECONDS = _metric(
@@ -219,6 +220,7 @@ CATALOGUE: dict[str, tuple[Metric, ...]] = {
         RUNTIMES_LIMIT,
         PLACES_USED,
         PLACES_LIMIT,
+        ATTACHED,
         MEMORY_SUM,
         MEMORY_MAX,
         START_SECONDS,

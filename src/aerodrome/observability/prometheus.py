@@ -197,6 +197,7 @@ class StateCollector(Collector):
         state = self._look()
         yield _labelled(catalogue.SESSIONS, state.sessions)
         yield _labelled(catalogue.RUNTIMES, state.runtimes)
+        yield _labelled(catalogue.ATTACHED, state.attached)
         for metric, value in (
             (catalogue.TURNS_NOW, state.turns_in_progress),
             (catalogue.TURNS_QUEUED, state.turns_queued),

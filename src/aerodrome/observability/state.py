@@ -21,6 +21,8 @@ class NodeState:
     #: By state.
     runtimes: Mapping[str, int] = field(default_factory=dict)
     runtimes_limit: int = 0
+    #: By state.
+    attached: Mapping[str, int] = field(default_factory=dict)
     places_used: int = 0
     places_limit: int = 0
     #: Resident memory of each, in bytes.
