@@ -280,7 +280,7 @@ async def test_an_administrator_attaches_and_detaches_servers(
         admin = {"Authorization": f"Bearer {key}"}
         body = {"address": server.address, "weight": 2}
         assert (await alice.http.post("/admin/runtimes", json=body)).status_code == 403
-        assert (await alice.http.get("/admin/runtimes")).status_code == 403
+        assert (await alice.http.get("/admin/servers")).status_code == 403
         made = await alice.http.post("/admin/runtimes", json=body, headers=admin)
         assert (made.status_code, made.json()) == (201, {"address": server.address, "tenant": "acme"})
         again = await alice.http.post("/admin/runtimes", json=body, headers=admin)
@@ -292,7 +292,7 @@ async def test_an_administrator_attaches_and_detaches_servers(
         await alice.open("s1")
         await alice.say("s1", "hello")
         assert where(one) == {"s1": server.address}
-        listed = (await alice.http.get("/admin/runtimes", headers=admin)).json()["servers"]
+        listed = (await alice.http.get("/admin/servers", headers=admin)).json()["servers"]
         assert [(row["server"], row["state"], row["sessions"]) for row in listed] == [(server.address, "claimed", 1)]
         _, other = await one.node.stores.keys.create("globex", "root", frozenset({"admin"}))
         elses = await alice.http.delete(

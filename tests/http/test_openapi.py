@@ -49,8 +49,13 @@ def examples(content: dict[str, Any]) -> list[Any]:
 
 def test_the_routes_are_those_of_the_design() -> None:
     assert set(OPERATIONS) == {
-        "POST /api/v1/ask",
         "GET /api/v1/admin/runtimes",
+        "POST /api/v1/admin/runtimes/{runtime_id}/recycle",
+        "POST /api/v1/admin/runtimes/{runtime_id}/drain",
+        "GET /api/v1/admin/nodes",
+        "POST /api/v1/admin/nodes/{name}/drain",
+        "POST /api/v1/ask",
+        "GET /api/v1/admin/servers",
         "POST /api/v1/admin/runtimes",
         "DELETE /api/v1/admin/runtimes/{address}",
         "POST /api/v1/sessions",

@@ -306,7 +306,7 @@ class ScriptedPool:
         self._pause = pause
 
     async def reserve(
-        self, key: RuntimeKey, session_id: str | None = None, affinity: str | None = None, *, alone: bool = False
+        self, key: RuntimeKey, session_id: str | None = None, user: str | None = None, *, alone: bool = False
     ) -> ScriptedRuntime:
         await self._pause()
         while self.held:

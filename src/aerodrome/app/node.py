@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Self
 
+import psutil
 import structlog
 
 from aerodrome._util.clock import SystemClock
@@ -25,6 +26,7 @@ from aerodrome.app.options import (
     peer_silence,
     pool_options,
     session_options,
+    turn_ceilings,
 )
 from aerodrome.app.sandbox import workspaces
 from aerodrome.app.stores import Stores, open_stores
@@ -33,6 +35,8 @@ from aerodrome.config.settings import Settings
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.coordination.ports import ClusterEvent
 from aerodrome.errors import AerodromeError, ConfigError, Draining
+from aerodrome.fairness.gate import FairGate
+from aerodrome.fairness.line import Ceilings
 from aerodrome.gateway.server import Gateway
 from aerodrome.http.api import create_app
 from aerodrome.http.limits import HttpLimits
@@ -41,6 +45,9 @@ from aerodrome.identity.ephemeral import Authenticator, EitherOf
 from aerodrome.identity.keys import REVOKED
 from aerodrome.observability.loop_lag import watch_loop
 from aerodrome.observability.page import MetricsPage
+from aerodrome.operators.administration import Administration
+from aerodrome.operators.requests import OPERATIONS, RequestDesk
+from aerodrome.operators.view import busiest
 from aerodrome.peers.cluster import Cluster
 from aerodrome.peers.link import PeerLinks
 from aerodrome.peers.sessions import ClusterSessions
@@ -54,12 +61,13 @@ from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.pool import RuntimePool
 from aerodrome.runtime.sources import AttachedOrLaunched
 from aerodrome.sessions.admission import TurnAdmission, TurnLimits
+from aerodrome.sessions.backlog import BacklogLimits
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.janitor import Janitor
 from aerodrome.sessions.patience import patient_directory, patient_files, patient_leases, patient_ledger
 from aerodrome.sessions.recovery import EARLIER
+from aerodrome.sessions.residents import Residents
 from aerodrome.sessions.service import SessionService
-from aerodrome.sessions.slots import TurnSlots
 
 log = structlog.get_logger(__name__)
 
@@ -112,6 +120,8 @@ class Node:
         self._authenticator = authenticator
         self._resolver = resolver or SystemResolver()
         self._heartbeat: Heartbeat
+        self._desk: RequestDesk
+        self._process = psutil.Process()
         self._workspaces: WorkspaceCare
         self._stack = AsyncExitStack()
         self._tasks = TaskOwner("node")
@@ -166,6 +176,9 @@ class Node:
             attach_tokens(settings),
         )
         self._runtimes = AttachedOrLaunched(self.attached, self.pool)
+        self._desk = RequestDesk(
+            self.pool, own=lambda: self._heartbeat.incarnation, tasks=self._tasks, clock=self._clock, on_news=self._beat
+        )
         self.cluster = self._cluster()
         context = self._session_context()
         self.sessions = SessionService(context)
@@ -252,6 +265,7 @@ class Node:
     def _hear(self, event: ClusterEvent) -> None:
         if event.kind == ATTACHED and self.stores.volume is not None:
             self._soon(self.attached.refresh(), "refresh attached servers")
+        self._desk.hear(event)
         if event.kind == REVOKED:
             self.stores.keys.forget(event.subject)
             if not self._tasks.closed:
@@ -287,6 +301,7 @@ class Node:
             sessions,
             auth,
             self,
+            Administration(self.stores.coordination),
             limits,
             self._attach_admin(),
             metrics=exposition,
@@ -330,6 +345,10 @@ class Node:
         self._stack.push_async_callback(self._links.aclose)
         cluster.on_gone.append(self._links.nodes_gone)
         return cluster
+
+    def _beat(self) -> None:
+        """Have others know soon what is new here."""
+        self._soon(self._heartbeat.beat(), "beat")
 
     def _soon(self, work: Coroutine[Any, Any, Any], name: str) -> None:
         """Do what a hint is about; what becomes of it the janitor sees to as well."""
@@ -383,6 +402,7 @@ class Node:
             deleted=self._workspaces.deleted,
             announce=lambda kind, key: self.cluster.announce(kind, key),
             admission=self._admission(tasks),
+            residents=self._residents(),
             patience=patience,
             state_patience=state_patience,
             telemetry=self.observability.telemetry,
@@ -398,10 +418,8 @@ class Node:
                 tasks.start(work, name, expected=AerodromeError)
 
         return TurnAdmission(
-            TurnSlots(
-                total=limits.max_turns,
-                per_tenant=limits.max_turns_per_tenant or max(1, limits.max_turns // 5),
-                timeout=timeout,
+            FairGate(
+                turn_ceilings(self.settings), timeout=timeout, what="no turn could be started", weight=limits.weight_of
             ),
             TurnLimits(
                 per_minute=limits.turns_per_minute,
@@ -413,6 +431,17 @@ class Node:
             incarnation=lambda: self._heartbeat.incarnation,
             later=later,
             timeout=timeout,
+            backlog=BacklogLimits(limits.max_waiting_per_tenant, limits.max_waiting_per_user),
+            per_runtime=limits.max_turns_per_runtime,
+        )
+
+    def _residents(self) -> Residents:
+        limits = self.settings.limits
+        return Residents(
+            Ceilings(limits.max_sessions, limits.max_sessions_per_tenant, limits.max_sessions_per_user),
+            timeout=self.settings.runtime.capacity_timeout,
+            weight=limits.weight_of,
+            changed=lambda: self.pool.changed,
         )
 
     @property
@@ -446,6 +475,10 @@ class Node:
             "runtimes": runtimes,
             "recycles": dict(self.pool.retirements.recycled),
             "sessions": len(self.sessions.live),
+            "tenants": busiest(self.sessions.tenants),
+            "wait": round(self.sessions.wait, 3),
+            "rss_bytes": self._process.memory_info().rss,
+            OPERATIONS: self._desk.describe(),
             "draining": self.sessions.draining,
             "started_at": self._started_at,
             EARLIER: list(self._heartbeat.earlier),

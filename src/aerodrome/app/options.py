@@ -11,6 +11,7 @@ from aerodrome.config.provider_settings import ProviderSettings, reveal
 from aerodrome.config.recycle_settings import RecycleSettings
 from aerodrome.config.settings import Settings
 from aerodrome.config.types import Address
+from aerodrome.fairness.line import Ceilings
 from aerodrome.gateway.limits import GatewayLimits
 from aerodrome.gateway.server import GatewayOptions
 from aerodrome.policy.session_params import Credentials, ToolPolicy
@@ -48,6 +49,9 @@ def pool_options(settings: Settings, command: Path, homes: Path) -> PoolOptions:
         capacity_timeout=runtime.capacity_timeout,
         idle_timeout=runtime.idle_timeout,
         placement=runtime.placement,
+        max_waiting_per_tenant=settings.limits.max_waiting_per_tenant,
+        max_waiting_per_user=settings.limits.max_waiting_per_user,
+        weight=settings.limits.weight_of,
         recycle=recycle_options(runtime.recycle),
     )
 
@@ -102,6 +106,13 @@ def attach_entries(settings: Settings) -> list[AttachEntry]:
         )
         for server in settings.runtime.attach
     ]
+
+
+def turn_ceilings(settings: Settings) -> Ceilings:
+    """On the turns of one node. A user or tenant with limits over all nodes cannot have more than those in one."""
+    limits = settings.limits
+    per_tenant = limits.max_turns_per_tenant or max(1, limits.max_turns // 5)
+    return Ceilings(limits.max_turns, per_tenant, limits.max_turns_per_user)
 
 
 def patience(settings: Settings) -> float:

@@ -25,10 +25,12 @@ from aerodrome.cli import (
     keys,
     migrate,
     nodes,
+    plan,
     runtime,
     runtimes,
     serve,
     sessions,
+    top,
 )
 from aerodrome.errors import AerodromeError
 from aerodrome.runtime.release import PINNED
@@ -65,6 +67,8 @@ app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
 app.command("migrate")(migrate.migrate)
+app.command("top")(top.top)
+app.command("plan")(plan.planning)
 app.command("bench")(bench.bench)
 app.add_typer(keys.app, name="keys")
 sessions.app.command("check")(checkup.check_sessions)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+from aerodrome.coordination.ports import Node
 from aerodrome.model import Principal
+from aerodrome.operators.administration import Retirement
+from aerodrome.operators.requests import Verb
 from aerodrome.runtime.attached.ports import StoredServer
 
 
@@ -55,3 +59,15 @@ class AttachedServers(Protocol):
         ...
 
     async def servers(self, tenant: str | None = None) -> list[dict[str, Any]]: ...
+
+
+class Administration(Protocol):
+    """What operators ask for (`aerodrome.operators.administration`, which says what is raised)."""
+
+    async def nodes(self) -> Sequence[dict[str, Any]]: ...
+
+    async def runtimes(self) -> Sequence[dict[str, Any]]: ...
+
+    async def retire(self, runtime_id: str, verb: Verb, *, wait: float | None = None) -> Retirement: ...
+
+    async def drain_node(self, wanted: str) -> Node: ...

@@ -218,13 +218,14 @@ class Runtimes(Protocol):
         ...
 
     async def reserve(
-        self, key: RuntimeKey, session_id: str | None = None, affinity: str | None = None, *, alone: bool = False
+        self, key: RuntimeKey, session_id: str | None = None, user: str | None = None, *, alone: bool = False
     ) -> Runtime:
         """A runtime of this key with a place taken in it; give the place back with `release`.
 
         Args:
             session_id: The session that the place is for. It does not come to a runtime that has not let go of it yet.
-            affinity: Who or what should come to the same runtime again, under the placement `sticky`.
+            user: For whom: users of one key take turns when places are few, and each comes to the same runtime again
+                under the placement `sticky`.
             alone: In a runtime that holds nothing else, and gets nothing else meanwhile.
 
         Raises:

@@ -52,11 +52,11 @@ class AttachedOrLaunched:
         return [*self._attached.describe(), *(runtime.describe() for runtime in self._launched.runtimes)]
 
     async def reserve(
-        self, key: RuntimeKey, session_id: str | None = None, affinity: str | None = None, *, alone: bool = False
+        self, key: RuntimeKey, session_id: str | None = None, user: str | None = None, *, alone: bool = False
     ) -> Runtime:
         if self._attached.has(key):
-            return await self._attached.reserve(key, session_id, affinity, alone=alone)
-        return await self._launched.reserve(key, session_id, affinity, alone=alone)
+            return await self._attached.reserve(key, session_id, user, alone=alone)
+        return await self._launched.reserve(key, session_id, user, alone=alone)
 
     def release(self, runtime: Runtime) -> None:
         source = self._attached if isinstance(runtime, AttachedRuntime) else self._launched

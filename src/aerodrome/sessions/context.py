@@ -21,6 +21,7 @@ from aerodrome.runtime.ports import Runtimes
 from aerodrome.sessions.admission import TurnAdmission
 from aerodrome.sessions.ports import Ledger
 from aerodrome.sessions.quarantine import Suspicions
+from aerodrome.sessions.residents import Residents
 from aerodrome.statestore.ports import SessionFileStore, SharedVolume
 from aerodrome.telemetry import SILENT, Telemetry
 
@@ -73,6 +74,8 @@ class SessionContext:
     may_serve: Callable[[], bool]
     tasks: TaskOwner
     admission: TurnAdmission
+    #: The places of loaded sessions.
+    residents: Residents = field(default_factory=Residents)
     suspicions: Suspicions = field(default_factory=Suspicions)
     #: With the coordination store, and with the state store; what of theirs is not patient by itself asks these.
     patience: Patience = field(default_factory=lambda: Patience(0.0))

@@ -46,6 +46,7 @@ class LiveSessions:
         self._undeleted: dict[SessionKey, SessionRow] = {}
         context.pool.make_room = self.make_room
         context.pool.move_sessions = self.move_from
+        context.residents.make_place = self.make_place
         context.pool.on_lost = self._runtime_lost
 
     @property
@@ -142,6 +143,18 @@ class LiveSessions:
         # The next prompt is likeliest for those that had the last.
         idle.sort(key=lambda live: live.last_used, reverse=True)
         return any(await asyncio.gather(*(move(live) for live in idle)))
+
+    async def make_place(self, tenant: str | None, owner: str | None) -> bool:
+        """See `sessions.residents.MakePlace`."""
+        idle = [
+            live
+            for live in self.all
+            if live.evictable and tenant in (None, live.row.key.tenant) and owner in (None, live.row.owner)
+        ]
+        for live in sorted(idle, key=lambda live: live.last_used):
+            if await self.hibernate(live):
+                return True
+        return False
 
     async def hibernate(self, live: LiveSession) -> bool:
         """Put a session to sleep and forget it. ``False``: it is not idle (any more)."""

@@ -296,6 +296,7 @@ class Residency:
         self.activation = None
         self.attachments.lost()
         self._context.pool.release(activation.runtime)
+        self._context.residents.release(activation.place)
         self._context.release_lease(activation.lease)
 
     def _refuse_when_closed(self) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -51,7 +52,7 @@ from aerodrome.policy.attachments import refusal
 from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.api import Ask, MessagePage, OpenSession, SendMessage
 from aerodrome.sessions.context import SessionContext
-from aerodrome.sessions.fork import ForkPlaces, copy_files
+from aerodrome.sessions.fork import copy_files, fork_places
 from aerodrome.sessions.history import history_page
 from aerodrome.sessions.hub import Channel, EventHub
 from aerodrome.sessions.live import LiveSession
@@ -79,7 +80,7 @@ class SessionService:
         #: For front doors: `members.listen`.
         self.members_here = Members(context, self._sessions)
         self._draining = False
-        self._forks = ForkPlaces()
+        self._forks = fork_places()
 
     @property
     def live(self) -> list[LiveSession]:
@@ -102,6 +103,27 @@ class SessionService:
     @property
     def draining(self) -> bool:
         return self._draining
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Prompts that were accepted here and have not begun, by tenant."""
+        return self._context.admission.backlog.tenants
+
+    @property
+    def wait(self) -> float:
+        """Seconds that turns have lately waited for a place among those that run."""
+        return self._context.admission.gate.recent_wait
+
+    @property
+    def tenants(self) -> dict[str, dict[str, int]]:
+        """Of each tenant that is busy here: `sessions` that are loaded, `turns` that run, `waiting` prompts."""
+        loaded = Counter(live.row.key.tenant for live in self.live if live.activation is not None)
+        running = {tenant: held for tenant, (_, held) in self._context.admission.gate.line.tenants.items()}
+        waiting = self.waiting
+        return {
+            tenant: {"sessions": loaded[tenant], "turns": running.get(tenant, 0), "waiting": waiting.get(tenant, 0)}
+            for tenant in {*loaded, *running, *waiting}
+        }
 
     # --- sessions ---
 
@@ -465,7 +487,7 @@ class SessionService:
             streaming=bool(row.options.get("streaming", True)),
             native=row.options.get("native"),
         )
-        async with self._forks.hold(who):
+        async with self._forks.hold(who.tenant, who.user):
             target, _ = await self.open_session(who, opened)
             try:
                 await copy_files(self._context, row.key, target, to_event_id)

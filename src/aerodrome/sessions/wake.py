@@ -151,6 +151,7 @@ async def wake(
         on_condition: Then called with how its files were found, where servers write them themselves.
 
     Raises:
+        Capacity: Too many sessions are loaded, and all are in turns.
         Capacity, RuntimeUnavailable, Draining: No runtime can be had (see `Runtimes.reserve`).
         ActivationRefused: The runtime was lost while it loaded the session, or refused it.
         SessionElsewhere: Another node runs the session.
@@ -161,6 +162,8 @@ async def wake(
     """
     with ExitStack() as undo:
         await context.suspicions.settled(row.key)
+        place = await context.residents.take(row)
+        undo.callback(context.residents.release, place)
         alone = context.suspicions.alone(row, context.clock.time())
         runtime = await context.pool.reserve(runtime_key(row), row.key.id, row.owner, alone=alone)
         undo.callback(context.pool.release, runtime)
@@ -175,6 +178,7 @@ async def wake(
         activation = Activation(
             lease,
             runtime,
+            place,
             context.files,
             request_timeout=context.options.request_timeout,
             patience=context.state_patience,

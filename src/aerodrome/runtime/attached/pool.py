@@ -142,7 +142,7 @@ class AttachedPool:
     # --- places ---
 
     async def reserve(
-        self, key: RuntimeKey, session_id: str | None = None, affinity: str | None = None, *, alone: bool = False
+        self, key: RuntimeKey, session_id: str | None = None, user: str | None = None, *, alone: bool = False
     ) -> AttachedRuntime:
         """See `runtime.ports.Runtimes`."""
         deadline = time.monotonic() + self._options.capacity_timeout
@@ -153,7 +153,7 @@ class AttachedPool:
             # Taken before we look, so that a change between the look and the wait is not missed.
             changed = self._changed
             await self._bind_for(key)
-            if (runtime := self._with_room(key, session_id, affinity, alone=alone)) is not None:
+            if (runtime := self._with_room(key, session_id, user, alone=alone)) is not None:
                 runtime.reserved += 1
                 runtime.alone = alone
                 return runtime
@@ -182,7 +182,7 @@ class AttachedPool:
         return [s for s in self._servers.values() if s.binding == key and s.runtime is not None]
 
     def _with_room(
-        self, key: RuntimeKey, session_id: str | None, affinity: str | None, *, alone: bool
+        self, key: RuntimeKey, session_id: str | None, user: str | None, *, alone: bool
     ) -> AttachedRuntime | None:
         usable: dict[str, AttachedRuntime] = {}
         candidates = []
@@ -196,7 +196,7 @@ class AttachedPool:
             usable[server.name] = runtime
             capacity = server.entry.max_sessions or self._options.max_sessions
             candidates.append(Candidate(server.name, runtime.reserved, capacity, server.entry.weight))
-        chosen = self._placement.choose(candidates, affinity)
+        chosen = self._placement.choose(candidates, user)
         if chosen is None:
             return None
         self._outliers.placed(chosen)
