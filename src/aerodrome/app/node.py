@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import socket
+from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Self
 
 import psutil
 import structlog
 
+import aerodrome
 from aerodrome._util.clock import SystemClock
 from aerodrome._util.patience import Patience
 from aerodrome._util.tasks import TaskOwner
@@ -29,6 +31,7 @@ from aerodrome.app.options import (
     turn_ceilings,
 )
 from aerodrome.app.sandbox import workspaces
+from aerodrome.app.secret_keeper import SecretKeeper
 from aerodrome.app.stores import Stores, open_stores
 from aerodrome.app.workspaces import WorkspaceCare
 from aerodrome.config.settings import Settings
@@ -51,6 +54,7 @@ from aerodrome.operators.view import busiest
 from aerodrome.peers.cluster import Cluster
 from aerodrome.peers.link import PeerLinks
 from aerodrome.peers.sessions import ClusterSessions
+from aerodrome.peers.versions import refusal
 from aerodrome.runtime.attached.admin import ATTACHED, AttachAdmin
 from aerodrome.runtime.attached.pool import AttachedPool
 from aerodrome.runtime.attached.ports import Resolver
@@ -87,6 +91,8 @@ class Node:
         http: Whether the HTTP API is served.
         authenticator: Who else knows callers; asked before the stored keys.
         resolver: Finds the addresses of attached servers; by default the system's.
+        listeners: Sockets that listen already, in place of `server.http` and `server.gateway`: by `http` and
+            `gateway`.
     """
 
     def __init__(
@@ -96,8 +102,11 @@ class Node:
         http: bool = True,
         authenticator: Authenticator | None = None,
         resolver: Resolver | None = None,
+        listeners: Mapping[str, socket.socket] | None = None,
     ) -> None:
         self.settings = settings
+        #: As they were last read; of these only what `reload` says counts.
+        self._reloaded = settings
         self.stores: Stores
         #: Runtimes of our own, and those of others.
         self.pool: RuntimePool
@@ -105,6 +114,7 @@ class Node:
         self._runtimes: AttachedOrLaunched
         self.sessions: SessionService
         self.janitor: Janitor
+        self.secrets: SecretKeeper
         #: Where the HTTP API listens, if it does.
         self.http_address: tuple[str, int]
         #: Where the native gateway listens.
@@ -117,6 +127,7 @@ class Node:
         self.cluster: Cluster
         self._links: PeerLinks
         self._http = http
+        self._listeners = dict(listeners or {})
         self._authenticator = authenticator
         self._resolver = resolver or SystemResolver()
         self._heartbeat: Heartbeat
@@ -187,9 +198,11 @@ class Node:
         self.cluster.on_gone.append(lambda gone: telemetry.meter.nodes_gone(len(gone)))
         self.cluster.on_gone.append(lambda _: self._soon(self._recover(), "recover"))
         self.janitor = Janitor(self.sessions, context)
+        self.secrets = SecretKeeper(settings, self.sessions, on_tokens=self._reload_attached)
         self._heartbeat.on_reborn = self._reborn
         self._heartbeat.on_lapse = self._lapsed
         self._heartbeat.on_drain = self._asked_to_drain
+        await self._refuse_odd_releases()
         await self._heartbeat.start()
         self._stack.push_async_callback(self._clear_leases)
         self._stack.push_async_callback(self._heartbeat.aclose)
@@ -204,6 +217,7 @@ class Node:
             await self.attached.start()
         self._stack.push_async_callback(self.attached.aclose)
         self._tasks.start(self.janitor.run(), "janitor")
+        self._tasks.start(self.secrets.run(), "secrets")
         self._tasks.start(self._workspaces.run(), "workspaces")
         self._stack.push_async_callback(self._tasks.aclose)
         auth: Authenticator = self.stores.keys
@@ -217,9 +231,17 @@ class Node:
         # Last in, first out: drain while everything still works.
         self._stack.push_async_callback(self.drain)
 
+    async def _refuse_odd_releases(self) -> None:
+        """Raises ConfigError: this release and one that lives do not understand each other."""
+        living = await self.stores.coordination.nodes()
+        releases = {node.name: node.load["version"] for node in living if "version" in node.load}
+        if (reason := refusal(aerodrome.__version__, releases)) is not None:
+            raise ConfigError(reason)
+
     async def drain(self) -> None:
         """Take no new work, let running turns end for up to `server.drain_timeout`, hand the sessions over.
 
+        For `server.drain_delay` before that the node only says that it is not ready.
         Clients and readers are told to go as soon as nothing of theirs is under way. Whoever comes second waits for the
         first.
         """
@@ -228,6 +250,9 @@ class Node:
         await asyncio.shield(self._draining)
 
     async def _drain(self) -> None:
+        if self.settings.server.drain_delay:
+            log.info("node.leaving", seconds=self.settings.server.drain_delay)
+            await asyncio.sleep(self.settings.server.drain_delay)
         log.info("node.draining", sessions=len(self.sessions.live))
         letting_go = self._tasks.start(self.gateway.let_go(), "let clients go")
         try:
@@ -255,7 +280,13 @@ class Node:
         """
         if settings.state.volume != self.settings.state.volume:
             raise ConfigError("state.url cannot be changed while the node runs")
-        await self.attached.reload(attach_entries(settings), attach_tokens(settings))
+        self._reloaded = settings
+        self.secrets.reloaded(settings)
+        await self._reload_attached()
+
+    async def _reload_attached(self) -> None:
+        """With the tokens as they are now."""
+        await self.attached.reload(attach_entries(self._reloaded), attach_tokens(self._reloaded))
 
     def abort(self) -> None:
         """Kill every runtime, with all it has started, before the process ends without a drain."""
@@ -281,7 +312,9 @@ class Node:
             peer_token=lambda: self._heartbeat.node.peer_token,
             telemetry=self.observability.telemetry,
         )
-        self.gateway_address = await self.gateway.start(*self.settings.server.gateway)
+        self.gateway_address = await self.gateway.start(
+            *self.settings.server.gateway, listener=self._listeners.get("gateway")
+        )
         self._stack.push_async_callback(self.gateway.aclose)
         await self._heartbeat.advertise(str(self.settings.server.advertise or advertised(*self.gateway_address)))
 
@@ -307,7 +340,7 @@ class Node:
             metrics=exposition,
             telemetry=self.observability.telemetry,
         )
-        server = HttpServer(app, *self.settings.server.http)
+        server = HttpServer(app, *self.settings.server.http, listener=self._listeners.get("http"))
         self.http_address = await server.start()
         self._stack.push_async_callback(server.stop, 5.0)
 
@@ -456,7 +489,7 @@ class Node:
 
     def ready(self) -> tuple[bool, str]:
         """For `/ready` (see `http.ports.Readiness`)."""
-        if self.sessions.draining:
+        if self._draining is not None:
             raise Draining("this node is shutting down")
         if not self._heartbeat.may_serve:
             return False, "the coordination store cannot be reached"
@@ -479,7 +512,10 @@ class Node:
             "wait": round(self.sessions.wait, 3),
             "rss_bytes": self._process.memory_info().rss,
             OPERATIONS: self._desk.describe(),
-            "draining": self.sessions.draining,
+            "draining": self._draining is not None,
             "started_at": self._started_at,
+            "version": aerodrome.__version__,
+            "beat_at": self._clock.time(),
+            "secrets": self.secrets.problems,
             EARLIER: list(self._heartbeat.earlier),
         }

@@ -34,16 +34,26 @@ class HttpServer:
         app: The application. The `state.door` of one of `create_app` is told about the shutdown.
         host: Address or name to listen on.
         port: 0 for any free one.
+        listener: A socket that listens already, in place of that address.
         setting: Whose address it is, for messages.
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int, *, setting: str = "server.http") -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        *,
+        listener: socket.socket | None = None,
+        setting: str = "server.http",
+    ) -> None:
         door = app.state.door if isinstance(app, FastAPI) else None
         assert isinstance(door, Door | None)
         self._shutdown = door.shutdown if door is not None else Shutdown()
         self._setting = setting
         self._host = host
         self._port = port
+        self._listener = listener
         config = uvicorn.Config(
             app,
             http=protocol_class(door.limits if door is not None else HttpLimits()),
@@ -65,7 +75,7 @@ class HttpServer:
         Raises:
             ConfigError: The address is taken, forbidden or unknown.
         """
-        listener = await self._listen()
+        listener = self._listener or await self._listen()
         host, port = listener.getsockname()[:2]
         await self._server.startup(sockets=[listener])
         self._task = asyncio.create_task(self._server.run_until_stopped(), name="http:server")
