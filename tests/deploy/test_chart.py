@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from aerodrome.config import load_settings
-from aerodrome.config.server_settings import TelemetrySettings
 from aerodrome.config.settings import Settings
+from aerodrome.config.telemetry_settings import TelemetrySettings
 from support.chart import CHART, EXAMPLES, Manifest, Selected, admits, example, only, over, pods, render, selects
 
 _KNOWN = [each for each in dict.fromkeys(kubernetes_validate.utils.all_versions()) if each.split(".")[1] >= "27"]
