@@ -106,7 +106,8 @@ def test_only_commands_and_options_that_exist_are_written_of(page: Path) -> None
 def test_only_settings_that_exist_are_written_of(page: Path) -> None:
     known = {f"{section}.{entry.key}" for section in Settings.model_fields for entry in entries(section)}
     dotted = rf"`((?:{'|'.join(Settings.model_fields)})\.[a-z_]+)[` ]"
-    assert set(re.findall(dotted, page.read_text(encoding="utf-8"))) <= known | log_events() | methods()
+    others = log_events() | methods() | values_of_the_chart()
+    assert set(re.findall(dotted, page.read_text(encoding="utf-8"))) <= known | others
 
 
 def test_only_log_events_that_exist_are_explained() -> None:
@@ -121,6 +122,13 @@ def test_only_log_events_that_exist_are_explained() -> None:
 def methods() -> set[str]:
     """Of the runtime's protocol: some begin like sections of the settings."""
     return {rule.method for _, lines in GROUPS for line in lines for rule in line}
+
+
+def values_of_the_chart() -> set[str]:
+    """As far as their first two words go; some begin like sections of the settings."""
+    names = re.findall(r"^\| `([A-Za-z.]+)` \|", read("docs/kubernetes-values.md"), re.MULTILINE)
+    assert names
+    return {".".join(name.split(".")[:2]) for name in names}
 
 
 def log_events() -> set[str]:
@@ -145,8 +153,9 @@ def test_every_decision_is_listed_and_has_its_parts(record: Path) -> None:
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Context", "Decision", "Consequences"]
 
 
-def test_the_decisions_are_numbered_without_gaps() -> None:
-    assert [int(record.name[:4]) for record in RECORDS] == list(range(1, len(RECORDS) + 1))
+def test_no_two_decisions_have_one_number() -> None:
+    numbers = [int(record.name[:4]) for record in RECORDS]
+    assert sorted(set(numbers)) == numbers
 
 
 # --- links ---

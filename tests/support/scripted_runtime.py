@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -150,11 +151,12 @@ class ScriptedRuntime:
     def __init__(self, runtime_id: str, key: RuntimeKey, pause: Callable[[], Awaitable[None]]) -> None:
         self.id = runtime_id
         self.key = key
+        self.pid = 1
         self.reserved = 0
         self.turns = 0
         self.state = RuntimeState.CLAIMED
         self.latency = Latency()
-        self.loading: set[SessionKey] = set()
+        self.loading: Counter[SessionKey] = Counter()
         self.alone = False
         self.death: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
         self.lost = asyncio.Event()
@@ -193,12 +195,16 @@ class ScriptedRuntime:
             return False
         return bool(answer["success"])
 
-    def kill(self, reason: str, death: Death = Death.OUTSIDE) -> None:
+    def kill(self, reason: str, death: Death | None = Death.OUTSIDE) -> None:
+        """Args:
+        death: ``None``: it is not known as long as the test lives.
+        """
         if self.lost.is_set():
             return
         self.lost_reason = reason
         self.state = RuntimeState.FAILED
-        self.death.set_result(death)
+        if death is not None:
+            self.death.set_result(death)
         self.lost.set()
         for session in self.sessions.values():
             session.close()
@@ -304,7 +310,9 @@ class ScriptedPool:
         self._max_runtimes = max_runtimes
         self._pause = pause
 
-    async def reserve(self, key: RuntimeKey, session_id: str | None = None, *, alone: bool = False) -> ScriptedRuntime:
+    async def reserve(
+        self, key: RuntimeKey, session_id: str | None = None, user: str | None = None, *, alone: bool = False
+    ) -> ScriptedRuntime:
         await self._pause()
         while self.held:
             await self._changed.wait()

@@ -3,52 +3,75 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import socket
+from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Self
 
+import psutil
 import structlog
 
+import aerodrome
 from aerodrome._util.clock import SystemClock
 from aerodrome._util.patience import Patience
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.app.launch import checked_launcher
+from aerodrome.app.observe import Observability, open_observability, state_of
 from aerodrome.app.options import (
     advertised,
+    attach_entries,
+    attach_tokens,
+    attached_options,
     credentials_of,
     gateway_options,
     patience,
     peer_silence,
     pool_options,
     session_options,
+    turn_ceilings,
 )
 from aerodrome.app.sandbox import workspaces
+from aerodrome.app.secret_keeper import SecretKeeper
 from aerodrome.app.stores import Stores, open_stores
 from aerodrome.app.workspaces import WorkspaceCare
 from aerodrome.config.settings import Settings
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.coordination.ports import ClusterEvent
-from aerodrome.errors import AerodromeError, Draining
+from aerodrome.errors import AerodromeError, ConfigError, Draining
+from aerodrome.fairness.gate import FairGate
+from aerodrome.fairness.line import Ceilings
 from aerodrome.gateway.server import Gateway
 from aerodrome.http.api import create_app
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.server import HttpServer
 from aerodrome.identity.ephemeral import Authenticator, EitherOf
 from aerodrome.identity.keys import REVOKED
+from aerodrome.observability.loop_lag import watch_loop
+from aerodrome.observability.page import MetricsPage
+from aerodrome.operators.administration import Administration
+from aerodrome.operators.requests import OPERATIONS, RequestDesk
+from aerodrome.operators.view import busiest
 from aerodrome.peers.cluster import Cluster
 from aerodrome.peers.link import PeerLinks
 from aerodrome.peers.sessions import ClusterSessions
+from aerodrome.peers.versions import refusal
+from aerodrome.runtime.attached.admin import ATTACHED, AttachAdmin
+from aerodrome.runtime.attached.pool import AttachedPool
+from aerodrome.runtime.attached.ports import Resolver
+from aerodrome.runtime.attached.resolver import SystemResolver
 from aerodrome.runtime.binary import resolve
 from aerodrome.runtime.homes import Homes
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.pool import RuntimePool
+from aerodrome.runtime.sources import AttachedOrLaunched
 from aerodrome.sessions.admission import TurnAdmission, TurnLimits
+from aerodrome.sessions.backlog import BacklogLimits
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.janitor import Janitor
 from aerodrome.sessions.patience import patient_directory, patient_files, patient_leases, patient_ledger
 from aerodrome.sessions.recovery import EARLIER
+from aerodrome.sessions.residents import Residents
 from aerodrome.sessions.service import SessionService
-from aerodrome.sessions.slots import TurnSlots
 
 log = structlog.get_logger(__name__)
 
@@ -67,25 +90,49 @@ class Node:
     Args:
         http: Whether the HTTP API is served.
         authenticator: Who else knows callers; asked before the stored keys.
+        resolver: Finds the addresses of attached servers; by default the system's.
+        listeners: Sockets that listen already, in place of `server.http` and `server.gateway`: by `http` and
+            `gateway`.
     """
 
-    def __init__(self, settings: Settings, *, http: bool = True, authenticator: Authenticator | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        http: bool = True,
+        authenticator: Authenticator | None = None,
+        resolver: Resolver | None = None,
+        listeners: Mapping[str, socket.socket] | None = None,
+    ) -> None:
         self.settings = settings
+        #: As they were last read; of these only what `reload` says counts.
+        self._reloaded = settings
         self.stores: Stores
+        #: Runtimes of our own, and those of others.
         self.pool: RuntimePool
+        self.attached: AttachedPool
+        self._runtimes: AttachedOrLaunched
         self.sessions: SessionService
         self.janitor: Janitor
+        self.secrets: SecretKeeper
         #: Where the HTTP API listens, if it does.
         self.http_address: tuple[str, int]
         #: Where the native gateway listens.
         self.gateway_address: tuple[str, int]
+        #: Where the metrics have an address of their own, if they do.
+        self.metrics_address: tuple[str, int]
         self.gateway: Gateway
+        self.observability: Observability
         #: The other nodes on the same stores.
         self.cluster: Cluster
         self._links: PeerLinks
         self._http = http
+        self._listeners = dict(listeners or {})
         self._authenticator = authenticator
+        self._resolver = resolver or SystemResolver()
         self._heartbeat: Heartbeat
+        self._desk: RequestDesk
+        self._process = psutil.Process()
         self._workspaces: WorkspaceCare
         self._stack = AsyncExitStack()
         self._tasks = TaskOwner("node")
@@ -115,7 +162,10 @@ class Node:
             allow_version_mismatch=settings.runtime.allow_version_mismatch,
         )
         log.info("node.starting", node=settings.server.node_name, cli=str(binary.path), cli_version=binary.version)
-        self.stores = await self._stack.enter_async_context(open_stores(settings))
+        self.observability = open_observability(settings, lambda: state_of(self, binary.version))
+        telemetry = self.observability.telemetry
+        self._stack.push_async_callback(asyncio.to_thread, telemetry.tracer.shutdown)
+        self.stores = await self._stack.enter_async_context(open_stores(settings, telemetry))
         homes = self._stack.enter_context(Homes(settings.server.data_dir / "runtimes"))
         self._heartbeat = Heartbeat(
             self.stores.coordination,
@@ -127,17 +177,32 @@ class Node:
         )
         self._workspaces = WorkspaceCare(lambda: self.stores.directory, workspaces(settings), self._tasks)
         runtimes = await checked_launcher(settings, binary.path, homes.path, self._workspaces.released)
-        self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), runtimes)
+        self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), runtimes, meter=telemetry.meter)
+        self.attached = AttachedPool(
+            attached_options(settings),
+            self.stores.attached,
+            self._resolver,
+            self.stores.volume,
+            attach_entries(settings),
+            attach_tokens(settings),
+        )
+        self._runtimes = AttachedOrLaunched(self.attached, self.pool)
+        self._desk = RequestDesk(
+            self.pool, own=lambda: self._heartbeat.incarnation, tasks=self._tasks, clock=self._clock, on_news=self._beat
+        )
         self.cluster = self._cluster()
         context = self._session_context()
         self.sessions = SessionService(context)
         self.cluster.on_deleted.append(self.sessions.deleted_elsewhere)
         self.cluster.on_members.append(lambda key: self._soon(self.sessions.members_here.refresh(key), "members"))
+        self.cluster.on_gone.append(lambda gone: telemetry.meter.nodes_gone(len(gone)))
         self.cluster.on_gone.append(lambda _: self._soon(self._recover(), "recover"))
         self.janitor = Janitor(self.sessions, context)
+        self.secrets = SecretKeeper(settings, self.sessions, on_tokens=self._reload_attached)
         self._heartbeat.on_reborn = self._reborn
         self._heartbeat.on_lapse = self._lapsed
         self._heartbeat.on_drain = self._asked_to_drain
+        await self._refuse_odd_releases()
         await self._heartbeat.start()
         self._stack.push_async_callback(self._clear_leases)
         self._stack.push_async_callback(self._heartbeat.aclose)
@@ -148,7 +213,11 @@ class Node:
         self._soon(self._recover(), "recover")
         await self.pool.start()
         self._stack.push_async_callback(self.pool.aclose)
+        if self.stores.volume is not None:  # without one there are no attached servers
+            await self.attached.start()
+        self._stack.push_async_callback(self.attached.aclose)
         self._tasks.start(self.janitor.run(), "janitor")
+        self._tasks.start(self.secrets.run(), "secrets")
         self._tasks.start(self._workspaces.run(), "workspaces")
         self._stack.push_async_callback(self._tasks.aclose)
         auth: Authenticator = self.stores.keys
@@ -157,13 +226,22 @@ class Node:
         await self._open_gateway(auth, binary.version)
         if self._http:
             await self._open_http(auth)
+        await self._open_metrics()
         self._stack.callback(self.stores.coordination.listen(self._hear))
         # Last in, first out: drain while everything still works.
         self._stack.push_async_callback(self.drain)
 
+    async def _refuse_odd_releases(self) -> None:
+        """Raises ConfigError: this release and one that lives do not understand each other."""
+        living = await self.stores.coordination.nodes()
+        releases = {node.name: node.load["version"] for node in living if "version" in node.load}
+        if (reason := refusal(aerodrome.__version__, releases)) is not None:
+            raise ConfigError(reason)
+
     async def drain(self) -> None:
         """Take no new work, let running turns end for up to `server.drain_timeout`, hand the sessions over.
 
+        For `server.drain_delay` before that the node only says that it is not ready.
         Clients and readers are told to go as soon as nothing of theirs is under way. Whoever comes second waits for the
         first.
         """
@@ -172,6 +250,9 @@ class Node:
         await asyncio.shield(self._draining)
 
     async def _drain(self) -> None:
+        if self.settings.server.drain_delay:
+            log.info("node.leaving", seconds=self.settings.server.drain_delay)
+            await asyncio.sleep(self.settings.server.drain_delay)
         log.info("node.draining", sessions=len(self.sessions.live))
         letting_go = self._tasks.start(self.gateway.let_go(), "let clients go")
         try:
@@ -191,12 +272,31 @@ class Node:
         if hasattr(self, "gateway") and self._draining is None and not self._tasks.closed:
             self._draining = self._tasks.start(self._drain(), "drain")
 
+    async def reload(self, settings: Settings) -> None:
+        """Take over what may change while the node runs: the attached servers. Running turns are not disturbed.
+
+        Raises:
+            ConfigError: The stores have changed, which needs a restart.
+        """
+        if settings.state.volume != self.settings.state.volume:
+            raise ConfigError("state.url cannot be changed while the node runs")
+        self._reloaded = settings
+        self.secrets.reloaded(settings)
+        await self._reload_attached()
+
+    async def _reload_attached(self) -> None:
+        """With the tokens as they are now."""
+        await self.attached.reload(attach_entries(self._reloaded), attach_tokens(self._reloaded))
+
     def abort(self) -> None:
         """Kill every runtime, with all it has started, before the process ends without a drain."""
         if hasattr(self, "pool"):
             self.pool.abort()
 
     def _hear(self, event: ClusterEvent) -> None:
+        if event.kind == ATTACHED and self.stores.volume is not None:
+            self._soon(self.attached.refresh(), "refresh attached servers")
+        self._desk.hear(event)
         if event.kind == REVOKED:
             self.stores.keys.forget(event.subject)
             if not self._tasks.closed:
@@ -210,8 +310,11 @@ class Node:
             gateway_options(self.settings, cli_version),
             self.cluster,
             peer_token=lambda: self._heartbeat.node.peer_token,
+            telemetry=self.observability.telemetry,
         )
-        self.gateway_address = await self.gateway.start(*self.settings.server.gateway)
+        self.gateway_address = await self.gateway.start(
+            *self.settings.server.gateway, listener=self._listeners.get("gateway")
+        )
         self._stack.push_async_callback(self.gateway.aclose)
         await self._heartbeat.advertise(str(self.settings.server.advertise or advertised(*self.gateway_address)))
 
@@ -224,10 +327,41 @@ class Node:
             self.stores.ledger.get,
             patience=patience(self.settings),
             reader_bytes=self.settings.limits.sse_buffer,
+            tracer=self.observability.telemetry.tracer,
         )
-        server = HttpServer(create_app(sessions, auth, self, limits), *self.settings.server.http)
+        exposition = self.observability.exposition if self.settings.telemetry.metrics_token is not None else None
+        app = create_app(
+            sessions,
+            auth,
+            self,
+            Administration(self.stores.coordination),
+            limits,
+            self._attach_admin(),
+            metrics=exposition,
+            telemetry=self.observability.telemetry,
+        )
+        server = HttpServer(app, *self.settings.server.http, listener=self._listeners.get("http"))
         self.http_address = await server.start()
         self._stack.push_async_callback(server.stop, 5.0)
+
+    async def _open_metrics(self) -> None:
+        if (exposition := self.observability.exposition) is None:
+            return
+        self._tasks.start(watch_loop(self.observability.telemetry.meter), "watch the loop")
+        if (address := self.settings.telemetry.metrics_address) is not None:
+            server = HttpServer(MetricsPage(exposition), *address, setting="telemetry.metrics_address")
+            self.metrics_address = await server.start()
+            self._stack.push_async_callback(server.stop, 1.0)
+
+    def _attach_admin(self) -> AttachAdmin:
+        return AttachAdmin(
+            self.stores.attached,
+            self.stores.coordination,
+            tokens=lambda: self.attached.tokens,
+            on_volume=self.stores.volume is not None,
+            clock=self._clock,
+            rows=self.attached.describe,
+        )
 
     def _cluster(self) -> Cluster:
         cluster = Cluster(
@@ -245,6 +379,10 @@ class Node:
         cluster.on_gone.append(self._links.nodes_gone)
         return cluster
 
+    def _beat(self) -> None:
+        """Have others know soon what is new here."""
+        self._soon(self._heartbeat.beat(), "beat")
+
     def _soon(self, work: Coroutine[Any, Any, Any], name: str) -> None:
         """Do what a hint is about; what becomes of it the janitor sees to as well."""
         if self._tasks.closed:
@@ -253,6 +391,7 @@ class Node:
             self._tasks.start(work, name, expected=AerodromeError)
 
     def _lapsed(self) -> None:
+        self.observability.telemetry.meter.fenced_itself()
         self.sessions.give_up_all(
             "this node could not reach its coordination store, and its sessions may soon be others'",
             within=self._heartbeat.lapse_time,
@@ -265,6 +404,7 @@ class Node:
         await self.sessions.recover()
 
     async def _reborn(self) -> None:
+        self.observability.telemetry.meter.reborn()
         self._soon(self._recover(), "recover")
         # Others may have them already; what does not unload them soon is killed all the same.
         self.sessions.give_up_all(
@@ -282,7 +422,8 @@ class Node:
             membership=self.stores.coordination,
             ledger=patient_ledger(self.stores.ledger, state_patience),
             files=patient_files(self.stores.files, state_patience),
-            pool=self.pool,
+            volume=self.stores.volume,
+            pool=self._runtimes,
             clock=self._clock,
             credentials=lambda tenant: credentials_of(self.settings.provider.of(tenant)),
             incarnation=lambda: self._heartbeat.incarnation,
@@ -294,8 +435,10 @@ class Node:
             deleted=self._workspaces.deleted,
             announce=lambda kind, key: self.cluster.announce(kind, key),
             admission=self._admission(tasks),
+            residents=self._residents(),
             patience=patience,
             state_patience=state_patience,
+            telemetry=self.observability.telemetry,
         )
 
     def _admission(self, tasks: TaskOwner) -> TurnAdmission:
@@ -308,10 +451,8 @@ class Node:
                 tasks.start(work, name, expected=AerodromeError)
 
         return TurnAdmission(
-            TurnSlots(
-                total=limits.max_turns,
-                per_tenant=limits.max_turns_per_tenant or max(1, limits.max_turns // 5),
-                timeout=timeout,
+            FairGate(
+                turn_ceilings(self.settings), timeout=timeout, what="no turn could be started", weight=limits.weight_of
             ),
             TurnLimits(
                 per_minute=limits.turns_per_minute,
@@ -323,14 +464,37 @@ class Node:
             incarnation=lambda: self._heartbeat.incarnation,
             later=later,
             timeout=timeout,
+            backlog=BacklogLimits(limits.max_waiting_per_tenant, limits.max_waiting_per_user),
+            per_runtime=limits.max_turns_per_runtime,
         )
+
+    def _residents(self) -> Residents:
+        limits = self.settings.limits
+        return Residents(
+            Ceilings(limits.max_sessions, limits.max_sessions_per_tenant, limits.max_sessions_per_user),
+            timeout=self.settings.runtime.capacity_timeout,
+            weight=limits.weight_of,
+            changed=lambda: self.pool.changed,
+        )
+
+    @property
+    def accepting(self) -> bool:
+        """What `ready` says, in a word."""
+        return not self.sessions.draining and self.ready()[0]
+
+    @property
+    def heartbeat_age(self) -> float:
+        """Seconds (see `Heartbeat.age`)."""
+        return self._heartbeat.age
 
     def ready(self) -> tuple[bool, str]:
         """For `/ready` (see `http.ports.Readiness`)."""
-        if self.sessions.draining:
+        if self._draining is not None:
             raise Draining("this node is shutting down")
         if not self._heartbeat.may_serve:
             return False, "the coordination store cannot be reached"
+        if self.attached.runtimes:
+            return True, "accepting work"
         if (reason := self.pool.unavailable_reason) is not None:
             return False, f"the Copilot CLI does not start: {reason}"
         if not any(r.state is RuntimeState.WARM or r.state.serves for r in self.pool.runtimes):
@@ -339,12 +503,19 @@ class Node:
 
     def _load(self) -> dict[str, Any]:
         name = self.settings.server.node_name
-        runtimes = [{**runtime.describe(), "node": name} for runtime in self.pool.runtimes]
+        runtimes = [{**row, "node": name} for row in self._runtimes.describe()]
         return {
             "runtimes": runtimes,
             "recycles": dict(self.pool.retirements.recycled),
             "sessions": len(self.sessions.live),
-            "draining": self.sessions.draining,
+            "tenants": busiest(self.sessions.tenants),
+            "wait": round(self.sessions.wait, 3),
+            "rss_bytes": self._process.memory_info().rss,
+            OPERATIONS: self._desk.describe(),
+            "draining": self._draining is not None,
             "started_at": self._started_at,
+            "version": aerodrome.__version__,
+            "beat_at": self._clock.time(),
+            "secrets": self.secrets.problems,
             EARLIER: list(self._heartbeat.earlier),
         }

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from aerodrome._util.clock import Clock, SystemClock
 from aerodrome._util.patience import Patience, patient
@@ -22,10 +22,18 @@ from aerodrome.errors import ConfigError
 from aerodrome.identity.backends.sqlite import SqliteKeyStore
 from aerodrome.identity.keys import REVOKED, KeyService
 from aerodrome.identity.ports import KeyStore
+from aerodrome.observability.calls import observed
+from aerodrome.runtime.attached.backends.sqlite import SqliteAttachStore
+from aerodrome.runtime.attached.ports import AttachStore
 from aerodrome.sessions.backends.sqlite import SqliteLedger
 from aerodrome.sessions.ports import Ledger
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
-from aerodrome.statestore.ports import SessionFileStore
+from aerodrome.statestore.backends.volume import VolumeFileStore
+from aerodrome.statestore.ports import SessionFileStore, SharedVolume
+from aerodrome.telemetry import SILENT, Telemetry
+
+#: Made by a restore in `server.data_dir`, and removed at its end: until then the databases are not what they should be.
+PARTIAL = "restore.partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +43,14 @@ class Stores:
     directory: Directory
     files: SessionFileStore
     ledger: Ledger
+    #: Servers that were attached at run time, and whose they all are.
+    attached: AttachStore
+    #: The files are on a volume that Copilot CLI servers share.
+    volume: SharedVolume | None = None
 
 
 @asynccontextmanager
-async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
+async def open_stores(settings: Settings, telemetry: Telemetry = SILENT) -> AsyncIterator[Stores]:
     """The stores of this configuration, with their tables up to date.
 
     What must last lies where `state.url` says, what is about the living where `coordination.url` says. With SQLite
@@ -53,15 +65,41 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
     async with AsyncExitStack() as stack:
         files = SqliteFiles(settings, stack)
         state = await _open_state(settings, clock, files, stack)
-        coordination = await _open_coordination(settings, clock, files, stack)
+        coordination = observed(await _open_coordination(settings, clock, files, stack), "coordination", telemetry)
 
         async def announce(key_id: str) -> None:
             await coordination.publish(ClusterEvent(REVOKED, key_id))
 
         # A caller whose key is not in the cache needs the store, too.
-        patient_keys = patient(state.keys, Patience(settings.state.patience, clock=clock), ("get", "list"))
+        observed_keys = observed(state.keys, "keys", telemetry)
+        patient_keys = patient(observed_keys, Patience(settings.state.patience, clock=clock), ("get", "list"))
         keys = KeyService(patient_keys, clock=clock, cache_ttl=settings.auth.key_cache, announce=announce)
-        yield Stores(keys, coordination, state.directory, state.files, state.ledger)
+        volume = await _open_volume(settings, state)
+        yield Stores(
+            keys,
+            coordination,
+            observed(state.directory, "directory", telemetry),
+            observed(volume or state.files, "files", telemetry),
+            observed(state.ledger, "ledger", telemetry),
+            state.attached,
+            volume,
+        )
+
+
+async def _open_volume(settings: Settings, state: _State) -> VolumeFileStore | None:
+    if (root := settings.state.volume) is None:
+        return None
+    limits = settings.state
+    volume = VolumeFileStore(root, state.files, max_file_bytes=limits.max_file, max_session_bytes=limits.max_session)
+    await volume.open()
+    return volume
+
+
+@asynccontextmanager
+async def coordination_of(settings: Settings) -> AsyncIterator[Coordination]:
+    """The coordination store alone. Raises as `open_stores`."""
+    async with AsyncExitStack() as stack:
+        yield await _open_coordination(settings, SystemClock(), SqliteFiles(settings, stack), stack)
 
 
 class SqliteFiles:
@@ -75,6 +113,8 @@ class SqliteFiles:
 
     async def get(self, name: str) -> Database:
         if name not in self._open:
+            if (self._directory / PARTIAL).exists():
+                raise ConfigError(f"a restore into {self._directory} was cut short: run `aerodrome restore` again")
             database = Database(self._directory / name, synchronous=self._synchronous)
             self._open[name] = await self._stack.enter_async_context(database)
         return self._open[name]
@@ -91,6 +131,8 @@ class _State(Protocol):
     def keys(self) -> KeyStore: ...
     @property
     def directory(self) -> Directory: ...
+    @property
+    def attached(self) -> AttachStore: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +141,12 @@ class _SqliteState:
     ledger: Ledger
     keys: KeyStore
     directory: Directory
+    attached: AttachStore
 
 
 async def _open_state(settings: Settings, clock: Clock, databases: SqliteFiles, stack: AsyncExitStack) -> _State:
     state = settings.state
-    if state.url != "sqlite":
+    if state.tables_url != "sqlite":
         opening = postgresql_stores().open_state(settings, clock)
         return cast("_State", await stack.enter_async_context(opening))
     database = await databases.get("state.sqlite3")
@@ -114,8 +157,9 @@ async def _open_state(settings: Settings, clock: Clock, databases: SqliteFiles, 
         SqliteKeyStore(database),
         # With the leases, because a node changes both for each turn while files are being written.
         SqliteDirectory(await databases.get("coordination.sqlite3")),
+        SqliteAttachStore(database),
     )
-    for store in (opened.files, opened.ledger, opened.keys, opened.directory):
+    for store in (opened.files, opened.ledger, opened.keys, opened.directory, opened.attached):
         await store.open()
         stack.push_async_callback(store.aclose)
     return opened
@@ -163,9 +207,23 @@ def _redis_coordination(settings: Settings) -> Coordination:
         "Coordination",
         module.RedisCoordination(
             RedisUrl.parse(coordination.url),
+            current=lambda: RedisUrl.parse(coordination.url.current()),
             prefix=coordination.key_prefix,
             # A heartbeat without an answer must leave time for the next.
             timeout=coordination.ttl / 2,
             patience=coordination.patience,
         ),
     )
+
+
+async def redis_facts(settings: Settings) -> tuple[dict[str, str], float]:
+    """What the server of `coordination.url` says of itself, and by how many seconds its clock is ahead of ours.
+
+    Raises:
+        StoreUnavailable: It cannot be asked.
+    """
+    coordination = _redis_coordination(settings)
+    try:
+        return cast("tuple[dict[str, str], float]", await cast("Any", coordination).about())
+    finally:
+        await coordination.aclose()

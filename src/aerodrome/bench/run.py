@@ -25,7 +25,10 @@ from aerodrome.bench import (
     memory,
     recycling,
     sandbox_start,
+    storm,
+    telemetry,
     turns,
+    users_per_gb,
     warm_claim,
 )
 from aerodrome.bench.lab import Lab
@@ -51,8 +54,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "gateway-clients": gateway_clients.run,
     "fleet-recovery": fleet_recovery.run,
     "directory-scale": directory_scale.run,
+    "storm": storm.run,
+    "users-per-gb": users_per_gb.run,
     "recycling": recycling.run,
     "warm-claim": warm_claim.run,
+    "telemetry": telemetry.run,
 }
 
 

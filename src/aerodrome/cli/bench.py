@@ -39,8 +39,11 @@ class Name(StrEnum):
     GATEWAY_CLIENTS = "gateway-clients"
     FLEET_RECOVERY = "fleet-recovery"
     DIRECTORY_SCALE = "directory-scale"
+    STORM = "storm"
+    USERS_PER_GB = "users-per-gb"
     RECYCLING = "recycling"
     WARM_CLAIM = "warm-claim"
+    TELEMETRY = "telemetry"
 
 
 def bench(

@@ -14,9 +14,10 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from aerodrome.cli.console import out, print_json
+from aerodrome.cli.console import out, print_json, print_table, say
 from aerodrome.cli.options import ConfigOption, JsonOption
 from aerodrome.config import Settings, load_settings
+from aerodrome.config.secret_references import GIVEN
 from aerodrome.errors import AerodromeError
 from aerodrome.model import Isolation
 
@@ -36,13 +37,23 @@ class Finding:
 def doctor(
     config: ConfigOption = None,
     start: Annotated[bool, typer.Option(help="Also start a runtime and take a turn in it.")] = True,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Look at the whole fleet instead: every node, the stores, the sessions.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check configuration, CLI binary, provider, stores, address and runtime start. Exits 1 if anything failed."""
+    """Check configuration, CLI binary, provider, secrets, stores, addresses, telemetry, runtime start. Exits 1 if
+    anything failed.
+
+    With `--cluster` it asks every node over the address that other nodes use, so run it on a machine of the fleet.
+    """
     from aerodrome.observability.logging import configure_logging
 
     configure_logging("error", "console")
     settings = load_settings(config)
+    if cluster:
+        _cluster(settings, as_json)
+        return
     findings = [Finding("configuration", "ok", "complete and consistent")]
     findings += asyncio.run(_examine(settings, start))
     if as_json:
@@ -55,13 +66,33 @@ def doctor(
         raise typer.Exit(1)
 
 
+def _cluster(settings: Settings, as_json: bool) -> None:
+    from aerodrome.app.cluster_doctor import examine
+
+    findings = asyncio.run(examine(settings))
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        print_table(
+            ("RESULT", "OF", "CHECK", "FOUND"),
+            [(finding.result, finding.subject, finding.check, finding.detail) for finding in findings],
+        )
+        for finding in findings:
+            if finding.mend is not None:
+                say(f"{finding.subject}, {finding.check}: {finding.mend}")
+    if any(finding.result == "failed" for finding in findings):
+        raise typer.Exit(1)
+
+
 async def _examine(settings: Settings, start: bool) -> list[Finding]:
     checks: dict[str, Callable[[Settings], Awaitable[str]]] = {
         "Copilot CLI": _binary,
         "SDK": _sdk,
         "provider": _provider,
+        "secrets": _secrets,
         "stores": _stores,
         "addresses": _address,
+        "telemetry": _telemetry,
         "disk": _disk,
         "process isolation": _isolation,
         "sandbox": _sandbox,
@@ -112,6 +143,23 @@ async def _provider(settings: Settings) -> str:
     return f"{provider.type}{f' at {provider.base_url}' if provider.base_url else ''}{tenants}"
 
 
+async def _secrets(settings: Settings) -> str:
+    """Where each comes from. That all lead somewhere has been seen when the settings were loaded."""
+    from aerodrome.config.secret_listing import cells_of
+    from aerodrome.config.types import mask_passwords
+
+    found = {
+        name: cell
+        for name, cell in cells_of(settings)
+        # An address such as "sqlite" is no secret.
+        if not name.endswith(".url") or cell.where != GIVEN or mask_passwords(cell.current()) != cell.current()
+    }
+    listed = ", ".join(f"{name} from {cell.where}" for name, cell in found.items())
+    if plain := [name for name, cell in found.items() if cell.where == GIVEN]:
+        raise _Warning(f"{listed}; better a reference for {' and '.join(plain)} (docs/secrets.md)")
+    return listed or "none"
+
+
 async def _stores(settings: Settings) -> str:
     from aerodrome.app.stores import open_stores
 
@@ -119,12 +167,14 @@ async def _stores(settings: Settings) -> str:
         count = await stores.directory.count()
         nodes = await stores.coordination.nodes()
     where = str(settings.server.data_dir)
-    if settings.state.url != "sqlite":
+    if settings.state.tables_url != "sqlite":
         from aerodrome.app.stores import postgresql_stores
 
-        where = f"{settings.state.url.masked} (schema {settings.state.database_schema})"
+        where = f"{settings.state.tables_url.masked} (schema {settings.state.database_schema})"
         if weak := await postgresql_stores().durability(settings):
             raise _Warning(f"{where} has {' and '.join(weak)}: a crash of the server loses what was acknowledged")
+    if settings.state.volume is not None:
+        where += f", session files on the volume {settings.state.volume}"
     coordination = settings.coordination
     if coordination.url != "sqlite":
         where += f", coordination in {coordination.url.masked}"
@@ -134,9 +184,11 @@ async def _stores(settings: Settings) -> str:
 async def _address(settings: Settings) -> str:
     server = settings.server
     addresses = {"server.http": server.http, "server.gateway": server.gateway}
+    if settings.telemetry.metrics_address is not None:
+        addresses["telemetry.metrics_address"] = settings.telemetry.metrics_address
     for setting, (host, port) in addresses.items():
         _try_to_bind(setting, host, port)
-    return " and ".join(f"{host}:{port}" for host, port in addresses.values()) + " are free"
+    return " and ".join(str(address) for address in addresses.values()) + " are free"
 
 
 def _try_to_bind(setting: str, host: str, port: int) -> None:
@@ -149,6 +201,17 @@ def _try_to_bind(setting: str, host: str, port: int) -> None:
             raise _Warning(
                 f"{host}:{port} cannot be taken ({error.strerror}): a node runs already, or set {setting}"
             ) from None
+
+
+async def _telemetry(settings: Settings) -> str:
+    from aerodrome.app.observe import problem_with_collector
+
+    options = settings.telemetry
+    if options.traces is not None and (problem := await problem_with_collector(settings)) is not None:
+        raise _Warning(f"no traces: {problem}")
+    measured = options.metrics_address is not None or options.metrics_token is not None
+    traces = f"traces go to {options.traces}" if options.traces is not None else "no traces are sent"
+    return f"{'metrics are served' if measured else 'nothing is measured'}; {traces}"
 
 
 async def _disk(settings: Settings) -> str:

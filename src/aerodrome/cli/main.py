@@ -15,8 +15,26 @@ from typing import Annotated
 import typer
 
 import aerodrome
-from aerodrome.cli import bench, console, demo, doctor, init, keys, migrate, nodes, runtime, runtimes, serve, sessions
+from aerodrome.cli import (
+    backup,
+    bench,
+    checkup,
+    console,
+    demo,
+    doctor,
+    init,
+    keys,
+    migrate,
+    nodes,
+    plan,
+    runtime,
+    runtimes,
+    serve,
+    sessions,
+    top,
+)
 from aerodrome.errors import AerodromeError
+from aerodrome.observability.logging import configure_logging
 from aerodrome.runtime.release import PINNED
 
 # Typer's own tracebacks would cut the frames in which a fault is.
@@ -44,6 +62,8 @@ def _root(
 ) -> None:
     """Host GitHub Copilot CLI servers for many users: isolated, durable, fail-over included."""
     context.ensure_object(_Options).debug = debug
+    # Before anything is logged: unconfigured, it would go to standard output, where results go.
+    configure_logging("warning", "auto")
 
 
 app.command("serve")(serve.serve)
@@ -51,8 +71,14 @@ app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
 app.command("migrate")(migrate.migrate)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
+app.command("top")(top.top)
+app.command("plan")(plan.planning)
 app.command("bench")(bench.bench)
 app.add_typer(keys.app, name="keys")
+sessions.app.command("check")(checkup.check_sessions)
+sessions.app.command("repair")(checkup.repair_sessions)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(runtimes.app, name="runtimes")
 app.add_typer(nodes.app, name="nodes")

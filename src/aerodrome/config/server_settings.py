@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import socket
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
@@ -54,6 +53,11 @@ class ServerSettings(Section):
     drain_timeout: Duration = Field(
         default=60.0, description="At shutdown: how long running turns may take to finish before they are cut."
     )
+    drain_delay: Duration = Field(
+        default=0.0,
+        description="At shutdown: how long the node still takes work before that, while `/ready` says that it stops. "
+        "Longer than a load balancer takes to notice.",
+    )
     node_name: Name = Field(
         default_factory=_default_node_name,
         description="Name of this node in listings and logs; unique among the nodes of one store.",
@@ -66,13 +70,4 @@ class AuthSettings(Section):
         default=5.0,
         description="How long a checked API key is trusted; a revoked one works for as long at most, where the news of "
         "its revocation is lost.",
-    )
-
-
-class TelemetrySettings(Section):
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least severe messages that are logged."
-    )
-    log_format: Literal["auto", "json", "console"] = Field(
-        default="auto", description="`auto` is `console` on a terminal and `json` elsewhere."
     )

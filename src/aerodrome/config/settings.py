@@ -14,10 +14,12 @@ from aerodrome.config.policy_settings import PolicySettings
 from aerodrome.config.provider_settings import ProviderSection
 from aerodrome.config.runtime_settings import IsolationSettings, RuntimeSettings
 from aerodrome.config.sandbox_settings import SandboxLevel, SandboxSettings
+from aerodrome.config.secret_settings import SecretSettings
 from aerodrome.config.section import Section, broken_rule
-from aerodrome.config.server_settings import AuthSettings, ServerSettings, TelemetrySettings
+from aerodrome.config.server_settings import AuthSettings, ServerSettings
 from aerodrome.config.session_settings import LimitSettings, SessionSettings
 from aerodrome.config.store_settings import CoordinationSettings, StateSettings
+from aerodrome.config.telemetry_settings import TelemetrySettings
 from aerodrome.model import Isolation, Profile
 
 
@@ -38,6 +40,9 @@ class Settings(Section):
     )
     sessions: SessionSettings = Field(default_factory=SessionSettings, description="The life of sessions and turns.")
     provider: ProviderSection = Field(default_factory=ProviderSection, description="Where models come from.")
+    secrets: SecretSettings = Field(
+        default_factory=SecretSettings, description="How secrets are looked up that other settings refer to."
+    )
     auth: AuthSettings = Field(default_factory=AuthSettings, description="How callers prove who they are.")
     policy: PolicySettings = Field(default_factory=PolicySettings, description="What sessions may do.")
     limits: LimitSettings = Field(default_factory=LimitSettings, description="Ceilings that protect the node.")
@@ -60,6 +65,17 @@ class Settings(Section):
                 message=f"{self._why_not_contained()}, so these tools give users a shell on this machine; set "
                 "runtime.launcher and sandbox.level so, remove the tools, or accept that with "
                 "policy.allow_unsandboxed = true",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _attached_servers_share_their_files(self) -> Self:
+        if self.runtime.attach and self.state.volume is None:
+            raise broken_rule(
+                "runtime",
+                "attach",
+                message='needs state.url = "volume:/PATH": attached servers keep the files of their sessions '
+                "themselves, and another one goes on with them when one is lost",
             )
         return self
 

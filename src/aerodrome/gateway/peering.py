@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +21,17 @@ from aerodrome.runtime.link import Link, LinkClosed, RequestRefused
 from aerodrome.sessions.api import EventStream, Lagging
 from aerodrome.sessions.run import TurnRun
 from aerodrome.sessions.service import SessionService
+from aerodrome.telemetry.trace import TraceContext, within
 from aerodrome.wire import envelope
 
 log = structlog.get_logger(__name__)
 
 #: Requests of another node that are served at the same time.
 _MAX_INBOUND = 1024
+#: Seconds in which the other node says whether it wants the events of a turn that has ended; it does so at once.
+_SAY_WHETHER = 5.0
+#: Seconds for telling of turns that have ended when this node goes.
+_LAST_WORDS = 2.0
 
 
 class _Request(msgspec.Struct):
@@ -33,6 +39,8 @@ class _Request(msgspec.Struct):
     session: str
     stream: int = 0
     message: dict[str, Any] | None = None
+    #: Where in a trace the caller stands; nodes of releases before 0.2 say nothing of it.
+    trace: dict[str, Any] = msgspec.field(default_factory=dict)
     after: str | None = None
     name: str = ""
     arguments: list[Any] = msgspec.field(default_factory=list)
@@ -50,6 +58,8 @@ class _TurnStream:
         #: From its admission on; whether they are wanted is said a moment later.
         self.events = run.events(reader)
         self.wanted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        #: Tells the other node of it.
+        self.telling: asyncio.Task[None] | None = None
 
     def follow(self, wanted: bool) -> None:
         if not self.wanted.done():
@@ -89,6 +99,10 @@ class PeerServer:
         Liveness(connection, silence)
 
     async def aclose(self) -> None:
+        # What has ended is told to its end: the events of a turn are nowhere else.
+        telling = [turn.telling for turn in self._turns.values() if turn.telling is not None and turn.run.ended]
+        if telling and not self._link.closed:
+            await asyncio.wait(telling, timeout=_LAST_WORDS)
         await self._link.aclose()
         await self._tasks.aclose()
 
@@ -96,7 +110,7 @@ class PeerServer:
 
     async def on_request(self, method: str, params: Raw | UnsetType) -> Any:
         if method == shapes.PING:
-            return {"value": None}
+            return {"value": {"time": time.time()}}
         number = 0
         try:
             request = _decode(params, _Request)
@@ -104,7 +118,8 @@ class PeerServer:
                 self._starting[number] = None
             who = shapes.principal_of(request.who)
             if method == shapes.SEND:
-                return {"value": await self._send(who, request)}
+                with within(TraceContext.parse(request.trace.get("traceparent"), request.trace.get("tracestate"))):
+                    return {"value": await self._send(who, request)}
             if method == shapes.EVENTS:
                 await self._subscribe(who, request)
                 return {"value": None}
@@ -163,13 +178,16 @@ class PeerServer:
             stream.follow(False)
             return None
         self._turns[request.stream] = stream
-        self._tasks.start(self._tell_turn(request.stream, stream), "tell turn", expected=LinkClosed)
+        stream.telling = self._tasks.start(self._tell_turn(request.stream, stream), "tell turn", expected=LinkClosed)
         return shapes.to_wire(run.row)
 
     async def _tell_turn(self, number: int, stream: _TurnStream) -> None:
         over = asyncio.ensure_future(stream.run.over())
         try:
             await first_of(stream.wanted, over)
+            if not stream.wanted.done():
+                # It has ended before the other node could say so, which is no reason to keep its events back.
+                await asyncio.wait({stream.wanted}, timeout=_SAY_WHETHER)
             try:
                 told = True
                 if stream.wanted.done() and stream.wanted.result():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import socket
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -26,8 +27,9 @@ from aerodrome.policy.open_params import OpenContext
 from aerodrome.policy.profiles import Profile
 from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.link import LinkClosed, RemoteError
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.service import SessionService
+from aerodrome.telemetry import SILENT, Telemetry
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +77,9 @@ class Gateway:
         cluster: Cluster,
         *,
         peer_token: Callable[[], str],
+        telemetry: Telemetry = SILENT,
     ) -> None:
+        self.telemetry = telemetry
         self.sessions = sessions
         self.cluster = cluster
         self.patience = options.patience
@@ -109,11 +113,18 @@ class Gateway:
 
     # --- life ---
 
-    async def start(self, host: str, port: int) -> tuple[str, int]:
-        """Listen; returns the address. Raises `ConfigError` when it is not to be had."""
+    async def start(self, host: str, port: int, *, listener: socket.socket | None = None) -> tuple[str, int]:
+        """Listen; returns the address. Raises `ConfigError` when it is not to be had.
+
+        Args:
+            listener: A socket that listens already, in place of that address.
+        """
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(self._accept, host, port, backlog=_BACKLOG)
+            if listener is not None:
+                self._server = await loop.create_server(self._accept, sock=listener, backlog=_BACKLOG)
+            else:
+                self._server = await loop.create_server(self._accept, host, port, backlog=_BACKLOG)
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {host}:{port} (server.gateway): {error.strerror or error}; "
@@ -291,10 +302,10 @@ class Gateway:
         finally:
             self.sessions.give_back(runtime)
 
-    def open_context(self, tenant: str, profile: Profile) -> Callable[[ManagedRuntime], OpenContext]:
+    def open_context(self, tenant: str, profile: Profile) -> Callable[[Runtime], OpenContext]:
         """What a session of this tenant is opened with, beside what its client asked for, in a runtime."""
 
-        def context(runtime: ManagedRuntime) -> OpenContext:
+        def context(runtime: Runtime) -> OpenContext:
             return OpenContext(
                 profile=profile,
                 isolation=self.isolation_of(tenant),

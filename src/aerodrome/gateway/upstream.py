@@ -23,11 +23,17 @@ from aerodrome.peers.liveness import Liveness
 from aerodrome.peers.shapes import PING, to_wire
 from aerodrome.runtime.frames import FrameConnection
 from aerodrome.runtime.link import LinkClosed, RemoteError
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
+from aerodrome.telemetry.meter import Traffic
 from aerodrome.wire import envelope
 
 
 class UpstreamOwner(Protocol):
+    @property
+    def upstream_traffic(self) -> Traffic:
+        """What goes by the links is added to it."""
+        ...
+
     def on_runtime_bodies(self, link: Upstream, bodies: list[bytes]) -> None: ...
 
     def on_runtime_closed(self, link: Upstream) -> None: ...
@@ -43,12 +49,14 @@ class Upstream:
     """Made by `open` or `open_to_node`. Named by its runtime's or node's id: a client has one to each."""
 
     def __init__(
-        self, owner: UpstreamOwner, link_id: str, timeout: float, max_frame: int, runtime: ManagedRuntime | None = None
+        self, owner: UpstreamOwner, link_id: str, timeout: float, max_frame: int, runtime: Runtime | None = None
     ) -> None:
         self.id = link_id
         #: ``None``: it leads to a node.
         self.runtime = runtime
-        self.connection = FrameConnection(self, max_frame=max_frame, other="the runtime", skip=True)
+        self.connection = FrameConnection(
+            self, max_frame=max_frame, other="the runtime", skip=True, traffic=owner.upstream_traffic
+        )
         self._owner = owner
         self._timeout = timeout
         #: Another node would refuse the ids that we use with runtimes; these no client can guess and use itself.
@@ -67,7 +75,7 @@ class Upstream:
     async def open(
         cls,
         owner: UpstreamOwner,
-        runtime: ManagedRuntime,
+        runtime: Runtime,
         hello: Mapping[str, Any],
         *,
         timeout: float,
@@ -87,6 +95,7 @@ class Upstream:
             await link._connect(runtime, {**hello, "token": runtime.token})
         except (OSError, LinkClosed, RemoteError) as error:  # a time-out is the first
             raise RuntimeUnavailable(f"no connection to the runtime: {error}") from error
+        runtime.adopt(link.connection)
         return link
 
     @classmethod
@@ -120,7 +129,7 @@ class Upstream:
         Liveness(link.connection, silence, link._ping)
         return link
 
-    async def _connect(self, to: ManagedRuntime | tuple[str, int], hello: Mapping[str, Any]) -> None:
+    async def _connect(self, to: Runtime | tuple[str, int], hello: Mapping[str, Any]) -> None:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeout):

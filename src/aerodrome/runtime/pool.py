@@ -16,7 +16,7 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -24,22 +24,23 @@ import structlog
 
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.errors import AerodromeError, Capacity, Draining, NotFound, RuntimeUnavailable
-from aerodrome.model import RuntimeKey
-from aerodrome.placement.choose import Candidate, least_loaded
-from aerodrome.runtime.circuit import StartCircuit
+from aerodrome.fairness.line import Ticket
+from aerodrome.model import PlacementStrategy, RuntimeKey
+from aerodrome.placement.choose import Candidate, placement
 from aerodrome.runtime.machine import RuntimeState
-from aerodrome.runtime.ports import Launcher
-from aerodrome.runtime.probe import ProbeModel
+from aerodrome.runtime.ports import Launcher, MakeRoom, MoveSessions, Runtime
+from aerodrome.runtime.queueing import RuntimeQueue
 from aerodrome.runtime.recycler import RecycleOptions, Recycler
 from aerodrome.runtime.retirements import Retirements
 from aerodrome.runtime.standby import Standby, StandbyOptions
+from aerodrome.runtime.starts import Starts
 from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
+from aerodrome.runtime.upkeep import Upkeep
+from aerodrome.telemetry.meter import Meter
 
 log = structlog.get_logger(__name__)
 
 
-#: Seconds between two looks at what the machine has left.
-_LOOK = 5.0
 #: Runtimes that a session may have got stuck in before it has to wait for one of them.
 _STUCK_IN = 2
 
@@ -56,6 +57,11 @@ class PoolOptions:
     #: Resident sessions a runtime.
     max_sessions: int = 50
     spawn_concurrency: int = 2
+    #: Requests for a place that wait, of one tenant and of one user.
+    max_waiting_per_tenant: int = 10_000
+    max_waiting_per_user: int = 1_000
+    #: Of a tenant: how often it is next when several wait.
+    weight: Callable[[str], float] = lambda _: 1.0
     #: Seconds to wait for room before `Capacity`; the start of a runtime, once it is under way, has its own limit.
     capacity_timeout: float = 30.0
     #: Seconds a claimed runtime may hold no session before it is stopped.
@@ -63,60 +69,58 @@ class PoolOptions:
     #: Seconds after a claim before its replacement is started: a start takes a core for a second, and the user who
     #: has just claimed is about to take the first turn.
     replenish_delay: float = 1.0
+    #: Which of a key's runtimes gets a session.
+    placement: PlacementStrategy = PlacementStrategy.LEAST_LOADED
     recycle: RecycleOptions = field(default_factory=RecycleOptions)
-
-
-#: Makes room by hibernating: the least recently used idle session of this key, or, when it is ``None``, all
-#: sessions of the least recently used runtime that has only idle ones. ``False``: there is none.
-MakeRoom = Callable[[RuntimeKey | None], Awaitable[bool]]
-
-#: Takes the sessions that are idle now out of a runtime, and, if the second argument is true, loads those that are in
-#: use again elsewhere. ``False``: there was none.
-MoveSessions = Callable[[ManagedRuntime, bool], Awaitable[bool]]
 
 
 class _Claim:
     """A key's wish for one more runtime."""
 
-    def __init__(self) -> None:
+    def __init__(self, ticket: Ticket) -> None:
+        #: Its place in the line of those who wait for a runtime.
+        self.ticket = ticket
         self.ended = False
         self.error: Exception | None = None
 
 
 class RuntimePool:
-    def __init__(self, options: PoolOptions, launcher: Launcher, standby: Standby | None = None) -> None:
+    def __init__(
+        self,
+        options: PoolOptions,
+        launcher: Launcher,
+        standby: Standby | None = None,
+        meter: Meter | None = None,
+    ) -> None:
         self._options = options
-        self._standby = standby or Standby(
-            StandbyOptions(options.warm, options.max_warm, options.memory_reserve),
-        )
-        self._launcher = launcher
-        self._probe = ProbeModel()
+        self._meter = meter or Meter()
+        self._starts = Starts(launcher, options.spawn_concurrency)
+        self._placement = placement(options.placement)
         #: All that have a process, also those that are being started, stopped or buried.
         self._runtimes: dict[str, ManagedRuntime] = {}
         self._claims: dict[RuntimeKey, _Claim] = {}
         #: Calls of `reserve` under way.
         self._requests: Counter[RuntimeKey] = Counter()
-        self._circuit = StartCircuit()
-        self._spawn_slots = asyncio.Semaphore(options.spawn_concurrency)
-        #: Starts that have a slot.
-        self._under_way = 0
+        self._queue = RuntimeQueue(options.weight, options.max_waiting_per_tenant, options.max_waiting_per_user)
         #: Set, and replaced by a new one, whenever something has changed that a waiter may wait for.
         self._changed = asyncio.Event()
         self._tasks = TaskOwner("pool")
         self._closing = False
         self.retirements = Retirements(self, self._tasks, options.recycle.patience)
+        self.standby = standby or Standby(StandbyOptions(options.warm, options.max_warm, options.memory_reserve))
+        self.upkeep = Upkeep(
+            self, self.standby, idle_timeout=options.idle_timeout, replenish_delay=options.replenish_delay
+        )
         self.make_room: MakeRoom | None = None
         self.move_sessions: MoveSessions | None = None
-        self.on_lost: Callable[[ManagedRuntime], None] | None = None
+        self.on_lost: Callable[[Runtime], None] | None = None
 
     # --- life ---
 
     async def start(self) -> None:
         """Begin to keep runtimes warm. Does not wait for the first one."""
-        await self._probe.start()
-        self._tasks.start(self._keep_warm(), "keep-warm")
-        self._tasks.start(self._stop_idle(), "stop-idle")
-        self._tasks.start(self._watch_machine(), "watch-machine")
+        await self._starts.open()
+        self.upkeep.start(self._tasks)
         self._tasks.start(Recycler(self, self._options.recycle).run(), "recycle")
 
     async def aclose(self) -> None:
@@ -125,7 +129,7 @@ class RuntimePool:
         self.notify()
         await self._tasks.aclose()
         await asyncio.gather(*(self._stop(runtime) for runtime in self.runtimes))
-        await self._probe.aclose()
+        await self._starts.aclose()
 
     def abort(self) -> None:
         """Kill them all, now, for a process that ends without closing anything."""
@@ -136,30 +140,64 @@ class RuntimePool:
     def runtimes(self) -> list[ManagedRuntime]:
         return list(self._runtimes.values())
 
+    def in_state(self, state: RuntimeState) -> list[ManagedRuntime]:
+        return [r for r in self._runtimes.values() if r.state is state]
+
+    @property
+    def full(self) -> bool:
+        """It has as many runtimes as it may have."""
+        return len(self._runtimes) >= self._options.max_runtimes
+
+    @property
+    def spare(self) -> int:
+        """Runtimes that are warm, or about to be, and that no claim waits for."""
+        return len(self.in_state(RuntimeState.WARM)) + len(self.in_state(RuntimeState.STARTING)) - self._queue.claims
+
+    @property
+    def claimed(self) -> bool:
+        """Whether there is somebody who has a runtime, or waits for one."""
+        return bool(self._claims or self.in_state(RuntimeState.CLAIMED))
+
+    @property
+    def start_pause(self) -> float:
+        """Seconds until the next start may be tried, after some that have failed."""
+        return self._starts.pause
+
     @property
     def unavailable_reason(self) -> str | None:
         """Why no runtime can be started, while that is so."""
-        return self._circuit.reason if self._circuit.is_open else None
+        return self._starts.circuit.reason if self._starts.circuit.is_open else None
 
     # --- places ---
 
-    async def reserve(self, key: RuntimeKey, session_id: str | None = None, *, alone: bool = False) -> ManagedRuntime:
+    async def reserve(
+        self, key: RuntimeKey, session_id: str | None = None, user: str | None = None, *, alone: bool = False
+    ) -> ManagedRuntime:
         """A runtime of this key with a place taken in it; give the place back with `release`.
 
         Args:
             session_id: The session that the place is for. It does not come to a runtime that has not let go of it yet.
+            user: For whom, where users share runtimes: they take turns when places are few, and come to the same
+                runtime again under the placement `sticky`.
             alone: In a runtime that holds nothing else, and gets nothing else meanwhile.
 
         Raises:
-            Capacity: No room within the time-out, with all runtimes and their sessions in use.
+            Capacity: No room within the time-out, with all runtimes and their sessions in use; or too many wait.
             RuntimeUnavailable: The CLI does not start; the detail says why.
             Draining: This node is shutting down.
         """
         with self.wanting(key):
-            deadline = time.monotonic() + self._options.capacity_timeout
-            runtime = await self._find_room(key, session_id, deadline, alone=alone)
-            runtime.reserved += 1
-            runtime.alone = alone
+            ticket = self._queue.join(key, user or "")
+            served = False
+            try:
+                deadline = time.monotonic() + self._options.capacity_timeout
+                runtime = await self._find_room(key, session_id, user, ticket, deadline, alone=alone)
+                runtime.reserved += 1
+                runtime.alone = alone
+                served = True
+            finally:
+                if self._queue.leave(key, ticket, served=served):
+                    self.notify()  # another one is the first now
             try:
                 await runtime.furnished()
             except BaseException:
@@ -180,7 +218,14 @@ class RuntimePool:
                 self.notify()  # a runtime of this key that holds no session may be ended now
 
     async def _find_room(
-        self, key: RuntimeKey, session_id: str | None, deadline: float, *, alone: bool
+        self,
+        key: RuntimeKey,
+        session_id: str | None,
+        user: str | None,
+        ticket: Ticket,
+        deadline: float,
+        *,
+        alone: bool,
     ) -> ManagedRuntime:
         claim: _Claim | None = None
         #: The state of things in which we have asked for room in this key's own runtimes.
@@ -196,10 +241,13 @@ class RuntimePool:
             if len(stuck_in) >= _STUCK_IN:
                 # Whoever makes sessions get stuck gets no third runtime for it.
                 raise RuntimeUnavailable("earlier runtimes have not let go of the session yet", retry_after=5.0)
+            if (stuck_in or alone) and self._queue.leave(key, ticket):
+                self.notify()  # what it cannot take shall not be kept from others
             if alone:
-                if (empty := [r for r in self._of(key) if not r.reserved and r not in stuck_in]) != []:
+                # One that has not let go of others yet holds them still.
+                if (empty := [r for r in self._of(key) if not r.reserved and not r.letting_go]) != []:
                     return empty[0]
-            elif (runtime := self._with_room(key, stuck_in)) is not None:
+            elif (runtime := self._with_room(key, stuck_in, user)) is not None and self._queue.is_first(key, ticket):
                 return runtime
             if not alone and asked is not changed and any(r not in stuck_in for r in self._of(key)):
                 asked = changed
@@ -209,13 +257,18 @@ class RuntimePool:
                 if claim is not None and claim.error is not None:
                     raise claim.error
                 claim = self._join_claim(key)
-            await self._wait(key, changed, deadline)
+            await self._wait(key, ticket, changed, deadline)
 
-    def release(self, runtime: ManagedRuntime) -> None:
+    def release(self, runtime: Runtime) -> None:
         runtime.reserved -= 1
         runtime.alone = runtime.alone and runtime.reserved > 0
         runtime.last_held = time.monotonic()
         self.notify()
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """Is set with the next `notify`; then there is another."""
+        return self._changed
 
     async def change(self, timeout: float) -> None:
         """Wait for the next `notify`, and no longer than `timeout` seconds."""
@@ -256,7 +309,11 @@ class RuntimePool:
 
     def places_besides(self, runtime: ManagedRuntime) -> int:
         """Free places in the other runtimes of its key."""
-        return sum(self._options.max_sessions - r.reserved for r in self._of(runtime.key) if r is not runtime)
+        return sum(self._options.max_sessions - r.reserved for r in self.others(runtime))
+
+    def others(self, runtime: ManagedRuntime) -> list[ManagedRuntime]:
+        """The other runtimes of its key that take sessions."""
+        return [r for r in self._of(runtime.key) if r is not runtime]
 
     async def replacement(self, runtime: ManagedRuntime) -> ManagedRuntime | None:
         """A runtime of the same key for the sessions of this one, claimed for that unless the others of the key have
@@ -265,23 +322,36 @@ class RuntimePool:
         Raises:
             RuntimeUnavailable: None can be started.
         """
-        others = [r for r in self._of(runtime.key) if r is not runtime]
-        if self.places_besides(runtime) >= runtime.reserved:
-            return None
-        if not self._in(RuntimeState.WARM) and len(self._runtimes) >= self._options.max_runtimes:
-            return None
+        others = self.others(runtime)
         assert runtime.key is not None  # it has sessions
+        if self.places_besides(runtime) >= runtime.reserved or not self._to_be_had(runtime.key):
+            return None
         claim = self._join_claim(runtime.key)
         while not claim.ended:
+            if not self._to_be_had(runtime.key):
+                return None  # others were first; the claim may wait for as long as the node is full
             await self._changed.wait()
         if claim.error is not None:
             raise claim.error
-        return next((r for r in self._of(runtime.key) if r is not runtime and r not in others), None)
+        return next((r for r in self.others(runtime) if r not in others), None)
 
-    async def retire(self, runtime: ManagedRuntime) -> None:
-        """Stop a runtime that nobody needs any more. It counts as one until its process has gone."""
+    def _to_be_had(self, key: RuntimeKey) -> bool:
+        """Whether one more can be claimed without taking anything from others: below the ceiling, or of those that are
+        warm or being started, one that no other key waits for."""
+        free = len(self.in_state(RuntimeState.WARM)) + len(self.in_state(RuntimeState.STARTING))
+        waiting = len(self._claims.keys() - {key})
+        return free > waiting or not self.full
+
+    async def retire(self, runtime: ManagedRuntime, reason: str = "retired") -> None:
+        """Stop a runtime that nobody needs any more. It counts as one until its process has gone.
+
+        Args:
+            reason: See `Meter.runtime_ended`; one that is recycled has its own.
+        """
         await self._stop(runtime)
-        self._runtimes.pop(runtime.id, None)
+        # One that is recycled and then lost comes here twice.
+        if self._runtimes.pop(runtime.id, None) is not None:
+            self._meter.runtime_ended(runtime.retiring or reason)
         self.notify()
 
     async def _stop(self, runtime: ManagedRuntime) -> None:
@@ -295,21 +365,18 @@ class RuntimePool:
 
     def _of(self, key: RuntimeKey | None) -> list[ManagedRuntime]:
         """Those that take sessions."""
-        return [r for r in self._in(RuntimeState.CLAIMED) if r.key == key and not r.alone]
+        return [r for r in self.in_state(RuntimeState.CLAIMED) if r.key == key and not r.alone]
 
-    def _in(self, state: RuntimeState) -> list[ManagedRuntime]:
-        return [r for r in self._runtimes.values() if r.state is state]
-
-    def _with_room(self, key: RuntimeKey, besides: list[ManagedRuntime]) -> ManagedRuntime | None:
+    def _with_room(self, key: RuntimeKey, besides: list[ManagedRuntime], user: str | None) -> ManagedRuntime | None:
         candidates = [
             Candidate(r.id, r.reserved, self._options.max_sessions) for r in self._of(key) if r not in besides
         ]
-        chosen = least_loaded(candidates)
+        chosen = self._placement.choose(candidates, user)
         return self._runtimes[chosen] if chosen else None
 
-    def _unused(self) -> list[ManagedRuntime]:
+    def unused(self) -> list[ManagedRuntime]:
         """Claimed ones that hold no session and, as far as we know, are about to get none."""
-        return [r for r in self._in(RuntimeState.CLAIMED) if not r.reserved and not self._wanted(r)]
+        return [r for r in self.in_state(RuntimeState.CLAIMED) if not r.reserved and not self._wanted(r)]
 
     def _wanted(self, runtime: ManagedRuntime) -> bool:
         # Without this, keys that wait for room could end each other's new runtimes for ever.
@@ -320,146 +387,94 @@ class RuntimePool:
     def _join_claim(self, key: RuntimeKey) -> _Claim:
         claim = self._claims.get(key)
         if claim is None:
-            claim = self._claims[key] = _Claim()
+            claim = self._claims[key] = _Claim(self._queue.join_claims(key))
             self._tasks.start(self._run_claim(key, claim), f"claim {key}")
         return claim
 
     async def _run_claim(self, key: RuntimeKey, claim: _Claim) -> None:
         """A task of its own: what it has begun does not end with the request that was first."""
         try:
-            await self._claim(key)
+            await self._claim(key, claim)
         except asyncio.CancelledError:
-            claim.error = Draining("this node is shutting down")
+            self._end_claim(key, claim, Draining("this node is shutting down"))
             raise
         except Exception as error:
             if not isinstance(error, AerodromeError):
                 log.exception("runtime.claim_failed", key=str(key))
+            self._end_claim(key, claim, error)
+        else:
+            self._end_claim(key, claim)
+
+    def _end_claim(self, key: RuntimeKey, claim: _Claim, error: Exception | None = None) -> None:
+        """Once: what becomes afterwards of a start that it has begun does not concern it."""
+        if not claim.ended:
             claim.error = error
-        finally:
             claim.ended = True
+            self._queue.leave_claims(claim.ticket)
             del self._claims[key]
             self.notify()
 
-    async def _claim(self, key: RuntimeKey) -> None:
-        # When all who waited have given up, what was started for them stays warm.
+    def _hand_out(self) -> None:
+        """Give the warm runtimes to the claims that are next, whoever has had them started."""
+        for runtime in self.in_state(RuntimeState.WARM):
+            key = self._queue.first_claim()
+            while key is not None and key not in self._requests:
+                # All who waited have given up: what was started for them stays warm.
+                self._end_claim(key, self._claims[key])
+                key = self._queue.first_claim()
+            if key is None:
+                return
+            runtime.claim(key)
+            self.retirements.claimed(runtime)
+            self.standby.claimed()
+            log.info("runtime.claimed", runtime=runtime.id, pid=runtime.pid, key=str(key))
+            claim = self._claims[key]
+            self._queue.leave_claims(claim.ticket, served=True)
+            self._end_claim(key, claim)
+
+    async def _claim(self, key: RuntimeKey, claim: _Claim) -> None:
         while key in self._requests:
             changed = self._changed
-            if warm := self._in(RuntimeState.WARM):
-                warm[0].claim(key)
-                self._standby.claimed()
-                log.info("runtime.claimed", runtime=warm[0].id, pid=warm[0].pid, key=str(key))
+            self._hand_out()
+            if claim.ended:
                 return
-            if len(self._in(RuntimeState.STARTING)) >= len(self._claims):
+            if len(self.in_state(RuntimeState.STARTING)) >= self._queue.claims:
                 await changed.wait()  # those that are being started will do
-            elif len(self._runtimes) < self._options.max_runtimes:
-                await self._spawn()
-            elif unused := self._unused():
-                await self.retire(min(unused, key=lambda r: r.last_held))
+            elif not self.full:
+                await self.spawn()
+            elif unused := self.unused():
+                await self.retire(min(unused, key=lambda r: r.last_held), "room")
             elif not await self._make_room(None):
                 await changed.wait()
 
-    async def _spawn(self) -> None:
+    async def spawn(self) -> None:
         """Start one runtime; it is warm afterwards. Raises `RuntimeUnavailable`."""
-        wait = self._circuit.wait(time.monotonic())
-        if self._circuit.is_open and wait:
-            raise RuntimeUnavailable(f"the Copilot CLI does not start: {self._circuit.reason}", retry_after=wait)
-        self._circuit.trying(time.monotonic())
+        wait = self._starts.admit()
         runtime = ManagedRuntime(f"rt-{secrets.token_hex(5)}", self._options.runtime)
         runtime.on_lost = self._lost
         runtime.on_let_go = self.notify
         self._runtimes[runtime.id] = runtime
-        began = time.monotonic()
         try:
-            await asyncio.sleep(wait)
-            async with self._spawn_slots:
-                self._under_way += 1
-                try:
-                    await runtime.start(self._launcher, self._probe)
-                finally:
-                    self._under_way -= 1
-        except Exception as error:
-            reason = error.detail if isinstance(error, AerodromeError) else f"{type(error).__name__}: {error}"
-            self._circuit.failed(time.monotonic(), reason)
-            log.warning("runtime.start_failed", runtime=runtime.id, reason=reason)
-            if isinstance(error, AerodromeError):
-                raise
-            raise RuntimeUnavailable(f"the Copilot CLI could not be started: {reason}") from error
+            took = await self._starts.start(runtime, wait)
+            self.standby.started(took)
+            self._meter.runtime_started(took)
+        except Exception:
+            self._meter.runtime_failed_to_start()
+            raise
         finally:
             if runtime.state is not RuntimeState.WARM:
                 del self._runtimes[runtime.id]
             self.notify()
-        self._circuit.succeeded()
-        took = time.monotonic() - began
-        self._standby.started(took)
-        log.info("runtime.warm", runtime=runtime.id, pid=runtime.pid, seconds=round(took, 3))
+        self._hand_out()
 
     def _lost(self, runtime: ManagedRuntime) -> None:
         if not self._closing:
-            self._tasks.start(self.retire(runtime), f"bury {runtime.id}")
+            self._tasks.start(self.retire(runtime, "lost"), f"bury {runtime.id}")
         if self.on_lost is not None:
             self.on_lost(runtime)
         self.notify()
 
-    # --- upkeep ---
-
-    async def _keep_warm(self) -> None:
-        """Refill the warm pool whenever it has gone short, a moment after what emptied it."""
-        while True:
-            changed = self._changed
-            if not self._warm_short():
-                await changed.wait()
-                continue
-            if self._claims or self._in(RuntimeState.CLAIMED):
-                await asyncio.sleep(self._standby.pause(self._options.replenish_delay))
-            if self._warm_short():
-                try:
-                    await self._spawn()
-                except AerodromeError:
-                    await asyncio.sleep(max(0.1, self._circuit.wait(time.monotonic())))
-
-    def _warm_short(self) -> bool:
-        return self._spare() < self._warm_target() and len(self._runtimes) < self._options.max_runtimes
-
-    def _warm_target(self) -> int:
-        measured = [runtime.memory for runtime in self._runtimes.values() if runtime.memory]
-        return self._standby.target(self._spare(), min(measured, default=None))
-
-    async def _watch_machine(self) -> None:
-        """See what the machine has left, and let a warm runtime go when that is too little."""
-        while True:
-            headroom = self._standby.look()
-            if self._standby.short and (warm := self._in(RuntimeState.WARM)) and self._warm_target() < self._spare():
-                log.warning("runtime.let_go", runtime=warm[0].id, available=headroom.available)
-                await self.retire(warm[0])
-            self.notify()
-            await asyncio.sleep(_LOOK)
-
-    def _spare(self) -> int:
-        """Runtimes that are warm, or about to be, and that no claim waits for."""
-        return len(self._in(RuntimeState.WARM)) + len(self._in(RuntimeState.STARTING)) - len(self._claims)
-
-    async def _stop_idle(self) -> None:
-        interval = max(0.05, min(5.0, self._options.idle_timeout / 4))
-        while True:
-            await asyncio.sleep(interval)
-            for runtime in self.runtimes:
-                # Looked at again for each: stopping the one before took a while.
-                if self._idle(runtime, time.monotonic()):
-                    log.info("runtime.idle", runtime=runtime.id, key=str(runtime.key))
-                    await self.retire(runtime)
-
-    def _idle(self, runtime: ManagedRuntime, now: float) -> bool:
-        unused = now - runtime.last_held
-        if runtime.state is RuntimeState.WARM:
-            # Started for a request that then gave up, or when more were in demand.
-            return unused >= self._options.idle_timeout and self._spare() > self._warm_target()
-        if runtime not in self._unused():
-            return False
-        # A user's own runtime has nobody left to wait for; a tenant's may get its next user any moment.
-        of_user = runtime.key is not None and runtime.key.user is not None
-        return of_user or unused >= self._options.idle_timeout
-
-    async def _wait(self, key: RuntimeKey, changed: asyncio.Event, deadline: float) -> None:
+    async def _wait(self, key: RuntimeKey, ticket: Ticket, changed: asyncio.Event, deadline: float) -> None:
         limit = None if self._on_its_way(key) else max(0.0, deadline - time.monotonic())
         try:
             async with asyncio.timeout(limit):
@@ -469,9 +484,10 @@ class RuntimePool:
                 raise Capacity(
                     f"{len(self._runtimes)} of {self._options.max_runtimes} runtimes are in use or being started, "
                     f"and none became free within {self._options.capacity_timeout:g} s",
-                    retry_after=self._options.capacity_timeout,
+                    retry_after=self._queue.retry_after(key, ticket.user),
                 ) from None
 
     def _on_its_way(self, key: RuntimeKey) -> bool:
         """Whether a start that will do for this key's claim is under way: those before it in the queue take theirs."""
-        return key in self._claims and list(self._claims).index(key) < self._under_way
+        claim = self._claims.get(key)
+        return claim is not None and self._queue.is_among_first(claim.ticket, self._starts.under_way)

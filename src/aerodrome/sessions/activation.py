@@ -17,13 +17,15 @@ from aerodrome._util.patience import Patience
 from aerodrome.coordination.ports import Lease
 from aerodrome.errors import AerodromeError, Fenced, NotFound, Refused, RuntimeUnavailable, TooLarge, TurnInterrupted
 from aerodrome.events import SessionEvent
+from aerodrome.fairness.line import Ticket
 from aerodrome.policy.session_params import SAFE_OPTIONS
 from aerodrome.runtime.link import LinkClosed, RemoteError, RequestRefused
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.attachments import Attachments
 from aerodrome.sessions.requests import OpenRequest, OpenRequests
 from aerodrome.statestore.ports import SessionFileStore
 from aerodrome.statestore.provider import SessionFs
+from aerodrome.telemetry.trace import TraceContext, within
 from aerodrome.wire.envelope import METHOD_NOT_FOUND
 
 log = structlog.get_logger(__name__)
@@ -54,7 +56,8 @@ class Activation:
     def __init__(
         self,
         lease: Lease,
-        runtime: ManagedRuntime,
+        runtime: Runtime,
+        place: Ticket,
         store: SessionFileStore,
         *,
         request_timeout: float,
@@ -66,9 +69,13 @@ class Activation:
         self.lease = lease
         self.key = lease.key
         self.runtime = runtime
+        #: Among the sessions that may be loaded; given back with the runtime's.
+        self.place = place
         #: Characters of the history that it was loaded with.
         self.history_size = 0
         self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
+        #: The trace that the latest prompt is part of, and with it what the runtime stores.
+        self._trace: TraceContext | None = None
         self._attachments = Attachments()
         self._may_serve = may_serve
         self._on_event = on_event
@@ -95,14 +102,21 @@ class Activation:
         """
         self._attachments = attachments
         self.runtime.control.bind(self.key.id, self)
-        self.runtime.loading.add(self.key)
+        self.runtime.loading[self.key] += 1
         try:
             await self._open(params, attachments, resume=resume)
         except BaseException:
             # A client's connection may break before ours does: what we were at shall be known then.
-            asyncio.get_running_loop().call_later(_REMEMBERED, self.runtime.loading.discard, self.key)
+            asyncio.get_running_loop().call_later(_REMEMBERED, self._loaded)
             raise
-        self.runtime.loading.discard(self.key)
+        self._loaded()
+
+    def _loaded(self) -> None:
+        # Counted: what failed a moment ago may be loading again by now.
+        loading = self.runtime.loading
+        loading[self.key] -= 1
+        if not loading[self.key]:
+            del loading[self.key]
 
     async def _open(self, params: dict[str, Any], attachments: Attachments, *, resume: bool) -> None:
         try:
@@ -168,8 +182,11 @@ class Activation:
         """
         await self._request("session.resume", {"sessionId": self.key.id, "disableResume": True})
 
-    async def send(self, message: Mapping[str, Any], *, steer: bool = False) -> str:
+    async def send(self, message: Mapping[str, Any], *, trace: TraceContext | None = None, steer: bool = False) -> str:
         """Hand a prompt over, as parameters of `session.send`; returns the runtime's id of the message.
+
+        Args:
+            trace: What the runtime's own spans are to be part of.
 
         Raises:
             Refused: The runtime does not take it.
@@ -178,6 +195,9 @@ class Activation:
         params = {**message, "sessionId": self.key.id}
         if steer:
             params["mode"] = "immediate"
+        if trace is not None:
+            params |= trace.fields()
+        self._trace = trace
         loop = asyncio.get_running_loop()
         began = loop.time()
         answer = await self._request("session.send", params)
@@ -255,7 +275,8 @@ class Activation:
 
     async def on_file_operation(self, operation: str, params: dict[str, Any]) -> Any:
         self._holds()  # else every write is refused
-        return await self._files.handle(operation, params)
+        with within(self._trace):
+            return await self._files.handle(operation, params)
 
     async def on_request(self, method: str, params: dict[str, Any]) -> Any:
         if method == "userInput.request":

@@ -12,6 +12,7 @@ from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.erase import NO_SESSION, announce, erase
 from aerodrome.sessions.registry import LiveSessions
 from aerodrome.sessions.run import error_of
+from aerodrome.telemetry.meter import EndedTurn
 
 log = structlog.get_logger(__name__)
 
@@ -88,13 +89,24 @@ async def _interrupt(turn: TurnRow, context: SessionContext, sessions: LiveSessi
         error=error_of(TurnInterrupted("the node that ran the turn has gone")),
         free_key=turn.status is TurnStatus.QUEUED,
     )
+    if finished:
+        ended = EndedTurn(turn.key.tenant, TurnStatus.INTERRUPTED.value, TurnInterrupted.code)
+        context.telemetry.meter.turn_ended(ended)
     if row is None:
         await context.ledger.forget(turn.key, [turn.id])  # the rest of a deletion that was cut short
     elif finished:
-        last = LastTurn(turn.id, TurnStatus.INTERRUPTED)
+        last = None if await _is_later(row.last_turn, turn, context) else LastTurn(turn.id, TurnStatus.INTERRUPTED)
         here = sessions.find(turn.key) is not None
         await context.directory.update(turn.key, state=None if here else SessionState.HIBERNATED, last_turn=last)
     return True
+
+
+async def _is_later(last: LastTurn | None, turn: TurnRow, context: SessionContext) -> bool:
+    """Whether the session has gone on behind a turn that was left behind."""
+    if last is None or last.id == turn.id:
+        return False
+    later = await context.ledger.get(turn.key, last.id)
+    return later is not None and later.created_at > turn.created_at
 
 
 class Orphans:

@@ -21,6 +21,7 @@ from aerodrome.sessions.attachments import Attachment, Attachments
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.hints import AWAKE
 from aerodrome.sessions.machine import SessionMachine, State, Stimulus
+from aerodrome.sessions.mend import Condition
 from aerodrome.sessions.requests import OpenRequest
 from aerodrome.sessions.row_updates import RowUpdates
 from aerodrome.sessions.wake import wake
@@ -33,6 +34,7 @@ _LISTED_AS = {State.IDLE: SessionState.RESIDENT, State.RUNNING: SessionState.RUN
 class Residency:
     """Args:
     on_history: Called with the stored history at each wake-up, before the first event.
+    on_condition: Called with how the stored files were found, where servers write them themselves.
     on_awake: Called with each new activation, to bring back what a runtime forgets.
     """
 
@@ -42,6 +44,7 @@ class Residency:
         updates: RowUpdates,
         *,
         on_history: Callable[[str], Awaitable[None]],
+        on_condition: Callable[[Condition], None],
         on_event: Callable[[SessionEvent], None],
         on_request_expired: Callable[[OpenRequest], None],
         on_awake: Callable[[Activation], Awaitable[None]],
@@ -52,12 +55,15 @@ class Residency:
         self._context = context
         self._updates = updates
         self._on_history = on_history
+        self._on_condition = on_condition
         self._on_event = on_event
         self._on_request_expired = on_request_expired
         self._on_awake = on_awake
         self._machine = SessionMachine()
         self._transition = asyncio.Lock()
         self._closed_with: AerodromeError | None = None
+        #: What was loaded last was lost, and nothing has been since.
+        self._was_lost = False
         #: Attachments that were told that the session has gone, and have to let go of it.
         self._finished: list[Attachment] = []
 
@@ -93,20 +99,25 @@ class Residency:
             return self.activation
         await self._drop()
         self._machine.apply(Stimulus.WAKE)
+        telemetry, began = self._context.telemetry, self._context.clock.monotonic()
         try:
-            self.activation = await wake(
-                self._context,
-                self._updates.row,
-                self.attachments,
-                on_history=self._on_history,
-                on_event=self._on_event,
-                on_request_expired=self._on_request_expired,
-            )
+            with telemetry.tracer.span("session.wake", attributes={"aerodrome.session.after_loss": self._was_lost}):
+                self.activation = await wake(
+                    self._context,
+                    self._updates.row,
+                    self.attachments,
+                    on_history=self._on_history,
+                    on_condition=self._on_condition,
+                    on_event=self._on_event,
+                    on_request_expired=self._on_request_expired,
+                )
         except BaseException:
             self.attachments.lost()
             self._machine.apply(Stimulus.LOST)
             raise
         self._machine.apply(Stimulus.AWAKE)
+        telemetry.meter.session_woken(self._context.clock.monotonic() - began, after_loss=self._was_lost)
+        self._was_lost = False
         await self._on_awake(self.activation)
         self._refuse_when_closed()  # in which case `aclose` gives it back
         self.note_state()
@@ -257,6 +268,7 @@ class Residency:
                 self._machine.apply(Stimulus.UNLOADED if unloaded else Stimulus.LOST)
                 self.note_state()
             log.info("session.hibernated", session=self._key, clean=unloaded)
+            self._context.telemetry.meter.session_hibernated()
             return True
 
     async def _drop(self) -> None:
@@ -266,6 +278,9 @@ class Residency:
             return
         activation.discard("given up")
         self._machine.apply(Stimulus.LOST)
+        if self._closed_with is None:
+            self._was_lost = True
+            self._context.telemetry.meter.session_lost()
         try:
             if not activation.runtime.lost.is_set():
                 await self.attachments.close()
@@ -281,6 +296,7 @@ class Residency:
         self.activation = None
         self.attachments.lost()
         self._context.pool.release(activation.runtime)
+        self._context.residents.release(activation.place)
         self._context.release_lease(activation.lease)
 
     def _refuse_when_closed(self) -> None:
