@@ -155,10 +155,11 @@ def attach(pid):
 targets = [pid for pid in {targets!r} if pid > 100]
 def kill(pid):
     os.kill(pid, 9)
-print(json.dumps([tried(lambda: attack(pid)) for pid in targets for attack in (kill, attach)]))"""
+results = [tried(lambda: attack(pid)) for pid in targets for attack in (kill, attach)]
+print(json.dumps([len(results), sorted(set(results))]))"""
         )
-        assert len(result) >= 4
-        assert set(result) == {"ProcessLookupError"}
+        assert result[0] >= 4
+        assert result[1] == ["ProcessLookupError"]
         # All that it can kill is itself.
         response = await alice.send_python("os.kill(-1, 9)")
         assert response.json()["code"] == "turn_interrupted", response.text

@@ -3,6 +3,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
+from aerodrome._util import trees
 from aerodrome._util.trees import remove_tree
 
 
@@ -49,3 +52,17 @@ def test_neither_depth_nor_modes_stop_it(tmp_path: Path) -> None:
     os.close(here)
     remove_tree(root)
     assert not root.exists()
+
+
+def test_names_are_taken_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aerodrome._util.trees._AT_ONCE", 3)
+    for number in range(10):
+        (tmp_path / "root" / f"d{number}" / "below").mkdir(parents=True)
+        for file in range(7):
+            (tmp_path / "root" / f"d{number}" / str(file)).touch()
+            (tmp_path / "root" / f"d{number}" / "below" / str(file)).touch()
+    descriptor = os.open(tmp_path / "root", os.O_RDONLY)
+    assert len(trees._some(descriptor)) == 3
+    os.close(descriptor)
+    remove_tree(tmp_path / "root")
+    assert list(tmp_path.iterdir()) == []

@@ -6,9 +6,13 @@ each level; here each level is moved up beside the first before it is looked int
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from pathlib import Path
+
+#: Names of a directory that are held at a time.
+_AT_ONCE = 10_000
 
 
 def remove_tree(root: Path) -> None:
@@ -20,7 +24,7 @@ def remove_tree(root: Path) -> None:
     top = _open(str(root))
     try:
         moved = 0
-        while names := os.listdir(top):
+        while names := _some(top):
             for name in names:
                 if not stat.S_ISDIR(os.stat(name, dir_fd=top, follow_symlinks=False).st_mode):
                     os.unlink(name, dir_fd=top)
@@ -38,22 +42,29 @@ def remove_tree(root: Path) -> None:
 
 def _empty(directory: int, top: int, moved: int) -> int:
     """Files go; directories come up. Returns how many have so far, which is where their names come from."""
-    for name in os.listdir(directory):
-        if not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-            os.unlink(name, dir_fd=directory)
-            continue
-        # A directory that may not be written to cannot be moved: its `..` changes.
-        os.close(_open(name, directory))
-        while True:
-            moved += 1
-            try:
-                # Never into an existing one that is empty: it may be one that a caller is looking into.
-                if not _exists(f".removed-{moved}", top):
-                    os.rename(name, f".removed-{moved}", src_dir_fd=directory, dst_dir_fd=top)
-                    break
-            except FileExistsError:
+    while names := _some(directory):
+        for name in names:
+            if not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=directory)
                 continue
+            # A directory that may not be written to cannot be moved: its `..` changes.
+            os.close(_open(name, directory))
+            while True:
+                moved += 1
+                try:
+                    # Never into an existing one that is empty: it may be one that a caller is looking into.
+                    if not _exists(f".removed-{moved}", top):
+                        os.rename(name, f".removed-{moved}", src_dir_fd=directory, dst_dir_fd=top)
+                        break
+                except FileExistsError:
+                    continue
     return moved
+
+
+def _some(directory: int) -> list[str]:
+    """Names of what is left in it. Not all: millions of them are hundreds of megabytes."""
+    with os.scandir(directory) as entries:
+        return [entry.name for entry in itertools.islice(entries, _AT_ONCE)]
 
 
 def _exists(name: str, directory: int) -> bool:
