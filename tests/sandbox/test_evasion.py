@@ -103,3 +103,17 @@ text = ctypes.create_string_buffer(4096)
 print(json.dumps(libc.klogctl(3, text, 4096)))""")
             == -1
         )
+
+
+async def test_a_tree_that_is_very_deep_is_counted_and_locks_nobody_out(tmp_path: Path, model: ModelServer) -> None:
+    async with sandboxed(tmp_path, model, sandbox={"workspace_quota": "8MiB"}) as running:
+        alice = await Shell.of(running, "alice")
+        dig = "for _ in range(300):\n    os.mkdir('d')\n    os.chdir('d')\n"
+        assert await alice.python(f"{dig}print(json.dumps('deep'))") == "deep"
+        response = await alice.send(f"{DEEPEST}; head -c 10M /dev/zero > file; sleep 30")
+        await ended_because(alice, response, "sandbox.workspace_quota")
+        assert "0" in await alice.run("rm -r d; ls | wc -l")
+
+
+#: Changes to where it is.
+DEEPEST = "while cd d 2>/dev/null; do :; done"
