@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from aerodrome._util.trees import remove_tree
-from aerodrome.runtime.launchers.sandbox._usage import Over, measure, memory, unlinked, walk
+from aerodrome.runtime.launchers.sandbox._usage import Over, measure, memory, unlinked, walk, watches
 
 
 @pytest.fixture
@@ -127,3 +128,19 @@ def test_memory_that_is_shared_is_told_exactly_where_it_matters(tmp_path: Path) 
     assert memory(processes, 10 << 20) == (2 * 125 + 2 * 400) << 10
     assert memory(processes, 500 << 10) == (2 * 125 + 2 * 200) << 10
     assert memory([*processes, str(tmp_path / "gone")], 100 << 10) == (2 * 125 + 2 * 400) << 10
+
+
+def test_watches_are_counted_of_those_who_can_have_many() -> None:
+    assert watches(["/proc/self"], 1 << 20) < 100
+    pipes = [os.pipe() for _ in range(100)]
+    pollers = [select.epoll() for _ in range(5)]
+    for poller in pollers:
+        for reading, _ in pipes:
+            poller.register(reading)
+    assert 500 <= watches(["/proc/self", "/proc/0"], 1 << 20) < 600
+    assert 100 < watches(["/proc/self"], 100) <= 300
+    for poller in pollers:
+        poller.close()
+    for pair in pipes:
+        for end in pair:
+            os.close(end)

@@ -92,6 +92,23 @@ time.sleep(30)""")
         await ended_because(alice, response, "sandbox.processes")
 
 
+async def test_watches_by_epoll_end_at_a_part_of_those_of_the_account(tmp_path: Path, model: ModelServer) -> None:
+    """Without any, no other runtime of the account gets on, and no node."""
+    part = int(Path("/proc/sys/fs/epoll/max_user_watches").read_text()) // 8
+    async with sandboxed(tmp_path, model) as running:
+        alice = await Shell.of(running, "alice")
+        response = await alice.send_python(f"""
+import select, time
+pipes = [os.pipe()[0] for _ in range(900)]
+pollers = []
+while len(pollers) * len(pipes) < {part} * 3 // 2 and len(pollers) < 2000:
+    pollers.append(select.epoll())
+    for pipe in pipes:
+        pollers[-1].register(pipe)
+time.sleep(30)""")
+        await ended_because(alice, response, "max_user_watches")
+
+
 async def test_the_log_of_the_kernel_is_not_read(tmp_path: Path, model: ModelServer) -> None:
     async with sandboxed(tmp_path, model) as running:
         alice = await Shell.of(running, "alice")

@@ -35,10 +35,11 @@ if TYPE_CHECKING:
         occupied,
         unlinked,
         walk,
+        watches,
     )
 else:
     sys.path.append(os.path.dirname(__file__))  # Python has been told to leave it out
-    from _usage import Over, descriptors, in_segments, measure, memory, occupied, unlinked, walk
+    from _usage import Over, descriptors, in_segments, measure, memory, occupied, unlinked, walk, watches
 
 _NEWNS, _NEWIPC, _NEWUSER, _NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x40000000
 _RDONLY, _NOSUID, _NODEV, _REMOUNT, _BIND, _MOVE, _REC = 1, 2, 4, 32, 4096, 8192, 16384
@@ -99,6 +100,7 @@ class Keeper:
         self.tree: int | None = None
         self.scratch: list[int] = []
         self.quota = plan["quota"]
+        self.epoll_watches = int(_read("/proc/sys/fs/epoll/max_user_watches")) // _SHARE_OF_WATCHES
         self.measured_at = 0.0
         self.measuring_took = 0.0
         self.measuring: Iterator[int] | None = None
@@ -113,9 +115,9 @@ class Keeper:
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         # So are the watches of files, in the namespaces above: one sandbox must not have them all.
-        watches = {path: int(_read(path)) // _SHARE_OF_WATCHES for path in _WATCHES}
+        notified = {path: int(_read(path)) // _SHARE_OF_WATCHES for path in _WATCHES}
         self._enter_namespaces()
-        for path, share in watches.items():
+        for path, share in notified.items():
             _write(path, str(max(1, share)))  # of the new one
         self._mount_scratch()
         listener = self._bring_network_up() if self.plan["network"] else None
@@ -336,6 +338,8 @@ class Keeper:
             raise Over(f"{used >> 20} MiB of memory, /tmp included, of {limit} MiB allowed (sandbox.memory)")
         if (count := descriptors(processes)) > (most := _DESCRIPTORS * self.plan["processes"]):
             raise Over(f"{count} descriptors, of {most} allowed for so many processes (sandbox.processes)")
+        if watches(processes, self.epoll_watches) > self.epoll_watches:
+            raise Over(f"more than {self.epoll_watches} watches by epoll, its part of fs.epoll.max_user_watches")
         self._look_at_the_workspace(processes)
         return _CALM if len(running) <= _ALONE and self.measuring is None else _BUSY
 

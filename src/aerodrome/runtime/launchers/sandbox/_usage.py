@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _DEEPEST = 200
 #: Entries of a directory between two pauses of a walk.
 _PIECE = 200
+#: Descriptors of a process by which it cannot have many watches.
+_FEW = 100
 #: Bytes of the kernel for a semaphore.
 _SEMAPHORE = 64
 #: Lines of `/proc/PID/status`, in KiB: memory that is nobody else's, what of it is swapped out, and the tables for it.
@@ -96,6 +98,25 @@ def _open_in(process: str) -> int:
         return os.stat(f"{process}/fd").st_size or len(os.listdir(f"{process}/fd"))
     except OSError:
         return 0
+
+
+def watches(processes: Iterable[str], most: int) -> int:
+    """How many descriptors are watched by epoll, up to a little more than `most`: each by each is a product, and the
+    kernel has a number of them for an account. Those of processes with few descriptors are few, and not counted."""
+    found = 0
+    for process in processes:
+        if _open_in(process) <= _FEW:
+            continue
+        try:
+            for name in os.listdir(f"{process}/fd"):
+                if os.readlink(f"{process}/fd/{name}") == "anon_inode:[eventpoll]":
+                    with open(f"{process}/fdinfo/{name}", "rb") as file:
+                        found += file.read().count(b"tfd:")
+                if found > most:
+                    return found
+        except OSError:
+            continue  # it has just ended, or closed one
+    return found
 
 
 def unlinked(processes: Iterable[str], device: int) -> int:
