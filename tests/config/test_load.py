@@ -314,6 +314,42 @@ def test_a_profile_that_reaches_the_host_needs_consent(isolation: str, policy: s
     assert settings.policy.profile.value in policy or settings.policy.of("acme").value in policy
 
 
+SANDBOX = '[runtime]\nlauncher = "sandbox"\n'
+
+
+def test_a_sandbox_contains_host_tools_and_the_profile_of_that_name() -> None:
+    contained = SANDBOX + '[isolation]\ndefault = "user"\n[policy]\nhost_tools = ["bash"]\nprofile = "sandboxed"\n'
+    settings = load_settings(write(Path("t.toml"), contained), env={})
+    assert settings.contained
+    assert not settings.policy.allow_unsandboxed
+    (shared,) = problems(SANDBOX + HOST_TOOLS)
+    assert 'needs isolation "user"' in shared
+    for problem in problems(contained + '[sandbox]\nlevel = "standard"\n'):
+        assert 'the level "standard" of the sandbox shares the network of this machine' in problem
+    (trusted,) = problems(contained.replace('"sandboxed"', '"trusted"'))
+    assert trusted.startswith('t.toml:7: policy.profile = "trusted"')
+    assert "policy.allow_unsandboxed = true" in trusted
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ('network = "proxy"', "needs the address of one in sandbox.proxy"),
+        ('network = "open"\nproxy = "http://proxy.example:3128"', '"open" connects by itself'),
+        ('proxy = "https://proxy.example"', 'expected an address such as "http://proxy.example:3128"'),
+        ('level = "standard"\nallow = ["x:1"]', '"standard" has the network of the machine'),
+        ('allow = ["example"]', "expected HOST:PORT"),
+        ('allow = ["example:0"]', "expected HOST:PORT"),
+        ('allow = ["http://example:80"]', "expected HOST:PORT"),
+        ('memory = "1MiB"', "greater than or equal to"),
+        ('level = "strct"', 'did you mean "strict"?'),
+    ],
+)
+def test_a_sandbox_that_is_not_consistent(keys: str, message: str) -> None:
+    (problem,) = problems(f"[sandbox]\n{keys}")
+    assert message in problem
+
+
 def test_everybody_is_isolated_unless_it_is_said_otherwise() -> None:
     settings = load_settings(env={})
     assert settings.policy.of("acme") is Profile.ISOLATED

@@ -56,6 +56,7 @@ async def test_doctor_finds_a_healthy_machine_healthy(tmp_path: Path, model: Mod
         "addresses",
         "disk",
         "process isolation",
+        "sandbox",
         "runtime",
     }
     assert not [finding for finding in findings if finding["result"] == "failed"]

@@ -12,7 +12,7 @@ import structlog
 from aerodrome._util.clock import SystemClock
 from aerodrome._util.patience import Patience
 from aerodrome._util.tasks import TaskOwner
-from aerodrome.app.launch import launcher
+from aerodrome.app.launch import checked_launcher
 from aerodrome.app.options import (
     advertised,
     credentials_of,
@@ -22,7 +22,9 @@ from aerodrome.app.options import (
     pool_options,
     session_options,
 )
+from aerodrome.app.sandbox import workspaces
 from aerodrome.app.stores import Stores, open_stores
+from aerodrome.app.workspaces import WorkspaceCare
 from aerodrome.config.settings import Settings
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.coordination.ports import ClusterEvent
@@ -84,6 +86,7 @@ class Node:
         self._http = http
         self._authenticator = authenticator
         self._heartbeat: Heartbeat
+        self._workspaces: WorkspaceCare
         self._stack = AsyncExitStack()
         self._tasks = TaskOwner("node")
         self._clock = SystemClock()
@@ -122,7 +125,9 @@ class Node:
             clock=self._clock,
             load=self._load,
         )
-        self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), launcher())
+        self._workspaces = WorkspaceCare(lambda: self.stores.directory, workspaces(settings), self._tasks)
+        runtimes = await checked_launcher(settings, binary.path, homes.path, self._workspaces.released)
+        self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), runtimes)
         self.cluster = self._cluster()
         context = self._session_context()
         self.sessions = SessionService(context)
@@ -144,6 +149,7 @@ class Node:
         await self.pool.start()
         self._stack.push_async_callback(self.pool.aclose)
         self._tasks.start(self.janitor.run(), "janitor")
+        self._tasks.start(self._workspaces.run(), "workspaces")
         self._stack.push_async_callback(self._tasks.aclose)
         auth: Authenticator = self.stores.keys
         if self._authenticator is not None:
@@ -285,6 +291,7 @@ class Node:
             tasks=tasks,
             alone=lambda: self.cluster.alone,
             settled=lambda: self._heartbeat.unsettled == 0,
+            deleted=self._workspaces.deleted,
             announce=lambda kind, key: self.cluster.announce(kind, key),
             admission=self._admission(tasks),
             patience=patience,

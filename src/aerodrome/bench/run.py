@@ -24,6 +24,7 @@ from aerodrome.bench import (
     hibernation,
     memory,
     recycling,
+    sandbox_start,
     turns,
     warm_claim,
 )
@@ -37,6 +38,7 @@ Benchmark = Callable[[Lab, Scale, Callable[[float], None]], Awaitable[list[Row]]
 BENCHMARKS: Mapping[str, Benchmark] = {
     "turn": turns.run,
     "first-turn": first_turn.run,
+    "sandbox-start": sandbox_start.run,
     "hibernation": hibernation.run,
     "cpu": cpu.run,
     "memory": memory.run,

@@ -26,6 +26,7 @@ class Name(StrEnum):
 
     TURN = "turn"
     FIRST_TURN = "first-turn"
+    SANDBOX_START = "sandbox-start"
     HIBERNATION = "hibernation"
     CPU = "cpu"
     MEMORY = "memory"

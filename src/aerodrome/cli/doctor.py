@@ -64,6 +64,7 @@ async def _examine(settings: Settings, start: bool) -> list[Finding]:
         "addresses": _address,
         "disk": _disk,
         "process isolation": _isolation,
+        "sandbox": _sandbox,
     }
     if start:
         checks["runtime"] = _runtime
@@ -165,10 +166,27 @@ async def _isolation(settings: Settings) -> str:
         raise _Warning("no parent-death signal on this system: runtimes outlive a killed node until its next start")
     tenants = settings.isolation.tenants.values()
     shared = Isolation.TENANT in (settings.isolation.default, *tenants)
-    if settings.policy.host_tools:
+    if settings.policy.host_tools and not settings.contained:
         raise _Warning("users of host tools have a shell on this machine with the rights of the node")
     root = " (running as root: use an account of its own)" if os.geteuid() == 0 else ""
     return ("users of a tenant share a runtime" if shared else "a runtime for each user") + root
+
+
+async def _sandbox(settings: Settings) -> str:
+    """Also where it is not used: whether it could be is what somebody wants to know who thinks of it."""
+    from aerodrome.app.launch import check_sandbox
+
+    if sys.platform != "linux":
+        return "not on this system: bubblewrap is for Linux"
+    if settings.runtime.launcher == "sandbox":
+        await check_sandbox(settings)
+        sandbox = settings.sandbox
+        return f"{sandbox.level}, network {sandbox.network if settings.contained else 'of this machine'}"
+    try:
+        await check_sandbox(settings)
+    except AerodromeError as error:
+        return f"not used, and could not be: {error.detail}"
+    return 'not used; runtime.launcher = "sandbox" works here'
 
 
 async def _runtime(settings: Settings) -> str:

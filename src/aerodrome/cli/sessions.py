@@ -190,7 +190,13 @@ def remove(
             holder = await erasing.erase(row, note)
             return (Erased([row.key]) if holder is None else Erased(refused={row.key: holder})), revoked
 
-    done, revoked = _run(config, erase_them)
+    async def erase_all_of_them(stores: Stores) -> tuple[Erased, list[str]]:
+        row = await stores.directory.get(SessionKey(tenant, session_id)) if session_id is not None else None
+        done = await erase_them(stores)
+        await _remove_workspaces(stores, config, tenant, user if row is None else row.owner)
+        return done
+
+    done, revoked = _run(config, erase_all_of_them)
     _tell(done, revoked, as_json)
     if done.refused:
         raise SessionBusy(
@@ -243,6 +249,17 @@ def _tell(done: Erased, revoked: list[str], as_json: bool) -> None:
         say(f"Left {key}.")
     for key_id in revoked:
         say(f"Revoked {key_id}.")
+
+
+async def _remove_workspaces(stores: Stores, config: Path | None, tenant: str, user: str | None) -> None:
+    """Those of this machine whose users have no session any more; other nodes see to theirs."""
+    from aerodrome.app.sandbox import workspaces
+    from aerodrome.app.workspaces import remove_unowned
+
+    found = workspaces(load_settings(config, resolve_secrets=False))
+    for owner in list(found.owners()):
+        if owner.tenant == tenant and user in (None, owner.user):
+            await remove_unowned(stores.directory, found, owner)
 
 
 def describe(row: SessionRow) -> dict[str, Any]:

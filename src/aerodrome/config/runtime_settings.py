@@ -49,8 +49,10 @@ class RuntimeSettings(Section):
     allow_version_mismatch: bool = Field(
         default=False, description="Start a Copilot CLI of another version than the one this release is tested with."
     )
-    launcher: Literal["process"] = Field(
-        default="process", description="How runtimes are started: `process` is a child process of the node."
+    launcher: Literal["process", "sandbox"] = Field(
+        default="process",
+        description="How runtimes are started: `process` is a child process of the node, `sandbox` one that "
+        "bubblewrap keeps from the machine (Linux; see `[sandbox]`).",
     )
     warm: int = Field(default=1, ge=0, description="Started runtimes kept ready for whoever comes next, at least.")
     max_warm: int | None = Field(

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from aerodrome.config.policy_settings import PolicySettings
 from aerodrome.config.provider_settings import ProviderSection
 from aerodrome.config.runtime_settings import IsolationSettings, RuntimeSettings
+from aerodrome.config.sandbox_settings import SandboxLevel, SandboxSettings
 from aerodrome.config.section import Section, broken_rule
 from aerodrome.config.server_settings import AuthSettings, ServerSettings, TelemetrySettings
 from aerodrome.config.session_settings import LimitSettings, SessionSettings
@@ -32,6 +33,9 @@ class Settings(Section):
         default_factory=IsolationSettings, description="Who shares a Copilot CLI process with whom."
     )
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings, description="The Copilot CLI processes.")
+    sandbox: SandboxSettings = Field(
+        default_factory=SandboxSettings, description="What the launcher `sandbox` keeps from a runtime."
+    )
     sessions: SessionSettings = Field(default_factory=SessionSettings, description="The life of sessions and turns.")
     provider: ProviderSection = Field(default_factory=ProviderSection, description="Where models come from.")
     auth: AuthSettings = Field(default_factory=AuthSettings, description="How callers prove who they are.")
@@ -49,12 +53,13 @@ class Settings(Section):
                 "host_tools",
                 message='needs isolation "user": set isolation.default, or isolation.tenants for who may use them',
             )
-        if not self.policy.allow_unsandboxed:
+        if not self.policy.allow_unsandboxed and not self.contained:
             raise broken_rule(
                 "policy",
                 "host_tools",
-                message=f'the launcher "{self.runtime.launcher}" has no sandbox, so these tools give users a shell '
-                "on this machine; remove them, or accept that with policy.allow_unsandboxed = true",
+                message=f"{self._why_not_contained()}, so these tools give users a shell on this machine; set "
+                "runtime.launcher and sandbox.level so, remove the tools, or accept that with "
+                "policy.allow_unsandboxed = true",
             )
         return self
 
@@ -87,12 +92,34 @@ class Settings(Section):
         policy = self.policy
         if policy.allow_unsandboxed:
             return self
-        key = "profile" if policy.profile is not Profile.ISOLATED else "tenants"
-        if {policy.profile, *policy.tenants.values()} - {Profile.ISOLATED}:
-            raise broken_rule(
-                "policy",
-                key,
-                message=f'the launcher "{self.runtime.launcher}" has no sandbox, so profiles other than "isolated" '
-                "give users a shell on this machine; use that, or accept it with policy.allow_unsandboxed = true",
+        # Who is trusted may do more in the node's name than run commands: no launcher contains that.
+        suitable = {Profile.ISOLATED, Profile.SANDBOXED} if self.contained else {Profile.ISOLATED}
+        if policy.profile not in suitable:
+            key, profile = "profile", policy.profile
+        elif others := [profile for profile in policy.tenants.values() if profile not in suitable]:
+            key, profile = "tenants", others[0]
+        else:
+            return self
+        raise broken_rule("policy", key, message=self._why_not_suitable(profile))
+
+    @property
+    def contained(self) -> bool:
+        """Whether what a user runs in a runtime of their own stays there."""
+        return self.runtime.launcher == "sandbox" and self.sandbox.level is SandboxLevel.STRICT
+
+    def _why_not_contained(self) -> str:
+        if self.runtime.launcher == "sandbox":
+            return f'the level "{self.sandbox.level}" of the sandbox shares the network of this machine'
+        return f'the launcher "{self.runtime.launcher}" has no sandbox'
+
+    def _why_not_suitable(self, profile: Profile) -> str:
+        if self.contained:
+            return (
+                f'"{profile}" hands on what concerns the node, and no sandbox contains that; use another, or accept it '
+                "with policy.allow_unsandboxed = true"
             )
-        return self
+        return (
+            f'{self._why_not_contained()}, so profiles other than "isolated" give users a shell on this machine; use '
+            'runtime.launcher = "sandbox" with level "strict" for "sandboxed", or accept it with '
+            "policy.allow_unsandboxed = true"
+        )

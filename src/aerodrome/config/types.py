@@ -68,6 +68,17 @@ def check_tool(value: str) -> str:
     return value
 
 
+def check_host_and_port(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if not re.fullmatch(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", host) or not colon or not _is_port(port):
+        raise ValueError('expected HOST:PORT, such as "packages.example:443" or "*.example:443"')
+    return value
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and 0 < int(text[:6]) <= 65535
+
+
 def parse_path(value: Any) -> Any:
     # Absolute from here on: runtimes are started in directories of their own.
     return Path(value).expanduser().absolute() if isinstance(value, str | Path) and str(value) else value

@@ -84,7 +84,7 @@ class Upstream:
         """
         link = cls(owner, runtime.id, timeout, max_frame, runtime)
         try:
-            await link._connect(*runtime.address, {**hello, "token": runtime.token})
+            await link._connect(runtime, {**hello, "token": runtime.token})
         except (OSError, LinkClosed, RemoteError) as error:  # a time-out is the first
             raise RuntimeUnavailable(f"no connection to the runtime: {error}") from error
         return link
@@ -114,16 +114,20 @@ class Upstream:
         try:
             hello = {**hello, "token": node.peer_token, "onBehalfOf": on_behalf_of}
             async with asyncio.timeout(silence):
-                await link._connect(*address_of(node), hello)
+                await link._connect(address_of(node), hello)
         except (OSError, LinkClosed, RemoteError) as error:
             raise PeerGone(f"no connection to the node {node.name}: {error}", retry_after=1.0) from error
         Liveness(link.connection, silence, link._ping)
         return link
 
-    async def _connect(self, host: str, port: int, hello: Mapping[str, Any]) -> None:
+    async def _connect(self, to: ManagedRuntime | tuple[str, int], hello: Mapping[str, Any]) -> None:
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeout):
-                await asyncio.get_running_loop().create_connection(lambda: self.connection, host, port)
+                if isinstance(to, tuple):
+                    await loop.create_connection(lambda: self.connection, *to)
+                else:
+                    await loop.create_connection(lambda: self.connection, sock=await to.connect())
             await self.request("connect", hello)
         except BaseException:
             self.connection.abort("it could not be opened")

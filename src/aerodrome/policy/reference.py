@@ -32,7 +32,7 @@ How much is allowed is the tenant's **profile**, set with `policy.profile` and `
 
 {profiles}
 
-This release starts runtimes without a sandbox, so the last two need `policy.allow_unsandboxed`
+`sandboxed` needs the launcher [`sandbox`](sandbox.md), or `policy.allow_unsandboxed`; `trusted` always needs the latter
 ([security](security.md#tools-that-reach-the-host)).
 """
 

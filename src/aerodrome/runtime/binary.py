@@ -164,6 +164,27 @@ def _ask_version(path: Path, env: Mapping[str, str]) -> str:
     return match[1]
 
 
+def unpack(path: Path, env: Mapping[str, str] = os.environ) -> None:
+    """Have the CLI unpack itself into the cache of the runtimes, if it has not: one in a sandbox may only read there.
+
+    Raises:
+        RuntimeUnavailable: It does not.
+    """
+    packages = runtime_packages(env)
+    try:
+        packages.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(prefix="aerodrome-unpack-") as home:
+            quiet = {"HOME": home, "COPILOT_PKG_CACHE_HOME": str(packages), "COPILOT_SEA_EXTRACT_ONLY": "1"}
+            done = subprocess.run(
+                [path, "--headless"], env=quiet, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+            )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RuntimeUnavailable(f"the Copilot CLI could not unpack itself to {packages}: {error}") from None
+    if done.returncode:
+        said = (done.stdout + done.stderr).decode(errors="replace").strip()[-300:]
+        raise RuntimeUnavailable(f"the Copilot CLI could not unpack itself to {packages}: {said}")
+
+
 def _packages(env: Mapping[str, str], otherwise: str) -> str:
     """Where the CLI unpacks itself (235 MB), which it does even to tell its version: the cache of the runtimes.
 

@@ -8,7 +8,8 @@ and connections"). What the runtime says of a session goes to that session's bin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import socket
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import structlog
@@ -65,12 +66,11 @@ class ControlLink:
         #: Set when the connection has gone, for whatever reason.
         self.closed = asyncio.Event()
 
-    async def open(self, address: tuple[str, int], token: str, working_directory: str) -> None:
+    async def open(self, dial: Callable[[], Awaitable[socket.socket]], token: str, working_directory: str) -> None:
         """Raises `RuntimeUnavailable` when the runtime refuses us or speaks another protocol."""
         try:
-            self._link = await Link.connect(
-                *address, self, timeout=self._timeout, max_frame=self._max_frame, on_event=self._on_event, held=HELD
-            )
+            self._link = Link(self, max_frame=self._max_frame, on_event=self._on_event, held=HELD)
+            await self._link.open_over(dial, timeout=self._timeout)
             hello = await self.request("connect", {"token": token, "supportedTaskKinds": ["agent", "client", "shell"]})
             if not isinstance(hello, dict):
                 raise RuntimeUnavailable("what listens is no Copilot CLI: it answers `connect` with something else")

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import socket
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import structlog
@@ -139,6 +140,19 @@ class Link:
         except (OSError, OverflowError) as error:  # a time-out is the first, a port that is none the second
             raise LinkClosed(f"no connection to {host}:{port}: {str(error) or 'time-out'}") from error
         return link
+
+    async def open_over(self, dial: Callable[[], Awaitable[socket.socket]], *, timeout: float) -> None:
+        """Connect a link that was made without a connection, by a socket that `dial` opens. Raises `LinkClosed`."""
+        try:
+            async with asyncio.timeout(timeout):
+                connection = await dial()
+                try:
+                    await asyncio.get_running_loop().create_connection(lambda: self._connection, sock=connection)
+                except BaseException:
+                    connection.close()
+                    raise
+        except OSError as error:
+            raise LinkClosed(f"no connection: {str(error) or 'time-out'}") from error
 
     @property
     def closed(self) -> bool:

@@ -160,6 +160,11 @@ class RuntimePool:
             runtime = await self._find_room(key, session_id, deadline, alone=alone)
             runtime.reserved += 1
             runtime.alone = alone
+            try:
+                await runtime.furnished()
+            except BaseException:
+                self.release(runtime)
+                raise
             return runtime
 
     @contextmanager

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+from aerodrome.model import RuntimeKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,8 @@ class LaunchSpec:
     log_dir: Path
     env: Mapping[str, str] = field(default_factory=dict)
     log_bytes: int = 1 << 20
+    #: The address of the model that it has to reach before it belongs to anybody: that of the readiness probe.
+    reachable: str = ""
 
 
 class RuntimeProcess(Protocol):
@@ -31,7 +37,31 @@ class RuntimeProcess(Protocol):
     def pid(self) -> int: ...
 
     @property
-    def address(self) -> tuple[str, int]: ...
+    def workspace(self) -> Path:
+        """Where its sessions work, as the runtime sees it."""
+        ...
+
+    @property
+    def copilot_home(self) -> Path:
+        """`COPILOT_HOME`, as the runtime sees it."""
+        ...
+
+    @property
+    def ended_by(self) -> str | None:
+        """Why it was ended by what it runs in, if it was: it has used too much of something."""
+        ...
+
+    async def connect(self) -> socket.socket:
+        """A new connection to where it listens; does not block. Raises `OSError`."""
+        ...
+
+    async def claim(self, owner: RuntimeKey) -> None:
+        """It is given to a user or tenant, once: give it their workspace, and let it reach their models.
+
+        Raises:
+            RuntimeUnavailable: That cannot be done; it is of no use to them.
+        """
+        ...
 
     @property
     def exit_code(self) -> int | None:
@@ -69,3 +99,15 @@ class Launcher(Protocol):
                 when the call is cancelled.
         """
         ...
+
+
+async def connected(host: str, port: int) -> socket.socket:
+    """A connection that does not block. Raises `OSError`."""
+    connection = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    connection.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(connection, (host, port))
+    except BaseException:
+        connection.close()
+        raise
+    return connection

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -113,6 +114,7 @@ class ManagedRuntime:
         #: Its connection token; whoever has it may do everything in the runtime.
         self.token = ""
         self._discarding = False
+        self._furnishing: asyncio.Task[str | None] | None = None
         #: We know that it is not by itself that it ends.
         self._death: Death | None = None
         #: Processor time and monotonic time of the latest sign of life.
@@ -132,12 +134,11 @@ class ManagedRuntime:
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
-    @property
-    def address(self) -> tuple[str, int]:
-        """Where it listens. Raises `RuntimeUnavailable` when it has no process."""
+    async def connect(self) -> socket.socket:
+        """A new connection to it. Raises `RuntimeUnavailable` when it has no process, and `OSError`."""
         if self._process is None:
             raise RuntimeUnavailable("the runtime has not been started")
-        return self._process.address
+        return await self._process.connect()
 
     @property
     def home(self) -> Path:
@@ -145,11 +146,13 @@ class ManagedRuntime:
 
     @property
     def copilot_home(self) -> Path:
-        return self.home / "copilot"
+        """As the runtime sees it."""
+        return self._process.copilot_home if self._process else self.home / "copilot"
 
     @property
     def workspace(self) -> Path:
-        return self.home / "workspace"
+        """Where its sessions work, as the runtime sees it."""
+        return self._process.workspace if self._process else self.home / "workspace"
 
     def describe(self) -> dict[str, Any]:
         """The row of `aerodrome runtimes ls`."""
@@ -190,11 +193,12 @@ class ManagedRuntime:
             log_dir=self._options.logs / self.id,
             env=self._options.env,
             log_bytes=self._options.log_bytes,
+            reachable=probe.base_url,
         )
         try:
             self._process = await launcher.launch(spec, timeout=self._options.start_timeout)
             self._tasks.start(self._watch_process(self._process), "watch")
-            await self.control.open(self._process.address, token, str(self.workspace))
+            await self.control.open(self._process.connect, token, str(self.workspace))
             await prove_ready(self.control, probe, str(self.workspace), timeout=self._options.start_timeout)
             if self.state is not RuntimeState.STARTING:
                 raise RuntimeUnavailable(f"the Copilot CLI ended while it was started: {self.lost_reason or 'stopped'}")
@@ -209,6 +213,27 @@ class ManagedRuntime:
         self._machine.apply(Stimulus.CLAIM)
         self.key = key
         self.last_held = time.monotonic()
+        assert self._process is not None
+        self._furnishing = self._tasks.start(self._furnish(self._process, key), "furnish")
+
+    async def furnished(self) -> None:
+        """Wait until it has what its user's sessions need.
+
+        Raises:
+            RuntimeUnavailable: It cannot have it, and is lost.
+        """
+        if self._furnishing is not None:
+            await asyncio.wait({self._furnishing})
+            if not self._furnishing.cancelled() and (refused := self._furnishing.result()) is not None:
+                raise RuntimeUnavailable(refused)
+
+    async def _furnish(self, process: RuntimeProcess, key: RuntimeKey) -> str | None:
+        try:
+            await process.claim(key)
+        except RuntimeUnavailable as error:
+            self._lose(error.detail)
+            return error.detail
+        return None
 
     def retire(self, reason: str) -> None:
         """No session comes to it any more; what it has, it keeps until `stop`."""
@@ -323,6 +348,10 @@ class ManagedRuntime:
         """
         if self.state.is_final or self.lost.is_set() or self.state is RuntimeState.DRAINING:
             return
+        if self._process is not None and (limit := self._process.ended_by) is not None:
+            # What a user's own tools have used up is no fault of the session, which has to be there to clear it away.
+            alone = self.key is not None and self.key.user is not None
+            reason, death = limit, Death.OUTSIDE if alone else Death.MEMORY
         self.lost_reason = reason
         starting = self.state is RuntimeState.STARTING
         self._machine.apply(Stimulus.ENDED)

@@ -84,6 +84,9 @@ class SessionContext:
     #: Gives other nodes a hint about a session (`sessions.hints`).
     announce: Callable[[str, SessionKey], None] = lambda kind, key: None
 
+    #: Called when this node has deleted a session.
+    deleted: Callable[[SessionRow], None] = lambda row: None
+
     async def serving(self) -> None:
         """Wait until this node's leases hold for certain.
 

@@ -31,6 +31,7 @@ async def delete(
         lease = await context.state_patience(lambda: claim(context, row))
     except NotFound:
         await end()  # what an earlier deletion had left has been done
+        context.deleted(row)
         return True
     try:
         if unused_since is not None:
@@ -45,4 +46,5 @@ async def delete(
     finally:
         # After a deletion there is nothing to release; after one that failed, others may try.
         context.release_lease(lease)
+    context.deleted(row)
     return True

@@ -10,15 +10,17 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from aerodrome.errors import RuntimeUnavailable
+from aerodrome.model import RuntimeKey
 from aerodrome.runtime.homes import kill_leftovers
 from aerodrome.runtime.launchers.output import LogFile, RuntimeOutput
-from aerodrome.runtime.ports import LaunchSpec
+from aerodrome.runtime.ports import LaunchSpec, connected
 
 #: Passed on from our own environment: what a program needs to find libraries, certificates and proxies.
 PASSED_ON = (
@@ -38,6 +40,15 @@ PASSED_ON = (
 )
 
 _EXEC = Path(__file__).with_name("_exec.py")
+
+
+def cli_arguments(log_dir: str) -> list[str]:
+    """What every runtime is started with."""
+    return [
+        *("--headless", "--no-auto-update", "--no-auto-login"),
+        *("--host", "127.0.0.1"),
+        *("--log-dir", log_dir, "--log-level", "error"),
+    ]
 
 
 class ProcessLauncher:
@@ -101,15 +112,7 @@ class ProcessLauncher:
             str(_EXEC),
             str(os.getpid()),
             str(spec.command),
-            "--headless",
-            "--no-auto-update",
-            "--no-auto-login",
-            "--host",
-            "127.0.0.1",
-            "--log-dir",
-            str(spec.log_dir),
-            "--log-level",
-            "error",
+            *cli_arguments(str(spec.log_dir)),
         ]
 
     def _environment(self, spec: LaunchSpec) -> Mapping[str, str]:
@@ -146,6 +149,24 @@ class ChildProcess:
     @property
     def address(self) -> tuple[str, int]:
         return "127.0.0.1", self._output.port.result()
+
+    @property
+    def workspace(self) -> Path:
+        return self._home / "workspace"
+
+    @property
+    def copilot_home(self) -> Path:
+        return self._home / "copilot"
+
+    @property
+    def ended_by(self) -> str | None:
+        return None
+
+    async def connect(self) -> socket.socket:
+        return await connected(*self.address)
+
+    async def claim(self, owner: RuntimeKey) -> None:
+        """Nothing is held back from it, and its workspace is in its home."""
 
     @property
     def exit_code(self) -> int | None:

