@@ -22,18 +22,16 @@ myst_heading_anchors = 4
 
 html_theme = "furo"
 html_title = "Aerodrome"
-html_static_path: list[str] = []
 html_show_copyright = False
 html_copy_source = False
-html_last_updated_fmt = None
-# Strings for which one page has a link to itself, such as a permalink, tell nothing to a reader without a network.
-html_permalinks_icon = "#"
 
 #: Pages whose lists of links are the navigation below them.
-_LISTS = {"index", "adr/README"}
+_LISTS = {"index", "adr/README", "howto/README"}
 _HEADING = re.compile(r"^## (.+)$")
 #: `- [Title](page.md): what it is`, and the first cell of a row in a table.
 _ENTRY = re.compile(r"^(?:- |\| )\[(?P<title>[^\]]+)\]\((?P<page>[\w/.-]+)\.md\)")
+#: A link to a Markdown file above `docs/`: the names there are in capitals.
+_OUTSIDE = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[A-Z]+\.md)(?:#[\w-]+)?\)")
 
 
 def navigation(text: str) -> Iterator[tuple[str, list[str]]]:
@@ -46,6 +44,11 @@ def navigation(text: str) -> Iterator[tuple[str, list[str]]]:
         elif (match := _ENTRY.match(line)) and not match["page"].startswith(".."):
             pages.append(match["page"])
     yield heading, pages
+
+
+def _link_out(_: Sphinx, __: str, source: list[str]) -> None:
+    """Markdown outside the site can be read as it is; MyST would look for a page."""
+    source[0] = _OUTSIDE.sub(r"{download}`\1 <\2>`", source[0])
 
 
 def _add_navigation(_: Sphinx, name: str, source: list[str]) -> None:
@@ -63,6 +66,7 @@ def _say_the_language(_: Sphinx, name: str, __: str, context: dict[str, Any], __
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("source-read", _link_out)
     app.connect("source-read", _add_navigation)
     app.connect("html-page-context", _say_the_language)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

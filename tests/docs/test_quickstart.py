@@ -18,9 +18,9 @@ from support.node_client import node
 __all__ = ["node"]
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/quickstart.md", "docs/fleet.md", "docs/gateway.md"]
+PAGES = ["README.md", "docs/quickstart.md", "docs/tutorial.md", "docs/fleet.md", "docs/gateway.md"]
 #: The ports that the pages name, which may be taken on this machine.
-PORTS = ("8080", "8081", "4321")
+PORTS = ("8080", "8081", "4321", "8000")
 
 
 def free_ports(count: int) -> list[str]:
