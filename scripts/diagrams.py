@@ -35,6 +35,10 @@ text { font: 13px system-ui, sans-serif; fill: #1b2733; text-anchor: middle; dom
 }
 """
 
+_HEAD = """\
+<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">\
+<path d="M0,0 L8,4 L0,8 z" class="head"/></marker></defs>"""
+
 _LINE = 17
 
 
@@ -84,8 +88,7 @@ class Drawing:
                 "<!-- Drawn by scripts/diagrams.py; change that. -->",
                 f"<title>{escape(self.title)}</title>",
                 f"<style>\n{_STYLE}</style>",
-                '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
-                'orient="auto-start-reverse"><path d="M0,0 L8,4 L0,8 z" class="head"/></marker></defs>',
+                _HEAD,
                 f'<rect x=".5" y=".5" width="{self.width - 1}" height="{self.height - 1}" rx="10" class="page"/>',
                 *self._parts,
                 "</svg>\n",

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -37,7 +37,7 @@ def test_every_diagram_is_shown_with_a_description() -> None:
 
 def test_nothing_is_drawn_outside_the_page(drawn: Path) -> None:
     for image in drawn.iterdir():
-        root = ElementTree.parse(image).getroot()
+        root = ET.parse(image).getroot()
         width, height = float(root.attrib["width"]), float(root.attrib["height"])
         for part in root.iter("{http://www.w3.org/2000/svg}rect"):
             assert float(part.attrib["x"]) + float(part.attrib["width"]) <= width

@@ -132,8 +132,11 @@ def log_events() -> set[str]:
 def test_every_page_is_in_the_index() -> None:
     index = read("docs/index.md")
     for page in PAGES:
-        if page.parent == DOCS and page.name != "index.md":
-            assert f"]({page.name})" in index, page.name
+        if page.parent in (DOCS, DOCS / "zh") and page.name != "index.md":
+            assert f"]({page.relative_to(DOCS).as_posix()})" in index, page.name
+    guides = read("docs/howto/README.md")
+    for page in (DOCS / "howto").glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name})" in guides, page.name
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.stem)

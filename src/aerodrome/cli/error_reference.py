@@ -24,7 +24,7 @@ class Advice(NamedTuple):
 #: For each code that a front door answers, in the order of the page. Links are relative to docs/.
 ADVICE: dict[str, Advice] = {
     "invalid": Advice(
-        "A field is missing, unknown or wrong; over HTTP `errors` names each. A tool that is not allowed was asked for.",
+        "A field is missing, unknown or wrong; over HTTP `errors` names each. Or a tool is not allowed.",
         "Correct the request. A tool that should be allowed: `policy.tools`, `policy.host_tools`.",
     ),
     "unauthenticated": Advice(
@@ -41,8 +41,8 @@ ADVICE: dict[str, Advice] = {
         "Tenant and user of the key with `aerodrome keys ls`, the owner with `aerodrome sessions show`.",
     ),
     "session_busy": Advice(
-        "A turn is running and `on_busy` is `reject`: `turn` and `author` say which and whose. Or the session is moving "
-        "between nodes, its node was killed less than `coordination.ttl` ago, or cannot be reached by this one.",
+        "A turn is running and `on_busy` is `reject`: `turn` and `author` say which and whose. Or the session is "
+        "moving between nodes, its node was killed less than `coordination.ttl` ago, or cannot be reached by this one.",
         "Wait for `retry_after`. With several nodes, is `server.advertise` right (`aerodrome nodes ls`)?",
     ),
     "conflict": Advice(
@@ -87,8 +87,8 @@ ADVICE: dict[str, Advice] = {
     "store_unavailable": Advice(
         "A store is away, or a database locked, full, read-only or damaged, for longer than `coordination.patience` or "
         "`state.patience`; or the node has lost its heartbeat.",
-        "Free space; check mode and owner. `sqlite.unavailable` in the log names the file, `postgresql.unavailable` and "
-        "`redis.unavailable` what the server said.",
+        "Free space; check mode and owner. `sqlite.unavailable` in the log names the file, `postgresql.unavailable` "
+        "and `redis.unavailable` what the server said.",
     ),
     "turn_interrupted": Advice(
         "The runtime or the node was lost in mid-turn, and the turn was not repeated because a tool had begun; or the "
@@ -117,12 +117,14 @@ fenced ends the activation that made it.
 
 def render() -> str:
     """The page in Markdown."""
-    lines = [_HEAD, "| code | HTTP | JSON-RPC | retryable |", "|---|---|---|---|"]
-    for code in ADVICE:
-        lines.append(f"| [`{code}`](#{code}) | {PROBLEMS[code].status} | {_number(code)} | {_retryable(code)} |")
+    lines = [_HEAD, "| code | HTTP | JSON-RPC | retryable |", "|---|---|---|---|", *map(_row, ADVICE)]
     for code, advice in ADVICE.items():
         lines += ["", f"## {code}", "", *_section(code, advice)]
     return "\n".join(lines) + "\n"
+
+
+def _row(code: str) -> str:
+    return f"| [`{code}`](#{code}) | {PROBLEMS[code].status} | {_number(code)} | {_retryable(code)} |"
 
 
 def _section(code: str, advice: Advice) -> Iterator[str]:
