@@ -111,6 +111,14 @@ class Isolation(StrEnum):
     TENANT = "tenant"
 
 
+class PlacementStrategy(StrEnum):
+    """Which of several runtimes gets a session (`placement.choose`)."""
+
+    LEAST_LOADED = "least_loaded"
+    ROUND_ROBIN = "round_robin"
+    STICKY = "sticky"
+
+
 class Profile(StrEnum):
     """What native clients of a tenant may ask of a runtime; `policy/profiles.py` says which suits whom."""
 

@@ -17,6 +17,7 @@ from aerodrome.config.settings import Settings
 from aerodrome.coordination.backends.postgresql import PostgresCoordination
 from aerodrome.coordination.backends.postgresql_directory import PostgresDirectory
 from aerodrome.identity.backends.postgresql import PostgresKeyStore
+from aerodrome.runtime.attached.backends.postgresql import PostgresAttachStore
 from aerodrome.sessions.backends.postgresql import PostgresLedger
 from aerodrome.statestore.backends.postgresql import PostgresFileStore
 
@@ -30,11 +31,12 @@ class PostgresStores:
     ledger: PostgresLedger
     keys: PostgresKeyStore
     directory: PostgresDirectory
+    attached: PostgresAttachStore
 
 
 @asynccontextmanager
 async def open_state(settings: Settings, clock: Clock) -> AsyncIterator[PostgresStores]:
-    """What must last, in the database that `state.url` names.
+    """What must last, in the database that `state.url` or `state.tables` names.
 
     Raises:
         StoreUnavailable: It cannot be used.
@@ -42,16 +44,20 @@ async def open_state(settings: Settings, clock: Clock) -> AsyncIterator[Postgres
     """
     state = settings.state
     database = Postgres(
-        state.url, schema=state.database_schema, max_connections=state.connections, deadline=state.patience
+        state.tables_url, schema=state.database_schema, max_connections=state.connections, deadline=state.patience
     )
     async with database:
         files = PostgresFileStore(
             database, clock=clock, max_file_bytes=state.max_file, max_session_bytes=state.max_session
         )
         stores = PostgresStores(
-            files, PostgresLedger(database), PostgresKeyStore(database), PostgresDirectory(database)
+            files,
+            PostgresLedger(database),
+            PostgresKeyStore(database),
+            PostgresDirectory(database),
+            PostgresAttachStore(database),
         )
-        for store in (stores.files, stores.ledger, stores.keys, stores.directory):
+        for store in (stores.files, stores.ledger, stores.keys, stores.directory, stores.attached):
             await store.open()
         yield stores
 
@@ -95,6 +101,7 @@ def state_schemas() -> list[PostgresSchema]:
         PostgresLedger.schema(),
         PostgresKeyStore.schema(),
         PostgresDirectory.schema(),
+        PostgresAttachStore.schema(),
     ]
 
 
@@ -115,11 +122,14 @@ async def migrate(settings: Settings, *, check: bool = False, post: bool = False
     """
     done = Migrated({}, [])
     state, coordination = settings.state, settings.coordination
-    for store, schemas in ((state, state_schemas()), (coordination, [PostgresCoordination.schema()])):
-        if not store.url.scheme.startswith("postgres"):
+    for url, store, schemas in (
+        (state.tables_url, state, state_schemas()),
+        (coordination.url, coordination, [PostgresCoordination.schema()]),
+    ):
+        if not url.scheme.startswith("postgres"):
             continue
         database = Postgres(
-            store.url,
+            url,
             schema=store.database_schema,
             max_connections=1,
             statement_timeout=_MIGRATION,
@@ -135,7 +145,7 @@ async def migrate(settings: Settings, *, check: bool = False, post: bool = False
 
 async def durability(settings: Settings) -> list[str]:
     """What the server is set to that lets acknowledged writes be lost, as `name = value`."""
-    async with Postgres(settings.state.url, max_connections=1) as database:
+    async with Postgres(settings.state.tables_url, max_connections=1) as database:
         found = await database.execute(
             "SELECT name || ' = ' || setting FROM pg_settings"
             " WHERE name IN ('fsync', 'synchronous_commit', 'full_page_writes') AND setting = 'off' ORDER BY name"

@@ -38,7 +38,7 @@ GATEWAY = {
     "gateway-failover": 1,
     "gateway-clients": 3,
 }
-FLEET = {"fleet-recovery": 2, "directory-scale": 4}
+FLEET = {"fleet-recovery": 2, "directory-scale": 4, "storm": 1, "users-per-gb": 5}
 WEAR = {"recycling": 3, "warm-claim": 1}
 
 

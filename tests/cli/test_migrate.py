@@ -44,7 +44,7 @@ def execute(schema: str, statement: str) -> list[tuple[Any, ...]]:
 def test_an_empty_database_is_migrated_by_the_command(run: Run, config: Path, schema: str) -> None:
     check = run("migrate", "-c", config, "--check", "--json")
     assert check.code == 1
-    assert [(row["stored"], row["applied"]) for row in check.json] == [(0, [])] * 4
+    assert [(row["stored"], row["applied"]) for row in check.json] == [(0, [])] * 5
     assert execute(schema, f"SELECT to_regnamespace('{schema}')") == [(None,)]
     done = run("migrate", "-c", config, "--json")
     assert done.code == 0
@@ -53,6 +53,7 @@ def test_an_empty_database_is_migrated_by_the_command(run: Run, config: Path, sc
         "ledger": ["postgresql_ledger_001_pre_ledger.sql"],
         "keys": ["postgresql_keys_001_pre_keys.sql"],
         "directory": ["postgresql_directory_001_pre_directory.sql"],
+        "attached": ["postgresql_attached_001_pre_attached.sql"],
     }
     assert all(not row["pre"] and not row["post"] and row["problem"] is None for row in done.json)
     assert run("migrate", "-c", config, "--check").code == 0

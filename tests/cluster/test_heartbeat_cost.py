@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -61,7 +62,7 @@ async def test_heartbeats_cost_the_same_with_any_number_of_sessions(tmp_path: Pa
             await until(lambda: all(each["heartbeat"] >= BEATS for each in calls))
             return [Counter(each) for each in calls]
 
-        asked = []
+        asked, sizes = [], []
         for number in range(SESSIONS):
             session = f"s-{number}"
             await at_a.open(session)
@@ -72,6 +73,8 @@ async def test_heartbeats_cost_the_same_with_any_number_of_sessions(tmp_path: Pa
                 assert len(a.node.sessions.live) == number + 1
                 await asyncio.sleep(0.5)  # what a turn leaves to be done
                 asked.append(await quiet())
+                sizes.append(len(json.dumps(a.node._load())))
+        assert sizes[1] - sizes[0] < 20  # a digit here and there
         for few, many in zip(*asked, strict=True):
             assert set(many) == set(few) <= {"heartbeat", "nodes", "holders"}
             for name, times in many.items():

@@ -123,17 +123,14 @@ def test_the_file_is_the_one_asked_for_then_the_local_then_the_users_own(tmp_pat
             't.toml:2: coordination.key_prefix = "a{b}": expected up to 60 letters, digits or any of . _ -',
         ),
         (
-            '[state]\nurl = "volume:/x"',
-            (
-                't.toml:2: state.url = "volume:/x": volume stores are not in this version; '
-                'expected "sqlite" or "postgresql://USER@HOST/DATABASE"'
-            ),
+            '[state]\nurl = "volume:x"',
+            't.toml:2: state.url = "volume:x": expected the absolute path of the mounted volume, volume:/PATH',
         ),
         (
             '[state]\nurl = "redis://:secret@h"',
             (
                 't.toml:2: state.url = "redis://:***@h": redis stores forget; '
-                'expected "sqlite" or "postgresql://USER@HOST/DATABASE"'
+                'expected "sqlite", "postgresql://USER@HOST/DATABASE" or "volume:/PATH"'
             ),
         ),
         (
@@ -409,3 +406,38 @@ def test_the_password_of_a_store_is_resolved_and_never_shown(tmp_path: Path) -> 
         assert "s3cret" not in f"{settings!r} {settings} {settings.coordination.url.masked}"
     assert "s3cret" not in "".join(problems('[state]\nurl = "mysql://me:s3cret@h/x"'))
     assert "s3cret" not in "".join(problems('[state]\nurl = "postgres://h/ x?sslpassword=s3cret"'))
+
+
+def test_what_is_wrong_in_a_list_of_tables_is_named_and_shows_no_token(tmp_path: Path) -> None:
+    path = tmp_path / "aerodrome.toml"
+    path.write_text(
+        '[state]\nurl = "volume:/mnt/v"\n[runtime]\n'
+        'attach = [{ token = "hush" }, { address = "a:1", weights = 3 }, 17, { address = "b:1", weight = -1 }, "c"]\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, env={})
+    text = caught.value.detail
+    assert "hush" not in text
+    assert "aerodrome.toml:4: runtime.attach[0].address: " in text
+    assert 'there is no setting "weights" in runtime.attach[1]; did you mean "weight"?' in text
+    assert "runtime.attach[2] = 17: expected a table" in text
+    assert "runtime.attach[3].weight = -1" in text
+    assert 'runtime.attach[4].address = "c": expected HOST:PORT' in text
+
+
+def test_attached_servers_need_a_volume(tmp_path: Path) -> None:
+    path = tmp_path / "aerodrome.toml"
+    path.write_text('[runtime]\nattach = ["cli-1:4321"]\n')
+    with pytest.raises(ConfigError, match="volume:/PATH"):
+        load_settings(path, env={})
+    loaded = load_settings(
+        path, env={"AERODROME_STATE__URL": "volume:/mnt/v", "AERODROME_RUNTIME__ATTACH": "cli-1:4321, cli-2:4321"}
+    )
+    assert [str(server.address) for server in loaded.runtime.attach] == ["cli-1:4321", "cli-2:4321"]
+    assert (loaded.state.volume, loaded.state.tables_url) == (Path("/mnt/v"), "sqlite")
+
+
+@pytest.mark.parametrize("url", ["volume:", "volume:relative/path", "redis://x"])
+def test_a_volume_is_an_absolute_path(url: str) -> None:
+    with pytest.raises(ConfigError, match="volume:/PATH"):
+        load_settings(env={"AERODROME_STATE__URL": url})

@@ -22,6 +22,7 @@ from aerodrome.errors import Fenced, TooLarge
 from aerodrome.model import SessionKey
 from aerodrome.statestore.backends.postgresql import PostgresFileStore
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
+from aerodrome.statestore.backends.volume import VolumeFileStore
 from aerodrome.statestore.ports import Deleted, FileInfo, SessionFileStore
 from support import databases
 from support import postgres as postgresql
@@ -74,10 +75,29 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
+async def database_pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
+    """Stores that compare the epoch in the transaction of the write, and keep the times they are told."""
+    async with pair_of(request.param, tmp_path) as pair:
+        yield pair
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "volume"])
 async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
+    async with pair_of(request.param, tmp_path) as pair:
+        yield pair
+
+
+@asynccontextmanager
+async def pair_of(kind: str, tmp_path: Path) -> AsyncIterator[Pair]:
     clock, path, schema = ManualClock(), tmp_path / "s.db", postgresql.fresh_schema()
-    async with bench_on(request.param, path, schema) as first, bench_on(request.param, path, schema) as second:
-        a, b = first.make(clock=clock, **LIMITS), second.make(clock=clock, **LIMITS)
+    tables = "sqlite" if kind == "volume" else kind
+    async with bench_on(tables, path, schema) as first, bench_on(tables, path, schema) as second:
+        a: SessionFileStore = first.make(clock=clock, **LIMITS)
+        b: SessionFileStore = second.make(clock=clock, **LIMITS)
+        if kind == "volume":
+            await a.open()
+            limits = {name: LIMITS[name] for name in ("max_file_bytes", "max_session_bytes")}
+            a, b = (VolumeFileStore(tmp_path / "volume", fence, **limits) for fence in (a, b))
         await a.open()
         await b.open()
         await a.raise_epoch(KEY, 1)
@@ -225,43 +245,43 @@ async def test_a_session_that_has_no_epoch_cannot_be_deleted(pair: Pair) -> None
     assert await pair.b.epoch(OTHER) == 0
 
 
-async def test_a_write_that_raced_with_a_deletion_leaves_nothing(pair: Pair) -> None:
+async def test_a_write_that_raced_with_a_deletion_leaves_nothing(database_pair: Pair) -> None:
     async def write_all() -> int:
         """Until it is refused, which ends the test."""
         number = 0
         while True:
             try:
-                await pair.a.append(KEY, 1, f"/f{number}", "x")
+                await database_pair.a.append(KEY, 1, f"/f{number}", "x")
             except Fenced:
                 return number
             number += 1
 
     writing = asyncio.create_task(write_all())
-    while await pair.b.total_bytes(KEY) == 0:
+    while await database_pair.b.total_bytes(KEY) == 0:
         await asyncio.sleep(0)
-    await pair.b.raise_epoch(KEY, 2)
-    await pair.b.delete_session(KEY, 2, 10.0)
+    await database_pair.b.raise_epoch(KEY, 2)
+    await database_pair.b.delete_session(KEY, 2, 10.0)
     assert await writing > 0
-    assert await pair.b.listdir(KEY, "/") == []
-    assert await pair.b.total_bytes(KEY) == 0
+    assert await database_pair.b.listdir(KEY, "/") == []
+    assert await database_pair.b.total_bytes(KEY) == 0
 
 
-async def test_a_write_that_raced_with_a_take_over_is_before_it_or_refused(pair: Pair) -> None:
+async def test_a_write_that_raced_with_a_take_over_is_before_it_or_refused(database_pair: Pair) -> None:
     async def write_all() -> int:
         for number in range(50):
             try:
-                await pair.a.append(KEY, 1, EVENTS, f"{number}\n")
+                await database_pair.a.append(KEY, 1, EVENTS, f"{number}\n")
             except Fenced:
                 return number
         return 50
 
     writing = asyncio.create_task(write_all())
-    while await pair.b.total_bytes(KEY) == 0:
+    while await database_pair.b.total_bytes(KEY) == 0:
         await asyncio.sleep(0)
-    await pair.b.raise_epoch(KEY, 2)
-    seen = await pair.b.read(KEY, EVENTS)
+    await database_pair.b.raise_epoch(KEY, 2)
+    seen = await database_pair.b.read(KEY, EVENTS)
     written = await writing
-    assert seen == await pair.b.read(KEY, EVENTS) == "".join(f"{number}\n" for number in range(written))
+    assert seen == await database_pair.b.read(KEY, EVENTS) == "".join(f"{number}\n" for number in range(written))
 
 
 # Content
@@ -298,16 +318,16 @@ async def test_a_character_split_between_appends_is_whole_again_on_the_wire(pair
     assert text.encode("utf-16", "surrogatepass").decode("utf-16") == "\U0001f600"
 
 
-async def test_write_replaces_and_keeps_the_time_of_creation(pair: Pair) -> None:
-    created = pair.clock.time()
-    await pair.a.append(KEY, 1, "/f", "long content")
-    pair.clock.advance(10)
-    await pair.b.write(KEY, 1, "/f", "new")
-    assert await pair.a.read(KEY, "/f") == "new"
-    assert await pair.a.stat(KEY, "/f") == FileInfo(False, 3, created + 10, created)
-    await pair.a.append(KEY, 1, "/f", "er")
-    assert await pair.a.read(KEY, "/f") == "newer"
-    assert await pair.a.total_bytes(KEY) == 5
+async def test_write_replaces_and_keeps_the_time_of_creation(database_pair: Pair) -> None:
+    created = database_pair.clock.time()
+    await database_pair.a.append(KEY, 1, "/f", "long content")
+    database_pair.clock.advance(10)
+    await database_pair.b.write(KEY, 1, "/f", "new")
+    assert await database_pair.a.read(KEY, "/f") == "new"
+    assert await database_pair.a.stat(KEY, "/f") == FileInfo(False, 3, created + 10, created)
+    await database_pair.a.append(KEY, 1, "/f", "er")
+    assert await database_pair.a.read(KEY, "/f") == "newer"
+    assert await database_pair.a.total_bytes(KEY) == 5
 
 
 async def test_sessions_do_not_see_each_other(pair: Pair) -> None:
@@ -421,13 +441,16 @@ async def test_over_a_limit_that_was_lowered_one_may_still_shrink(bench: Bench) 
 # Directories
 
 
-async def test_parents_are_made(pair: Pair) -> None:
-    await pair.a.append(KEY, 1, "/a/b/c.txt", "x")
-    await pair.a.write(KEY, 1, "/a/d/e.txt", "yy")
-    assert await names(pair.b, "/") == ["a"]
-    now = pair.clock.time()
-    assert await pair.b.listdir(KEY, "/a") == [("b", FileInfo(True, 0, now, now)), ("d", FileInfo(True, 0, now, now))]
-    assert await pair.b.listdir(KEY, "/a/b") == [("c.txt", FileInfo(False, 1, now, now))]
+async def test_parents_are_made(database_pair: Pair) -> None:
+    await database_pair.a.append(KEY, 1, "/a/b/c.txt", "x")
+    await database_pair.a.write(KEY, 1, "/a/d/e.txt", "yy")
+    assert await names(database_pair.b, "/") == ["a"]
+    now = database_pair.clock.time()
+    assert await database_pair.b.listdir(KEY, "/a") == [
+        ("b", FileInfo(True, 0, now, now)),
+        ("d", FileInfo(True, 0, now, now)),
+    ]
+    assert await database_pair.b.listdir(KEY, "/a/b") == [("c.txt", FileInfo(False, 1, now, now))]
 
 
 async def test_the_root_is_always_there(pair: Pair) -> None:
@@ -442,14 +465,14 @@ async def test_the_root_is_always_there(pair: Pair) -> None:
     assert await pair.a.total_bytes(KEY) == 0
 
 
-async def test_listings_are_by_name_and_exact(pair: Pair) -> None:
+async def test_listings_are_by_name_and_exact(database_pair: Pair) -> None:
     for path in ("/d/b", "/d/a", "/d/\u00e9", "/d/a.b/x", "/d0", "/d-/x/y", "/d/\ud800", "/d/%", "/d/_"):
-        await pair.a.write(KEY, 1, path, "")
-    assert await names(pair.b, "/d") == ["%", "_", "a", "a.b", "b", "\u00e9", "\ud800"]
-    await pair.a.rename(KEY, 1, "/d", "/e")
-    await pair.a.remove(KEY, 1, "/e", recursive=True, force=False)
-    assert await names(pair.b, "/") == ["d-", "d0"]
-    assert await names(pair.b, "/d-/x") == ["y"]
+        await database_pair.a.write(KEY, 1, path, "")
+    assert await names(database_pair.b, "/d") == ["%", "_", "a", "a.b", "b", "\u00e9", "\ud800"]
+    await database_pair.a.rename(KEY, 1, "/d", "/e")
+    await database_pair.a.remove(KEY, 1, "/e", recursive=True, force=False)
+    assert await names(database_pair.b, "/") == ["d-", "d0"]
+    assert await names(database_pair.b, "/d-/x") == ["y"]
 
 
 async def test_rename_replaces(pair: Pair) -> None:

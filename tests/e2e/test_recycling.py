@@ -115,7 +115,9 @@ async def test_a_drained_runtime_stops_and_its_sessions_sleep(acme: Host, model:
     await model.gate_reached("held")
     draining = asyncio.create_task(acme.node.pool.drain(drained.id))
     await until(lambda: drained.reserved == 1)
-    assert (await states(acme))["b"] == "hibernated"
+    async with asyncio.timeout(20):
+        while (await states(acme))["b"] != "hibernated":  # the directory is told behind what happens
+            await asyncio.sleep(0.01)
     assert not draining.done()
     model.open_gate("held")
     assert (await turn)["turn"]["status"] == "completed"

@@ -120,11 +120,11 @@ async def test_a_link_that_dies_as_it_is_opened_leaves_nobody_waiting(
 
 
 async def test_what_asks_the_model_takes_the_place_of_a_turn(node: Host) -> None:
-    slots = node.node.sessions._context.admission._slots
+    gate = node.node.sessions._context.admission.gate
     async with raw(node.gateway_address, await node.key("alice")) as client:
         await client.request("session.create", {"sessionId": "compacted"})
         await client.request("session.send", {"sessionId": "compacted", "prompt": "hello", "wait": True})
-        async with slots.hold("acme"):
+        async with gate.hold("acme", "bob"):
             params = {"sessionId": "compacted"}
             await client.send({"jsonrpc": "2.0", "id": 1, "method": "session.history.compact", "params": params})
             await client.request("ping")
@@ -132,7 +132,7 @@ async def test_what_asks_the_model_takes_the_place_of_a_turn(node: Host) -> None
             assert request.link is None
         async with asyncio.timeout(20):
             await client.answer_to(1)
-        await until(lambda: slots.free("acme"))
+        await until(lambda: gate.free("acme", "bob"))
 
 
 async def test_forks_are_made_one_after_the_other(node: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,15 @@ def examples(content: dict[str, Any]) -> list[Any]:
 
 def test_the_routes_are_those_of_the_design() -> None:
     assert set(OPERATIONS) == {
+        "GET /api/v1/admin/runtimes",
+        "POST /api/v1/admin/runtimes/{runtime_id}/recycle",
+        "POST /api/v1/admin/runtimes/{runtime_id}/drain",
+        "GET /api/v1/admin/nodes",
+        "POST /api/v1/admin/nodes/{name}/drain",
         "POST /api/v1/ask",
+        "GET /api/v1/admin/servers",
+        "POST /api/v1/admin/runtimes",
+        "DELETE /api/v1/admin/runtimes/{address}",
         "POST /api/v1/sessions",
         "GET /api/v1/sessions",
         "GET /api/v1/sessions/{session_id}",

@@ -15,11 +15,11 @@ from aerodrome.http.protocol import GatheringTransport
 from aerodrome.http.server import HttpServer
 from aerodrome.http.shutdown import Signal
 from support.http_front import EVENTS, MESSAGES, Front, request
-from support.scripted_sessions import Keys, Probe, ScriptedSessions, event
+from support.scripted_sessions import Keys, Probe, ScriptedAdministration, ScriptedSessions, event
 
 
 def server_on(host: str, port: int) -> HttpServer:
-    return HttpServer(create_app(ScriptedSessions(), Keys(), Probe()), host, port)
+    return HttpServer(create_app(ScriptedSessions(), Keys(), Probe(), ScriptedAdministration()), host, port)
 
 
 async def test_a_port_in_use_is_a_configuration_error(front: Front) -> None:

@@ -12,8 +12,8 @@ from aerodrome.errors import Conflict, NotFound, RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.pool import RuntimePool
+from aerodrome.runtime.ports import Runtime
 from aerodrome.runtime.recycler import RecycleOptions
-from aerodrome.runtime.supervisor import ManagedRuntime
 from support.cli import fake, has_ended, running_pool, runtime_options
 from support.waiting import until
 
@@ -27,11 +27,11 @@ class Sessions:
 
     def __init__(self, pool: RuntimePool) -> None:
         self.pool = pool
-        self.idle: list[ManagedRuntime] = []
-        self.moved: list[ManagedRuntime | None] = []
+        self.idle: list[Runtime] = []
+        self.moved: list[Runtime | None] = []
         pool.move_sessions = self.move
 
-    async def move(self, runtime: ManagedRuntime, reload: bool) -> bool:
+    async def move(self, runtime: Runtime, reload: bool) -> bool:
         found = runtime in self.idle
         while runtime in self.idle:
             self.idle.remove(runtime)
@@ -84,7 +84,7 @@ async def test_a_turn_is_waited_for_and_nothing_new_comes_in(tmp_path: Path) -> 
 
 
 async def test_a_turn_that_does_not_end_does_not_keep_it_for_ever(tmp_path: Path) -> None:
-    lost: list[ManagedRuntime] = []
+    lost: list[Runtime] = []
     options = runtime_options(tmp_path, fake(tmp_path, "protocol"))
     async with running_pool(options, recycle=RecycleOptions(patience=0.2)) as pool:
         pool.on_lost = lost.append
@@ -117,7 +117,7 @@ async def test_at_the_ceiling_nobody_else_is_pushed_out(tmp_path: Path) -> None:
             pushed.append(key)
             return False
 
-        async def hibernate(runtime: ManagedRuntime, reload: bool) -> bool:
+        async def hibernate(runtime: Runtime, reload: bool) -> bool:
             pool.release(runtime)
             return True
 

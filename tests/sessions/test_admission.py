@@ -141,17 +141,18 @@ async def test_places_of_a_dead_node_are_free() -> None:
 
 async def test_whoever_gets_no_place_in_time_is_told_capacity() -> None:
     limits = TurnLimits(at_once=1)
-    async with scripted_node(limits=limits) as node:
-        node.context.admission._timeout = 0.3
-        await node.open("s1")
-        await node.open("s2")
-        first = await node.send("s1", "one")
-        second = await node.send("s2", "one")
-        row = await second.wait()
-        assert row.error is not None
-        assert row.error["code"] == Capacity.code
-        assert row.error["retry_after"] == 0.3
-        await node.loaded("s1").answer()
+    async with scripted_node(limits=limits) as a, scripted_node(a.stores, name="b", limits=limits) as b:
+        a.context.admission.gate._timeout = b.context.admission._timeout = 0.3
+        for session_id in ("s1", "s2", "s3"):
+            await a.open(session_id)
+        first = await a.send("s1", "one")
+        for node, session_id in ((a, "s2"), (b, "s3")):  # the ceiling of the node, and that of all nodes
+            row = await (await node.send(session_id, "one")).wait()
+            assert row.error is not None
+            assert row.error["code"] == Capacity.code
+            assert 1.0 <= row.error["retry_after"] <= 150.0
+            assert node.context.admission.backlog.tenants == {}
+        await a.loaded("s1").answer()
         await first.wait()
 
 

@@ -18,7 +18,7 @@ from aerodrome.http.api import create_app, routes_only
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.server import HttpServer
 from aerodrome.model import Principal, SessionKey, SessionRow
-from support.scripted_sessions import Keys, Probe, ScriptedSessions
+from support.scripted_sessions import Keys, Probe, ScriptedAdministration, ScriptedSessions
 
 #: Opens `s1`, which belongs to alice.
 ALICE = {"Authorization": "Bearer aero_alice"}
@@ -78,6 +78,7 @@ class Front:
     sessions: ScriptedSessions
     keys: Keys
     probe: Probe
+    administration: ScriptedAdministration
     contract: Contract
     host: str
     port: int
@@ -176,10 +177,10 @@ def _contract() -> Contract:
 
 @asynccontextmanager
 async def serving(limits: HttpLimits | None = None) -> AsyncIterator[Front]:
-    sessions, keys, probe = ScriptedSessions(), Keys(), Probe()
+    sessions, keys, probe, administration = ScriptedSessions(), Keys(), Probe(), ScriptedAdministration()
     row = SessionRow(SessionKey("acme", "s1"), Principal("acme", "alice").user, created_at=1.0, last_used_at=2.0)
     sessions.rows[row.key] = row
-    app = create_app(sessions, keys, probe, limits)
+    app = create_app(sessions, keys, probe, administration, limits)
     server = HttpServer(app, "127.0.0.1", 0)
     host, port = await server.start()
     contract = _contract()
@@ -201,7 +202,7 @@ async def serving(limits: HttpLimits | None = None) -> AsyncIterator[Front]:
         # The default loads every certificate authority there is, for each client anew.
         verify=False,
     )
-    front = Front(server, sessions, keys, probe, contract, host, port, client)
+    front = Front(server, sessions, keys, probe, administration, contract, host, port, client)
     try:
         async with client:
             yield front

@@ -16,17 +16,20 @@ from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.coordination.backends.memory_directory import MemoryDirectory
 from aerodrome.coordination.ports import Node
 from aerodrome.errors import Fenced, StoreUnavailable
+from aerodrome.fairness.gate import FairGate
+from aerodrome.fairness.line import Ceilings
 from aerodrome.model import Principal, SessionKey, SessionKind, TurnRow
 from aerodrome.policy.session_params import Credentials
 from aerodrome.sessions.admission import TurnAdmission, TurnLimits
 from aerodrome.sessions.api import OpenSession, SendMessage
 from aerodrome.sessions.backends.memory import MemoryLedger
+from aerodrome.sessions.backlog import BacklogLimits
 from aerodrome.sessions.context import SessionContext, SessionOptions
 from aerodrome.sessions.janitor import Janitor
 from aerodrome.sessions.patience import patient_directory, patient_files, patient_leases, patient_ledger
+from aerodrome.sessions.residents import Residents
 from aerodrome.sessions.run import TurnRun
 from aerodrome.sessions.service import SessionService
-from aerodrome.sessions.slots import TurnSlots
 from aerodrome.statestore.history import messages
 from aerodrome.statestore.ports import Deleted, FileInfo
 from aerodrome.statestore.provider import EVENTS_PATH
@@ -192,6 +195,10 @@ class ScriptedNode:
         max_turns: int,
         patience: Patience,
         limits: TurnLimits,
+        ceilings: Ceilings,
+        backlog: BacklogLimits,
+        turns_per_runtime: int | None,
+        weights: dict[str, float],
         **options: Any,
     ) -> None:
         self.stores = stores
@@ -216,13 +223,21 @@ class ScriptedNode:
             settled=lambda: self.settled,
             tasks=self.tasks,
             admission=TurnAdmission(
-                TurnSlots(total=max_turns, per_tenant=max_turns, timeout=5.0),
+                FairGate(
+                    Ceilings(max_turns, max_turns, limits.at_once),
+                    timeout=5.0,
+                    what="no turn could be started",
+                    weight=lambda tenant: weights.get(tenant, 1.0),
+                ),
                 limits,
                 cast("Any", stores.slow_coordination),
                 incarnation=lambda: self.incarnation,
                 later=lambda work, name: self.context.later(work, name),
                 timeout=5.0,
+                backlog=backlog,
+                per_runtime=turns_per_runtime,
             ),
+            residents=Residents(ceilings, timeout=5.0, changed=lambda: self.pool._changed),
             patience=patience,
             state_patience=patience,
         )
@@ -323,12 +338,19 @@ async def scripted_node(
     max_turns: int = 100,
     patience: Patience | float = 0.0,
     limits: TurnLimits = TurnLimits(),  # noqa: B008
+    ceilings: Ceilings = Ceilings(),  # noqa: B008
+    backlog: BacklogLimits = BacklogLimits(),  # noqa: B008
+    turns_per_runtime: int | None = None,
+    weights: dict[str, float] | None = None,
     **options: Any,
 ) -> AsyncIterator[ScriptedNode]:
     """A node; afterwards it is drained, and must have given everything back.
 
     Args:
         patience: With its stores; seconds.
+        ceilings: On loaded sessions.
+        backlog: On prompts that wait.
+        weights: Of tenants.
     """
     clock = ManualClock()
     node = ScriptedNode(
@@ -341,6 +363,10 @@ async def scripted_node(
         max_turns=max_turns,
         patience=patience if isinstance(patience, Patience) else Patience(patience),
         limits=limits,
+        ceilings=ceilings,
+        backlog=backlog,
+        turns_per_runtime=turns_per_runtime,
+        weights=weights or {},
         **options,
     )
     await node.join()

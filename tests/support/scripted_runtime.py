@@ -150,6 +150,7 @@ class ScriptedRuntime:
     def __init__(self, runtime_id: str, key: RuntimeKey, pause: Callable[[], Awaitable[None]]) -> None:
         self.id = runtime_id
         self.key = key
+        self.pid = 1
         self.reserved = 0
         self.turns = 0
         self.state = RuntimeState.CLAIMED
@@ -304,7 +305,9 @@ class ScriptedPool:
         self._max_runtimes = max_runtimes
         self._pause = pause
 
-    async def reserve(self, key: RuntimeKey, session_id: str | None = None, *, alone: bool = False) -> ScriptedRuntime:
+    async def reserve(
+        self, key: RuntimeKey, session_id: str | None = None, user: str | None = None, *, alone: bool = False
+    ) -> ScriptedRuntime:
         await self._pause()
         while self.held:
             await self._changed.wait()

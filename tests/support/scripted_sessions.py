@@ -12,15 +12,32 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
-from aerodrome.coordination.ports import Page
+from aerodrome.coordination.ports import Node, Page
 from aerodrome.errors import AerodromeError, NotFound, Unauthenticated
 from aerodrome.events import SessionEvent
 from aerodrome.model import Principal, Role, SessionKey, SessionRow, TurnRow, TurnStatus
+from aerodrome.operators.administration import Retirement
+from aerodrome.operators.requests import Operation, State, Verb
+from aerodrome.operators.view import node_rows
 from aerodrome.sessions.api import Ask, Lagging, Message, MessagePage, OpenSession, SendMessage
 
 KEYS = {
     "aero_alice": Principal("acme", "alice"),
     "aero_bob": Principal("acme", "bob"),
+    "aero_root": Principal("operators", "root", frozenset({"admin"})),
+}
+
+RUNTIME = {
+    "id": "rt-1",
+    "pid": 4711,
+    "state": "claimed",
+    "tenant": "acme",
+    "user": None,
+    "sessions": 3,
+    "turns": 7,
+    "rss_bytes": 300_000_000,
+    "started_at": 1.0,
+    "node": "n1",
 }
 
 
@@ -48,6 +65,38 @@ class Probe:
 
     def ready(self) -> tuple[bool, str]:
         return self.answer
+
+
+class ScriptedAdministration:
+    """An `Administration`."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, ...]] = []
+        self.failure: Exception | None = None
+        self.state = State.DONE
+
+    def _called(self, *call: str) -> None:
+        self.calls.append(call)
+        if self.failure is not None:
+            raise self.failure
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        self._called("nodes")
+        load = {"runtimes": [RUNTIME], "sessions": 3, "started_at": 1.0, "rss_bytes": 10}
+        return node_rows([Node("n1", "n1-1", "127.0.0.1:4321", load)], 61.0)
+
+    async def runtimes(self) -> list[dict[str, Any]]:
+        self._called("runtimes")
+        return [RUNTIME]
+
+    async def retire(self, runtime_id: str, verb: Verb, *, wait: float | None = None) -> Retirement:
+        self._called(verb.value, runtime_id, str(wait))
+        ended_at = 12.5 if self.state is State.DONE else None
+        return Retirement(runtime_id, "n1", Operation("op-1", verb, runtime_id, self.state, 10.0, ended_at))
+
+    async def drain_node(self, wanted: str) -> Node:
+        self._called("drain node", wanted)
+        return Node("n1", "n1-1")
 
 
 def event(number: int, kind: str = "assistant.message_delta", *, ephemeral: bool = False, **data: Any) -> SessionEvent:

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import psutil
 
+from support.command_line import Result
 from support.host import User
 
 
@@ -44,12 +45,18 @@ ttl = "2s"
 
 async def aerodrome(*arguments: str, json_output: bool = True) -> Any:
     """Run a command that must succeed; returns what it printed, decoded if it is JSON."""
+    done = await run_aerodrome(*arguments)
+    assert done.code == 0, done.err
+    return done.json if json_output else done.out
+
+
+async def run_aerodrome(*arguments: str) -> Result:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "aerodrome", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     out, err = await process.communicate()
-    assert process.returncode == 0, err.decode()
-    return json.loads(out) if json_output else out.decode()
+    assert process.returncode is not None
+    return Result(process.returncode, out.decode(), err.decode())
 
 
 class Server:

@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Self
 
+import psutil
 import structlog
 
 from aerodrome._util.clock import SystemClock
@@ -15,12 +16,16 @@ from aerodrome._util.tasks import TaskOwner
 from aerodrome.app.launch import checked_launcher
 from aerodrome.app.options import (
     advertised,
+    attach_entries,
+    attach_tokens,
+    attached_options,
     credentials_of,
     gateway_options,
     patience,
     peer_silence,
     pool_options,
     session_options,
+    turn_ceilings,
 )
 from aerodrome.app.sandbox import workspaces
 from aerodrome.app.stores import Stores, open_stores
@@ -28,27 +33,38 @@ from aerodrome.app.workspaces import WorkspaceCare
 from aerodrome.config.settings import Settings
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.coordination.ports import ClusterEvent
-from aerodrome.errors import AerodromeError, Draining
+from aerodrome.errors import AerodromeError, ConfigError, Draining
+from aerodrome.fairness.gate import FairGate
+from aerodrome.fairness.line import Ceilings
 from aerodrome.gateway.server import Gateway
 from aerodrome.http.api import create_app
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.server import HttpServer
 from aerodrome.identity.ephemeral import Authenticator, EitherOf
 from aerodrome.identity.keys import REVOKED
+from aerodrome.operators.administration import Administration
+from aerodrome.operators.requests import OPERATIONS, RequestDesk
+from aerodrome.operators.view import busiest
 from aerodrome.peers.cluster import Cluster
 from aerodrome.peers.link import PeerLinks
 from aerodrome.peers.sessions import ClusterSessions
+from aerodrome.runtime.attached.admin import ATTACHED, AttachAdmin
+from aerodrome.runtime.attached.pool import AttachedPool
+from aerodrome.runtime.attached.ports import Resolver
+from aerodrome.runtime.attached.resolver import SystemResolver
 from aerodrome.runtime.binary import resolve
 from aerodrome.runtime.homes import Homes
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.pool import RuntimePool
+from aerodrome.runtime.sources import AttachedOrLaunched
 from aerodrome.sessions.admission import TurnAdmission, TurnLimits
+from aerodrome.sessions.backlog import BacklogLimits
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.janitor import Janitor
 from aerodrome.sessions.patience import patient_directory, patient_files, patient_leases, patient_ledger
 from aerodrome.sessions.recovery import EARLIER
+from aerodrome.sessions.residents import Residents
 from aerodrome.sessions.service import SessionService
-from aerodrome.sessions.slots import TurnSlots
 
 log = structlog.get_logger(__name__)
 
@@ -67,12 +83,23 @@ class Node:
     Args:
         http: Whether the HTTP API is served.
         authenticator: Who else knows callers; asked before the stored keys.
+        resolver: Finds the addresses of attached servers; by default the system's.
     """
 
-    def __init__(self, settings: Settings, *, http: bool = True, authenticator: Authenticator | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        http: bool = True,
+        authenticator: Authenticator | None = None,
+        resolver: Resolver | None = None,
+    ) -> None:
         self.settings = settings
         self.stores: Stores
+        #: Runtimes of our own, and those of others.
         self.pool: RuntimePool
+        self.attached: AttachedPool
+        self._runtimes: AttachedOrLaunched
         self.sessions: SessionService
         self.janitor: Janitor
         #: Where the HTTP API listens, if it does.
@@ -85,7 +112,10 @@ class Node:
         self._links: PeerLinks
         self._http = http
         self._authenticator = authenticator
+        self._resolver = resolver or SystemResolver()
         self._heartbeat: Heartbeat
+        self._desk: RequestDesk
+        self._process = psutil.Process()
         self._workspaces: WorkspaceCare
         self._stack = AsyncExitStack()
         self._tasks = TaskOwner("node")
@@ -128,6 +158,18 @@ class Node:
         self._workspaces = WorkspaceCare(lambda: self.stores.directory, workspaces(settings), self._tasks)
         runtimes = await checked_launcher(settings, binary.path, homes.path, self._workspaces.released)
         self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), runtimes)
+        self.attached = AttachedPool(
+            attached_options(settings),
+            self.stores.attached,
+            self._resolver,
+            self.stores.volume,
+            attach_entries(settings),
+            attach_tokens(settings),
+        )
+        self._runtimes = AttachedOrLaunched(self.attached, self.pool)
+        self._desk = RequestDesk(
+            self.pool, own=lambda: self._heartbeat.incarnation, tasks=self._tasks, clock=self._clock, on_news=self._beat
+        )
         self.cluster = self._cluster()
         context = self._session_context()
         self.sessions = SessionService(context)
@@ -148,6 +190,9 @@ class Node:
         self._soon(self._recover(), "recover")
         await self.pool.start()
         self._stack.push_async_callback(self.pool.aclose)
+        if self.stores.volume is not None:  # without one there are no attached servers
+            await self.attached.start()
+        self._stack.push_async_callback(self.attached.aclose)
         self._tasks.start(self.janitor.run(), "janitor")
         self._tasks.start(self._workspaces.run(), "workspaces")
         self._stack.push_async_callback(self._tasks.aclose)
@@ -191,12 +236,25 @@ class Node:
         if hasattr(self, "gateway") and self._draining is None and not self._tasks.closed:
             self._draining = self._tasks.start(self._drain(), "drain")
 
+    async def reload(self, settings: Settings) -> None:
+        """Take over what may change while the node runs: the attached servers. Running turns are not disturbed.
+
+        Raises:
+            ConfigError: The stores have changed, which needs a restart.
+        """
+        if settings.state.volume != self.settings.state.volume:
+            raise ConfigError("state.url cannot be changed while the node runs")
+        await self.attached.reload(attach_entries(settings), attach_tokens(settings))
+
     def abort(self) -> None:
         """Kill every runtime, with all it has started, before the process ends without a drain."""
         if hasattr(self, "pool"):
             self.pool.abort()
 
     def _hear(self, event: ClusterEvent) -> None:
+        if event.kind == ATTACHED and self.stores.volume is not None:
+            self._soon(self.attached.refresh(), "refresh attached servers")
+        self._desk.hear(event)
         if event.kind == REVOKED:
             self.stores.keys.forget(event.subject)
             if not self._tasks.closed:
@@ -225,9 +283,20 @@ class Node:
             patience=patience(self.settings),
             reader_bytes=self.settings.limits.sse_buffer,
         )
-        server = HttpServer(create_app(sessions, auth, self, limits), *self.settings.server.http)
+        app = create_app(sessions, auth, self, Administration(self.stores.coordination), limits, self._attach_admin())
+        server = HttpServer(app, *self.settings.server.http)
         self.http_address = await server.start()
         self._stack.push_async_callback(server.stop, 5.0)
+
+    def _attach_admin(self) -> AttachAdmin:
+        return AttachAdmin(
+            self.stores.attached,
+            self.stores.coordination,
+            tokens=lambda: self.attached.tokens,
+            on_volume=self.stores.volume is not None,
+            clock=self._clock,
+            rows=self.attached.describe,
+        )
 
     def _cluster(self) -> Cluster:
         cluster = Cluster(
@@ -244,6 +313,10 @@ class Node:
         self._stack.push_async_callback(self._links.aclose)
         cluster.on_gone.append(self._links.nodes_gone)
         return cluster
+
+    def _beat(self) -> None:
+        """Have others know soon what is new here."""
+        self._soon(self._heartbeat.beat(), "beat")
 
     def _soon(self, work: Coroutine[Any, Any, Any], name: str) -> None:
         """Do what a hint is about; what becomes of it the janitor sees to as well."""
@@ -282,7 +355,8 @@ class Node:
             membership=self.stores.coordination,
             ledger=patient_ledger(self.stores.ledger, state_patience),
             files=patient_files(self.stores.files, state_patience),
-            pool=self.pool,
+            volume=self.stores.volume,
+            pool=self._runtimes,
             clock=self._clock,
             credentials=lambda tenant: credentials_of(self.settings.provider.of(tenant)),
             incarnation=lambda: self._heartbeat.incarnation,
@@ -294,6 +368,7 @@ class Node:
             deleted=self._workspaces.deleted,
             announce=lambda kind, key: self.cluster.announce(kind, key),
             admission=self._admission(tasks),
+            residents=self._residents(),
             patience=patience,
             state_patience=state_patience,
         )
@@ -308,10 +383,8 @@ class Node:
                 tasks.start(work, name, expected=AerodromeError)
 
         return TurnAdmission(
-            TurnSlots(
-                total=limits.max_turns,
-                per_tenant=limits.max_turns_per_tenant or max(1, limits.max_turns // 5),
-                timeout=timeout,
+            FairGate(
+                turn_ceilings(self.settings), timeout=timeout, what="no turn could be started", weight=limits.weight_of
             ),
             TurnLimits(
                 per_minute=limits.turns_per_minute,
@@ -323,6 +396,17 @@ class Node:
             incarnation=lambda: self._heartbeat.incarnation,
             later=later,
             timeout=timeout,
+            backlog=BacklogLimits(limits.max_waiting_per_tenant, limits.max_waiting_per_user),
+            per_runtime=limits.max_turns_per_runtime,
+        )
+
+    def _residents(self) -> Residents:
+        limits = self.settings.limits
+        return Residents(
+            Ceilings(limits.max_sessions, limits.max_sessions_per_tenant, limits.max_sessions_per_user),
+            timeout=self.settings.runtime.capacity_timeout,
+            weight=limits.weight_of,
+            changed=lambda: self.pool.changed,
         )
 
     def ready(self) -> tuple[bool, str]:
@@ -331,6 +415,8 @@ class Node:
             raise Draining("this node is shutting down")
         if not self._heartbeat.may_serve:
             return False, "the coordination store cannot be reached"
+        if self.attached.runtimes:
+            return True, "accepting work"
         if (reason := self.pool.unavailable_reason) is not None:
             return False, f"the Copilot CLI does not start: {reason}"
         if not any(r.state is RuntimeState.WARM or r.state.serves for r in self.pool.runtimes):
@@ -339,11 +425,15 @@ class Node:
 
     def _load(self) -> dict[str, Any]:
         name = self.settings.server.node_name
-        runtimes = [{**runtime.describe(), "node": name} for runtime in self.pool.runtimes]
+        runtimes = [{**row, "node": name} for row in self._runtimes.describe()]
         return {
             "runtimes": runtimes,
             "recycles": dict(self.pool.retirements.recycled),
             "sessions": len(self.sessions.live),
+            "tenants": busiest(self.sessions.tenants),
+            "wait": round(self.sessions.wait, 3),
+            "rss_bytes": self._process.memory_info().rss,
+            OPERATIONS: self._desk.describe(),
             "draining": self.sessions.draining,
             "started_at": self._started_at,
             EARLIER: list(self._heartbeat.earlier),

@@ -10,9 +10,13 @@ from aerodrome.config.provider_settings import ProviderSettings, reveal
 from aerodrome.config.recycle_settings import RecycleSettings
 from aerodrome.config.settings import Settings
 from aerodrome.config.types import Address
+from aerodrome.fairness.line import Ceilings
 from aerodrome.gateway.limits import GatewayLimits
 from aerodrome.gateway.server import GatewayOptions
 from aerodrome.policy.session_params import Credentials, ToolPolicy
+from aerodrome.runtime.attached.entry import AttachEntry
+from aerodrome.runtime.attached.pool import DEFAULT_TOKEN, AttachedPoolOptions
+from aerodrome.runtime.attached.runtime import AttachedOptions
 from aerodrome.runtime.pool import PoolOptions
 from aerodrome.runtime.recycler import RecycleOptions
 from aerodrome.runtime.supervisor import RuntimeOptions
@@ -43,6 +47,10 @@ def pool_options(settings: Settings, command: Path, homes: Path) -> PoolOptions:
         spawn_concurrency=runtime.spawn_concurrency,
         capacity_timeout=runtime.capacity_timeout,
         idle_timeout=runtime.idle_timeout,
+        placement=runtime.placement,
+        max_waiting_per_tenant=settings.limits.max_waiting_per_tenant,
+        max_waiting_per_user=settings.limits.max_waiting_per_user,
+        weight=settings.limits.weight_of,
         recycle=recycle_options(runtime.recycle),
     )
 
@@ -61,6 +69,49 @@ def recycle_options(recycle: RecycleSettings) -> RecycleOptions:
         at_once=recycle.at_once,
         patience=recycle.patience,
     )
+
+
+def attached_options(settings: Settings) -> AttachedPoolOptions:
+    runtime = settings.runtime
+    return AttachedPoolOptions(
+        server=AttachedOptions(
+            ping_interval=runtime.ping_interval,
+            ping_timeout=runtime.ping_timeout,
+            max_frame=settings.limits.max_frame,
+            allow_version_mismatch=runtime.allow_version_mismatch,
+        ),
+        max_sessions=runtime.max_sessions,
+        capacity_timeout=runtime.capacity_timeout,
+        refresh=runtime.attach_refresh,
+        drain_timeout=settings.server.drain_timeout,
+        placement=runtime.placement,
+    )
+
+
+def attach_tokens(settings: Settings) -> dict[str, str]:
+    return {name: secret.get_secret_value() for name, secret in settings.runtime.attach_tokens.items()}
+
+
+def attach_entries(settings: Settings) -> list[AttachEntry]:
+    default = attach_tokens(settings).get(DEFAULT_TOKEN, "")
+    return [
+        AttachEntry(
+            *server.address,
+            token=server.token.get_secret_value() if server.token is not None else default,
+            weight=server.weight,
+            tenant=server.tenant,
+            max_sessions=server.max_sessions,
+            workspace=server.workspace,
+        )
+        for server in settings.runtime.attach
+    ]
+
+
+def turn_ceilings(settings: Settings) -> Ceilings:
+    """On the turns of one node. A user or tenant with limits over all nodes cannot have more than those in one."""
+    limits = settings.limits
+    per_tenant = limits.max_turns_per_tenant or max(1, limits.max_turns // 5)
+    return Ceilings(limits.max_turns, per_tenant, limits.max_turns_per_user)
 
 
 def patience(settings: Settings) -> float:

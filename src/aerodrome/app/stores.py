@@ -22,10 +22,13 @@ from aerodrome.errors import ConfigError
 from aerodrome.identity.backends.sqlite import SqliteKeyStore
 from aerodrome.identity.keys import REVOKED, KeyService
 from aerodrome.identity.ports import KeyStore
+from aerodrome.runtime.attached.backends.sqlite import SqliteAttachStore
+from aerodrome.runtime.attached.ports import AttachStore
 from aerodrome.sessions.backends.sqlite import SqliteLedger
 from aerodrome.sessions.ports import Ledger
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
-from aerodrome.statestore.ports import SessionFileStore
+from aerodrome.statestore.backends.volume import VolumeFileStore
+from aerodrome.statestore.ports import SessionFileStore, SharedVolume
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,10 @@ class Stores:
     directory: Directory
     files: SessionFileStore
     ledger: Ledger
+    #: Servers that were attached at run time, and whose they all are.
+    attached: AttachStore
+    #: The files are on a volume that Copilot CLI servers share.
+    volume: SharedVolume | None = None
 
 
 @asynccontextmanager
@@ -61,7 +68,17 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         # A caller whose key is not in the cache needs the store, too.
         patient_keys = patient(state.keys, Patience(settings.state.patience, clock=clock), ("get", "list"))
         keys = KeyService(patient_keys, clock=clock, cache_ttl=settings.auth.key_cache, announce=announce)
-        yield Stores(keys, coordination, state.directory, state.files, state.ledger)
+        volume = await _open_volume(settings, state)
+        yield Stores(keys, coordination, state.directory, volume or state.files, state.ledger, state.attached, volume)
+
+
+async def _open_volume(settings: Settings, state: _State) -> VolumeFileStore | None:
+    if (root := settings.state.volume) is None:
+        return None
+    limits = settings.state
+    volume = VolumeFileStore(root, state.files, max_file_bytes=limits.max_file, max_session_bytes=limits.max_session)
+    await volume.open()
+    return volume
 
 
 class SqliteFiles:
@@ -91,6 +108,8 @@ class _State(Protocol):
     def keys(self) -> KeyStore: ...
     @property
     def directory(self) -> Directory: ...
+    @property
+    def attached(self) -> AttachStore: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +118,12 @@ class _SqliteState:
     ledger: Ledger
     keys: KeyStore
     directory: Directory
+    attached: AttachStore
 
 
 async def _open_state(settings: Settings, clock: Clock, databases: SqliteFiles, stack: AsyncExitStack) -> _State:
     state = settings.state
-    if state.url != "sqlite":
+    if state.tables_url != "sqlite":
         opening = postgresql_stores().open_state(settings, clock)
         return cast("_State", await stack.enter_async_context(opening))
     database = await databases.get("state.sqlite3")
@@ -114,8 +134,9 @@ async def _open_state(settings: Settings, clock: Clock, databases: SqliteFiles, 
         SqliteKeyStore(database),
         # With the leases, because a node changes both for each turn while files are being written.
         SqliteDirectory(await databases.get("coordination.sqlite3")),
+        SqliteAttachStore(database),
     )
-    for store in (opened.files, opened.ledger, opened.keys, opened.directory):
+    for store in (opened.files, opened.ledger, opened.keys, opened.directory, opened.attached):
         await store.open()
         stack.push_async_callback(store.aclose)
     return opened

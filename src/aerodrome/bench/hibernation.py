@@ -26,20 +26,27 @@ _AT_ONCE = 100
 async def run(lab: Lab, scale: Scale, progress: Callable[[float], None]) -> list[Row]:
     async with lab.node(runtime={"warm": 0}) as node:
         user = await node.user()
-        await _live_through(node, user)
-        without = node.stats.memory_info().rss
-        await _copy_session(node.settings, SessionKey("acme", "pattern"), _ids(scale.hibernated), progress)
-        listed = await user.list()
+        without, _ = await sleeping_sessions(node, scale, progress)
         times = await _wake_up(node, user, scale, progress)
         with_them = node.stats.memory_info().rss
-    if listed < scale.hibernated:
-        raise AssertionError(f"{listed} sessions are listed of {scale.hibernated}")
     grown = (with_them - without) / MEGABYTE
     measured = {"without_mb": without / MEGABYTE, "with_mb": with_them / MEGABYTE, "sessions": scale.hibernated}
     return [
         Row("hibernation", "memory of the node for hibernated sessions", grown, "MB", 50, measured=measured),
         compare("hibernation", "first turn of a woken session / plain turn", ("woken", "plain"), times, target=3),
     ]
+
+
+async def sleeping_sessions(node: NodeProcess, scale: Scale, progress: Callable[[float], None]) -> tuple[int, int]:
+    """Give alice of acme so many; returns the memory of the node (RSS, bytes) before and when they have been listed."""
+    user = await node.user()
+    await _live_through(node, user)
+    without = node.stats.memory_info().rss
+    await _copy_session(node.settings, SessionKey("acme", "pattern"), _ids(scale.hibernated), progress)
+    listed = await user.list()
+    if listed < scale.hibernated:
+        raise AssertionError(f"{listed} sessions are listed of {scale.hibernated}")
+    return without, node.stats.memory_info().rss
 
 
 async def _live_through(node: NodeProcess, user: User) -> None:

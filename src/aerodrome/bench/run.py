@@ -25,7 +25,9 @@ from aerodrome.bench import (
     memory,
     recycling,
     sandbox_start,
+    storm,
     turns,
+    users_per_gb,
     warm_claim,
 )
 from aerodrome.bench.lab import Lab
@@ -51,6 +53,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "gateway-clients": gateway_clients.run,
     "fleet-recovery": fleet_recovery.run,
     "directory-scale": directory_scale.run,
+    "storm": storm.run,
+    "users-per-gb": users_per_gb.run,
     "recycling": recycling.run,
     "warm-claim": warm_claim.run,
 }

@@ -42,6 +42,15 @@ class Scale:
     #: Sessions in the larger directory, and rounds of opening and listing.
     directory_rows: int
     directory_rounds: int
+    #: Prompts of the storm, milliseconds that each turn takes in the model, and turns of the quiet tenant.
+    storm: int
+    storm_turn_ms: int
+    storm_turns: int
+    #: Runtimes of users of their own: from which the constants are taken, and against which they are held. Turns at
+    #: the same time in one runtime.
+    gb_few: int
+    gb_many: int
+    gb_turns: int
     #: Turns of a runtime's long life, and claims of warm runtimes.
     wear_turns: int
     claims: int
@@ -72,6 +81,12 @@ FULL = Scale(
     node_kills=20,
     directory_rows=100_000,
     directory_rounds=200,
+    storm=4_000,
+    storm_turn_ms=2_000,
+    storm_turns=30,
+    gb_few=4,
+    gb_many=12,
+    gb_turns=20,
     wear_turns=600,
     claims=20,
 )
@@ -100,6 +115,12 @@ QUICK = Scale(
     node_kills=1,
     directory_rows=1_000,
     directory_rounds=10,
+    storm=200,
+    storm_turn_ms=300,
+    storm_turns=4,
+    gb_few=2,
+    gb_many=3,
+    gb_turns=2,
     wear_turns=8,
     claims=2,
 )

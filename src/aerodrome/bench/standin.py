@@ -21,7 +21,7 @@ from aerodrome.observability.logging import configure_logging
 from aerodrome.peers.cluster import Cluster
 from aerodrome.policy.profiles import Profile
 from aerodrome.policy.session_params import Credentials
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.api import OpenSession
 from aerodrome.sessions.attachments import Attachment
 from aerodrome.sessions.service import SessionService
@@ -29,12 +29,15 @@ from aerodrome.sessions.service import SessionService
 
 @dataclass(frozen=True, slots=True)
 class _Runtime:
-    """Of `ManagedRuntime`, what the gateway asks for."""
+    """Of `Runtime`, what the gateway asks for."""
 
     address: tuple[str, int]
     id: str = "rt-standin"
     token: str = "standin"
     workspace: Path = Path("/nowhere")
+
+    def adopt(self, connection: object) -> None:
+        pass
 
 
 @dataclass(slots=True)
@@ -46,7 +49,7 @@ class _Live:
     attachments: list[Attachment] = field(default_factory=list)
 
     async def attach(self, attachment: Attachment) -> None:
-        await attachment.open(cast("ManagedRuntime", self.runtime), resume=False)
+        await attachment.open(cast("Runtime", self.runtime), resume=False)
         self.attachments.append(attachment)
 
     async def detach(self, attachment: Attachment) -> None:

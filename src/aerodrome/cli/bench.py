@@ -39,6 +39,8 @@ class Name(StrEnum):
     GATEWAY_CLIENTS = "gateway-clients"
     FLEET_RECOVERY = "fleet-recovery"
     DIRECTORY_SCALE = "directory-scale"
+    STORM = "storm"
+    USERS_PER_GB = "users-per-gb"
     RECYCLING = "recycling"
     WARM_CLAIM = "warm-claim"
 

@@ -119,12 +119,14 @@ async def _stores(settings: Settings) -> str:
         count = await stores.directory.count()
         nodes = await stores.coordination.nodes()
     where = str(settings.server.data_dir)
-    if settings.state.url != "sqlite":
+    if settings.state.tables_url != "sqlite":
         from aerodrome.app.stores import postgresql_stores
 
-        where = f"{settings.state.url.masked} (schema {settings.state.database_schema})"
+        where = f"{settings.state.tables_url.masked} (schema {settings.state.database_schema})"
         if weak := await postgresql_stores().durability(settings):
             raise _Warning(f"{where} has {' and '.join(weak)}: a crash of the server loses what was acknowledged")
+    if settings.state.volume is not None:
+        where += f", session files on the volume {settings.state.volume}"
     coordination = settings.coordination
     if coordination.url != "sqlite":
         where += f", coordination in {coordination.url.masked}"

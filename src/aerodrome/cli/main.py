@@ -15,7 +15,23 @@ from typing import Annotated
 import typer
 
 import aerodrome
-from aerodrome.cli import bench, console, demo, doctor, init, keys, migrate, nodes, runtime, runtimes, serve, sessions
+from aerodrome.cli import (
+    bench,
+    checkup,
+    console,
+    demo,
+    doctor,
+    init,
+    keys,
+    migrate,
+    nodes,
+    plan,
+    runtime,
+    runtimes,
+    serve,
+    sessions,
+    top,
+)
 from aerodrome.errors import AerodromeError
 from aerodrome.runtime.release import PINNED
 
@@ -51,8 +67,12 @@ app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
 app.command("migrate")(migrate.migrate)
+app.command("top")(top.top)
+app.command("plan")(plan.planning)
 app.command("bench")(bench.bench)
 app.add_typer(keys.app, name="keys")
+sessions.app.command("check")(checkup.check_sessions)
+sessions.app.command("repair")(checkup.repair_sessions)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(runtimes.app, name="runtimes")
 app.add_typer(nodes.app, name="nodes")

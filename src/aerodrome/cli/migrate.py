@@ -30,7 +30,7 @@ def migrate(
     date when it starts.
     """
     settings = load_settings(config, resolve_secrets=False)
-    if not any(store.url.scheme.startswith("postgres") for store in (settings.state, settings.coordination)):
+    if not any(url.scheme.startswith("postgres") for url in (settings.state.tables_url, settings.coordination.url)):
         if as_json:
             print_json([])
         else:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from aerodrome.cli.administration import administration
 from aerodrome.cli.console import note, print_json, print_table, say
 from aerodrome.cli.options import ConfigOption, JsonOption
 from aerodrome.config import Settings, load_settings
-from aerodrome.errors import Conflict, NotFound
-
-if TYPE_CHECKING:
-    from aerodrome.coordination.ports import Node
 
 app = typer.Typer(no_args_is_help=True, help="The aerodrome processes that share this store.")
-
-#: Seconds between two looks whether a node has gone.
-_LOOK_AGAIN = 0.25
 
 
 @app.command("ls")
@@ -30,7 +23,7 @@ def list_nodes(config: ConfigOption = None, as_json: JsonOption = False) -> None
         print_json(rows)
         return
     print_table(
-        ("NAME", "INCARNATION", "ADDRESS", "SESSIONS", "RUNTIMES", "DRAINING", "AGE"),
+        ("NAME", "INCARNATION", "ADDRESS", "SESSIONS", "RUNTIMES", "TURNS", "WAITING", "DRAINING", "AGE"),
         [
             (
                 row["name"],
@@ -38,6 +31,8 @@ def list_nodes(config: ConfigOption = None, as_json: JsonOption = False) -> None
                 row["address"],
                 row["sessions"],
                 row["runtimes"],
+                row["turns"],
+                row["waiting"],
                 "yes" if row["draining"] else "no",
                 "" if row["age"] is None else f"{row['age']:.0f}",
             )
@@ -58,41 +53,14 @@ def drain(
 
 
 async def _nodes(settings: Settings) -> list[dict[str, Any]]:
-    from aerodrome.app.stores import open_stores
-
-    async with open_stores(settings) as stores:
-        return [_described(node) for node in await stores.coordination.nodes()]
-
-
-def _described(node: Node) -> dict[str, Any]:
-    load = node.load
-    started_at = load.get("started_at")
-    return {
-        "name": node.name,
-        "incarnation": node.incarnation,
-        "address": node.address,
-        "sessions": load.get("sessions", 0),
-        "runtimes": len(load.get("runtimes", [])),
-        "draining": bool(load.get("draining")),
-        "age": None if started_at is None else max(0.0, round(time.time() - started_at, 1)),
-    }
+    async with administration(settings) as operators:
+        return await operators.nodes()
 
 
 async def _drain(settings: Settings, wanted: str, *, wait: bool) -> str:
-    from aerodrome.app.stores import open_stores
-
-    async with open_stores(settings) as stores:
-        living = await stores.coordination.nodes()
-        # An incarnation is unique. Two nodes may have one name by mistake, or while one follows the other.
-        found = [node.incarnation for node in living if node.incarnation == wanted]
-        found = found or [node.incarnation for node in living if node.name == wanted]
-        if len(found) > 1:
-            raise Conflict(f"{len(found)} nodes are named {wanted}; name one by its incarnation: {', '.join(found)}")
-        if not found or not await stores.coordination.ask_to_drain(found[0]):
-            raise NotFound(f"there is no node {wanted}; `aerodrome nodes ls` lists them")
+    async with administration(settings) as operators:
+        node = await operators.drain_node(wanted)
         if wait:
             note("waiting for it to go")
-            # Another process: it tells nobody but the store.
-            while any(node.incarnation == found[0] for node in await stores.coordination.nodes()):  # noqa: ASYNC110
-                await asyncio.sleep(_LOOK_AGAIN)
-        return found[0]
+            await operators.wait_until_gone(node.incarnation)
+        return node.incarnation

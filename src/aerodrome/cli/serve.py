@@ -12,7 +12,9 @@ import typer
 
 from aerodrome.cli.console import note, say
 from aerodrome.cli.options import ConfigOption
+from aerodrome.cli.reload import Reload
 from aerodrome.config import Settings, load_settings
+from aerodrome.config.load import find_config
 
 if TYPE_CHECKING:
     from aerodrome.app.node import Node
@@ -27,6 +29,8 @@ def serve(
 ) -> None:
     """Serve until SIGTERM, SIGINT or `aerodrome nodes drain`: then finish the running turns, hand the sessions over,
     and exit 0.
+
+    SIGHUP, or a change of the file, has the attached servers (`runtime.attach`) read anew; nothing else.
 
     Prints `ready http=HOST:PORT gateway=HOST:PORT` once both doors listen. A signal during the drain kills the runtimes
     and exits 1 at once.
@@ -44,10 +48,10 @@ def serve(
     from aerodrome.observability.logging import configure_logging
 
     configure_logging(settings.telemetry.log_level, settings.telemetry.log_format)
-    uvloop.run(_run(settings))
+    uvloop.run(_run(settings, Reload(find_config(config), lambda: load_settings(config, overrides))))
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, reload: Reload) -> None:
     from aerodrome.app.node import Node
 
     stop = asyncio.Event()
@@ -59,9 +63,10 @@ async def _run(settings: Settings) -> None:
         doors = {"http": node.http_address, "gateway": node.gateway_address}
         say("ready " + " ".join(f"{name}={host}:{port}" for name, (host, port) in doors.items()))
         sys.stdout.flush()
+        reloading = asyncio.create_task(reload.run(node.reload), name="reload settings")
         ends = [asyncio.ensure_future(event.wait()) for event in (stop, node.asked_to_drain)]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for end in ends:
+        for end in (*ends, reloading):
             end.cancel()
         if not stop.is_set():
             note(f"asked to drain; {_draining(settings.server.drain_timeout)}")

@@ -46,7 +46,7 @@ def list_sessions(
     """List sessions, the last used first."""
     if user is not None and tenant is None:
         raise typer.BadParameter("users are names within a tenant: give --tenant as well", param_hint="--user")
-    rows = _run(config, lambda stores: _rows(stores, tenant, user, limit))
+    rows = run_on_stores(config, lambda stores: _rows(stores, tenant, user, limit))
     if as_json:
         print_json([describe(row) for row in rows])
         return
@@ -72,7 +72,7 @@ def show(session_id: SessionArgument, tenant: TenantOption, config: ConfigOption
     """Print one session and its turns, as JSON; prompts and answers left out."""
 
     async def read(stores: Stores) -> dict[str, Any]:
-        row = await _row(stores, SessionKey(tenant, session_id))
+        row = await row_of(stores, SessionKey(tenant, session_id))
         turns = await stores.ledger.turns(row.key)
         hidden = {"prompt", "answer", "attachments", "key", "digest"}
         return {
@@ -82,7 +82,7 @@ def show(session_id: SessionArgument, tenant: TenantOption, config: ConfigOption
             "turns": [{k: v for k, v in asdict(turn).items() if k not in hidden} for turn in turns],
         }
 
-    print_json(_run(config, read))
+    print_json(run_on_stores(config, read))
 
 
 @app.command("release")
@@ -93,13 +93,17 @@ def release(session_id: SessionArgument, tenant: TenantOption, config: ConfigOpt
     async def let_go(stores: Stores) -> bool:
         from aerodrome.sessions.quarantine import released
 
-        row = await _row(stores, SessionKey(tenant, session_id))
+        row = await row_of(stores, SessionKey(tenant, session_id))
         if describe(row)["charges"] is None:
             return False
         await stores.directory.update(row.key, options=released(row).options)
         return True
 
-    say(f"Released {tenant}/{session_id}." if _run(config, let_go) else f"{tenant}/{session_id} is not held back.")
+    say(
+        f"Released {tenant}/{session_id}."
+        if run_on_stores(config, let_go)
+        else f"{tenant}/{session_id} is not held back."
+    )
 
 
 @app.command("export")
@@ -120,13 +124,13 @@ def export(
     --to DIRECTORY, a directory for each. Of a user's memberships in sessions of others there is the role and what
     the user wrote.
     """
-    whose = _whose(tenant, session_id, user, everything)
+    whose = whose_of(tenant, session_id, user, everything)
 
     async def read(stores: Stores) -> int:
         from aerodrome.sessions.takeout import rows_of, take_out, take_out_membership
 
         if whose is None:
-            row = await _row(stores, SessionKey(tenant, session_id or ""))
+            row = await row_of(stores, SessionKey(tenant, session_id or ""))
             taken = {"session": describe(row), **await take_out(row, files=stores.files, ledger=stores.ledger)}
             if to is None:
                 print_json(taken)
@@ -145,7 +149,7 @@ def export(
                 count += 1
         return count
 
-    count = _run(config, read)
+    count = run_on_stores(config, read)
     if to is not None:
         say(f"Wrote {count} sessions to {to}.")
 
@@ -170,7 +174,7 @@ def remove(
     With --user the user's memberships in sessions of others go, too; what they wrote there stays with its owner.
     What a running node has loaded is refused, and named; the rest is deleted all the same. Then it exits 1.
     """
-    whose = _whose(tenant, session_id, user, everything)
+    whose = whose_of(tenant, session_id, user, everything)
     if with_keys and whose is None:
         raise typer.BadParameter("keys belong to users: give --all as well", param_hint="--with-keys")
     seconds = _duration(wait)
@@ -186,7 +190,7 @@ def remove(
         async with eraser(stores, SystemClock(), wait=seconds) as erasing:
             if whose is not None:
                 return await erasing.erase_all(whose, note), revoked
-            row = await _row(stores, SessionKey(tenant, session_id or ""))
+            row = await row_of(stores, SessionKey(tenant, session_id or ""))
             holder = await erasing.erase(row, note)
             return (Erased([row.key]) if holder is None else Erased(refused={row.key: holder})), revoked
 
@@ -196,7 +200,7 @@ def remove(
         await _remove_workspaces(stores, config, tenant, user if row is None else row.owner)
         return done
 
-    done, revoked = _run(config, erase_all_of_them)
+    done, revoked = run_on_stores(config, erase_all_of_them)
     _tell(done, revoked, as_json)
     if done.refused:
         raise SessionBusy(
@@ -206,7 +210,7 @@ def remove(
         )
 
 
-def _whose(tenant: str, session_id: str | None, user: str | None, everything: bool) -> Whose | None:
+def whose_of(tenant: str, session_id: str | None, user: str | None, everything: bool) -> Whose | None:
     """``None``: the one session that is named."""
     from aerodrome.sessions.takeout import Whose
 
@@ -290,14 +294,14 @@ async def _rows(stores: Stores, tenant: str | None, user: str | None, limit: int
     return rows
 
 
-async def _row(stores: Stores, key: SessionKey) -> SessionRow:
+async def row_of(stores: Stores, key: SessionKey) -> SessionRow:
     row = await stores.directory.get(key)
     if row is None:
         raise NotFound(f"there is no session {key}; `aerodrome sessions ls` lists them")
     return row
 
 
-def _run(config: Path | None, call: Callable[[Stores], Awaitable[T]]) -> T:
+def run_on_stores(config: Path | None, call: Callable[[Stores], Awaitable[T]]) -> T:
     from aerodrome.app.stores import open_stores
 
     settings = load_settings(config, resolve_secrets=False)

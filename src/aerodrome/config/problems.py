@@ -8,7 +8,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, get_origin
+from typing import Annotated, Any, get_origin
 
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
@@ -46,9 +46,16 @@ def _line(details: ErrorDetails, model: type[BaseModel], origins: Mapping[KeyPat
     place = _place(path, origins)
     if details["type"] == "extra_forbidden":
         return f"{place}: {_unknown(path, model, place)}"
-    name = re.sub(r"\.(\d+)$", r"[\1]", ".".join(path))
-    shown = "" if value is None or _is_secret(path, model) else f" = {_written(value)}"
+    name = _name(path)
+    # What is missing has no value; what it is missing in may hold a secret.
+    hidden = value is None or details["type"] == "missing" or _is_secret(path, model)
+    shown = "" if hidden else f" = {_written(value)}"
     return f"{place}: {name}{shown}: {_expected(details)}{_meant(value, details)}"
+
+
+def _name(path: Iterable[str]) -> str:
+    """`runtime.attach[0].weight`."""
+    return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", ".".join(path))
 
 
 def _place(path: KeyPath, origins: Mapping[KeyPath, str]) -> str:
@@ -88,7 +95,7 @@ def _unknown(path: KeyPath, model: type[BaseModel], place: str) -> str:
     *above, key = path
     fields = list(_model_at(tuple(above), model).model_fields)
     if above:
-        text = f'there is no setting "{key}" in {".".join(above)}'
+        text = f'there is no setting "{key}" in {_name(above)}'
         meant = _elsewhere(key, model) or _suggestion(key, fields) or f"; expected one of {', '.join(fields)}"
     else:
         text = f'there is no section "{key}"'
@@ -111,10 +118,16 @@ def _model_at(path: KeyPath, model: type[BaseModel]) -> type[BaseModel]:
     here: Any = model
     for key in path:
         is_table = isinstance(here, type) and issubclass(here, BaseModel)
-        here = here.model_fields[key].annotation if is_table else here.__args__[1]
+        here = here.model_fields[key].annotation if is_table else _inside(here)
     assert isinstance(here, type)
     assert issubclass(here, BaseModel)
     return here
+
+
+def _inside(here: Any) -> Any:
+    """The type of what is in a table of free names, or in a list."""
+    found = here.__args__[1] if get_origin(here) is dict else here.__args__[0]
+    return found.__origin__ if get_origin(found) is Annotated else found
 
 
 def _is_secret(path: KeyPath, model: type[BaseModel]) -> bool:
@@ -126,8 +139,8 @@ def _is_secret(path: KeyPath, model: type[BaseModel]) -> bool:
             if info is None or not info.repr:
                 return True
             here = info.annotation
-        elif get_origin(here) is dict:
-            here = here.__args__[1]
+        elif get_origin(here) in (dict, list):
+            here = _inside(here)
     return "SecretStr" in str(here) or here is SecretStr
 
 

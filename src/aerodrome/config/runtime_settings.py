@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from aerodrome.config.attach_settings import AttachedServer
 from aerodrome.config.recycle_settings import RecycleSettings, written
 from aerodrome.config.section import MIB, Section, broken_rule
 from aerodrome.config.types import (
@@ -14,8 +15,9 @@ from aerodrome.config.types import (
     Duration,
     Kind,
     Name,
+    Secret,
 )
-from aerodrome.model import Isolation
+from aerodrome.model import Isolation, PlacementStrategy
 
 
 class IsolationSettings(Section):
@@ -71,6 +73,11 @@ class RuntimeSettings(Section):
     max_sessions: int = Field(
         default=50, ge=1, description="Most sessions loaded in one runtime; past it the least recently used hibernates."
     )
+    placement: PlacementStrategy = Field(
+        default=PlacementStrategy.LEAST_LOADED,
+        description="Which of several runtimes of a user or tenant gets a session: `least_loaded` the one with most "
+        "room, `round_robin` one after the other, `sticky` the same for the same user as long as it is there.",
+    )
     spawn_concurrency: int = Field(default=2, ge=1, description="Most runtimes that start at the same time.")
     start_timeout: Duration = Field(default=30.0, gt=0, description="A runtime that is not ready by then is ended.")
     ping_interval: Duration = Field(default=5.0, gt=0, description="How often a runtime is asked for a sign of life.")
@@ -81,6 +88,25 @@ class RuntimeSettings(Section):
         default=5.0, description="What a runtime gets to stop by itself, and again after SIGTERM, before SIGKILL."
     )
     idle_timeout: Duration = Field(default=600.0, description="A runtime without sessions stops after this time.")
+    attach: list[AttachedServer] = Field(
+        default_factory=list,
+        description="Copilot CLI servers that run already (docs/attached.md), as `HOST:PORT` or as tables with "
+        "`address` and, if need be, `token`, `tenant`, `weight`, `max_sessions`, `workspace`. A name that leads to "
+        "several addresses is a server each. Read anew on SIGHUP and when the file changes. Needs a volume for "
+        "`state.url`.",
+    )
+    attach_tokens: dict[Name, Secret] = Field(
+        default_factory=dict,
+        repr=False,
+        description="Connection tokens of attached servers by name: `default` for those that say nothing else, others "
+        "for servers that are attached at run time and name one.",
+        json_schema_extra={"example": '{ default = "file:/run/secrets/copilot-connection-token" }'},
+    )
+    attach_refresh: Duration = Field(
+        default=5.0,
+        gt=0,
+        description="How often the names of attached servers are looked up again, and what was attached at run time.",
+    )
     capacity_timeout: Duration = Field(
         default=30.0, description="How long a request waits for a runtime at a ceiling, before the error `capacity`."
     )

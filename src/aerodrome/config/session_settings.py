@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,8 +10,13 @@ from aerodrome.config.section import MIB, Section, broken_rule
 from aerodrome.config.types import (
     ByteSize,
     Duration,
+    Kind,
+    Name,
 )
 from aerodrome.model import OnBusy
+
+#: A thousand times more than another is as good as always first.
+Weight = Annotated[float, Field(ge=0.01, le=100), Kind("number", lambda value: f"{value:g}")]
 
 
 class SessionSettings(Section):
@@ -80,6 +85,12 @@ class LimitSettings(Section):
         description="How long a client of the native gateway may take to authenticate, and to read what waits for it.",
     )
     max_turns: int = Field(default=500, ge=1, description="Most turns that run at the same time in this node.")
+    max_turns_per_runtime: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most turns that run at the same time in one runtime; more of them wait.",
+        json_schema_extra={"example": "20"},
+    )
     max_turns_per_tenant: int | None = Field(
         default=None,
         ge=1,
@@ -106,6 +117,39 @@ class LimitSettings(Section):
         description="The same, for all users of one tenant together.",
         json_schema_extra={"example": "600"},
     )
+
+    max_waiting_per_tenant: int = Field(
+        default=10_000,
+        ge=1,
+        description="Most prompts of one tenant that this node has accepted and that have not begun; one more is "
+        "refused with `capacity`.",
+    )
+    max_waiting_per_user: int = Field(default=1_000, ge=1, description="The same, of one user.")
+    max_sessions: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most sessions loaded in this node; past it the least recently used hibernates, as in one runtime "
+        "(`runtime.max_sessions`).",
+        json_schema_extra={"example": "1000"},
+    )
+    max_sessions_per_tenant: int | None = Field(
+        default=None,
+        ge=1,
+        description="The same, of one tenant: its own least recently used one hibernates.",
+        json_schema_extra={"example": "500"},
+    )
+    max_sessions_per_user: int | None = Field(
+        default=None, ge=1, description="The same, of one owner.", json_schema_extra={"example": "20"}
+    )
+    weights: dict[Name, Weight] = Field(
+        default_factory=dict,
+        description="Shares of tenants that wait for the same: one of weight 2 is served twice as often as one of "
+        "weight 1, which is what the others have.",
+        json_schema_extra={"example": "{ acme = 2 }"},
+    )
+
+    def weight_of(self, tenant: str) -> float:
+        return self.weights.get(tenant, 1.0)
 
     @model_validator(mode="after")
     def _a_prompt_fits(self) -> Self:

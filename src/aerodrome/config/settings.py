@@ -64,6 +64,17 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _attached_servers_share_their_files(self) -> Self:
+        if self.runtime.attach and self.state.volume is None:
+            raise broken_rule(
+                "runtime",
+                "attach",
+                message='needs state.url = "volume:/PATH": attached servers keep the files of their sessions '
+                "themselves, and another one goes on with them when one is lost",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _profiles_suit_the_isolation(self) -> Self:
         policy, isolation = self.policy, self.isolation
         shared = [tenant for tenant in isolation.tenants if isolation.of(tenant) is Isolation.TENANT]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
@@ -91,16 +92,25 @@ def _state_url(url: StoreUrl) -> StoreUrl:
         return url
     if url.scheme in ("postgresql", "postgres"):
         return check_postgresql_url(url)
-    expected = 'expected "sqlite" or "postgresql://USER@HOST/DATABASE"'
+    expected = 'expected "sqlite", "postgresql://USER@HOST/DATABASE" or "volume:/PATH"'
     if url.scheme in ("redis", "rediss", "valkey"):
         raise ValueError(f"{url.scheme} stores forget; {expected}")
     if url.scheme == "volume":
-        raise ValueError(f"volume stores are not in this version; {expected}")
+        if not url.partition(":")[2].startswith("/"):
+            raise ValueError("expected the absolute path of the mounted volume, volume:/PATH")
+        return url
     raise ValueError(expected)
+
+
+def _tables_url(url: StoreUrl) -> StoreUrl:
+    if url.scheme == "volume":
+        raise ValueError('expected "sqlite" or "postgresql://USER@HOST/DATABASE"')
+    return _state_url(url)
 
 
 #: Always resolved, checked, and shown without its password.
 _StateUrl = Annotated[StoreUrl, PlainValidator(resolve_store_url), AfterValidator(_state_url), Kind("store", written)]
+_TablesUrl = Annotated[StoreUrl, PlainValidator(resolve_store_url), AfterValidator(_tables_url), Kind("store", written)]
 
 
 class StateSettings(Section):
@@ -108,7 +118,14 @@ class StateSettings(Section):
         default=StoreUrl("sqlite"),
         description="Store of all that must last: session files, message ledger, directory, API keys. `sqlite`: files "
         "in `server.data_dir`, for one machine. `postgresql://...`: a database that nodes on many machines share; what "
-        "libpq understands in an address counts, such as `sslmode`; `env:NAME` and `file:PATH` as for secrets.",
+        "libpq understands in an address counts, such as `sslmode`; `env:NAME` and `file:PATH` as for secrets. "
+        "`volume:/PATH`: the session files lie on a volume that Copilot CLI servers share (docs/attached.md), all else "
+        "where `tables` says.",
+    )
+    tables: _TablesUrl = Field(
+        default=StoreUrl("sqlite"),
+        description="With `volume:/PATH`: where message ledger, directory, API keys and epochs are; `sqlite` or "
+        "`postgresql://...`, as for `url`.",
     )
     database_schema: _DatabaseSchema = Field(
         default="aerodrome", description="PostgreSQL: the schema that holds the tables."
@@ -126,6 +143,16 @@ class StateSettings(Section):
         description="SQLite: `full` survives a power cut with every acknowledged write; `normal` is faster and may "
         "then lose the last ones. Neither loses anything when a process dies. PostgreSQL has its own setting for this.",
     )
+
+    @property
+    def volume(self) -> Path | None:
+        """Where session files lie, if that is a volume."""
+        return Path(self.url.partition(":")[2]) if self.url.scheme == "volume" else None
+
+    @property
+    def tables_url(self) -> StoreUrl:
+        """Where everything else is, or all."""
+        return self.tables if self.url.scheme == "volume" else self.url
 
     @model_validator(mode="after")
     def _session_holds_a_file(self) -> Self:

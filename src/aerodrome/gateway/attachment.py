@@ -21,7 +21,8 @@ from aerodrome.gateway.upstream import Upstream
 from aerodrome.policy.open_params import OpenContext, runtime_open_params
 from aerodrome.policy.profiles import Profile
 from aerodrome.runtime.link import LinkClosed, RemoteError
-from aerodrome.runtime.supervisor import LET_GO, ManagedRuntime
+from aerodrome.runtime.ports import Runtime
+from aerodrome.runtime.serving import LET_GO
 from aerodrome.sessions.live import LiveSession
 
 log = structlog.get_logger(__name__)
@@ -37,7 +38,7 @@ class AttachmentOwner(Protocol):
 
     router: Router
 
-    async def link_to(self, runtime: ManagedRuntime) -> Upstream:
+    async def link_to(self, runtime: Runtime) -> Upstream:
         """Raises `RuntimeUnavailable`."""
         ...
 
@@ -78,7 +79,7 @@ class NativeAttachment:
         owner: AttachmentOwner,
         live: LiveSession,
         kept: Mapping[str, Any],
-        context: Callable[[ManagedRuntime], OpenContext],
+        context: Callable[[Runtime], OpenContext],
         profile: Profile,
         *,
         asked: Mapping[str, Any],
@@ -151,7 +152,7 @@ class NativeAttachment:
 
     # --- Attachment ---
 
-    async def open(self, runtime: ManagedRuntime, *, resume: bool) -> None:
+    async def open(self, runtime: Runtime, *, resume: bool) -> None:
         if self._owner.gone:
             self._opened = True  # nobody waits for it
             raise Refused("the client has gone")
@@ -195,7 +196,7 @@ class NativeAttachment:
             except (LinkClosed, TimeoutError) as error:
                 raise RuntimeUnavailable(f"the runtime has gone: {error}") from error
 
-    def _params(self, runtime: ManagedRuntime, *, resume: bool) -> dict[str, Any]:
+    def _params(self, runtime: Runtime, *, resume: bool) -> dict[str, Any]:
         if self._passive:
             # Attaches, touches nothing, and nobody is told (docs/facts.md, "Sessions and connections").
             return {"sessionId": self.session_id, "disableResume": True}
@@ -232,7 +233,7 @@ class NativeAttachment:
             self.live.attachments.suspect(reason)
             link.connection.abort(f"no answer to {method}")
 
-    def cut_off(self, runtime: ManagedRuntime) -> None:
+    def cut_off(self, runtime: Runtime) -> None:
         self._owner.router.cut_off(self.session_id, runtime.id)
 
     def lost(self) -> None:

@@ -53,7 +53,7 @@ from aerodrome.peers.shapes import SessionMoved
 from aerodrome.policy.methods import Handling
 from aerodrome.runtime.frames import FrameConnection
 from aerodrome.runtime.link import RequestRefused
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.live import LiveSession
 from aerodrome.sessions.run import TurnRun
 from aerodrome.wire import envelope
@@ -388,7 +388,7 @@ class GatewayClient:
 
     # --- links to runtimes and nodes ---
 
-    async def link_to(self, runtime: ManagedRuntime) -> Upstream:
+    async def link_to(self, runtime: Runtime) -> Upstream:
         """This client's connection to a runtime; opened once, however many wait for it.
 
         Raises:

@@ -26,7 +26,7 @@ from aerodrome.policy.open_params import OpenContext
 from aerodrome.policy.profiles import Profile
 from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.link import LinkClosed, RemoteError
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.service import SessionService
 
 log = structlog.get_logger(__name__)
@@ -291,10 +291,10 @@ class Gateway:
         finally:
             self.sessions.give_back(runtime)
 
-    def open_context(self, tenant: str, profile: Profile) -> Callable[[ManagedRuntime], OpenContext]:
+    def open_context(self, tenant: str, profile: Profile) -> Callable[[Runtime], OpenContext]:
         """What a session of this tenant is opened with, beside what its client asked for, in a runtime."""
 
-        def context(runtime: ManagedRuntime) -> OpenContext:
+        def context(runtime: Runtime) -> OpenContext:
             return OpenContext(
                 profile=profile,
                 isolation=self.isolation_of(tenant),

@@ -23,7 +23,7 @@ from aerodrome.peers.liveness import Liveness
 from aerodrome.peers.shapes import PING, to_wire
 from aerodrome.runtime.frames import FrameConnection
 from aerodrome.runtime.link import LinkClosed, RemoteError
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
 from aerodrome.wire import envelope
 
 
@@ -43,7 +43,7 @@ class Upstream:
     """Made by `open` or `open_to_node`. Named by its runtime's or node's id: a client has one to each."""
 
     def __init__(
-        self, owner: UpstreamOwner, link_id: str, timeout: float, max_frame: int, runtime: ManagedRuntime | None = None
+        self, owner: UpstreamOwner, link_id: str, timeout: float, max_frame: int, runtime: Runtime | None = None
     ) -> None:
         self.id = link_id
         #: ``None``: it leads to a node.
@@ -67,7 +67,7 @@ class Upstream:
     async def open(
         cls,
         owner: UpstreamOwner,
-        runtime: ManagedRuntime,
+        runtime: Runtime,
         hello: Mapping[str, Any],
         *,
         timeout: float,
@@ -87,6 +87,7 @@ class Upstream:
             await link._connect(runtime, {**hello, "token": runtime.token})
         except (OSError, LinkClosed, RemoteError) as error:  # a time-out is the first
             raise RuntimeUnavailable(f"no connection to the runtime: {error}") from error
+        runtime.adopt(link.connection)
         return link
 
     @classmethod
@@ -120,7 +121,7 @@ class Upstream:
         Liveness(link.connection, silence, link._ping)
         return link
 
-    async def _connect(self, to: ManagedRuntime | tuple[str, int], hello: Mapping[str, Any]) -> None:
+    async def _connect(self, to: Runtime | tuple[str, int], hello: Mapping[str, Any]) -> None:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeout):

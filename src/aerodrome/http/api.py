@@ -9,11 +9,20 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from aerodrome.http import openapi, routes_events, routes_health, routes_members, routes_messages, routes_sessions
+from aerodrome.http import (
+    openapi,
+    routes_admin,
+    routes_attached,
+    routes_events,
+    routes_health,
+    routes_members,
+    routes_messages,
+    routes_sessions,
+)
 from aerodrome.http.door import Door
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.middleware import Authentication, BodyLimit, RequestContext
-from aerodrome.http.ports import Authenticator, Readiness
+from aerodrome.http.ports import Administration, AttachedServers, Authenticator, Readiness
 from aerodrome.http.problems import on_http_exception, on_validation_error
 from aerodrome.http.shortcut import PromptShortcut
 from aerodrome.sessions.api import Sessions
@@ -34,17 +43,30 @@ def routes_only() -> FastAPI:
     app = _Api(
         docs_url=None, redoc_url=None, redirect_slashes=False, generate_unique_id_function=lambda route: route.name
     )
-    for routes in (routes_sessions, routes_messages, routes_events, routes_members, routes_health):
+    for routes in (
+        routes_sessions,
+        routes_messages,
+        routes_events,
+        routes_members,
+        routes_admin,
+        routes_attached,
+        routes_health,
+    ):
         app.include_router(routes.router)
     return app
 
 
 def create_app(
-    sessions: Sessions, auth: Authenticator, readiness: Readiness, limits: HttpLimits | None = None
+    sessions: Sessions,
+    auth: Authenticator,
+    readiness: Readiness,
+    administration: Administration,
+    limits: HttpLimits | None = None,
+    attached: AttachedServers | None = None,
 ) -> FastAPI:
     """The HTTP API over these sessions. `app.state.door` is the `Door` the routes work with."""
     app = routes_only()
-    app.state.door = door = Door(sessions, readiness, limits or HttpLimits())
+    app.state.door = door = Door(sessions, readiness, administration, limits or HttpLimits(), attached)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     # The last one added is the outermost.

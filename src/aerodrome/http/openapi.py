@@ -68,6 +68,8 @@ out unless `?trace=true`. A comment line comes as a heartbeat. Beside the SDK's 
 | `reconnect` | last of a session's stream when the server stops: connect again with `Last-Event-ID`, here as `last_event_id` |
 | `aerodrome.session_large` | the session was loaded, and its history is long: `characters`, `limit`, `hint` |
 | `aerodrome.gap` | first of a resumed stream: events are missing between the given one and the next |
+| `aerodrome.session_repaired` | with the session on a volume: its history was damaged, and `backup` has it as it was |
+| `aerodrome.session_in_use` | with the session on a volume: a process without a lease, `pids`, has it loaded, too |
 
 Times are Unix seconds.
 """  # noqa: E501

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
+from aerodrome.coordination.ports import Node
 from aerodrome.model import Principal
+from aerodrome.operators.administration import Retirement
+from aerodrome.operators.requests import Verb
+from aerodrome.runtime.attached.ports import StoredServer
 
 
 class Authenticator(Protocol):
@@ -26,3 +31,29 @@ class Readiness(Protocol):
             Draining: It is about to stop.
         """
         ...
+
+
+class AttachedServers(Protocol):
+    """See `runtime.attached.admin.AttachAdmin`."""
+
+    async def attach(self, server: StoredServer) -> StoredServer:
+        """Raises `Invalid` or `Conflict`."""
+        ...
+
+    async def detach(self, address: str, tenant: str | None = None) -> None:
+        """Raises `NotFound`."""
+        ...
+
+    async def servers(self, tenant: str | None = None) -> list[dict[str, Any]]: ...
+
+
+class Administration(Protocol):
+    """What operators ask for (`aerodrome.operators.administration`, which says what is raised)."""
+
+    async def nodes(self) -> Sequence[dict[str, Any]]: ...
+
+    async def runtimes(self) -> Sequence[dict[str, Any]]: ...
+
+    async def retire(self, runtime_id: str, verb: Verb, *, wait: float | None = None) -> Retirement: ...
+
+    async def drain_node(self, wanted: str) -> Node: ...

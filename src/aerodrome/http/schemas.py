@@ -68,6 +68,18 @@ class MemberBody(_Request):
     model_config = ConfigDict(json_schema_extra={"examples": [{"role": "writer"}]})
 
 
+class AttachBody(_Request):
+    address: str = Field(description="`HOST:PORT`; a name that leads to several addresses is a server each")
+    token: str | None = Field(None, max_length=100, description="Name of one in `runtime.attach_tokens`, not the token")
+    weight: float = Field(1.0, gt=0, le=1000, description="How much it should get beside the others")
+    max_sessions: int | None = Field(None, ge=1, description="Default: `runtime.max_sessions`")
+    workspace: str | None = Field(
+        None, min_length=1, max_length=1000, description="Working directory of its sessions, on its machine"
+    )
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"address": "cli-4:4321", "weight": 2}]})
+
+
 class _PromptBody(_Request):
     prompt: Prompt
     attachments: Attachments = []
@@ -257,6 +269,51 @@ class Aborted(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [{"aborted": True}]})
 
 
+class Attached(BaseModel):
+    address: str
+    tenant: str
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"address": "cli-4:4321", "tenant": "acme"}]})
+
+
+_SERVER: dict[str, JsonValue] = {
+    "server": "10.0.0.7:4321",
+    "address": "cli-4:4321",
+    "state": "claimed",
+    "reason": "",
+    "tenant": "acme",
+    "user": None,
+    "sessions": 3,
+    "turns": 17,
+    "weight": 2.0,
+    "attached_at_run_time": True,
+}
+
+
+class AttachedServer(BaseModel):
+    server: str = Field(description="IP address and port")
+    address: str = Field(description="What it is attached as")
+    state: str = Field(
+        description="`claimed`; `warm`: nobody has needed it yet; `ejected`: it does worse than the others, for a "
+        "while; `probation`: and now gets a few sessions; `draining`; `failed`: it cannot be used"
+    )
+    reason: str = Field(description="Why it cannot be used, or was ejected; else empty")
+    tenant: str | None
+    user: str | None = Field(description="Under isolation `user`: whom it serves")
+    sessions: int
+    turns: int
+    weight: float
+    attached_at_run_time: bool = Field(description="False: it is in the settings")
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_SERVER]})
+
+
+class AttachedServerList(BaseModel):
+    servers: list[AttachedServer]
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"servers": [_SERVER]}]})
+
+
 class Alive(BaseModel):
     status: Literal["alive"]
 
@@ -268,6 +325,123 @@ class Ready(BaseModel):
     detail: str
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ready", "detail": "accepting work"}]})
+
+
+class RuntimeRow(BaseModel):
+    id: str
+    node: str = Field(description="The name of its node")
+    pid: int | None
+    state: str = Field(description="`starting`, `warm`, `claimed`, `retiring`, `draining`, `stopped` or `failed`")
+    tenant: str | None = Field(description="Whom it serves; null: nobody yet")
+    user: str | None = Field(description="The one user whom it serves; null: all of the tenant")
+    sessions: int = Field(description="Loaded in it, or about to be")
+    turns: int = Field(description="Since its start")
+    rss_bytes: int
+    started_at: Timestamp
+
+    model_config = ConfigDict(extra="allow")
+
+
+class RuntimeList(BaseModel):
+    runtimes: list[RuntimeRow]
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "runtimes": [
+                        {
+                            "id": "rt-3f0c9a1b27",
+                            "node": "n1",
+                            "pid": 4711,
+                            "state": "claimed",
+                            "tenant": "acme",
+                            "user": None,
+                            "sessions": 12,
+                            "turns": 340,
+                            "rss_bytes": 312000000,
+                            "started_at": 1767225600.0,
+                        }
+                    ]
+                }
+            ]
+        }
+    )
+
+
+class NodeRow(BaseModel):
+    name: str
+    incarnation: str = Field(description="The name of this life of the node")
+    address: str = Field(description="Where other nodes reach it")
+    sessions: int = Field(description="Loaded, or with prompts that wait")
+    runtimes: int
+    turns: int = Field(description="Running")
+    waiting: int = Field(description="Prompts that were accepted and have not begun")
+    wait: float = Field(description="Seconds that turns have lately waited for a place")
+    rss_bytes: int = Field(description="Of the node and its runtimes")
+    draining: bool
+    age: float | None = Field(description="Seconds since its start")
+
+
+class NodeList(BaseModel):
+    nodes: list[NodeRow]
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "nodes": [
+                        {
+                            "name": "n1",
+                            "incarnation": "n1-5d1f0a6c7b9e2f34",
+                            "address": "10.0.0.7:4321",
+                            "sessions": 120,
+                            "runtimes": 4,
+                            "turns": 7,
+                            "waiting": 0,
+                            "wait": 0.0,
+                            "rss_bytes": 1400000000,
+                            "draining": False,
+                            "age": 86400.0,
+                        }
+                    ]
+                }
+            ]
+        }
+    )
+
+
+class NodeDrain(BaseModel):
+    name: str
+    incarnation: str
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "n1", "incarnation": "n1-5d1f0a6c7b9e2f34"}]})
+
+
+class RuntimeOperation(BaseModel):
+    id: str
+    verb: Literal["recycle", "drain"]
+    runtime: str
+    node: str = Field(description="The name of its node")
+    state: Literal["running", "done"]
+    started_at: Timestamp
+    seconds: float | None = Field(description="How long it took; null while it is under way")
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "op-8c1d2e3f4a5b6c7d",
+                    "verb": "recycle",
+                    "runtime": "rt-3f0c9a1b27",
+                    "node": "n1",
+                    "state": "done",
+                    "started_at": 1767225600.0,
+                    "seconds": 2.3,
+                }
+            ]
+        }
+    )
 
 
 class FieldError(BaseModel):

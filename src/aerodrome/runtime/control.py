@@ -1,8 +1,8 @@
 """The control link: our one connection to a runtime that carries every session we run in it.
 
-It authenticates, becomes the runtime's `sessionFs` provider before any session exists, and stays attached to
-every resident session, because a session whose last connection goes is killed in mid-turn (docs/facts.md, "Sessions
-and connections"). What the runtime says of a session goes to that session's binding.
+It authenticates, becomes the runtime's `sessionFs` provider before any session exists (not of an attached server), and
+stays attached to every resident session, because a session whose last connection goes is killed in mid-turn
+(docs/facts.md, "Sessions and connections"). What the runtime says of a session goes to that session's binding.
 """
 
 from __future__ import annotations
@@ -66,8 +66,24 @@ class ControlLink:
         #: Set when the connection has gone, for whatever reason.
         self.closed = asyncio.Event()
 
-    async def open(self, dial: Callable[[], Awaitable[socket.socket]], token: str, working_directory: str) -> None:
-        """Raises `RuntimeUnavailable` when the runtime refuses us or speaks another protocol."""
+    async def open(
+        self,
+        dial: Callable[[], Awaitable[socket.socket]],
+        token: str,
+        working_directory: str,
+        *,
+        serve_files: bool = True,
+    ) -> None:
+        """Connect and authenticate.
+
+        Args:
+            dial: Opens a socket to the runtime.
+            serve_files: Become the provider of the session files. Not of a runtime that is others', too: their
+                sessions' files would come to us as well.
+
+        Raises:
+            RuntimeUnavailable: The runtime refuses us or speaks another protocol.
+        """
         try:
             self._link = Link(self, max_frame=self._max_frame, on_event=self._on_event, held=HELD)
             await self._link.open_over(dial, timeout=self._timeout)
@@ -80,7 +96,7 @@ class ControlLink:
                 "conventions": "posix",
                 "capabilities": {},
             }
-            if hello.get("protocolVersion") == PROTOCOL_VERSION:
+            if serve_files and hello.get("protocolVersion") == PROTOCOL_VERSION:
                 await self.request("sessionFs.setProvider", provider)
         except (LinkClosed, RemoteError, TimeoutError) as error:
             raise RuntimeUnavailable(f"the Copilot CLI listens but refuses the control link: {error}") from error

@@ -16,7 +16,7 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -24,12 +24,14 @@ import structlog
 
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.errors import AerodromeError, Capacity, Draining, NotFound, RuntimeUnavailable
-from aerodrome.model import RuntimeKey
-from aerodrome.placement.choose import Candidate, least_loaded
+from aerodrome.fairness.line import Ticket
+from aerodrome.model import PlacementStrategy, RuntimeKey
+from aerodrome.placement.choose import Candidate, placement
 from aerodrome.runtime.circuit import StartCircuit
 from aerodrome.runtime.machine import RuntimeState
-from aerodrome.runtime.ports import Launcher
+from aerodrome.runtime.ports import Launcher, MakeRoom, MoveSessions, Runtime
 from aerodrome.runtime.probe import ProbeModel
+from aerodrome.runtime.queueing import RuntimeQueue
 from aerodrome.runtime.recycler import RecycleOptions, Recycler
 from aerodrome.runtime.retirements import Retirements
 from aerodrome.runtime.standby import Standby, StandbyOptions
@@ -56,6 +58,11 @@ class PoolOptions:
     #: Resident sessions a runtime.
     max_sessions: int = 50
     spawn_concurrency: int = 2
+    #: Requests for a place that wait, of one tenant and of one user.
+    max_waiting_per_tenant: int = 10_000
+    max_waiting_per_user: int = 1_000
+    #: Of a tenant: how often it is next when several wait.
+    weight: Callable[[str], float] = lambda _: 1.0
     #: Seconds to wait for room before `Capacity`; the start of a runtime, once it is under way, has its own limit.
     capacity_timeout: float = 30.0
     #: Seconds a claimed runtime may hold no session before it is stopped.
@@ -63,22 +70,17 @@ class PoolOptions:
     #: Seconds after a claim before its replacement is started: a start takes a core for a second, and the user who
     #: has just claimed is about to take the first turn.
     replenish_delay: float = 1.0
+    #: Which of a key's runtimes gets a session.
+    placement: PlacementStrategy = PlacementStrategy.LEAST_LOADED
     recycle: RecycleOptions = field(default_factory=RecycleOptions)
-
-
-#: Makes room by hibernating: the least recently used idle session of this key, or, when it is ``None``, all
-#: sessions of the least recently used runtime that has only idle ones. ``False``: there is none.
-MakeRoom = Callable[[RuntimeKey | None], Awaitable[bool]]
-
-#: Takes the sessions that are idle now out of a runtime, and, if the second argument is true, loads those that are in
-#: use again elsewhere. ``False``: there was none.
-MoveSessions = Callable[[ManagedRuntime, bool], Awaitable[bool]]
 
 
 class _Claim:
     """A key's wish for one more runtime."""
 
-    def __init__(self) -> None:
+    def __init__(self, ticket: Ticket) -> None:
+        #: Its place in the line of those who wait for a runtime.
+        self.ticket = ticket
         self.ended = False
         self.error: Exception | None = None
 
@@ -91,11 +93,13 @@ class RuntimePool:
         )
         self._launcher = launcher
         self._probe = ProbeModel()
+        self._placement = placement(options.placement)
         #: All that have a process, also those that are being started, stopped or buried.
         self._runtimes: dict[str, ManagedRuntime] = {}
         self._claims: dict[RuntimeKey, _Claim] = {}
         #: Calls of `reserve` under way.
         self._requests: Counter[RuntimeKey] = Counter()
+        self._queue = RuntimeQueue(options.weight, options.max_waiting_per_tenant, options.max_waiting_per_user)
         self._circuit = StartCircuit()
         self._spawn_slots = asyncio.Semaphore(options.spawn_concurrency)
         #: Starts that have a slot.
@@ -107,7 +111,7 @@ class RuntimePool:
         self.retirements = Retirements(self, self._tasks, options.recycle.patience)
         self.make_room: MakeRoom | None = None
         self.move_sessions: MoveSessions | None = None
-        self.on_lost: Callable[[ManagedRuntime], None] | None = None
+        self.on_lost: Callable[[Runtime], None] | None = None
 
     # --- life ---
 
@@ -143,23 +147,34 @@ class RuntimePool:
 
     # --- places ---
 
-    async def reserve(self, key: RuntimeKey, session_id: str | None = None, *, alone: bool = False) -> ManagedRuntime:
+    async def reserve(
+        self, key: RuntimeKey, session_id: str | None = None, user: str | None = None, *, alone: bool = False
+    ) -> ManagedRuntime:
         """A runtime of this key with a place taken in it; give the place back with `release`.
 
         Args:
             session_id: The session that the place is for. It does not come to a runtime that has not let go of it yet.
+            user: For whom, where users share runtimes: they take turns when places are few, and come to the same
+                runtime again under the placement `sticky`.
             alone: In a runtime that holds nothing else, and gets nothing else meanwhile.
 
         Raises:
-            Capacity: No room within the time-out, with all runtimes and their sessions in use.
+            Capacity: No room within the time-out, with all runtimes and their sessions in use; or too many wait.
             RuntimeUnavailable: The CLI does not start; the detail says why.
             Draining: This node is shutting down.
         """
         with self.wanting(key):
-            deadline = time.monotonic() + self._options.capacity_timeout
-            runtime = await self._find_room(key, session_id, deadline, alone=alone)
-            runtime.reserved += 1
-            runtime.alone = alone
+            ticket = self._queue.join(key, user or "")
+            served = False
+            try:
+                deadline = time.monotonic() + self._options.capacity_timeout
+                runtime = await self._find_room(key, session_id, user, ticket, deadline, alone=alone)
+                runtime.reserved += 1
+                runtime.alone = alone
+                served = True
+            finally:
+                if self._queue.leave(key, ticket, served=served):
+                    self.notify()  # another one is the first now
             try:
                 await runtime.furnished()
             except BaseException:
@@ -180,7 +195,14 @@ class RuntimePool:
                 self.notify()  # a runtime of this key that holds no session may be ended now
 
     async def _find_room(
-        self, key: RuntimeKey, session_id: str | None, deadline: float, *, alone: bool
+        self,
+        key: RuntimeKey,
+        session_id: str | None,
+        user: str | None,
+        ticket: Ticket,
+        deadline: float,
+        *,
+        alone: bool,
     ) -> ManagedRuntime:
         claim: _Claim | None = None
         #: The state of things in which we have asked for room in this key's own runtimes.
@@ -196,10 +218,12 @@ class RuntimePool:
             if len(stuck_in) >= _STUCK_IN:
                 # Whoever makes sessions get stuck gets no third runtime for it.
                 raise RuntimeUnavailable("earlier runtimes have not let go of the session yet", retry_after=5.0)
+            if (stuck_in or alone) and self._queue.leave(key, ticket):
+                self.notify()  # what it cannot take shall not be kept from others
             if alone:
                 if (empty := [r for r in self._of(key) if not r.reserved and r not in stuck_in]) != []:
                     return empty[0]
-            elif (runtime := self._with_room(key, stuck_in)) is not None:
+            elif (runtime := self._with_room(key, stuck_in, user)) is not None and self._queue.is_first(key, ticket):
                 return runtime
             if not alone and asked is not changed and any(r not in stuck_in for r in self._of(key)):
                 asked = changed
@@ -209,13 +233,18 @@ class RuntimePool:
                 if claim is not None and claim.error is not None:
                     raise claim.error
                 claim = self._join_claim(key)
-            await self._wait(key, changed, deadline)
+            await self._wait(key, ticket, changed, deadline)
 
-    def release(self, runtime: ManagedRuntime) -> None:
+    def release(self, runtime: Runtime) -> None:
         runtime.reserved -= 1
         runtime.alone = runtime.alone and runtime.reserved > 0
         runtime.last_held = time.monotonic()
         self.notify()
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """Is set with the next `notify`; then there is another."""
+        return self._changed
 
     async def change(self, timeout: float) -> None:
         """Wait for the next `notify`, and no longer than `timeout` seconds."""
@@ -300,11 +329,11 @@ class RuntimePool:
     def _in(self, state: RuntimeState) -> list[ManagedRuntime]:
         return [r for r in self._runtimes.values() if r.state is state]
 
-    def _with_room(self, key: RuntimeKey, besides: list[ManagedRuntime]) -> ManagedRuntime | None:
+    def _with_room(self, key: RuntimeKey, besides: list[ManagedRuntime], user: str | None) -> ManagedRuntime | None:
         candidates = [
             Candidate(r.id, r.reserved, self._options.max_sessions) for r in self._of(key) if r not in besides
         ]
-        chosen = least_loaded(candidates)
+        chosen = self._placement.choose(candidates, user)
         return self._runtimes[chosen] if chosen else None
 
     def _unused(self) -> list[ManagedRuntime]:
@@ -320,36 +349,57 @@ class RuntimePool:
     def _join_claim(self, key: RuntimeKey) -> _Claim:
         claim = self._claims.get(key)
         if claim is None:
-            claim = self._claims[key] = _Claim()
+            claim = self._claims[key] = _Claim(self._queue.join_claims(key))
             self._tasks.start(self._run_claim(key, claim), f"claim {key}")
         return claim
 
     async def _run_claim(self, key: RuntimeKey, claim: _Claim) -> None:
         """A task of its own: what it has begun does not end with the request that was first."""
         try:
-            await self._claim(key)
+            await self._claim(key, claim)
         except asyncio.CancelledError:
-            claim.error = Draining("this node is shutting down")
+            self._end_claim(key, claim, Draining("this node is shutting down"))
             raise
         except Exception as error:
             if not isinstance(error, AerodromeError):
                 log.exception("runtime.claim_failed", key=str(key))
+            self._end_claim(key, claim, error)
+        else:
+            self._end_claim(key, claim)
+
+    def _end_claim(self, key: RuntimeKey, claim: _Claim, error: Exception | None = None) -> None:
+        """Once: what becomes afterwards of a start that it has begun does not concern it."""
+        if not claim.ended:
             claim.error = error
-        finally:
             claim.ended = True
+            self._queue.leave_claims(claim.ticket)
             del self._claims[key]
             self.notify()
 
-    async def _claim(self, key: RuntimeKey) -> None:
-        # When all who waited have given up, what was started for them stays warm.
+    def _hand_out(self) -> None:
+        """Give the warm runtimes to the claims that are next, whoever has had them started."""
+        for runtime in self._in(RuntimeState.WARM):
+            key = self._queue.first_claim()
+            while key is not None and key not in self._requests:
+                # All who waited have given up: what was started for them stays warm.
+                self._end_claim(key, self._claims[key])
+                key = self._queue.first_claim()
+            if key is None:
+                return
+            runtime.claim(key)
+            self._standby.claimed()
+            log.info("runtime.claimed", runtime=runtime.id, pid=runtime.pid, key=str(key))
+            claim = self._claims[key]
+            self._queue.leave_claims(claim.ticket, served=True)
+            self._end_claim(key, claim)
+
+    async def _claim(self, key: RuntimeKey, claim: _Claim) -> None:
         while key in self._requests:
             changed = self._changed
-            if warm := self._in(RuntimeState.WARM):
-                warm[0].claim(key)
-                self._standby.claimed()
-                log.info("runtime.claimed", runtime=warm[0].id, pid=warm[0].pid, key=str(key))
+            self._hand_out()
+            if claim.ended:
                 return
-            if len(self._in(RuntimeState.STARTING)) >= len(self._claims):
+            if len(self._in(RuntimeState.STARTING)) >= self._queue.claims:
                 await changed.wait()  # those that are being started will do
             elif len(self._runtimes) < self._options.max_runtimes:
                 await self._spawn()
@@ -389,6 +439,7 @@ class RuntimePool:
                 del self._runtimes[runtime.id]
             self.notify()
         self._circuit.succeeded()
+        self._hand_out()
         took = time.monotonic() - began
         self._standby.started(took)
         log.info("runtime.warm", runtime=runtime.id, pid=runtime.pid, seconds=round(took, 3))
@@ -436,7 +487,7 @@ class RuntimePool:
 
     def _spare(self) -> int:
         """Runtimes that are warm, or about to be, and that no claim waits for."""
-        return len(self._in(RuntimeState.WARM)) + len(self._in(RuntimeState.STARTING)) - len(self._claims)
+        return len(self._in(RuntimeState.WARM)) + len(self._in(RuntimeState.STARTING)) - self._queue.claims
 
     async def _stop_idle(self) -> None:
         interval = max(0.05, min(5.0, self._options.idle_timeout / 4))
@@ -459,7 +510,7 @@ class RuntimePool:
         of_user = runtime.key is not None and runtime.key.user is not None
         return of_user or unused >= self._options.idle_timeout
 
-    async def _wait(self, key: RuntimeKey, changed: asyncio.Event, deadline: float) -> None:
+    async def _wait(self, key: RuntimeKey, ticket: Ticket, changed: asyncio.Event, deadline: float) -> None:
         limit = None if self._on_its_way(key) else max(0.0, deadline - time.monotonic())
         try:
             async with asyncio.timeout(limit):
@@ -469,9 +520,10 @@ class RuntimePool:
                 raise Capacity(
                     f"{len(self._runtimes)} of {self._options.max_runtimes} runtimes are in use or being started, "
                     f"and none became free within {self._options.capacity_timeout:g} s",
-                    retry_after=self._options.capacity_timeout,
+                    retry_after=self._queue.retry_after(key, ticket.user),
                 ) from None
 
     def _on_its_way(self, key: RuntimeKey) -> bool:
         """Whether a start that will do for this key's claim is under way: those before it in the queue take theirs."""
-        return key in self._claims and list(self._claims).index(key) < self._under_way
+        claim = self._claims.get(key)
+        return claim is not None and self._queue.is_among_first(claim.ticket, self._under_way)

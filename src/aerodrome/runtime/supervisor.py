@@ -21,26 +21,20 @@ from typing import Any
 import psutil
 import structlog
 
-from aerodrome._util.tasks import TaskOwner
 from aerodrome.errors import RuntimeUnavailable
-from aerodrome.model import RuntimeKey, SessionKey
-from aerodrome.runtime.control import ControlLink
+from aerodrome.model import RuntimeKey
 from aerodrome.runtime.deaths import Death, death_of
 from aerodrome.runtime.homes import erase, has_home
 from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.runtime.machine import RuntimeMachine, RuntimeState, Stimulus
 from aerodrome.runtime.measure import cpu_seconds, oom_kills
-from aerodrome.runtime.ports import Launcher, LaunchSpec, RuntimeProcess
+from aerodrome.runtime.ports import Cuttable, Launcher, LaunchSpec, RuntimeProcess
 from aerodrome.runtime.probe import ProbeModel, prove_ready
-from aerodrome.runtime.wear import Latency
+from aerodrome.runtime.serving import ServingRuntime
 from aerodrome.wire.framing import DEFAULT_MAX_FRAME
 
 log = structlog.get_logger(__name__)
 
-#: Seconds that others wait for a runtime to let go of a session: they may need its place.
-LET_GO = 10.0
-#: Seconds that an answer to `session.detach` is waited for in the background.
-_PATIENCE = 86400.0
 #: Seconds that a process gets to end by itself when its connection is gone.
 _LAST_MOMENTS = 1.0
 #: Part of the time without an answer in which a runtime that hangs has to have been at work to be `Death.STUCK`. One
@@ -71,48 +65,27 @@ class RuntimeOptions:
     kept_logs: int = 20
 
 
-class ManagedRuntime:
+class ManagedRuntime(ServingRuntime):
     """A runtime and what we know of it. Made by `start`; afterwards `claim`, `control`, `stop`."""
 
     def __init__(self, runtime_id: str, options: RuntimeOptions) -> None:
-        self.id = runtime_id
-        self.key: RuntimeKey | None = None
-        #: Sessions that have, or are about to get, a place in it. Counted before the first await (trap 11).
-        self.reserved = 0
-        self.turns = 0
+        super().__init__(
+            runtime_id,
+            request_timeout=options.request_timeout,
+            ping_timeout=options.ping_timeout,
+            max_frame=options.max_frame,
+        )
         #: Why runtimes that this one is the latest replacement of were recycled, the first first.
         self.replaces: tuple[str, ...] = ()
         #: Why it is being recycled or drained, while it is.
         self.retiring = ""
-        self.started_at = time.time()
         self.started = time.monotonic()
-        #: How long it takes to answer what sessions ask of it.
-        self.latency = Latency()
         #: Proportional set size with its children, in bytes, when it was last looked at.
         self.memory = 0
-        #: Monotonic time of the last moment in which it held a session; for the idle time-out.
-        self.last_held = time.monotonic()
-        #: Set once, when the runtime has gone without being asked to; `lost_reason` says why.
-        self.lost = asyncio.Event()
-        self.lost_reason = ""
         self.on_lost: Callable[[ManagedRuntime], None] | None = None
-        #: Called when a session that it was asked to let go of is gone.
-        self.on_let_go: Callable[[], None] | None = None
-        #: Sessions that it was asked to let go of and has not yet: a session of that name must not come here.
-        self.letting_go: dict[str, asyncio.Task[bool]] = {}
-        #: Sessions that are being loaded in it, or have just failed to be.
-        self.loading: set[SessionKey] = set()
-        #: Kept for one session alone, because of what it has done, or may have done, to other runtimes.
-        self.alone = False
-        #: How it came to its end, once that is known.
-        self.death: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
-        self.control = ControlLink(self._link_closed, options.request_timeout, options.max_frame)
         self._options = options
         self._machine = RuntimeMachine()
         self._process: RuntimeProcess | None = None
-        self._tasks = TaskOwner(f"runtime {runtime_id}")
-        #: Its connection token; whoever has it may do everything in the runtime.
-        self.token = ""
         self._discarding = False
         self._furnishing: asyncio.Task[str | None] | None = None
         #: We know that it is not by itself that it ends.
@@ -161,16 +134,11 @@ class ManagedRuntime:
             with contextlib.suppress(psutil.Error):
                 rss = psutil.Process(self.pid).memory_info().rss
         return {
-            "id": self.id,
+            **super().describe(),
             "pid": self.pid,
             "state": self.state.value,
-            "tenant": self.key.tenant if self.key else None,
-            "user": self.key.user if self.key else None,
-            "sessions": self.reserved,
-            "turns": self.turns,
             "rss_bytes": rss,
             "pss_bytes": self.memory or None,
-            "started_at": self.started_at,
             "recycles": len(self.replaces),
             "reasons": list(self.replaces[-_TOLD:]),
             "retiring": self.retiring or None,
@@ -252,52 +220,8 @@ class ManagedRuntime:
         finally:
             await asyncio.shield(self._discard("stopped"))
 
-    # --- when it does not answer ---
-
-    async def answers(self, unanswered: str) -> bool:
-        """A request about one session was not answered in time. That may be the session's own trouble, or that of a
-        client that the runtime waits for, and no reason to take the runtime from all others: it is, if it does not
-        answer a ping either.
-
-        Args:
-            unanswered: The request's method.
-        """
-        if self.lost.is_set():
-            return False
-        try:
-            await self.control.request("ping", {}, timeout=self._options.ping_timeout)
-        except (LinkClosed, RemoteError):
-            self._lose(f"no answer to {unanswered}, nor to a ping")
-            return False
-        except TimeoutError:
-            self._lose(f"no answer to {unanswered}, nor to a ping", self._hung())
-            return False
-        return True
-
-    async def let_go(self, session_id: str) -> bool:
-        """Have it unload a session. ``False``: it refuses, or has not done it in time; in the latter case it is still
-        expected to, and the session is in `letting_go` until then."""
-        if self.lost.is_set() or self._tasks.closed:
-            return False
-        task = self.letting_go.get(session_id)
-        if task is None:
-            task = self.letting_go[session_id] = self._tasks.start(self._detach(session_id), f"detach {session_id}")
-        done, _ = await asyncio.wait({task}, timeout=min(LET_GO, self.control.request_timeout))
-        if done:
-            return not task.cancelled() and task.result()
-        await self.answers("session.detach")
-        return False
-
-    async def _detach(self, session_id: str) -> bool:
-        try:
-            answer = await self.control.request("session.detach", {"sessionId": session_id}, timeout=_PATIENCE)
-            return isinstance(answer, dict) and bool(answer.get("success"))
-        except (LinkClosed, RemoteError, TimeoutError):
-            return False
-        finally:
-            self.letting_go.pop(session_id, None)
-            if self.on_let_go is not None:
-                self.on_let_go()
+    def adopt(self, connection: Cuttable) -> None:
+        """See `ports.Runtime`. Its connections end with its process."""
 
     def kill(self, reason: str) -> None:
         """End it now; whoever holds it learns that it is lost."""
@@ -337,8 +261,8 @@ class ManagedRuntime:
         cpu, moment = self._alive_at
         return Death.STUCK if self._cpu() - cpu >= _AT_WORK * (time.monotonic() - moment) else Death.OUTSIDE
 
-    def _link_closed(self, reason: str) -> None:
-        self._lose(reason)
+    def _lose_hung(self, reason: str) -> None:
+        self._lose(reason, self._hung())
 
     def _lose(self, reason: str, death: Death | None = None) -> None:
         """The first of process watcher, health check and link to notice the end comes here first.

@@ -17,9 +17,10 @@ from aerodrome._util.patience import Patience
 from aerodrome.coordination.ports import Lease
 from aerodrome.errors import AerodromeError, Fenced, NotFound, Refused, RuntimeUnavailable, TooLarge, TurnInterrupted
 from aerodrome.events import SessionEvent
+from aerodrome.fairness.line import Ticket
 from aerodrome.policy.session_params import SAFE_OPTIONS
 from aerodrome.runtime.link import LinkClosed, RemoteError, RequestRefused
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.attachments import Attachments
 from aerodrome.sessions.requests import OpenRequest, OpenRequests
 from aerodrome.statestore.ports import SessionFileStore
@@ -54,7 +55,8 @@ class Activation:
     def __init__(
         self,
         lease: Lease,
-        runtime: ManagedRuntime,
+        runtime: Runtime,
+        place: Ticket,
         store: SessionFileStore,
         *,
         request_timeout: float,
@@ -66,6 +68,8 @@ class Activation:
         self.lease = lease
         self.key = lease.key
         self.runtime = runtime
+        #: Among the sessions that may be loaded; given back with the runtime's.
+        self.place = place
         #: Characters of the history that it was loaded with.
         self.history_size = 0
         self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()

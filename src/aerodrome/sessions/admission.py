@@ -2,10 +2,13 @@
 
 A *rate* is asked for when a prompt is accepted; one over it is refused at once, with the time after which the next one
 is admitted. A *place* is needed while the turn runs; without one it waits, first in the order of this node's own
-ceilings (`slots`), then, as the first of its user or tenant here, for a place to become free in any node.
+ceilings (`fairness.gate`), then, as the first of its user or tenant here, for a place to become free in any node.
 
 The store of the limits is asked at most twice a turn: once for the rate and the place together, when the session is
 idle and the turn is about to run, and once to give the place back. Without limits over all nodes it is never asked.
+
+The node's own ceilings have those of tenants and users, too: a user whose turns wait for places in other nodes keeps
+no more of this node's places from others than they may have.
 
 When that store is away the limits are open: prompts are accepted at any rate, and the node's own ceilings are what
 protects it. A node that cannot reach the store serves for two thirds of the time to live at most anyway, and to refuse
@@ -20,13 +23,17 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import structlog
 
 from aerodrome.coordination.ports import Admission, Cap, Limits, Rate
 from aerodrome.errors import Capacity, RateLimited, StoreUnavailable
+from aerodrome.fairness.gate import FairGate
+from aerodrome.fairness.line import Ceilings
 from aerodrome.model import TurnRow
-from aerodrome.sessions.slots import TurnSlots
+from aerodrome.runtime.ports import Runtime
+from aerodrome.sessions.backlog import Backlog, BacklogLimits
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +56,9 @@ class TurnLimits:
 
 class TurnAdmission:
     """Args:
+    gate: The ceilings of this node.
+    backlog: How many prompts may wait.
+    per_runtime: Turns at the same time in one runtime.
     incarnation: Whose the places are.
     later: Does something in the background.
     timeout: Seconds to wait for a place before `Capacity`.
@@ -56,21 +66,27 @@ class TurnAdmission:
 
     def __init__(
         self,
-        slots: TurnSlots,
+        gate: FairGate,
         limits: TurnLimits = TurnLimits(),
         store: Limits | None = None,
         *,
         incarnation: Callable[[], str] = lambda: "",
         later: Callable[[Coroutine[Any, Any, Any], str], object] | None = None,
         timeout: float = 30.0,
+        backlog: BacklogLimits = BacklogLimits(),  # noqa: B008 - immutable
+        per_runtime: int | None = None,
     ) -> None:
-        self._slots = slots
+        self.gate = gate
+        #: Prompts that wait: for their session, for a place.
+        self.backlog = Backlog(backlog, gate.estimate)
         self._limits = limits
         assert store is not None or limits == TurnLimits(), "limits over all nodes need their store"
         self._store = store
         self._incarnation = incarnation
         self._later = later
         self._timeout = timeout
+        self._per_runtime = per_runtime
+        self._runtimes: WeakKeyDictionary[Runtime, FairGate] = WeakKeyDictionary()
         #: Ids of the turns that have a place.
         self._placed: set[str] = set()
         #: The turn of each user, or tenant, that looks for a place; the others wait behind it, in order.
@@ -95,7 +111,9 @@ class TurnAdmission:
 
         Raises:
             RateLimited: It is one too many; `retry_after` says when it is not.
+            Capacity: Too many wait already.
         """
+        self.backlog.check(turn)  # before its rate is counted
         wants_place = idle and self._limits_places
         if not self.limits_rates and not wants_place:
             return False
@@ -122,16 +140,31 @@ class TurnAdmission:
 
     def free(self, turn: TurnRow) -> bool:
         """Whether `hold` would not wait."""
-        return self._slots.free(turn.key.tenant) and (not self._limits_places or turn.id in self._placed)
+        return self.gate.free(turn.key.tenant, turn.author) and (not self._limits_places or turn.id in self._placed)
 
     @asynccontextmanager
     async def hold(self, turn: TurnRow) -> AsyncIterator[None]:
         """A running turn's place. Raises `Capacity`."""
         async with AsyncExitStack() as stack:
             stack.callback(self.withdraw, turn)
-            await stack.enter_async_context(self._slots.hold(turn.key.tenant))
+            await stack.enter_async_context(self.gate.hold(turn.key.tenant, turn.author))
             if self._limits_places and turn.id not in self._placed:
                 await self._wait_for_place(turn)
+            self.backlog.leave(turn)
+            yield
+
+    @asynccontextmanager
+    async def hold_in(self, runtime: Runtime, turn: TurnRow) -> AsyncIterator[None]:
+        """A place among the turns of the runtime that has the session. Raises `Capacity`."""
+        if self._per_runtime is None:
+            yield
+            return
+        gate = self._runtimes.get(runtime)
+        if gate is None:
+            ceilings = Ceilings(total=self._per_runtime)
+            gate = FairGate(ceilings, timeout=self._timeout, what="the runtime of the session could not take the turn")
+            self._runtimes[runtime] = gate
+        async with gate.hold(turn.key.tenant, turn.author):
             yield
 
     async def _wait_for_place(self, turn: TurnRow) -> None:
@@ -151,15 +184,18 @@ class TurnAdmission:
                     except TimeoutError:
                         pass
         except TimeoutError:
+            # These are free when turns of the tenant, or the user, end anywhere; what is known is how many end here.
+            user = turn.author if self._limits.at_once is not None else None
+            ahead = self._heads.get(self._head(turn), (None, 0))[1]
             raise Capacity(
-                f"no turn could be started within {self._timeout:g} s: too many are running",
-                retry_after=self._timeout,
+                f"no turn could be started within {self._timeout:g} s: too many are running in all nodes",
+                retry_after=self.gate.estimate(ahead, turn.key.tenant, user),
             ) from None
 
     @asynccontextmanager
     async def _at_the_head(self, turn: TurnRow) -> AsyncIterator[None]:
         """First come, first served, among those of this node that wait behind the same cap."""
-        name = f"{turn.key.tenant}/{turn.author}" if self._limits.at_once is not None else turn.key.tenant
+        name = self._head(turn)
         lock, users = self._heads.get(name, (asyncio.Lock(), 0))
         self._heads[name] = (lock, users + 1)
         try:
@@ -171,6 +207,9 @@ class TurnAdmission:
                 self._heads[name] = (lock, users)
             else:
                 del self._heads[name]
+
+    def _head(self, turn: TurnRow) -> str:
+        return f"{turn.key.tenant}/{turn.author}" if self._limits.at_once is not None else turn.key.tenant
 
     async def _ask(self, turn: TurnRow, rates: Sequence[Rate], caps: Sequence[Cap]) -> Admission | None:
         """``None``: the store is away."""

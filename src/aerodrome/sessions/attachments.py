@@ -20,7 +20,7 @@ import structlog
 from aerodrome.errors import AerodromeError, Refused, RuntimeUnavailable
 from aerodrome.events import SessionEvent
 from aerodrome.runtime.link import RequestRefused
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
 from aerodrome.wire.envelope import INTERNAL_ERROR, METHOD_NOT_FOUND
 
 log = structlog.get_logger(__name__)
@@ -54,7 +54,7 @@ class Attachment(Protocol):
         """Whether the safe options of the host are forced on a session that it opens."""
         ...
 
-    async def open(self, runtime: ManagedRuntime, *, resume: bool) -> None:
+    async def open(self, runtime: Runtime, *, resume: bool) -> None:
         """Create or resume the session in the runtime, on the client's own connection. One that is open there already
         and is refused stays as it was.
 
@@ -68,7 +68,7 @@ class Attachment(Protocol):
         """Let go of the session in its runtime, which lives on. What goes wrong is of no interest."""
         ...
 
-    def cut_off(self, runtime: ManagedRuntime) -> None:
+    def cut_off(self, runtime: Runtime) -> None:
         """What this runtime says of the session from now on is void."""
         ...
 
@@ -134,7 +134,7 @@ class Attachments:
         if attachment in self._all:
             self._all.remove(attachment)
 
-    async def open_first(self, runtime: ManagedRuntime, *, resume: bool, lost: Callable[[], bool]) -> Attachment | None:
+    async def open_first(self, runtime: Runtime, *, resume: bool, lost: Callable[[], bool]) -> Attachment | None:
         """Have the session created or resumed by the first that can. ``None``: there is none (any more).
 
         Args:
@@ -149,21 +149,19 @@ class Attachments:
                 return attachment
         return None
 
-    async def open_others(self, first: Attachment | None, runtime: ManagedRuntime, *, lost: Callable[[], bool]) -> bool:
+    async def open_others(self, first: Attachment | None, runtime: Runtime, *, lost: Callable[[], bool]) -> bool:
         """The session is loaded: let the others join; whether there are any. Raises as `open_first`."""
         others = [attachment for attachment in self if attachment is not first]
         for attachment in others:
             await self._open(attachment, runtime, lost, resume=True)
         return bool(others)
 
-    async def reopen(self, attachment: Attachment, runtime: ManagedRuntime, *, lost: Callable[[], bool]) -> None:
+    async def reopen(self, attachment: Attachment, runtime: Runtime, *, lost: Callable[[], bool]) -> None:
         """Have one of them leave and join anew. Raises as `open_first`."""
         await attachment.close()
         await self._open(attachment, runtime, lost, resume=True)
 
-    async def _open(
-        self, attachment: Attachment, runtime: ManagedRuntime, lost: Callable[[], bool], *, resume: bool
-    ) -> bool:
+    async def _open(self, attachment: Attachment, runtime: Runtime, lost: Callable[[], bool], *, resume: bool) -> bool:
         replay = attachment.is_replay
         try:
             await attachment.open(runtime, resume=resume)
@@ -213,7 +211,7 @@ class Attachments:
         for attachment in self:
             attachment.suspect(reason)
 
-    def cut_off(self, runtime: ManagedRuntime) -> None:
+    def cut_off(self, runtime: Runtime) -> None:
         for attachment in self:
             attachment.cut_off(runtime)
 

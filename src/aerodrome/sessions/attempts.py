@@ -5,7 +5,7 @@ the runtime is lost, find out what has become of it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +14,7 @@ import structlog
 from aerodrome._util.tasks import Forestalled, unless
 from aerodrome.errors import (
     AerodromeError,
+    Capacity,
     Quarantined,
     Refused,
     RuntimeUnavailable,
@@ -28,10 +29,11 @@ from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.delivery import Delivery
 from aerodrome.sessions.history import standing
 from aerodrome.sessions.outcome import ATTEMPTS, Outcome, outcome_after, outcome_of
+from aerodrome.sessions.parsing import parse
 from aerodrome.sessions.residency import Residency
 from aerodrome.sessions.row_updates import RowUpdates
 from aerodrome.sessions.run import TurnRun
-from aerodrome.sessions.wake import parse, read_history, take_lease
+from aerodrome.sessions.wake import read_history, take_lease
 
 log = structlog.get_logger(__name__)
 
@@ -84,9 +86,11 @@ class Attempts:
             activation = await self._awake(run)
             if run.stop_asked.done():
                 raise Forestalled
-            if self._residency.loaded is not activation:
-                continue  # lost as it was handed over, and perhaps others are loading the session again
-            loss = await self._attempt(run, activation)
+            async with AsyncExitStack() as stack:
+                await self._place_in(activation, run, stack)
+                if self._residency.loaded is not activation:
+                    continue  # lost as it was handed over, and perhaps others are loading the session again
+                loss = await self._attempt(run, activation)
             if loss is None or run not in await self._after(loss, run):
                 return
 
@@ -105,6 +109,19 @@ class Attempts:
                 return await unless(self._residency.awake(), run.stop_asked)
         except AerodromeError as error:
             if run.attempts == 0 or isinstance(error, Quarantined):
+                raise
+            raise TurnInterrupted(f"the runtime was lost in mid-turn, and then: {error.detail}") from error
+
+    async def _place_in(self, activation: Activation, run: TurnRun, stack: AsyncExitStack) -> None:
+        """Have room for one more turn in the runtime, unless that is lost meanwhile."""
+        place = self._context.admission.hold_in(activation.runtime, run.row)
+        try:
+            await unless(stack.enter_async_context(place), run.stop_asked, activation.lost)
+        except Forestalled:
+            if run.stop_asked.done():
+                raise
+        except Capacity as error:
+            if run.attempts == 0:
                 raise
             raise TurnInterrupted(f"the runtime was lost in mid-turn, and then: {error.detail}") from error
 

@@ -17,11 +17,12 @@ from aerodrome.errors import AerodromeError, StoreUnavailable
 from aerodrome.events import SessionEvent, host_event
 from aerodrome.model import Isolation, OnBusy, RuntimeKey, SessionKey, SessionRow
 from aerodrome.policy.session_params import Credentials, ToolPolicy
-from aerodrome.runtime.pool import RuntimePool
+from aerodrome.runtime.ports import Runtimes
 from aerodrome.sessions.admission import TurnAdmission
 from aerodrome.sessions.ports import Ledger
 from aerodrome.sessions.quarantine import Suspicions
-from aerodrome.statestore.ports import SessionFileStore
+from aerodrome.sessions.residents import Residents
+from aerodrome.statestore.ports import SessionFileStore, SharedVolume
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class SessionContext:
     membership: Membership
     ledger: Ledger
     files: SessionFileStore
-    pool: RuntimePool
+    pool: Runtimes
     clock: Clock
     #: By tenant.
     credentials: Callable[[str], Credentials]
@@ -72,6 +73,8 @@ class SessionContext:
     may_serve: Callable[[], bool]
     tasks: TaskOwner
     admission: TurnAdmission
+    #: The places of loaded sessions.
+    residents: Residents = field(default_factory=Residents)
     suspicions: Suspicions = field(default_factory=Suspicions)
     #: With the coordination store, and with the state store; what of theirs is not patient by itself asks these.
     patience: Patience = field(default_factory=lambda: Patience(0.0))
@@ -81,6 +84,8 @@ class SessionContext:
     #: Whether a node that is not among the living has gone for certain. Not so for a while after this one has joined:
     #: the store may have lost its memory, and the others are about to say that they live.
     settled: Callable[[], bool] = lambda: True
+    #: Set when the files lie where Copilot CLI servers write them themselves, and may leave them torn.
+    volume: SharedVolume | None = None
     #: Gives other nodes a hint about a session (`sessions.hints`).
     announce: Callable[[str, SessionKey], None] = lambda kind, key: None
 

@@ -6,63 +6,25 @@ is done here, on the stored files: all of them, the history up to the event that
 
 from __future__ import annotations
 
-import asyncio
 import posixpath
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import msgspec
 
-from aerodrome.errors import Capacity, Invalid
-from aerodrome.model import Principal, SessionKey, SessionRow
+from aerodrome.errors import Invalid
+from aerodrome.fairness.gate import FairGate
+from aerodrome.fairness.line import Ceilings
+from aerodrome.model import SessionKey, SessionRow
 from aerodrome.sessions.context import SessionContext
-from aerodrome.sessions.wake import parse, read_history, take_lease
+from aerodrome.sessions.parsing import parse
+from aerodrome.sessions.wake import read_history, take_lease
 from aerodrome.statestore.history import cut_unanswered
 from aerodrome.statestore.provider import EVENTS_PATH, STATE_PATH
 
 
-class ForkPlaces:
-    """Copies that are made at the same time: each holds a whole history in memory, and a core while it reads it.
-
-    Args:
-        timeout: Seconds to wait before `Capacity`.
-    """
-
-    def __init__(self, *, total: int = 2, timeout: float = 30.0) -> None:
-        self._total = asyncio.Semaphore(total)
-        self._timeout = timeout
-        #: One copy for each user; here as long as somebody has it or waits for it.
-        self._users: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
-
-    @asynccontextmanager
-    async def hold(self, who: Principal) -> AsyncIterator[None]:
-        """A place. Raises `Capacity`."""
-        async with AsyncExitStack() as stack:
-            try:
-                async with asyncio.timeout(self._timeout):
-                    await stack.enter_async_context(self._of((who.tenant, who.user)))
-                    await stack.enter_async_context(self._total)
-            except TimeoutError:
-                raise Capacity(
-                    f"the copy could not be begun within {self._timeout:g} s: too many are being made",
-                    retry_after=self._timeout,
-                ) from None
-            yield
-
-    @asynccontextmanager
-    async def _of(self, user: tuple[str, str]) -> AsyncIterator[None]:
-        lock, users = self._users.get(user, (asyncio.Lock(), 0))
-        self._users[user] = (lock, users + 1)
-        try:
-            async with lock:
-                yield
-        finally:
-            users = self._users[user][1] - 1
-            if users:
-                self._users[user] = (lock, users)
-            else:
-                del self._users[user]
+def fork_places(timeout: float = 30.0) -> FairGate:
+    """For copies that are made at the same time: each holds a whole history in memory, and a core while it reads it."""
+    return FairGate(Ceilings(total=2, per_user=1), timeout=timeout, what="the copy could not be begun")
 
 
 async def copy_files(context: SessionContext, source: SessionKey, target: SessionRow, to_event_id: str | None) -> None:

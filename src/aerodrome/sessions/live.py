@@ -15,13 +15,15 @@ import structlog
 from aerodrome.errors import AerodromeError, Draining, RuntimeUnavailable
 from aerodrome.events import SessionEvent
 from aerodrome.model import MAX_TITLE, SessionRow, SessionState
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.activation import Activation
 from aerodrome.sessions.attachments import Attachment, Attachments
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.ends import TurnEnds
 from aerodrome.sessions.hub import EventHub
 from aerodrome.sessions.machine import State
+from aerodrome.sessions.mend import Condition
+from aerodrome.sessions.parsing import parse
 from aerodrome.sessions.replay import last_id, unpublished
 from aerodrome.sessions.requests import OpenRequest, denial
 from aerodrome.sessions.residency import Residency
@@ -29,7 +31,6 @@ from aerodrome.sessions.row_updates import RowUpdates
 from aerodrome.sessions.run import TurnRun
 from aerodrome.sessions.toolcalls import OpenToolCalls
 from aerodrome.sessions.turns import Turns
-from aerodrome.sessions.wake import parse
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +67,7 @@ class LiveSession:
             context,
             self.updates,
             on_history=self._on_history,
+            on_condition=self._on_condition,
             on_event=self._on_event,
             on_request_expired=self._on_request_expired,
             on_awake=self._on_awake,
@@ -126,7 +128,7 @@ class LiveSession:
         """The runtime is at work in it, whoever has asked for that."""
         return self._working and self.activation is not None
 
-    def runs_in(self, runtime: ManagedRuntime) -> bool:
+    def runs_in(self, runtime: Runtime) -> bool:
         return self.activation is not None and self.activation.runtime is runtime
 
     @property
@@ -258,6 +260,13 @@ class LiveSession:
         for event in await parse(look, text):
             self._publish(event)
         self.hub.position = self.hub.position or last_id(text)
+
+    def _on_condition(self, condition: Condition) -> None:
+        if condition.damages:
+            self._publish(self._context.host_event("aerodrome.session_repaired", condition.as_json()))
+        if condition.alive:
+            data = {"pids": condition.alive}
+            self._publish(self._context.host_event("aerodrome.session_in_use", data))
 
     def _warn_of_size(self, size: int, soft: int) -> None:
         hard = self._context.options.max_history

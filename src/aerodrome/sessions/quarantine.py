@@ -12,7 +12,7 @@ import structlog
 from aerodrome.errors import AerodromeError
 from aerodrome.model import SessionKey, SessionRow
 from aerodrome.runtime.deaths import Death
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.blame import MOST_SUSPECTED, OPTION, Charges, charged, in_question, refusal
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Suspicions:
 
     # --- a runtime is lost ---
 
-    def runtime_lost(self, context: SessionContext, runtime: ManagedRuntime, in_turn: Mapping[SessionKey, int]) -> None:
+    def runtime_lost(self, context: SessionContext, runtime: Runtime, in_turn: Mapping[SessionKey, int]) -> None:
         """Args:
         in_turn: Sessions in a turn, with the length of the history that each was loaded with.
         """
@@ -50,7 +50,7 @@ class Suspicions:
     async def _settle(
         self,
         context: SessionContext,
-        runtime: ManagedRuntime,
+        runtime: Runtime,
         loading: frozenset[SessionKey],
         in_turn: Mapping[SessionKey, int],
     ) -> None:
@@ -133,7 +133,7 @@ class Suspicions:
         if row is not None:
             self.check(row)
 
-    def turn_ended(self, key: SessionKey, runtime: ManagedRuntime) -> None:
+    def turn_ended(self, key: SessionKey, runtime: Runtime) -> None:
         """The session has ended a turn, and its runtime lives: it was not this one."""
         if key in self._suspected:
             self._suspected.discard(key)

@@ -14,7 +14,7 @@ import structlog
 
 from aerodrome.errors import AerodromeError, Draining, NotFound
 from aerodrome.model import LastTurn, RuntimeKey, SessionKey, SessionRow
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.activation import Activation
 from aerodrome.sessions.context import SessionContext, runtime_key
 from aerodrome.sessions.deletion import delete
@@ -46,6 +46,7 @@ class LiveSessions:
         self._undeleted: dict[SessionKey, SessionRow] = {}
         context.pool.make_room = self.make_room
         context.pool.move_sessions = self.move_from
+        context.residents.make_place = self.make_place
         context.pool.on_lost = self._runtime_lost
 
     @property
@@ -106,7 +107,7 @@ class LiveSessions:
     # --- residency ---
 
     async def make_room(self, key: RuntimeKey | None) -> bool:
-        """See `runtime.pool.MakeRoom`: least recently used first, never one in a turn (trap 10)."""
+        """See `runtime.ports.MakeRoom`: least recently used first, never one in a turn (trap 10)."""
         if key is not None:
             idle = [live for live in self.all if live.evictable and runtime_key(live.row) == key]
             for live in sorted(idle, key=lambda live: live.last_used):
@@ -115,7 +116,8 @@ class LiveSessions:
             return False
         by_runtime: dict[str, list[LiveSession]] = {}
         for live in self.all:
-            if live.activation is not None:
+            # What somebody else runs takes no process of ours.
+            if live.activation is not None and live.activation.runtime.pid is not None:
                 by_runtime.setdefault(live.activation.runtime.id, []).append(live)
         quiet = [group for group in by_runtime.values() if all(live.evictable for live in group)]
         if not quiet:
@@ -123,8 +125,8 @@ class LiveSessions:
         chosen = min(quiet, key=lambda group: max(live.last_used for live in group))
         return all([await self.hibernate(live) for live in chosen])
 
-    async def move_from(self, runtime: ManagedRuntime, reload: bool) -> bool:
-        """See `runtime.pool.MoveSessions`. Sessions in a turn move by themselves when it has ended."""
+    async def move_from(self, runtime: Runtime, reload: bool) -> bool:
+        """See `runtime.ports.MoveSessions`. Sessions in a turn move by themselves when it has ended."""
         idle = [live for live in self.all if live.evictable and live.runs_in(runtime)]
         at_once = asyncio.Semaphore(_MOVED_AT_ONCE)
         in_use = self._context.clock.monotonic() - _IN_USE
@@ -141,6 +143,18 @@ class LiveSessions:
         # The next prompt is likeliest for those that had the last.
         idle.sort(key=lambda live: live.last_used, reverse=True)
         return any(await asyncio.gather(*(move(live) for live in idle)))
+
+    async def make_place(self, tenant: str | None, owner: str | None) -> bool:
+        """See `sessions.residents.MakePlace`."""
+        idle = [
+            live
+            for live in self.all
+            if live.evictable and tenant in (None, live.row.key.tenant) and owner in (None, live.row.owner)
+        ]
+        for live in sorted(idle, key=lambda live: live.last_used):
+            if await self.hibernate(live):
+                return True
+        return False
 
     async def hibernate(self, live: LiveSession) -> bool:
         """Put a session to sleep and forget it. ``False``: it is not idle (any more)."""
@@ -190,7 +204,7 @@ class LiveSessions:
             if activation in held and not activation.runtime.lost.is_set():
                 activation.runtime.kill(f"{reason}; and it did not unload its sessions within {within:g} s")
 
-    def _runtime_lost(self, runtime: ManagedRuntime) -> None:
+    def _runtime_lost(self, runtime: Runtime) -> None:
         here = [live for live in self.all if live.runs_in(runtime)]
         at_work = {live.row.key: live.history_size for live in here if live.at_work}
         self._context.suspicions.runtime_lost(self._context, runtime, at_work)

@@ -21,6 +21,7 @@ from aerodrome.sessions.attachments import Attachment, Attachments
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.hints import AWAKE
 from aerodrome.sessions.machine import SessionMachine, State, Stimulus
+from aerodrome.sessions.mend import Condition
 from aerodrome.sessions.requests import OpenRequest
 from aerodrome.sessions.row_updates import RowUpdates
 from aerodrome.sessions.wake import wake
@@ -33,6 +34,7 @@ _LISTED_AS = {State.IDLE: SessionState.RESIDENT, State.RUNNING: SessionState.RUN
 class Residency:
     """Args:
     on_history: Called with the stored history at each wake-up, before the first event.
+    on_condition: Called with how the stored files were found, where servers write them themselves.
     on_awake: Called with each new activation, to bring back what a runtime forgets.
     """
 
@@ -42,6 +44,7 @@ class Residency:
         updates: RowUpdates,
         *,
         on_history: Callable[[str], Awaitable[None]],
+        on_condition: Callable[[Condition], None],
         on_event: Callable[[SessionEvent], None],
         on_request_expired: Callable[[OpenRequest], None],
         on_awake: Callable[[Activation], Awaitable[None]],
@@ -52,6 +55,7 @@ class Residency:
         self._context = context
         self._updates = updates
         self._on_history = on_history
+        self._on_condition = on_condition
         self._on_event = on_event
         self._on_request_expired = on_request_expired
         self._on_awake = on_awake
@@ -99,6 +103,7 @@ class Residency:
                 self._updates.row,
                 self.attachments,
                 on_history=self._on_history,
+                on_condition=self._on_condition,
                 on_event=self._on_event,
                 on_request_expired=self._on_request_expired,
             )
@@ -281,6 +286,7 @@ class Residency:
         self.activation = None
         self.attachments.lost()
         self._context.pool.release(activation.runtime)
+        self._context.residents.release(activation.place)
         self._context.release_lease(activation.lease)
 
     def _refuse_when_closed(self) -> None:

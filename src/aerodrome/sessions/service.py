@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -48,20 +49,21 @@ from aerodrome.model import (
     valid_session_id,
 )
 from aerodrome.policy.attachments import refusal
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.api import Ask, MessagePage, OpenSession, SendMessage
 from aerodrome.sessions.context import SessionContext
-from aerodrome.sessions.fork import ForkPlaces, copy_files
+from aerodrome.sessions.fork import copy_files, fork_places
 from aerodrome.sessions.history import history_page
 from aerodrome.sessions.hub import Channel, EventHub
 from aerodrome.sessions.live import LiveSession
 from aerodrome.sessions.members import Members, allowed, check, tag
+from aerodrome.sessions.parsing import parse
 from aerodrome.sessions.patience import accept
 from aerodrome.sessions.recovery import living_incarnations, recover
 from aerodrome.sessions.registry import LiveSessions
 from aerodrome.sessions.replay import BEGINNING, behind, behind_latest, last_id, missed
 from aerodrome.sessions.run import TurnRun, error_of
-from aerodrome.sessions.wake import parse, read_history
+from aerodrome.sessions.wake import read_history
 from aerodrome.statestore.history import stored_events
 from aerodrome.wire.envelope import size_of
 
@@ -77,7 +79,7 @@ class SessionService:
         #: For front doors: `members.listen`.
         self.members_here = Members(context, self._sessions)
         self._draining = False
-        self._forks = ForkPlaces()
+        self._forks = fork_places()
 
     @property
     def live(self) -> list[LiveSession]:
@@ -100,6 +102,27 @@ class SessionService:
     @property
     def draining(self) -> bool:
         return self._draining
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Prompts that were accepted here and have not begun, by tenant."""
+        return self._context.admission.backlog.tenants
+
+    @property
+    def wait(self) -> float:
+        """Seconds that turns have lately waited for a place among those that run."""
+        return self._context.admission.gate.recent_wait
+
+    @property
+    def tenants(self) -> dict[str, dict[str, int]]:
+        """Of each tenant that is busy here: `sessions` that are loaded, `turns` that run, `waiting` prompts."""
+        loaded = Counter(live.row.key.tenant for live in self.live if live.activation is not None)
+        running = {tenant: held for tenant, (_, held) in self._context.admission.gate.line.tenants.items()}
+        waiting = self.waiting
+        return {
+            tenant: {"sessions": loaded[tenant], "turns": running.get(tenant, 0), "waiting": waiting.get(tenant, 0)}
+            for tenant in {*loaded, *running, *waiting}
+        }
 
     # --- sessions ---
 
@@ -401,16 +424,16 @@ class SessionService:
         live = self._sessions.find(SessionKey(who.tenant, session_id))
         return live is not None and live.row.role_of(who) is not None
 
-    async def borrow(self, who: Principal) -> ManagedRuntime:
+    async def borrow(self, who: Principal) -> Runtime:
         """Any runtime that serves the principal, for a question that concerns no session; `give_back` it.
 
-        Raises as `RuntimePool.reserve`.
+        Raises as `Runtimes.reserve`.
         """
         await self._serving()
         user = self._context.options.isolation_of(who.tenant) is Isolation.USER
         return await self._context.pool.reserve(RuntimeKey(who.tenant, who.user if user else None))
 
-    def give_back(self, runtime: ManagedRuntime) -> None:
+    def give_back(self, runtime: Runtime) -> None:
         self._context.pool.release(runtime)
 
     async def turn_slot(self, who: Principal) -> Callable[[], None]:
@@ -451,7 +474,7 @@ class SessionService:
             streaming=bool(row.options.get("streaming", True)),
             native=row.options.get("native"),
         )
-        async with self._forks.hold(who):
+        async with self._forks.hold(who.tenant, who.user):
             target, _ = await self.open_session(who, opened)
             try:
                 await copy_files(self._context, row.key, target, to_event_id)
@@ -571,7 +594,7 @@ class SessionService:
     # --- the node's own work ---
 
     async def make_room(self, key: RuntimeKey | None) -> bool:
-        """See `runtime.pool.MakeRoom`."""
+        """See `runtime.ports.MakeRoom`."""
         return await self._sessions.make_room(key)
 
     async def hibernate(self, live: LiveSession) -> bool:

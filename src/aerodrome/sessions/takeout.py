@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from aerodrome._util.clock import Clock
-from aerodrome.coordination.ports import Beat, ClusterEvent, Coordination, Directory, Leases, Node
+from aerodrome.coordination.ports import ClusterEvent, Coordination, Directory, Leases, Node
 from aerodrome.errors import Fenced, NotFound, StoreUnavailable
 from aerodrome.model import SessionKey, SessionRow
 from aerodrome.sessions.erase import announce, epoch_floor, erase
 from aerodrome.sessions.hints import DELETED, MEMBERS
+from aerodrome.sessions.operator import operator_node
 from aerodrome.sessions.ports import Ledger
 from aerodrome.statestore.ports import SessionFileStore
 
 _PAGE = 200
-#: Seconds: life of the node we are while we hold leases, and between two tries for one that is taken.
-_TTL, _RETRY = 60.0, 0.5
+#: Seconds between two tries for a lease that is taken.
+_RETRY = 0.5
 
 
 class Stores(Protocol):
@@ -189,22 +189,5 @@ class Eraser:
 @asynccontextmanager
 async def eraser(stores: Stores, clock: Clock, *, wait: float = 0.0) -> AsyncIterator[Eraser]:
     """An eraser, alive as long as the block."""
-    node = Node(name="aerodrome-sessions-rm", incarnation=f"cli-{secrets.token_hex(8)}")
-    await stores.coordination.join(node, _TTL)
-    beating = asyncio.create_task(_beat(stores.coordination, node.incarnation), name="heartbeat of sessions rm")
-    try:
-        yield Eraser(stores, node.incarnation, clock, wait)
-    finally:
-        beating.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await beating
-        await stores.coordination.leave(node.incarnation)
-
-
-async def _beat(coordination: Coordination, incarnation: str) -> None:
-    beat = Beat.ALIVE
-    while beat is not Beat.DEAD:
-        await asyncio.sleep(_TTL / 4)
-        # A store that is away for a moment ends nothing: leases are not taken away by silence shorter than the ttl.
-        with contextlib.suppress(StoreUnavailable):
-            beat = await coordination.heartbeat(incarnation)
+    async with operator_node(stores.coordination, "aerodrome-sessions-rm") as incarnation:
+        yield Eraser(stores, incarnation, clock, wait)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
@@ -28,6 +29,7 @@ from aerodrome.errors import (
     TurnFailed,
 )
 from aerodrome.events import SessionEvent
+from aerodrome.fairness.estimate import Rate, retry_after
 from aerodrome.model import OnBusy, SessionKind, SessionRow
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.sessions.activation import Activation
@@ -91,6 +93,8 @@ class Turns:
         )
         self._worker: asyncio.Task[None] | None = None
         self._closed_with: AerodromeError | None = None
+        #: How fast turns end.
+        self._rate = Rate(context.clock.monotonic())
         #: Monotonic time of the last use, for the choice of whom to hibernate.
         self.last_used = context.clock.monotonic()
 
@@ -136,13 +140,15 @@ class Turns:
 
         Raises:
             NotFound, Draining: The session has been closed.
-            SessionBusy, Conflict, Capacity: It may not or cannot wait.
+            SessionBusy, Conflict: It may not wait.
+            Capacity: Too many wait: in the session, of the user, or of the tenant.
         """
         if self._closed_with is not None:
             raise copy.copy(self._closed_with)
         if self.busy:
             self._refuse_when_busy(on_busy)
-        elif self._residency.loaded is not None and self._context.admission.free(run.row):
+        self._context.admission.backlog.enter(run.row)
+        if not self.busy and self._residency.loaded is not None and self._context.admission.free(run.row):
             self._books.start_at_once(run)
         if on_busy is OnBusy.INTERRUPT:
             for waiting in self._queue:
@@ -161,6 +167,7 @@ class Turns:
         """The run could not be recorded: it never was."""
         self._queue.remove(run)
         self._context.admission.withdraw(run.row)
+        self._context.admission.backlog.leave(run.row)
         run.recorded.set_result(False)
 
     def accept(self, run: TurnRun, on_busy: OnBusy) -> None:
@@ -180,7 +187,11 @@ class Turns:
         # The first of the queue does not wait for another when the worker has not come to it yet.
         waiting = len(self._queue) - (self._current is None)
         if waiting >= self._context.options.max_queued:
-            raise Capacity(f"{waiting} prompts wait in this session already", retry_after=1.0)
+            chance, now = random.random(), self._context.clock.monotonic()  # noqa: S311
+            raise Capacity(
+                f"{waiting} prompts wait in this session already",
+                retry_after=retry_after(waiting, self._rate.per_second(now), chance),
+            )
 
     # --- ending turns from outside ---
 
@@ -265,6 +276,7 @@ class Turns:
         if activation.runtime.state is RuntimeState.RETIRING and not steer:
             return  # the session is to leave it after this turn, and not after all that may come yet
         self._queue.remove(run)
+        self._context.admission.backlog.leave(run.row)
         self._delivery.add(run)
         self._context.tasks.start(self._hand_in(run, activation, steer=steer), "hand in")
 
@@ -305,6 +317,7 @@ class Turns:
                 finally:
                     self._current = None
                     self._context.admission.withdraw(run.row)
+                    self._context.admission.backlog.leave(run.row)
                 await self._rest()
         except asyncio.CancelledError:
             for run in self.all:
@@ -322,6 +335,7 @@ class Turns:
     async def _rest(self) -> None:
         """Between two turns."""
         self.last_used = self._context.clock.monotonic()
+        self._rate.note(self.last_used)
         await self._residency.drop("the runtime was lost after the turn")
         self._residency.note_state()
         if not self.busy:

@@ -9,10 +9,8 @@ answered is cut off the history, so that it stands in it once after it has been 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from typing import TypeVar
 
 import structlog
 
@@ -21,22 +19,19 @@ from aerodrome.errors import Fenced, NotFound, SessionElsewhere, StoreUnavailabl
 from aerodrome.events import SessionEvent
 from aerodrome.model import SessionKey, SessionRow
 from aerodrome.policy.session_params import session_params
-from aerodrome.runtime.supervisor import ManagedRuntime
+from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.activation import Activation, ActivationRefused
 from aerodrome.sessions.attachments import Attachments
 from aerodrome.sessions.context import SessionContext, runtime_key
 from aerodrome.sessions.erase import announce, epoch_floor
 from aerodrome.sessions.hints import DELETED
+from aerodrome.sessions.mend import Condition, mend, report
+from aerodrome.sessions.parsing import parse
 from aerodrome.sessions.requests import OpenRequest
 from aerodrome.statestore.history import cut_unanswered
 from aerodrome.statestore.provider import EVENTS_PATH
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
-
-#: Characters of history from which on it is read in a thread: parsing takes about 10 ms a megabyte.
-LONG = 256 * 1024
 
 
 async def take_lease(context: SessionContext, row: SessionRow) -> tuple[Lease, SessionRow]:
@@ -115,11 +110,6 @@ async def read_history(context: SessionContext, key: SessionKey) -> str:
         return ""
 
 
-async def parse(function: Callable[[str], T], text: str) -> T:
-    """Apply a function to a history without holding up everybody else when it is long."""
-    return function(text) if len(text) < LONG else await asyncio.to_thread(function, text)
-
-
 async def repair_history(context: SessionContext, key: SessionKey, epoch: int) -> str:
     """Cut an unanswered prompt off the history; returns what is left. Raises `TooLarge` when it may not be loaded."""
     text = await read_history(context, key)
@@ -135,12 +125,22 @@ async def repair_history(context: SessionContext, key: SessionKey, epoch: int) -
     return kept
 
 
+async def _put_in_order(context: SessionContext, key: SessionKey, epoch: int) -> Condition | None:
+    volume = context.volume
+    if volume is None:
+        return None  # what only we write is whole
+    condition = await context.state_patience(lambda: mend(context.files, volume, key, epoch, context.clock))
+    report(key, condition)
+    return condition
+
+
 async def wake(
     context: SessionContext,
     row: SessionRow,
     attachments: Attachments,
     *,
     on_history: Callable[[str], Awaitable[None]],
+    on_condition: Callable[[Condition], None],
     on_event: Callable[[SessionEvent], None],
     on_request_expired: Callable[[OpenRequest], None],
 ) -> Activation:
@@ -148,9 +148,11 @@ async def wake(
 
     Args:
         on_history: Called with the history that the session is loaded with, before its first event.
+        on_condition: Then called with how its files were found, where servers write them themselves.
 
     Raises:
-        Capacity, RuntimeUnavailable, Draining: No runtime can be had (see `RuntimePool.reserve`).
+        Capacity: Too many sessions are loaded, and all are in turns.
+        Capacity, RuntimeUnavailable, Draining: No runtime can be had (see `Runtimes.reserve`).
         ActivationRefused: The runtime was lost while it loaded the session, or refused it.
         SessionElsewhere: Another node runs the session.
         NotFound: It has been deleted.
@@ -160,17 +162,23 @@ async def wake(
     """
     with ExitStack() as undo:
         await context.suspicions.settled(row.key)
+        place = await context.residents.take(row)
+        undo.callback(context.residents.release, place)
         alone = context.suspicions.alone(row, context.clock.time())
-        runtime = await context.pool.reserve(runtime_key(row), row.key.id, alone=alone)
+        runtime = await context.pool.reserve(runtime_key(row), row.key.id, row.owner, alone=alone)
         undo.callback(context.pool.release, runtime)
         lease, row = await take_lease(context, row)
         undo.callback(context.release_lease, lease)
         context.suspicions.check(row)
+        condition = await _put_in_order(context, row.key, lease.epoch)
         history = await repair_history(context, row.key, lease.epoch)
         await on_history(history)
+        if condition is not None:
+            on_condition(condition)
         activation = Activation(
             lease,
             runtime,
+            place,
             context.files,
             request_timeout=context.options.request_timeout,
             patience=context.state_patience,
@@ -196,7 +204,7 @@ async def wake(
     return activation
 
 
-def _params(context: SessionContext, row: SessionRow, runtime: ManagedRuntime) -> dict[str, object]:
+def _params(context: SessionContext, row: SessionRow, runtime: Runtime) -> dict[str, object]:
     options = row.options
     params = session_params(
         row.key.id,

@@ -17,7 +17,9 @@ Content is text: that is what the CLI writes as long as the capability `binary` 
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from aerodrome.errors import Fenced
@@ -121,4 +123,38 @@ class SessionFileStore(Protocol):
 
     async def forget_session(self, key: SessionKey, epoch: int) -> bool:
         """Remove all that is stored under this key, the mark too, if this is its epoch. ``False``: it is not."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that has left a lock in a session's directory."""
+
+    pid: int
+    #: It lives, and has the session loaded. Known on the same machine, and where the volume passes `flock` on.
+    alive: bool
+
+
+class SharedVolume(Protocol):
+    """What there is beside the files where Copilot CLI servers write them themselves.
+
+    All methods raise `StoreUnavailable` when the volume can not be used.
+    """
+
+    def directory(self, tenant: str) -> Path:
+        """What the servers of a tenant have as their `session-state`, as this node sees it."""
+        ...
+
+    async def holders(self, key: SessionKey) -> list[Holder]: ...
+
+    async def clear_stale(self, key: SessionKey) -> int:
+        """Remove the locks of processes that are no more. Returns of how many."""
+        ...
+
+    async def check_sight(self, tenant: str, sees: Callable[[str], Awaitable[bool]]) -> bool:
+        """Whether somebody sees what lies in the tenant's directory.
+
+        Args:
+            sees: Asks whether there is a session of this id.
+        """
         ...

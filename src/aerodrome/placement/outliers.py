@@ -1,0 +1,201 @@
+"""Which of several servers gets nothing for a while, because it does worse than the others. Pure: time is an argument.
+
+Each server is `healthy`, `ejected` or on `probation`:
+
+- A healthy one is ejected after so many failures in a row; or when, since the last look, it has answered well less
+  often than the others by a margin, or slower than the median of the others by a factor. Comparison with the others is
+  the point: when all are slow, the model or the network is, and nobody is to be ejected for it.
+- Never more than a share of the servers is ejected, and never the last.
+- An ejection lasts twice as long as the one before, up to a limit; time in health makes up for earlier ones.
+- Then it is on probation: it gets a few requests. If they go well it is healthy again; one that fails ejects it anew.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from statistics import median
+
+from aerodrome._util.transitions import Machine
+
+#: Latest answers that count for a server's latency.
+_MEASURED = 200
+
+
+@dataclass(frozen=True, slots=True)
+class OutlierOptions:
+    """Times in seconds."""
+
+    #: Failures in a row that eject at once.
+    consecutive_failures: int = 5
+    #: Requests between two looks without which a server is neither judged nor taken as a measure for others.
+    min_requests: int = 10
+    #: By how much its share of good answers may be below the median of the others.
+    success_margin: float = 0.3
+    #: How many times slower than the median of the others it may be; differences below `latency_floor` do not count.
+    latency_factor: float = 4.0
+    latency_floor: float = 0.1
+    ejection: float = 15.0
+    max_ejection: float = 300.0
+    #: Most of all servers that may be ejected at the same time.
+    max_share: float = 0.5
+    probation_requests: int = 3
+
+
+class Standing(StrEnum):
+    HEALTHY = "healthy"
+    EJECTED = "ejected"
+    PROBATION = "probation"
+
+
+class Stimulus(StrEnum):
+    OUTLIER = "outlier"
+    TIME_SERVED = "time served"
+    PROVED = "proved"
+
+
+TRANSITIONS: dict[tuple[Standing, Stimulus], Standing] = {
+    (Standing.HEALTHY, Stimulus.OUTLIER): Standing.EJECTED,
+    (Standing.EJECTED, Stimulus.TIME_SERVED): Standing.PROBATION,
+    (Standing.PROBATION, Stimulus.PROVED): Standing.HEALTHY,
+    (Standing.PROBATION, Stimulus.OUTLIER): Standing.EJECTED,
+}
+
+
+@dataclass(slots=True)
+class _Server:
+    machine: Machine[Standing, Stimulus] = field(default_factory=lambda: Machine(Standing.HEALTHY, TRANSITIONS))
+    failures_in_a_row: int = 0
+    #: Since the last look.
+    good: int = 0
+    bad: int = 0
+    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_MEASURED))
+    #: How often it was ejected, less what it has made up for.
+    ejections: int = 0
+    until: float = 0.0
+    #: On probation: requests that were handed to it, and that went well.
+    given: int = 0
+    proved: int = 0
+    reason: str = ""
+
+    @property
+    def requests(self) -> int:
+        return self.good + self.bad
+
+
+class OutlierDetector:
+    """Tell it who there is (`keep`), what became of requests (`seen`), and look from time to time (`look`)."""
+
+    def __init__(self, options: OutlierOptions | None = None) -> None:
+        self._options = options or OutlierOptions()
+        self._servers: dict[str, _Server] = {}
+
+    def keep(self, ids: Iterable[str]) -> None:
+        """These are the servers there are; others are forgotten."""
+        self._servers = {name: self._servers.get(name) or _Server() for name in sorted(ids)}
+        ejected = [s for s in self._servers.values() if s.machine.state is Standing.EJECTED]
+        # Of fewer servers fewer may be ejected; those go first that would have come back first.
+        for server in sorted(ejected, key=lambda s: s.until)[: max(0, len(ejected) - self._most_ejected)]:
+            self._let_back(server)
+
+    def standing(self, name: str) -> Standing:
+        server = self._servers.get(name)
+        return server.machine.state if server else Standing.HEALTHY
+
+    def reason(self, name: str) -> str:
+        """Why it was last ejected; empty when it never was."""
+        server = self._servers.get(name)
+        return server.reason if server else ""
+
+    def admits(self, name: str) -> bool:
+        """Whether it may get one more session now."""
+        server = self._servers.get(name)
+        if server is None or server.machine.state is Standing.HEALTHY:
+            return True
+        return server.machine.state is Standing.PROBATION and server.given < self._options.probation_requests
+
+    def placed(self, name: str) -> None:
+        """It was given a session."""
+        if (server := self._servers.get(name)) is not None:
+            server.given += 1
+
+    def seen(self, name: str, *, good: bool, seconds: float, now: float) -> None:
+        """A request was answered well after so many seconds, or was not."""
+        server = self._servers.get(name)
+        if server is None or server.machine.state is Standing.EJECTED:
+            return
+        if good:
+            server.good += 1
+            server.failures_in_a_row = 0
+            server.latencies.append(seconds)
+            server.proved += 1
+            if server.machine.state is Standing.PROBATION and server.proved >= self._options.probation_requests:
+                server.machine.apply(Stimulus.PROVED)
+            return
+        server.bad += 1
+        server.failures_in_a_row += 1
+        on_probation = server.machine.state is Standing.PROBATION
+        if on_probation or server.failures_in_a_row >= self._options.consecutive_failures:
+            again = "failed on probation" if on_probation else f"{server.failures_in_a_row} failures in a row"
+            self._eject(name, again, now)
+
+    def look(self, now: float) -> None:
+        """Judge what was seen since the last look, and let those on probation whose time is over."""
+        for server in self._servers.values():
+            if server.machine.state is Standing.EJECTED and now >= server.until:
+                self._let_back(server)
+        healthy = {n: s for n, s in self._servers.items() if s.machine.state is Standing.HEALTHY}
+        judged = {n: s for n, s in healthy.items() if s.requests >= self._options.min_requests}
+        # All are judged by what was seen before any of them is ejected.
+        found = {name: verdict for name in judged if (verdict := self._verdict(name, judged))}
+        for name, server in judged.items():
+            if name in found:
+                self._eject(name, found[name], now)
+            else:
+                server.ejections = max(0, server.ejections - 1)
+            server.good = server.bad = 0
+            server.latencies.clear()
+
+    def _verdict(self, name: str, judged: dict[str, _Server]) -> str:
+        """Why it is an outlier; empty when it is none."""
+        options, server = self._options, judged[name]
+        others = [other for other in judged if other != name]
+        if not others:
+            return ""
+        rate, usual = server.good / server.requests, median(judged[o].good / judged[o].requests for o in others)
+        if rate < usual - options.success_margin:
+            return f"{rate:.0%} of its answers were good, {usual:.0%} of the others'"
+        measured = [median(judged[o].latencies) for o in others if judged[o].latencies]
+        if not server.latencies or not measured:
+            return ""
+        own, theirs = median(server.latencies), median(measured)
+        if own > options.latency_factor * theirs and own - theirs > options.latency_floor:
+            return f"it takes {own:.3g} s where the others take {theirs:.3g} s"
+        return ""
+
+    @property
+    def _most_ejected(self) -> int:
+        return min(int(len(self._servers) * self._options.max_share), len(self._servers) - 1)
+
+    @staticmethod
+    def _let_back(server: _Server) -> None:
+        server.machine.apply(Stimulus.TIME_SERVED)
+        server.given = server.proved = server.failures_in_a_row = 0
+
+    def _eject(self, name: str, reason: str, now: float) -> None:
+        server = self._servers[name]
+        ejected = sum(s.machine.state is Standing.EJECTED for s in self._servers.values())
+        if ejected + 1 > self._most_ejected:
+            if server.machine.state is Standing.PROBATION:
+                server.given = server.proved = 0  # it may try again: there is nobody to do its work
+            return
+        server.machine.apply(Stimulus.OUTLIER)
+        server.reason = reason
+        server.ejections += 1
+        server.until = now + min(
+            self._options.max_ejection, self._options.ejection * 2.0 ** min(server.ejections - 1, 32)
+        )
+        server.failures_in_a_row = server.good = server.bad = 0
+        server.latencies.clear()

@@ -1,0 +1,1 @@
+"""Where attached servers and bindings are stored."""

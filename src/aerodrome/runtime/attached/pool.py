@@ -1,0 +1,434 @@
+"""The attached servers of this node: which there are, whose they are, and which of them gets a session.
+
+`reserve` gives a session a place in a server of its key. A server that is nobody's yet is bound to the first key that
+needs it, in the store that all nodes share, and to nobody else until it is detached: what one tenant has left in its
+memory must not meet another (ADR 0026).
+
+The list of servers is made anew whenever the settings change, somebody attaches or detaches one, or a name leads to
+other addresses. One that is not in it any more is drained: it gets no sessions, idle ones leave it, and it is let go of
+when none is left or `drain_timeout` is over.
+
+Nobody waits for anything in particular: whatever changes wakes all who wait, and each looks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from aerodrome._util.tasks import TaskOwner
+from aerodrome.errors import AerodromeError, Capacity, Draining, RuntimeUnavailable, StoreUnavailable
+from aerodrome.model import PlacementStrategy, RuntimeKey
+from aerodrome.placement.choose import Candidate, placement
+from aerodrome.placement.outliers import OutlierDetector, OutlierOptions, Standing
+from aerodrome.runtime.attached.entry import AttachEntry, plan
+from aerodrome.runtime.attached.ports import AttachStore, Resolver, StoredServer
+from aerodrome.runtime.attached.runtime import AttachedOptions, AttachedRuntime
+from aerodrome.runtime.attached.server import AttachedServer
+from aerodrome.runtime.ports import MakeRoom, MoveSessions, Runtime
+from aerodrome.statestore.ports import SharedVolume
+
+log = structlog.get_logger(__name__)
+
+_BLIND = "its session-state is not the tenant's directory on the volume"
+#: Seconds between two looks for servers that do worse than the others.
+_LOOK = 5.0
+#: Name of the token for servers that name none.
+DEFAULT_TOKEN = "default"  # noqa: S105 - a name
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedPoolOptions:
+    """Times in seconds."""
+
+    server: AttachedOptions = field(default_factory=AttachedOptions)
+    #: Resident sessions a server, where its entry says nothing else.
+    max_sessions: int = 50
+    capacity_timeout: float = 30.0
+    #: Between two looks at the store and at the names.
+    refresh: float = 5.0
+    drain_timeout: float = 60.0
+    placement: PlacementStrategy = PlacementStrategy.LEAST_LOADED
+    outliers: OutlierOptions = field(default_factory=OutlierOptions)
+
+
+class AttachedPool:
+    """Implements `runtime.ports.Runtimes`.
+
+    Args:
+        entries: From the settings; `reload` gives others.
+        tokens: By name, for servers that are attached at run time.
+    """
+
+    def __init__(
+        self,
+        options: AttachedPoolOptions,
+        store: AttachStore,
+        resolver: Resolver,
+        volume: SharedVolume | None,
+        entries: Sequence[AttachEntry] = (),
+        tokens: Mapping[str, str] | None = None,
+    ) -> None:
+        self._options = options
+        self._store = store
+        self._resolver = resolver
+        self._volume = volume
+        self._entries = list(entries)
+        self._tokens = dict(tokens or {})
+        self._addresses: dict[str, tuple[str, ...]] = {}
+        self._conflicts: dict[str, AttachEntry] = {}
+        self._servers: dict[str, AttachedServer] = {}
+        #: Removed ones that still hold sessions.
+        self._leaving: list[AttachedServer] = []
+        self._runs: dict[AttachedServer, asyncio.Task[None]] = {}
+        self._placement = placement(options.placement)
+        self._outliers = OutlierDetector(options.outliers)
+        #: Held while it is changed or read whose servers are: a look that began before a change must not undo it.
+        self._binding = asyncio.Lock()
+        self._refreshing = asyncio.Lock()
+        #: Set, and replaced by a new one, whenever something has changed that a waiter may wait for.
+        self._changed = asyncio.Event()
+        self._tasks = TaskOwner("attached")
+        self._closing = False
+        self.make_room: MakeRoom | None = None
+        self.on_lost: Callable[[Runtime], None] | None = None
+        self.move_sessions: MoveSessions | None = None
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Find the servers and begin to connect to them. Does not wait for connections."""
+        await self.refresh()
+        self._tasks.start(self._refresh_for_ever(), "refresh")
+        self._tasks.start(self._look_for_ever(), "outliers")
+
+    async def aclose(self) -> None:
+        """Let go of all servers. Sessions should have been hibernated before."""
+        self._closing = True
+        self.notify()
+        await self._tasks.aclose()
+
+    async def reload(self, entries: Sequence[AttachEntry], tokens: Mapping[str, str]) -> None:
+        """The settings have changed."""
+        self._entries, self._tokens = list(entries), dict(tokens)
+        await self.refresh()
+
+    @property
+    def tokens(self) -> Collection[str]:
+        """Names of the tokens that there are."""
+        return self._tokens.keys()
+
+    @property
+    def runtimes(self) -> list[AttachedRuntime]:
+        return [server.runtime for server in self._all if server.runtime is not None]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The rows of `aerodrome runtimes ls`, also of servers that are not connected."""
+        return [self._row(server) for server in self._all]
+
+    def has(self, key: RuntimeKey) -> bool:
+        """Whether sessions of this key belong on attached servers: one is theirs, or is free and well."""
+        return any(
+            server.belongs_to(key)
+            and (server.binding is not None or server.entry.tenant is not None or server.runtime is not None)
+            for server in self._servers.values()
+        )
+
+    # --- places ---
+
+    async def reserve(
+        self, key: RuntimeKey, session_id: str | None = None, user: str | None = None, *, alone: bool = False
+    ) -> AttachedRuntime:
+        """See `runtime.ports.Runtimes`."""
+        deadline = time.monotonic() + self._options.capacity_timeout
+        asked: asyncio.Event | None = None
+        while True:
+            if self._closing:
+                raise Draining("this node is shutting down")
+            # Taken before we look, so that a change between the look and the wait is not missed.
+            changed = self._changed
+            await self._bind_for(key)
+            if (runtime := self._with_room(key, session_id, user, alone=alone)) is not None:
+                runtime.reserved += 1
+                runtime.alone = alone
+                return runtime
+            if asked is not changed and self._connected(key) and self.make_room is not None:
+                asked = changed
+                await self.make_room(key)
+                continue
+            try:
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    await changed.wait()
+            except TimeoutError:
+                raise self._nothing(key) from None
+
+    def release(self, runtime: Runtime) -> None:
+        runtime.reserved -= 1
+        runtime.alone = runtime.alone and runtime.reserved > 0
+        runtime.last_held = time.monotonic()
+        self.notify()
+
+    def notify(self) -> None:
+        """See `runtime.ports.Runtimes`."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _connected(self, key: RuntimeKey) -> list[AttachedServer]:
+        return [s for s in self._servers.values() if s.binding == key and s.runtime is not None]
+
+    def _with_room(
+        self, key: RuntimeKey, session_id: str | None, user: str | None, *, alone: bool
+    ) -> AttachedRuntime | None:
+        usable: dict[str, AttachedRuntime] = {}
+        candidates = []
+        for server in self._connected(key):
+            runtime = server.runtime
+            assert runtime is not None
+            if runtime.lost.is_set() or session_id in runtime.letting_go or not self._outliers.admits(server.name):
+                continue
+            if runtime.alone or (alone and runtime.reserved):
+                continue
+            usable[server.name] = runtime
+            capacity = server.entry.max_sessions or self._options.max_sessions
+            candidates.append(Candidate(server.name, runtime.reserved, capacity, server.entry.weight))
+        chosen = self._placement.choose(candidates, user)
+        if chosen is None:
+            return None
+        self._outliers.placed(chosen)
+        return usable[chosen]
+
+    def _nothing(self, key: RuntimeKey) -> AerodromeError:
+        waited = self._options.capacity_timeout
+        if self._connected(key):
+            return Capacity(f"the attached servers are full, and stayed so for {waited:g} s", retry_after=waited)
+        reasons = [f"{s.name}: {s.reason or 'it is in use'}" for s in self._servers.values() if s.belongs_to(key)]
+        return RuntimeUnavailable(f"no attached server can be used: {'; '.join(reasons) or 'there is none'}")
+
+    # --- whose they are ---
+
+    async def _bind_for(self, key: RuntimeKey) -> None:
+        """Give the key what it needs: all servers of its tenant, and a free one while all that it has are full.
+
+        Under isolation `user` the servers of a tenant are shared out to its users as they need them.
+        """
+        if not self._lacking(key):
+            return
+        async with self._binding:
+            # Again for each, because others have gone before us.
+            while lacking := self._lacking(key):
+                await self._bind(lacking[0], key)
+
+    def _lacking(self, key: RuntimeKey) -> list[AttachedServer]:
+        """Free servers that the key should have."""
+        free = [
+            server
+            for server in self._servers.values()
+            if server.binding is None and server.runtime is not None and server.belongs_to(key)
+        ]
+        own = [server for server in free if server.entry.tenant is not None]
+        if own and key.user is None:
+            return own
+        has_room = any(
+            server.runtime is not None
+            and server.runtime.reserved < (server.entry.max_sessions or self._options.max_sessions)
+            and self._outliers.standing(server.name) is not Standing.EJECTED
+            for server in self._connected(key)
+        )
+        return [] if has_room else own or free
+
+    async def _bind(self, server: AttachedServer, key: RuntimeKey) -> None:
+        runtime = server.runtime
+        if runtime is None:
+            return
+        try:
+            seen = await self.sees_volume(runtime, key.tenant)
+        except RuntimeUnavailable as error:
+            seen = False
+            server.reason = error.detail
+        if not seen:
+            # Another tenant's, perhaps: whose directory it is can be seen on the server only. Asked anew when it has
+            # been connected to anew.
+            server.unseen.add(key.tenant)
+            log.warning("runtime.not_bound", server=server.name, key=str(key), reason=server.reason or _BLIND)
+            return
+        owner = await self._store.bind(server.name, server.entry.address, key)
+        server.bind(owner)
+        if owner == key:
+            log.info("runtime.bound", server=server.name, key=str(key))
+        self.notify()
+
+    async def sees_volume(self, runtime: AttachedRuntime, tenant: str) -> bool:
+        volume = self._volume
+        if volume is None:
+            return True
+        return await runtime.sees(lambda has: volume.check_sight(tenant, has))
+
+    # --- which there are ---
+
+    async def refresh(self) -> None:
+        """Look again at the store and at the names."""
+        async with self._refreshing:
+            try:
+                entries = [*self._entries, *(self._entry_of(server) for server in await self._store.attached())]
+                await self._resolve({entry.host for entry in entries})
+                found = plan(entries, self._addresses)
+                # Whom we bind while we look must not be missing in what we have seen.
+                async with self._binding:
+                    self._apply(found.servers, await self._store.bindings())
+            except StoreUnavailable as error:
+                log.warning("runtime.attached_unknown", reason=error.detail)
+                return  # what is known goes on
+            for endpoint in found.conflicts.keys() - self._conflicts.keys():
+                log.warning("runtime.attached_twice", server=endpoint, ignored=found.conflicts[endpoint].address)
+            self._conflicts = found.conflicts
+
+    def _entry_of(self, server: StoredServer) -> AttachEntry:
+        host, _, port = server.address.rpartition(":")
+        given = {"workspace": server.workspace} if server.workspace else {}
+        return AttachEntry(
+            host.strip("[]"),
+            int(port),
+            token=self._tokens.get(server.token or DEFAULT_TOKEN, ""),
+            weight=server.weight,
+            tenant=server.tenant,
+            max_sessions=server.max_sessions,
+            **given,
+        )
+
+    async def _resolve(self, hosts: set[str]) -> None:
+        async def resolve(host: str) -> tuple[str, tuple[str, ...]]:
+            try:
+                found = tuple(await self._resolver.resolve(host))
+            except OSError as error:
+                log.warning("runtime.attached_unresolved", host=host, reason=str(error) or type(error).__name__)
+                found = ()
+            # A resolver that is away, or knows nothing for a moment, takes no server from its sessions.
+            return host, found or self._addresses.get(host, ())
+
+        self._addresses = dict(await asyncio.gather(*map(resolve, sorted(hosts))))
+
+    def _apply(self, wanted: Mapping[str, AttachEntry], bindings: Mapping[str, RuntimeKey]) -> None:
+        for name, server in list(self._servers.items()):
+            entry = wanted.get(name)
+            freed = server.binding is not None and server.binding != bindings.get(name)
+            if entry is None or freed or not entry.same_server(server.entry):
+                self._remove(server)
+            else:
+                server.entry = entry
+        leaving = {server.name for server in self._leaving}
+        for name, entry in wanted.items():
+            if name in leaving:
+                continue  # it must have let go of its sessions before it may become somebody else's
+            if name not in self._servers:
+                self._add(name, entry, bindings.get(name))
+            elif (key := bindings.get(name)) is not None and self._servers[name].binding is None:
+                self._servers[name].bind(key)
+        self._outliers.keep(self._servers)
+        self.notify()
+
+    def _add(self, name: str, entry: AttachEntry, binding: RuntimeKey | None) -> None:
+        host = name.rpartition(":")[0].strip("[]")
+        server = AttachedServer(name, (host, entry.port), entry, self._options.server, self)
+        server.binding = binding
+        self._servers[name] = server
+        self._runs[server] = self._tasks.start(server.run(), f"server {name}")
+
+    def _remove(self, server: AttachedServer) -> None:
+        server.draining = True
+        del self._servers[server.name]
+        self._leaving.append(server)
+        self._tasks.start(self._drain(server), f"drain {server.name}")
+
+    async def _drain(self, server: AttachedServer) -> None:
+        """Its sessions leave as they become idle; what has not left in time is taken from it."""
+        log.info("runtime.draining", server=server.name, address=server.entry.address)
+        try:
+            async with asyncio.timeout(self._options.drain_timeout):
+                while (runtime := server.runtime) is not None and runtime.reserved:
+                    changed = self._changed
+                    runtime.retire()
+                    if self.move_sessions is not None:
+                        await self.move_sessions(runtime, False)
+                    if runtime.reserved:
+                        await changed.wait()
+        except TimeoutError:
+            log.warning("runtime.not_drained", server=server.name, sessions=runtime.reserved if runtime else 0)
+        runtime = server.runtime
+        if runtime is not None and runtime.reserved:
+            runtime.kill("the server was removed, and its sessions did not leave in time")
+            self.lost(server, runtime)
+        run = self._runs.pop(server)
+        run.cancel()
+        await asyncio.wait({run})
+        self._leaving.remove(server)
+        log.info("runtime.drained", server=server.name)
+        self.notify()
+        await self.refresh()  # it may be in the list again
+
+    @property
+    def _all(self) -> list[AttachedServer]:
+        return [*self._servers.values(), *self._leaving]
+
+    # --- ServerOwner ---
+
+    def connected(self, server: AttachedServer) -> None:
+        self.notify()
+
+    def lost(self, server: AttachedServer, runtime: AttachedRuntime) -> None:
+        if self.on_lost is not None:
+            self.on_lost(runtime)
+        self.notify()
+
+    def observed(self, server: AttachedServer, answered: bool, seconds: float) -> None:
+        before = self._outliers.standing(server.name)
+        self._outliers.seen(server.name, good=answered, seconds=seconds, now=time.monotonic())
+        self._tell_standing(server.name, before)
+
+    def _tell_standing(self, name: str, before: Standing) -> None:
+        now = self._outliers.standing(name)
+        if now is not before:
+            reason = self._outliers.reason(name) if now is Standing.EJECTED else None
+            log.warning("runtime.standing", server=name, standing=now.value, reason=reason)
+            self.notify()
+
+    # --- upkeep ---
+
+    async def _refresh_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.refresh)
+            try:
+                await self.refresh()
+            except Exception:
+                # What is known goes on; a list that is never read again would be found out late.
+                log.exception("runtime.attached_unknown")
+
+    async def _look_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK)
+            before = {name: self._outliers.standing(name) for name in self._servers}
+            self._outliers.look(time.monotonic())
+            for name, standing in before.items():
+                self._tell_standing(name, standing)
+
+    def _row(self, server: AttachedServer) -> dict[str, Any]:
+        runtime, key = server.runtime, server.binding
+        standing = self._outliers.standing(server.name)
+        state = "draining" if server.draining else "failed" if runtime is None else "warm" if key is None else "claimed"
+        if runtime is not None and not server.draining and standing is not Standing.HEALTHY:
+            state = standing.value
+        none = {"id": server.name, "pid": None, "sessions": 0, "turns": 0, "rss_bytes": 0, "started_at": None}
+        return {
+            **(runtime.describe() if runtime is not None else none),
+            "state": state,
+            "tenant": key.tenant if key else server.entry.tenant,
+            "user": key.user if key else None,
+            "server": server.name,
+            "address": server.entry.address,
+            "weight": server.entry.weight,
+            "reason": server.reason or (self._outliers.reason(server.name) if state == standing.value else ""),
+        }

@@ -1,0 +1,356 @@
+"""Attached servers without a Copilot CLI: which there are, whose they are, and what an outlier gets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aerodrome.errors import Capacity, Invalid, RuntimeUnavailable
+from aerodrome.model import PlacementStrategy, RuntimeKey
+from aerodrome.placement.outliers import OutlierOptions
+from aerodrome.runtime.attached import server as server_module
+from aerodrome.runtime.attached.admin import normal_address
+from aerodrome.runtime.attached.backends.memory import MemoryAttachStore
+from aerodrome.runtime.attached.entry import AttachEntry, plan
+from aerodrome.runtime.attached.pool import AttachedPool, AttachedPoolOptions
+from aerodrome.runtime.attached.runtime import AttachedOptions
+from aerodrome.runtime.release import PINNED
+from support.peer import Peer
+from support.waiting import until
+
+ACME, GLOBEX, ALICE = RuntimeKey("acme", None), RuntimeKey("globex", None), RuntimeKey("acme", "alice")
+
+
+# The plan
+
+
+def test_each_address_of_a_name_is_a_server() -> None:
+    entry = AttachEntry("fleet", 4321)
+    found = plan([entry, AttachEntry("other", 1)], {"fleet": ["10.0.0.1", "fd00::1"], "other": []})
+    assert found.servers == {"10.0.0.1:4321": entry, "[fd00::1]:4321": entry}
+    assert found.conflicts == {}
+
+
+def test_an_endpoint_of_two_entries_is_the_firsts() -> None:
+    ours, theirs = AttachEntry("a", 1, tenant="acme"), AttachEntry("b", 1, tenant="globex")
+    found = plan([ours, theirs], {"a": ["10.0.0.1"], "b": ["10.0.0.1"]})
+    assert found.servers == {"10.0.0.1:1": ours}
+    assert found.conflicts == {"10.0.0.1:1": theirs}
+
+
+@given(
+    names=st.lists(st.sampled_from("abc"), max_size=5),
+    addresses=st.dictionaries(st.sampled_from("abc"), st.lists(st.sampled_from(["10.0.0.1", "10.0.0.2"]), max_size=3)),
+)
+def test_no_endpoint_is_two_servers_and_none_is_forgotten(names: list[str], addresses: dict[str, list[str]]) -> None:
+    entries = [AttachEntry(name, 1, tenant=str(number)) for number, name in enumerate(names)]
+    found = plan(entries, addresses)
+    assert set(found.servers) == {f"{address}:1" for name in names for address in addresses.get(name, ())}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("CLI-1:4321", "cli-1:4321"), (" 10.0.0.1:1 ", "10.0.0.1:1"), ("[fd00::1]:80", "[fd00::1]:80")],
+)
+def test_an_address_has_one_spelling(text: str, expected: str) -> None:
+    assert normal_address(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "cli-1", "cli-1:", ":1", "cli-1:0", "cli-1:99999", "a b:1", "http://a:1", "a/b:1"]
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(Invalid):
+        normal_address(text)
+
+
+def test_no_token_is_shown() -> None:
+    assert "hush" not in repr(AttachEntry("a", 1, token="hush"))
+
+
+# The pool, over servers that speak just enough
+
+
+class FakeServer:
+    """Answers `connect`, `ping` and `session.getMetadata`, as far as it is told to."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.connections = 0
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def name(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for writer in list(self._writers):
+            writer.transport.abort()
+        await self._server.wait_closed()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._writers.add(writer)
+
+        async def perform(request: dict[str, Any]) -> Any:
+            if request["method"] == "connect":
+                return {"ok": True, "protocolVersion": 3, "version": PINNED.version}
+            return {}
+
+        await Peer(reader, writer).serve(perform)
+        self._writers.discard(writer)
+        writer.close()
+
+
+class Literal:
+    """Addresses are what they are called."""
+
+    async def resolve(self, host: str) -> Sequence[str]:
+        return [host]
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "SETTLES", 0.01)
+    monkeypatch.setattr(server_module, "RETRY", 0.01)
+
+
+@asynccontextmanager
+async def pool_of(
+    *fakes: FakeServer, store: MemoryAttachStore | None = None, tenant: str | None = None, **options: Any
+) -> AsyncIterator[AttachedPool]:
+    made = AttachedPoolOptions(
+        server=AttachedOptions(ping_interval=0.05, ping_timeout=5.0), **{"capacity_timeout": 10.0, **options}
+    )
+    for fake in fakes:
+        if not fake.port:
+            await fake.start()
+    entries = [AttachEntry("127.0.0.1", fake.port, tenant=tenant) for fake in fakes]
+    pool = AttachedPool(made, store or MemoryAttachStore(), Literal(), None, entries)
+    await pool.start()
+    try:
+        await until(lambda: len(pool.runtimes) == len(fakes))
+        yield pool
+    finally:
+        await pool.aclose()
+        for fake in fakes:
+            await fake.stop()
+
+
+def bound(pool: AttachedPool) -> dict[str, str | None]:
+    return {row["server"]: row["tenant"] for row in pool.describe()}
+
+
+async def test_a_free_server_goes_to_the_first_and_the_next_to_the_next() -> None:
+    one, two = FakeServer(), FakeServer()
+    async with pool_of(one, two) as pool:
+        assert pool.has(ACME)
+        first = await pool.reserve(ACME)
+        assert (await pool.reserve(ACME)) is first, "what has room needs no other"
+        other = await pool.reserve(GLOBEX)
+        assert other is not first
+        assert {first.key, other.key} == {ACME, GLOBEX}
+        assert not pool.has(RuntimeKey("third", None)), "what is somebody's is nobody else's"
+
+
+class SlowStore(MemoryAttachStore):
+    async def bind(self, endpoint: str, address: str, key: RuntimeKey) -> RuntimeKey:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return await super().bind(endpoint, address, key)
+
+
+async def test_many_at_once_bind_one_server() -> None:
+    async with pool_of(FakeServer(), FakeServer(), FakeServer(), store=SlowStore()) as pool:
+        found = await asyncio.gather(*(pool.reserve(ACME) for _ in range(8)))
+        assert len(set(found)) == 1
+        assert sorted(str(tenant) for tenant in bound(pool).values()) == ["None", "None", "acme"]
+
+
+class HeldStore(MemoryAttachStore):
+    """Answers what was so when it was asked, and late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go = asyncio.Event(), asyncio.Event()
+        self.go.set()
+
+    async def bindings(self) -> dict[str, RuntimeKey]:
+        found = await super().bindings()
+        self.asked.set()
+        await self.go.wait()
+        return found
+
+
+async def test_a_look_at_the_store_does_not_undo_what_is_bound_meanwhile() -> None:
+    store = HeldStore()
+    async with pool_of(FakeServer(), store=store, refresh=3600.0) as pool:
+        store.asked.clear()
+        store.go.clear()
+        looking = asyncio.create_task(pool.refresh())
+        await store.asked.wait()
+        reserving = asyncio.create_task(pool.reserve(ACME))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        store.go.set()
+        await looking
+        assert (await reserving).key == ACME
+        assert [row["state"] for row in pool.describe()] == ["claimed"]
+
+
+async def test_one_more_is_bound_when_those_there_are_are_full() -> None:
+    async with pool_of(FakeServer(), FakeServer(), max_sessions=1) as pool:
+        assert (await pool.reserve(ACME)) is not (await pool.reserve(ACME))
+
+
+async def test_a_tenant_has_all_servers_that_name_it_at_once() -> None:
+    async with pool_of(FakeServer(), FakeServer(), tenant="acme") as pool:
+        assert len({(await pool.reserve(ACME)).id for _ in range(2)}) == 2
+        assert not pool.has(GLOBEX)
+
+
+async def test_under_isolation_user_a_server_is_one_users() -> None:
+    async with pool_of(FakeServer(), FakeServer(), tenant="acme", capacity_timeout=0.05) as pool:
+        alices = await pool.reserve(ALICE)
+        bobs = await pool.reserve(RuntimeKey("acme", "bob"))
+        assert alices is not bobs
+        assert (await pool.reserve(ALICE)) is alices
+        with pytest.raises(RuntimeUnavailable):
+            await pool.reserve(RuntimeKey("acme", "carol"))
+
+
+async def test_two_nodes_agree_whose_a_server_is() -> None:
+    store, fake = MemoryAttachStore(), FakeServer()
+    async with pool_of(fake, store=store) as one:
+        other = AttachedPool(
+            AttachedPoolOptions(capacity_timeout=0.05),
+            store,
+            Literal(),
+            None,
+            [AttachEntry("127.0.0.1", fake.port)],
+        )
+        await other.start()
+        try:
+            await until(lambda: len(other.runtimes) == 1)
+            await one.reserve(ACME)
+            with pytest.raises(RuntimeUnavailable):
+                await other.reserve(GLOBEX)
+            assert (await other.reserve(ACME)).key == ACME
+        finally:
+            await other.aclose()
+
+
+async def test_full_servers_make_room_or_are_at_capacity() -> None:
+    asked: list[RuntimeKey | None] = []
+    async with pool_of(FakeServer(), max_sessions=1, capacity_timeout=0.2) as pool:
+        held = await pool.reserve(ACME)
+
+        async def make_room(key: RuntimeKey | None) -> bool:
+            asked.append(key)
+            if len(asked) == 1:
+                pool.release(held)
+                return True
+            return False
+
+        pool.make_room = make_room
+        assert (await pool.reserve(ACME)) is held
+        with pytest.raises(Capacity):
+            await pool.reserve(ACME)
+        assert set(asked) == {ACME}
+
+
+async def test_a_session_does_not_come_to_a_server_that_has_not_let_go_of_it() -> None:
+    async with pool_of(FakeServer(), FakeServer(), tenant="acme", placement=PlacementStrategy.STICKY) as pool:
+        first = await pool.reserve(ACME, "s1", "alice")
+        task = asyncio.create_task(asyncio.sleep(60, result=False))
+        first.letting_go["s1"] = task
+        assert (await pool.reserve(ACME, "s1", "alice")) is not first
+        assert (await pool.reserve(ACME, "s2", "alice")) is first
+        task.cancel()
+
+
+async def test_a_lost_server_is_told_of_once_and_comes_back() -> None:
+    fake = FakeServer()
+    lost: list[str] = []
+    async with pool_of(fake, tenant="acme") as pool:
+        pool.on_lost = lambda runtime: lost.append(runtime.id)
+        first = await pool.reserve(ACME)
+        await fake.stop()
+        await until(lambda: not pool.runtimes)
+        assert lost == [first.id]
+        waiting = asyncio.create_task(pool.reserve(ACME))
+        await fake.start()
+        second = await waiting
+        assert second is not first
+        assert second.key == ACME
+
+
+async def test_connections_of_clients_are_cut_with_the_server() -> None:
+    class Connection:
+        reason = ""
+
+        def abort(self, reason: str) -> None:
+            self.reason = reason
+
+    connection = Connection()
+    async with pool_of(FakeServer()) as pool:
+        runtime = await pool.reserve(ACME)
+        runtime.adopt(connection)
+        runtime.kill("the lease is void")
+        assert connection.reason == "the lease is void"
+        assert runtime.lost.is_set()
+
+
+async def test_an_outlier_gets_nothing_for_a_while() -> None:
+    options = OutlierOptions(consecutive_failures=2, ejection=3600.0)
+    async with pool_of(FakeServer(), FakeServer(), tenant="acme", outliers=options) as pool:
+        bad, good = await pool.reserve(ACME), await pool.reserve(ACME)
+        assert bad is not good
+        server = next(s for s in pool._all if s.runtime is bad)
+        while pool.describe()[0]["state"] != "ejected" and pool.describe()[1]["state"] != "ejected":
+            pool.observed(server, False, 0.0)
+        assert {(await pool.reserve(ACME)).id for _ in range(4)} == {good.id}
+        row = next(row for row in pool.describe() if row["server"] == server.name)
+        assert (row["state"], row["reason"]) == ("ejected", "2 failures in a row")
+
+
+async def test_the_weight_may_change_under_the_sessions_and_the_token_may_not() -> None:
+    fake = FakeServer()
+    async with pool_of(fake, tenant="acme", drain_timeout=0.05) as pool:
+        runtime = await pool.reserve(ACME)
+        (server,) = pool._all
+        await pool.reload([replace(server.entry, weight=3.0)], {})
+        assert (pool._all, pool.runtimes[0]) == ([server], runtime)
+        assert pool.describe()[0]["weight"] == 3.0
+        await pool.reload([replace(server.entry, token="another")], {})
+        assert pool.describe()[0]["state"] == "draining"
+        await until(lambda: bool(pool.runtimes) and pool.runtimes[0].token == "another")
+        assert runtime.lost.is_set(), "what did not leave in time was taken from it"
+
+
+async def test_a_server_that_is_set_free_drains_before_it_is_somebody_elses() -> None:
+    store, fake = MemoryAttachStore(), FakeServer()
+    async with pool_of(fake, store=store) as pool:
+        runtime = await pool.reserve(ACME)
+        await store.unbind(fake.name)
+        await pool.refresh()
+        assert [row["state"] for row in pool.describe()] == ["draining"]
+        waiting = asyncio.create_task(pool.reserve(GLOBEX))
+        await pool.refresh()
+        assert [row["tenant"] for row in pool.describe()] == ["acme"]
+        pool.release(runtime)
+        assert (await waiting).key == GLOBEX
