@@ -17,11 +17,18 @@ def same(page: Path) -> list[str]:
     return SAME.findall(page.read_text(encoding="utf-8"))
 
 
-def outline(page: Path) -> list[int]:
-    """The levels of its headings, and the number of columns of its tables' rows."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    marks = re.findall(r"^(#+) |^\|(.+)\|$", text, re.MULTILINE)
-    return [len(heading) if heading else 10 + len(re.findall(r"(?<!\\)\|", row)) for heading, row in marks]
+def without_blocks(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def outline(page: Path) -> list[str]:
+    """The marks of its headings."""
+    return re.findall(r"^(#+) ", without_blocks(page), re.MULTILINE)
+
+
+def named(page: Path) -> set[str]:
+    """What stands in the text as code: settings, error codes, routes."""
+    return set(re.findall(r"`([^`]+)`", without_blocks(page).replace("\n", " ")))
 
 
 def test_there_are_translations() -> None:
@@ -35,14 +42,7 @@ def test_a_translation_shows_what_the_original_shows(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", TRANSLATIONS, ids=lambda page: page.name)
-def test_a_translation_has_the_sections_and_tables_of_the_original(page: Path) -> None:
+def test_a_translation_has_the_sections_of_the_original_and_names_nothing_else(page: Path) -> None:
+    """It may be behind the original, and must not tell of what is no longer there."""
     assert outline(page) == outline(DOCS / page.name)
-
-
-@pytest.mark.parametrize("page", TRANSLATIONS, ids=lambda page: page.name)
-def test_a_translation_names_the_settings_and_codes_of_the_original(page: Path) -> None:
-    def named(of: Path) -> set[str]:
-        text = re.sub(r"^```.*?^```$", "", of.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-        return set(re.findall(r"`([^`\n]+)`", re.sub(r"\n", " ", text)))
-
-    assert named(page) == named(DOCS / page.name)
+    assert named(page) <= named(DOCS / page.name)

@@ -32,10 +32,10 @@ ADVICE: dict[str, Advice] = {
         "`aerodrome keys ls`; is the node's `server.data_dir` the one the key was made in?",
     ),
     "forbidden": Advice(
-        "The role in a [shared session](concepts.md#shared-sessions) is not enough; the key has not the role `admin`; a "
-        "native client asked for what [policy](policy.md) does not allow.",
-        "The session's owner changes roles; `aerodrome keys create --role admin`. For native clients, the message names "
-        "what was refused and why.",
+        "The role in a [shared session](concepts.md#shared-sessions) is not enough; the key has not the role `admin`; "
+        "a native client asked for what [policy](policy.md) does not allow.",
+        "The session's owner changes roles; `aerodrome keys create --role admin`. For native clients, the message "
+        "names what was refused and why.",
     ),
     "not_found": Advice(
         "There is no such thing, or it is not the caller's. A permission request or a question was answered already.",
@@ -47,8 +47,8 @@ ADVICE: dict[str, Advice] = {
         "Wait for `retry_after`. With several nodes, is `server.advertise` right (`aerodrome nodes ls`)?",
     ),
     "conflict": Advice(
-        "An idempotency key was used for two prompts; a server is attached already; on a volume, the session's id belongs "
-        "to files that others have made.",
+        "An idempotency key was used for two prompts; a server is attached already; on a volume, the session's id "
+        "belongs to files that others have made.",
         "A key names one prompt; `aerodrome runtimes detach`; another id.",
     ),
     "too_large": Advice(
@@ -73,7 +73,8 @@ ADVICE: dict[str, Advice] = {
         "Read `detail`: it is what the model's address answered. Wrong key: `[provider]`, then restart.",
     ),
     "capacity": Advice(
-        "A ceiling was reached for as long as a request waits, or too many wait already. A reader of events was too slow.",
+        "A ceiling was reached for as long as a request waits, or too many wait already. A reader of events was "
+        "too slow.",
         "Wait for `retry_after`. `aerodrome top` shows who waits. If the machine has room: `runtime.max_runtimes`, "
         "`runtime.max_sessions`, `limits.max_turns`, `limits.max_turns_per_tenant`, `limits.max_turns_per_user`, "
         "`limits.max_turns_per_runtime`, `limits.max_sessions` and those of tenants and users; "
