@@ -96,7 +96,10 @@ def _unknown(path: KeyPath, model: type[BaseModel], place: str) -> str:
     fields = list(_model_at(tuple(above), model).model_fields)
     if above:
         text = f'there is no setting "{key}" in {_name(above)}'
-        meant = _elsewhere(key, model) or _suggestion(key, fields) or f"; expected one of {', '.join(fields)}"
+        # A table inside a section is hardly the wrong heading.
+        guesses = (_elsewhere(key, model), _suggestion(key, fields))
+        meant = next(filter(None, guesses if len(above) == 1 else reversed(guesses)), "")
+        meant = meant or f"; expected one of {', '.join(fields)}"
     else:
         text = f'there is no section "{key}"'
         meant = _suggestion(key, fields) or _elsewhere(key, model) or f"; expected one of {', '.join(fields)}"
