@@ -24,6 +24,7 @@ html_theme = "furo"
 html_title = "Aerodrome"
 html_show_copyright = False
 html_copy_source = False
+html_use_index = False
 
 #: Pages whose lists of links are the navigation below them.
 _LISTS = {"index", "adr/README", "howto/README"}
@@ -48,7 +49,7 @@ def navigation(text: str) -> Iterator[tuple[str, list[str]]]:
 
 def _link_out(_: Sphinx, __: str, source: list[str]) -> None:
     """Markdown outside the site can be read as it is; MyST would look for a page."""
-    source[0] = _OUTSIDE.sub(r"{download}`\1 <\2>`", source[0])
+    source[0] = _OUTSIDE.sub(r"[\1](path:\2)", source[0])
 
 
 def _add_navigation(_: Sphinx, name: str, source: list[str]) -> None:
