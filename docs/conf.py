@@ -22,6 +22,8 @@ myst_heading_anchors = 4
 
 html_theme = "furo"
 html_title = "Aerodrome"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_show_copyright = False
 html_copy_source = False
 html_use_index = False
