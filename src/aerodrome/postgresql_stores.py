@@ -6,14 +6,17 @@ no such store does not need it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from aerodrome._util.clock import Clock
 from aerodrome._util.migrations import PostgresSchema, Status
-from aerodrome._util.postgres import Postgres
+from aerodrome._util.postgres import Postgres, Transaction
 from aerodrome.config.settings import Settings
+from aerodrome.config.store_settings import CoordinationSettings, StateSettings
+from aerodrome.config.types import StoreUrl
 from aerodrome.coordination.backends.postgresql import PostgresCoordination
 from aerodrome.coordination.backends.postgresql_directory import PostgresDirectory
 from aerodrome.identity.backends.postgresql import PostgresKeyStore
@@ -44,7 +47,11 @@ async def open_state(settings: Settings, clock: Clock) -> AsyncIterator[Postgres
     """
     state = settings.state
     database = Postgres(
-        state.tables_url, schema=state.database_schema, max_connections=state.connections, deadline=state.patience
+        state.tables_url,
+        current=state.tables_url.current,
+        schema=state.database_schema,
+        max_connections=state.connections,
+        deadline=state.patience,
     )
     async with database:
         files = PostgresFileStore(
@@ -76,6 +83,7 @@ async def open_coordination(settings: Settings) -> AsyncIterator[PostgresCoordin
     def connections(most: int) -> Postgres:
         return Postgres(
             coordination.url,
+            current=coordination.url.current,
             schema=coordination.database_schema,
             max_connections=most,
             deadline=coordination.patience,
@@ -151,3 +159,99 @@ async def durability(settings: Settings) -> list[str]:
             " WHERE name IN ('fsync', 'synchronous_commit', 'full_page_writes') AND setting = 'off' ORDER BY name"
         )
         return [text for (text,) in found.rows]
+
+
+def _address(store: StateSettings | CoordinationSettings) -> StoreUrl:
+    return store.tables_url if isinstance(store, StateSettings) else store.url
+
+
+async def facts(
+    store: StateSettings | CoordinationSettings, schemas: Sequence[PostgresSchema]
+) -> tuple[dict[str, str], float]:
+    """What the server is set to, what is wrong with the tables, and by how many seconds its clock is ahead of ours.
+
+    Raises:
+        StoreUnavailable: It cannot be asked.
+    """
+    async with Postgres(
+        _address(store), current=_address(store).current, schema=store.database_schema, max_connections=1
+    ) as database:
+        found = await database.execute(
+            "SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'synchronous_commit', 'full_page_writes',"
+            " 'server_version_num', 'max_connections')"
+            " UNION ALL SELECT 'in_recovery', pg_is_in_recovery()::text"
+            " UNION ALL SELECT 'connections', count(*)::text FROM pg_stat_activity"
+        )
+        known: dict[str, str] = dict(found.rows)
+        problems = [(await schema.status(database)).problem for schema in schemas]
+        known["tables"] = "\n".join(problem for problem in problems if problem is not None)
+        asked_at = time.time()
+        clock = await database.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
+        return known, clock.rows[0][0] - (asked_at + time.time()) / 2
+
+
+#: After a restore to an earlier moment; see `app.restore`. `%(epoch)s` is the present time in milliseconds.
+_FIT = (
+    "DELETE FROM session WHERE kind = 'ephemeral'",
+    "DELETE FROM turn WHERE NOT EXISTS (SELECT FROM session AS s WHERE s.tenant = turn.tenant AND s.id = turn.session)",
+    (
+        "DELETE FROM file_session AS f WHERE NOT EXISTS ("
+        "SELECT FROM session AS s WHERE s.tenant = f.tenant AND s.id = f.session)"
+    ),
+    "UPDATE file_session SET epoch = greatest(epoch + 1, %(epoch)s)",
+    (
+        "INSERT INTO file_session (tenant, session, epoch) SELECT tenant, id, %(epoch)s FROM session"
+        " ON CONFLICT (tenant, session) DO NOTHING"
+    ),
+    "UPDATE session SET state = 'hibernated' WHERE state <> 'hibernated'",
+)
+_FIT_COORDINATION = (
+    "UPDATE lease SET incarnation = NULL WHERE incarnation IS NOT NULL",
+    "UPDATE epoch_floor SET epoch = greatest(epoch, %(epoch)s)",
+    "DELETE FROM node",
+    "DELETE FROM place",
+    "DELETE FROM rate",
+)
+
+
+async def restored_in_place(settings: Settings) -> tuple[int, int]:
+    """Make the databases fit that have been restored to an earlier moment. Nobody else may use them.
+
+    Returns:
+        How many sessions there are, and how many unfinished turns.
+
+    Raises:
+        StoreUnavailable: They cannot be used.
+        ConfigError: Their tables do not suit this release.
+    """
+    epoch = {"epoch": round(time.time() * 1000)}
+    state, coordination = settings.state, settings.coordination
+
+    async def fit(transaction: Transaction) -> tuple[int, int]:
+        for statement in _FIT:
+            await transaction.execute(statement, epoch)
+        sessions = (await transaction.execute("SELECT count(*) FROM session")).rows[0][0]
+        unfinished = "SELECT count(*) FROM turn WHERE status IN ('queued', 'running')"
+        return sessions, (await transaction.execute(unfinished)).rows[0][0]
+
+    async def fit_coordination(transaction: Transaction) -> None:
+        for statement in _FIT_COORDINATION:
+            await transaction.execute(statement, epoch)
+
+    def database(store: StateSettings | CoordinationSettings) -> Postgres:
+        return Postgres(
+            _address(store),
+            schema=store.database_schema,
+            max_connections=1,
+            statement_timeout=_MIGRATION,
+            lock_timeout=_MIGRATION_LOCK,
+        )
+
+    if coordination.url.scheme.startswith("postgres"):
+        async with database(coordination) as opened:
+            await PostgresCoordination.schema().ensure(opened)
+            await opened.write(fit_coordination)
+    async with database(state) as opened:
+        for schema in state_schemas():
+            await schema.ensure(opened)
+        return await opened.write(fit)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import structlog
 
 from aerodrome.cli.main import main
 from support.command_line import Result, Run
@@ -25,6 +26,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main([str(argument) for argument in arguments])
+        # What it has set up writes to the standard error of this test.
+        structlog.reset_defaults()
         out, err = capfd.readouterr()
         code = ended.value.code
         return Result(code if isinstance(code, int) else 0, out, err)

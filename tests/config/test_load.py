@@ -178,6 +178,10 @@ def test_the_file_is_the_one_asked_for_then_the_local_then_the_users_own(tmp_pat
             '[policy]\nhost_tools = [\n"bash", "a b"]',
             't.toml:2: policy.host_tools[1] = "a b": expected the name of a built-in tool: letters, digits, _ and -',
         ),
+        (
+            "[runtime.recycle]\ndrift = 0.9",
+            "t.toml:2: runtime.recycle.drift = 0.9: expected 0, or more than 1: so many times slower than in its youth",
+        ),
     ],
 )
 def test_a_wrong_setting_is_told_with_place_value_and_what_is_meant(text: str, expected: str) -> None:

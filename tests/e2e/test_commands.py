@@ -52,6 +52,7 @@ async def test_doctor_finds_a_healthy_machine_healthy(tmp_path: Path, model: Mod
         "Copilot CLI",
         "SDK",
         "provider",
+        "secrets",
         "stores",
         "addresses",
         "disk",

@@ -115,8 +115,32 @@ def test_the_tightest_limit_of_the_control_groups_counts(tmp_path: Path) -> None
     (root / "pods" / "pod1" / "memory.max").write_text("max\n")
     assert cgroup_available(root, own) == 1900
     assert cgroup_available(root, tmp_path / "none") is None
-    own.write_text("1:memory:/old\n")
+    # Past this one the kernel slows a group down instead of giving it memory.
+    (root / "pods" / "memory.high").write_text("950\n")
+    assert cgroup_available(root, own) == 50
+    own.write_text("1:cpu:/old\n")
     assert cgroup_available(root, own) is None
+
+
+def test_the_limits_of_control_groups_of_version_1_count(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("11:cpu,cpuacct:/docker/abc\n9:memory:/docker/abc\n0::/\n")
+    memory = tmp_path / "fs" / "memory"
+    old_group(memory, 0x7FFFFFFFFFFFF000, 900, 0)
+    assert cgroup_available(tmp_path / "fs", own) is None
+    old_group(memory / "docker" / "abc", 1000, 700, 100)
+    assert cgroup_available(tmp_path / "fs", own) == 400
+    # A container that sees its own group as the root of all.
+    own.write_text("9:memory:/docker/elsewhere\n")
+    old_group(memory, 2000, 700, 100)
+    assert cgroup_available(tmp_path / "fs", own) == 1400
+
+
+def old_group(path: Path, limit: int, used: int, cache: int) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "memory.limit_in_bytes").write_text(f"{limit}\n")
+    (path / "memory.usage_in_bytes").write_text(f"{used}\n")
+    (path / "memory.stat").write_text(f"inactive_file 1\ntotal_inactive_file {cache}\n")
 
 
 def group(path: Path, limit: str, used: int, cache: int) -> None:

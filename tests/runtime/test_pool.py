@@ -463,7 +463,7 @@ async def test_a_cli_that_does_not_start_is_told_at_once_and_recovers_when_it_is
     broken = tmp_path / "broken"
     broken.touch()
     async with fakes(tmp_path, {"broken_while": str(broken)}, capacity_timeout=30) as pool:
-        pool._circuit.first = 0.05
+        pool._starts.circuit.first = 0.05
         for failures in range(1, 4):
             assert pool.unavailable_reason is None
             with pytest.raises(RuntimeUnavailable, match=r"libbroken\.so is missing"):
@@ -471,7 +471,7 @@ async def test_a_cli_that_does_not_start_is_told_at_once_and_recovers_when_it_is
             assert starts(tmp_path) == failures
         assert pool.unavailable_reason is not None
         assert "libbroken.so is missing" in pool.unavailable_reason
-        pool._circuit.trying(1e12)  # the next try is far away
+        pool._starts.circuit.trying(1e12)  # the next try is far away
         refused = await asyncio.gather(*(pool.reserve(key) for key in (ALICE, BOB, ACME)), return_exceptions=True)
         for error in refused:
             assert isinstance(error, RuntimeUnavailable)
@@ -480,7 +480,7 @@ async def test_a_cli_that_does_not_start_is_told_at_once_and_recovers_when_it_is
         assert starts(tmp_path) == 3
         assert pool.runtimes == []
         broken.unlink()
-        pool._circuit.trying(0.0)
+        pool._starts.circuit.trying(0.0)
         assert (await pool.reserve(ALICE)).key == ALICE
         assert pool.unavailable_reason is None
 
@@ -489,7 +489,7 @@ async def test_the_warm_pool_recovers_by_itself(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.touch()
     async with fakes(tmp_path, {"broken_while": str(broken)}, warm=1) as pool:
-        pool._circuit.first = 0.02
+        pool._starts.circuit.first = 0.02
         await until(lambda: pool.unavailable_reason is not None)
         broken.unlink()
         await until(lambda: states(pool) == ["warm"])
@@ -511,11 +511,11 @@ async def test_a_start_that_breaks_in_an_unexpected_way_counts_as_failed(tmp_pat
             raise ZeroDivisionError("a bug of the launcher")
 
     async with fakes(tmp_path) as pool:
-        pool._launcher = Crash()
+        pool._starts._launcher = Crash()
         with pytest.raises(RuntimeUnavailable, match="ZeroDivisionError: a bug of the launcher"):
             await pool.reserve(ALICE)
         assert pool.runtimes == []
-        assert pool._circuit.failures == 1
+        assert pool._starts.circuit.failures == 1
 
 
 # --- being closed ---
@@ -614,6 +614,7 @@ async def test_a_runtime_that_leaves_a_request_unanswered_is_ended_when_it_hangs
         assert await runtime.answers("session.send")
         assert not runtime.lost.is_set()
         process_of(runtime).suspend()
+        await until(lambda: process_of(runtime).status() == psutil.STATUS_STOPPED)
         runtime._ping_timeout = 0.1
         assert not await runtime.answers("session.send")
         assert "session.send" in runtime.lost_reason
@@ -628,12 +629,21 @@ async def test_a_session_that_has_to_be_alone_gets_a_runtime_of_its_own(tmp_path
         assert await pool.reserve(ACME) is shared
         other = await pool.reserve(ACME, alone=True)
         assert len({shared, alone, other}) == 3
+        assert [runtime.describe()["alone"] for runtime in (shared, alone, other)] == [False, True, True]
         # Empty again, it serves whoever comes, and an empty one does for who has to be alone.
         pool.release(alone)
         assert not alone.alone
         assert await pool.reserve(ACME, alone=True) is alone
         pool.release(other)
         assert await pool.reserve(ACME) in (shared, other)
+
+
+async def test_a_runtime_that_has_not_let_go_of_others_is_not_empty(tmp_path: Path) -> None:
+    async with fakes(tmp_path) as pool:
+        runtime = await pool.reserve(ACME)
+        pool.release(runtime)
+        runtime.letting_go["other"] = asyncio.create_task(asyncio.sleep(0, True))
+        assert await pool.reserve(ACME, alone=True) is not runtime
 
 
 async def test_one_that_has_to_be_alone_waits_for_room_like_others(tmp_path: Path) -> None:

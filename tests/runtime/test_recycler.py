@@ -9,9 +9,12 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
+import pytest
+
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.machine import RuntimeState
-from aerodrome.runtime.measure import ProcessUse, process_uses
+from aerodrome.runtime.measure import ProcessUse, memory_of, process_uses
 from aerodrome.runtime.recycler import RecycleOptions, Recycler
 from aerodrome.runtime.wear import SUSTAINED, WearLimits
 from support.cli import fake, running_pool, runtime_options
@@ -93,3 +96,41 @@ def test_children_count_with_what_they_use() -> None:
         assert process.stdout.readline() == b"up\n"
         assert process_uses([process.pid])[process.pid].children == 1
         process.communicate(b"")
+
+
+async def test_what_an_operator_drains_does_not_hold_up_recycling(tmp_path: Path) -> None:
+    options = RecycleOptions(WearLimits(turns=100), interval=3600, at_once=1)
+    async with running_pool(runtime_options(tmp_path, fake(tmp_path, "protocol")), recycle=options) as pool:
+        recycler = Recycler(pool, options, measure=lambda pids: {})
+        drained, worn = [await pool.reserve(key) for key in TENANTS[:2]]
+        draining = asyncio.create_task(pool.drain(drained.id))
+        await until(lambda: drained.state is RuntimeState.RETIRING)
+        worn.turns = 200
+        await recycler.look()
+        await until(lambda: worn.state is RuntimeState.RETIRING)
+        for runtime in (drained, worn):
+            pool.release(runtime)
+        await draining
+
+
+async def test_a_look_that_fails_is_not_the_last(tmp_path: Path) -> None:
+    looks = 0
+
+    def measure(pids: object) -> dict[int, ProcessUse]:
+        nonlocal looks
+        looks += 1
+        raise OSError("for a test")
+
+    options = RecycleOptions(WearLimits(turns=100), interval=0.01)
+    async with running_pool(runtime_options(tmp_path, fake(tmp_path, "protocol")), recycle=options) as pool:
+        looking = asyncio.create_task(Recycler(pool, options, measure=measure).run())
+        await until(lambda: looks > 2)
+        looking.cancel()
+
+
+def test_where_the_proportional_size_is_not_told_the_resident_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: psutil.Process) -> None:
+        raise psutil.AccessDenied(self.pid)
+
+    monkeypatch.setattr(psutil.Process, "memory_full_info", refused)
+    assert (memory_of(psutil.Process()) or 0) > 10 << 20

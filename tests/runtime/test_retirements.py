@@ -193,3 +193,79 @@ async def test_what_cannot_be_recycled_is_told(tmp_path: Path) -> None:
         assert worn.pid is not None
         assert not has_ended(psutil.Process(worn.pid))
         assert pool.retirements.recycled == {}
+
+
+async def test_without_patience_only_those_in_a_turn_are_cut(tmp_path: Path) -> None:
+    lost: list[Runtime] = []
+    options = runtime_options(tmp_path, fake(tmp_path, "protocol"))
+    async with running_pool(options, recycle=RecycleOptions(patience=0.0)) as pool:
+        pool.on_lost = lost.append
+        sessions = Sessions(pool)
+        worn = await pool.reserve(ACME)
+        sessions.idle.append(worn)
+        await pool.recycle(worn.id, "memory")
+        assert (lost, len(sessions.moved)) == ([], 1)
+        (busy,) = pool.runtimes
+        await pool.recycle(busy.id, "memory")
+        assert lost == [busy]
+
+
+async def test_a_replacement_that_others_have_taken_is_not_waited_for(tmp_path: Path) -> None:
+    async with running_pool(runtime_options(tmp_path, fake(tmp_path, "protocol")), warm=1, max_runtimes=2) as pool:
+        worn = await pool.reserve(ACME)
+        await until(lambda: states(pool) == ["claimed", "warm"])
+        recycling = asyncio.create_task(pool.recycle(worn.id, "memory"))
+        await asyncio.sleep(0)
+        # It looks while one is warm that somebody else is about to claim.
+        await pool.reserve(GLOBEX)
+        await until(lambda: worn.state is RuntimeState.RETIRING)
+        pool.release(worn)
+        await recycling
+        assert worn not in pool.runtimes
+
+
+async def test_a_move_that_fails_unexpectedly_is_tried_again(tmp_path: Path) -> None:
+    async with running_pool(runtime_options(tmp_path, fake(tmp_path, "protocol"))) as pool:
+        sessions = Sessions(pool)
+        failures = [RuntimeError("for a test")]
+
+        async def move(runtime: Runtime, reload: bool) -> bool:
+            if failures:
+                raise failures.pop()
+            return await sessions.move(runtime, reload)
+
+        pool.move_sessions = move
+        worn = await pool.reserve(ACME)
+        sessions.idle.append(worn)
+        # Given up half way it would take no sessions and never stop.
+        await pool.recycle(worn.id, "age")
+        assert worn not in pool.runtimes
+
+
+async def test_at_the_ceiling_it_is_remembered_what_the_next_one_replaces(tmp_path: Path) -> None:
+    async with running_pool(runtime_options(tmp_path, fake(tmp_path, "protocol")), max_runtimes=1) as pool:
+
+        async def hibernate(runtime: Runtime, reload: bool) -> bool:
+            pool.release(runtime)
+            return True
+
+        pool.move_sessions = hibernate
+        for generation in range(3):
+            worn = await pool.reserve(ACME)
+            assert worn.replaces == ("memory",) * generation
+            await pool.recycle(worn.id, "memory")
+        other = await pool.reserve(GLOBEX)
+        assert other.replaces == ()
+
+
+async def test_one_that_is_lost_before_its_replacement_is_there_was_not_recycled(tmp_path: Path) -> None:
+    options = runtime_options(tmp_path, fake(tmp_path, "protocol"), misbehaviour={"start_delay": 0.3})
+    async with running_pool(options) as pool:
+        Sessions(pool)
+        worn = await pool.reserve(ACME)
+        recycling = asyncio.create_task(pool.recycle(worn.id, "memory"))
+        await until(lambda: states(pool) == ["claimed", "starting"])
+        worn.kill("for a test")
+        await recycling
+        (other,) = pool.runtimes
+        assert (other.replaces, pool.retirements.recycled) == ((), {})

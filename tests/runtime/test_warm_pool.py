@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -61,13 +62,13 @@ async def test_without_a_maximum_the_pool_is_as_large_as_it_is_set(tmp_path: Pat
     async with pool_on(Machine(), tmp_path, least=1) as pool:
         await come(pool, *"abcd")
         await until(lambda: states(pool) == {"claimed": 4, "warm": 1})
-        assert pool._warm_target() == 1
+        assert pool.upkeep.warm_target() == 1
 
 
 async def test_what_stands_by_goes_when_memory_is_short_and_claims_do_not_suffer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aerodrome.runtime.pool._LOOK", 0.02)
+    monkeypatch.setattr("aerodrome.runtime.upkeep._LOOK", 0.02)
     machine = Machine()
     async with pool_on(machine, tmp_path, least=2) as pool:
         await until(lambda: states(pool) == {"warm": 2})
@@ -87,5 +88,19 @@ async def test_none_is_started_into_the_reserve(tmp_path: Path) -> None:
     machine.available = (500 + 160) * MB
     async with pool_on(machine, tmp_path, least=3) as pool:
         # One more would fit; the fakes take nothing of what is said to be available.
-        pool._standby.look()
-        assert pool._warm_target() == 1
+        pool.standby.look()
+        assert pool.upkeep.warm_target() == 1
+
+
+async def test_what_a_start_takes_is_learnt_without_what_it_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pool_on(Machine(), tmp_path, least=0) as pool:
+        told: list[float] = []
+        monkeypatch.setattr(pool.standby, "started", told.append)
+        circuit = pool._starts.circuit
+        circuit.first = 0.5
+        began = time.monotonic()
+        circuit.failed(began, "for a test")
+        await pool.spawn()
+        assert told[0] < time.monotonic() - began - 0.4

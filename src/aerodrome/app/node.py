@@ -10,6 +10,7 @@ from typing import Any, Self
 import psutil
 import structlog
 
+import aerodrome
 from aerodrome._util.clock import SystemClock
 from aerodrome._util.patience import Patience
 from aerodrome._util.tasks import TaskOwner
@@ -28,6 +29,7 @@ from aerodrome.app.options import (
     turn_ceilings,
 )
 from aerodrome.app.sandbox import workspaces
+from aerodrome.app.secret_keeper import SecretKeeper
 from aerodrome.app.stores import Stores, open_stores
 from aerodrome.app.workspaces import WorkspaceCare
 from aerodrome.config.settings import Settings
@@ -48,6 +50,7 @@ from aerodrome.operators.view import busiest
 from aerodrome.peers.cluster import Cluster
 from aerodrome.peers.link import PeerLinks
 from aerodrome.peers.sessions import ClusterSessions
+from aerodrome.peers.versions import refusal
 from aerodrome.runtime.attached.admin import ATTACHED, AttachAdmin
 from aerodrome.runtime.attached.pool import AttachedPool
 from aerodrome.runtime.attached.ports import Resolver
@@ -95,6 +98,8 @@ class Node:
         resolver: Resolver | None = None,
     ) -> None:
         self.settings = settings
+        #: As they were last read; of these only what `reload` says counts.
+        self._reloaded = settings
         self.stores: Stores
         #: Runtimes of our own, and those of others.
         self.pool: RuntimePool
@@ -102,6 +107,7 @@ class Node:
         self._runtimes: AttachedOrLaunched
         self.sessions: SessionService
         self.janitor: Janitor
+        self.secrets: SecretKeeper
         #: Where the HTTP API listens, if it does.
         self.http_address: tuple[str, int]
         #: Where the native gateway listens.
@@ -177,9 +183,11 @@ class Node:
         self.cluster.on_members.append(lambda key: self._soon(self.sessions.members_here.refresh(key), "members"))
         self.cluster.on_gone.append(lambda _: self._soon(self._recover(), "recover"))
         self.janitor = Janitor(self.sessions, context)
+        self.secrets = SecretKeeper(settings, self.sessions, on_tokens=self._reload_attached)
         self._heartbeat.on_reborn = self._reborn
         self._heartbeat.on_lapse = self._lapsed
         self._heartbeat.on_drain = self._asked_to_drain
+        await self._refuse_odd_releases()
         await self._heartbeat.start()
         self._stack.push_async_callback(self._clear_leases)
         self._stack.push_async_callback(self._heartbeat.aclose)
@@ -194,6 +202,7 @@ class Node:
             await self.attached.start()
         self._stack.push_async_callback(self.attached.aclose)
         self._tasks.start(self.janitor.run(), "janitor")
+        self._tasks.start(self.secrets.run(), "secrets")
         self._tasks.start(self._workspaces.run(), "workspaces")
         self._stack.push_async_callback(self._tasks.aclose)
         auth: Authenticator = self.stores.keys
@@ -205,6 +214,13 @@ class Node:
         self._stack.callback(self.stores.coordination.listen(self._hear))
         # Last in, first out: drain while everything still works.
         self._stack.push_async_callback(self.drain)
+
+    async def _refuse_odd_releases(self) -> None:
+        """Raises ConfigError: this release and one that lives do not understand each other."""
+        living = await self.stores.coordination.nodes()
+        releases = {node.name: node.load["version"] for node in living if "version" in node.load}
+        if (reason := refusal(aerodrome.__version__, releases)) is not None:
+            raise ConfigError(reason)
 
     async def drain(self) -> None:
         """Take no new work, let running turns end for up to `server.drain_timeout`, hand the sessions over.
@@ -244,7 +260,13 @@ class Node:
         """
         if settings.state.volume != self.settings.state.volume:
             raise ConfigError("state.url cannot be changed while the node runs")
-        await self.attached.reload(attach_entries(settings), attach_tokens(settings))
+        self._reloaded = settings
+        self.secrets.reloaded(settings)
+        await self._reload_attached()
+
+    async def _reload_attached(self) -> None:
+        """With the tokens as they are now."""
+        await self.attached.reload(attach_entries(self._reloaded), attach_tokens(self._reloaded))
 
     def abort(self) -> None:
         """Kill every runtime, with all it has started, before the process ends without a drain."""
@@ -436,5 +458,8 @@ class Node:
             OPERATIONS: self._desk.describe(),
             "draining": self.sessions.draining,
             "started_at": self._started_at,
+            "version": aerodrome.__version__,
+            "beat_at": self._clock.time(),
+            "secrets": self.secrets.problems,
             EARLIER: list(self._heartbeat.earlier),
         }

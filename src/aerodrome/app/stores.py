@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from aerodrome._util.clock import Clock, SystemClock
 from aerodrome._util.patience import Patience, patient
@@ -29,6 +29,9 @@ from aerodrome.sessions.ports import Ledger
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
 from aerodrome.statestore.backends.volume import VolumeFileStore
 from aerodrome.statestore.ports import SessionFileStore, SharedVolume
+
+#: Made by a restore in `server.data_dir`, and removed at its end: until then the databases are not what they should be.
+PARTIAL = "restore.partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,13 @@ async def _open_volume(settings: Settings, state: _State) -> VolumeFileStore | N
     return volume
 
 
+@asynccontextmanager
+async def coordination_of(settings: Settings) -> AsyncIterator[Coordination]:
+    """The coordination store alone. Raises as `open_stores`."""
+    async with AsyncExitStack() as stack:
+        yield await _open_coordination(settings, SystemClock(), SqliteFiles(settings, stack), stack)
+
+
 class SqliteFiles:
     """The databases in `server.data_dir`, each opened when first asked for and closed with the stack."""
 
@@ -92,6 +102,8 @@ class SqliteFiles:
 
     async def get(self, name: str) -> Database:
         if name not in self._open:
+            if (self._directory / PARTIAL).exists():
+                raise ConfigError(f"a restore into {self._directory} was cut short: run `aerodrome restore` again")
             database = Database(self._directory / name, synchronous=self._synchronous)
             self._open[name] = await self._stack.enter_async_context(database)
         return self._open[name]
@@ -184,9 +196,23 @@ def _redis_coordination(settings: Settings) -> Coordination:
         "Coordination",
         module.RedisCoordination(
             RedisUrl.parse(coordination.url),
+            current=lambda: RedisUrl.parse(coordination.url.current()),
             prefix=coordination.key_prefix,
             # A heartbeat without an answer must leave time for the next.
             timeout=coordination.ttl / 2,
             patience=coordination.patience,
         ),
     )
+
+
+async def redis_facts(settings: Settings) -> tuple[dict[str, str], float]:
+    """What the server of `coordination.url` says of itself, and by how many seconds its clock is ahead of ours.
+
+    Raises:
+        StoreUnavailable: It cannot be asked.
+    """
+    coordination = _redis_coordination(settings)
+    try:
+        return cast("tuple[dict[str, str], float]", await cast("Any", coordination).about())
+    finally:
+        await coordination.aclose()

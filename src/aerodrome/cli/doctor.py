@@ -14,9 +14,10 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from aerodrome.cli.console import out, print_json
+from aerodrome.cli.console import out, print_json, print_table, say
 from aerodrome.cli.options import ConfigOption, JsonOption
 from aerodrome.config import Settings, load_settings
+from aerodrome.config.secret_references import GIVEN
 from aerodrome.errors import AerodromeError
 from aerodrome.model import Isolation
 
@@ -36,13 +37,22 @@ class Finding:
 def doctor(
     config: ConfigOption = None,
     start: Annotated[bool, typer.Option(help="Also start a runtime and take a turn in it.")] = True,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Look at the whole fleet instead: every node, the stores, the sessions.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check configuration, CLI binary, provider, stores, address and runtime start. Exits 1 if anything failed."""
+    """Check configuration, CLI binary, provider, secrets, stores, addresses, runtime start. Exits 1 if anything failed.
+
+    With `--cluster` it asks every node over the address that other nodes use, so run it on a machine of the fleet.
+    """
     from aerodrome.observability.logging import configure_logging
 
     configure_logging("error", "console")
     settings = load_settings(config)
+    if cluster:
+        _cluster(settings, as_json)
+        return
     findings = [Finding("configuration", "ok", "complete and consistent")]
     findings += asyncio.run(_examine(settings, start))
     if as_json:
@@ -55,11 +65,30 @@ def doctor(
         raise typer.Exit(1)
 
 
+def _cluster(settings: Settings, as_json: bool) -> None:
+    from aerodrome.app.cluster_doctor import examine
+
+    findings = asyncio.run(examine(settings))
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        print_table(
+            ("RESULT", "OF", "CHECK", "FOUND"),
+            [(finding.result, finding.subject, finding.check, finding.detail) for finding in findings],
+        )
+        for finding in findings:
+            if finding.mend is not None:
+                say(f"{finding.subject}, {finding.check}: {finding.mend}")
+    if any(finding.result == "failed" for finding in findings):
+        raise typer.Exit(1)
+
+
 async def _examine(settings: Settings, start: bool) -> list[Finding]:
     checks: dict[str, Callable[[Settings], Awaitable[str]]] = {
         "Copilot CLI": _binary,
         "SDK": _sdk,
         "provider": _provider,
+        "secrets": _secrets,
         "stores": _stores,
         "addresses": _address,
         "disk": _disk,
@@ -110,6 +139,23 @@ async def _provider(settings: Settings) -> str:
         )
     tenants = f", and {len(provider.tenants)} tenants with their own" if provider.tenants else ""
     return f"{provider.type}{f' at {provider.base_url}' if provider.base_url else ''}{tenants}"
+
+
+async def _secrets(settings: Settings) -> str:
+    """Where each comes from. That all lead somewhere has been seen when the settings were loaded."""
+    from aerodrome.config.secret_listing import cells_of
+    from aerodrome.config.types import mask_passwords
+
+    found = {
+        name: cell
+        for name, cell in cells_of(settings)
+        # An address such as "sqlite" is no secret.
+        if not name.endswith(".url") or cell.where != GIVEN or mask_passwords(cell.current()) != cell.current()
+    }
+    listed = ", ".join(f"{name} from {cell.where}" for name, cell in found.items())
+    if plain := [name for name, cell in found.items() if cell.where == GIVEN]:
+        raise _Warning(f"{listed}; better a reference for {' and '.join(plain)} (docs/secrets.md)")
+    return listed or "none"
 
 
 async def _stores(settings: Settings) -> str:

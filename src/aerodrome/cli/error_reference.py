@@ -70,7 +70,7 @@ ADVICE: dict[str, Advice] = {
     ),
     "turn_failed": Advice(
         "The model or the runtime reported an error, or the turn took longer than `sessions.turn_timeout`.",
-        "Read `detail`: it is what the model's address answered. Wrong key: `[provider]`, then restart.",
+        "Read `detail`: it is what the model's address answered. Wrong key: [change it](secrets.md).",
     ),
     "capacity": Advice(
         "A ceiling was reached for as long as a request waits, or too many wait already. A reader of events was "

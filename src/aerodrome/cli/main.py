@@ -16,6 +16,7 @@ import typer
 
 import aerodrome
 from aerodrome.cli import (
+    backup,
     bench,
     checkup,
     console,
@@ -33,6 +34,7 @@ from aerodrome.cli import (
     top,
 )
 from aerodrome.errors import AerodromeError
+from aerodrome.observability.logging import configure_logging
 from aerodrome.runtime.release import PINNED
 
 # Typer's own tracebacks would cut the frames in which a fault is.
@@ -60,6 +62,8 @@ def _root(
 ) -> None:
     """Host GitHub Copilot CLI servers for many users: isolated, durable, fail-over included."""
     context.ensure_object(_Options).debug = debug
+    # Before anything is logged: unconfigured, it would go to standard output, where results go.
+    configure_logging("warning", "auto")
 
 
 app.command("serve")(serve.serve)
@@ -67,6 +71,8 @@ app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
 app.command("migrate")(migrate.migrate)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 app.command("top")(top.top)
 app.command("plan")(plan.planning)
 app.command("bench")(bench.bench)

@@ -11,6 +11,8 @@ from pydantic import ValidationError
 
 from aerodrome._util.xdg import config_home
 from aerodrome.config.problems import describe
+from aerodrome.config.secret_resolver import Resolver
+from aerodrome.config.secret_settings import SecretSettings
 from aerodrome.config.settings import Settings
 from aerodrome.config.sources import Layer, merge, read_environment, read_file, read_overrides
 from aerodrome.errors import ConfigError
@@ -70,10 +72,19 @@ def settings_of(values: Mapping[str, Any]) -> Settings:
 
 
 def _checked(layer: Layer, env: Mapping[str, str], resolve_secrets: bool) -> Settings:
+    context = {"resolve_secrets": resolve_secrets, "resolver": Resolver(env, _secret_settings(layer).timeout)}
     try:
-        return Settings.model_validate(layer.values, context={"resolve_secrets": resolve_secrets, "env": env})
+        return Settings.model_validate(layer.values, context=context)
     except ValidationError as error:
         problems = describe(error, Settings, layer.origins)
     # Outside the handler: pydantic's own text, which `raise` would chain, must not reach a log.
     heading = f"{len(problems)} problems in the configuration:\n  " if len(problems) > 1 else ""
     raise ConfigError(heading + "\n  ".join(problems), problems=problems)
+
+
+def _secret_settings(layer: Layer) -> SecretSettings:
+    """What the references are resolved with, while the rest is checked. What is wrong with it is told with the rest."""
+    try:
+        return SecretSettings.model_validate(layer.values.get("secrets", {}))
+    except ValidationError:
+        return SecretSettings()

@@ -28,7 +28,7 @@ class ProviderSettings(Section):
     )
     api_key: Secret | None = Field(
         default=None,
-        description="Key of the model API: the key itself, or better a reference, `env:NAME` or `file:PATH`.",
+        description="Key of the model API: the key itself, or better a reference (docs/secrets.md).",
         json_schema_extra={"example": '"env:MODEL_API_KEY"'},
     )
     model: str | None = Field(
@@ -50,7 +50,7 @@ class ProviderSettings(Section):
     )
     github_token: Secret | None = Field(
         default=None,
-        description="GitHub token with Copilot access, for the type `github`; `env:NAME` and `file:PATH` as above.",
+        description="GitHub token with Copilot access, for the type `github`; a reference as above.",
         json_schema_extra={"example": '"env:GITHUB_TOKEN"'},
     )
 

@@ -32,8 +32,8 @@ start; the message names file and line, and lists every problem.
 
 - A **duration** is a text with units: `"500ms"`, `"30s"`, `"1h30m"`, `"30d"`. A bare number is seconds.
 - A **size** is a text with a unit: `"512KiB"`, `"64MiB"`, `"1.5GB"`. A bare number is bytes.
-- A **secret** is the secret itself, or better a reference to it: `"env:NAME"` (an environment variable) or
-  `"file:PATH"` (a file, such as a mounted Kubernetes secret). References are resolved at the start.
+- A **secret** is the secret itself, or better a reference to it: `"env:NAME"`, `"file:PATH"`, `"vault:PATH#KEY"` or
+  `"command:PROGRAM ARG..."` ([secrets](secrets.md)).
 - A **list** in an environment variable is names with commas between them, or JSON; a **table** is JSON, or one
   variable for each key, with the key's own spelling: `AERODROME_RUNTIME__ENV__HTTPS_PROXY`.
 - Paths may start with `~`; relative ones start at the working directory.

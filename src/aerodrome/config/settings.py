@@ -14,6 +14,7 @@ from aerodrome.config.policy_settings import PolicySettings
 from aerodrome.config.provider_settings import ProviderSection
 from aerodrome.config.runtime_settings import IsolationSettings, RuntimeSettings
 from aerodrome.config.sandbox_settings import SandboxLevel, SandboxSettings
+from aerodrome.config.secret_settings import SecretSettings
 from aerodrome.config.section import Section, broken_rule
 from aerodrome.config.server_settings import AuthSettings, ServerSettings, TelemetrySettings
 from aerodrome.config.session_settings import LimitSettings, SessionSettings
@@ -38,6 +39,9 @@ class Settings(Section):
     )
     sessions: SessionSettings = Field(default_factory=SessionSettings, description="The life of sessions and turns.")
     provider: ProviderSection = Field(default_factory=ProviderSection, description="Where models come from.")
+    secrets: SecretSettings = Field(
+        default_factory=SecretSettings, description="How secrets are looked up that other settings refer to."
+    )
     auth: AuthSettings = Field(default_factory=AuthSettings, description="How callers prove who they are.")
     policy: PolicySettings = Field(default_factory=PolicySettings, description="What sessions may do.")
     limits: LimitSettings = Field(default_factory=LimitSettings, description="Ceilings that protect the node.")

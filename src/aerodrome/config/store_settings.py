@@ -59,7 +59,7 @@ class CoordinationSettings(Section):
         description="Store of leases, membership, limits and events. `sqlite`: a file in `server.data_dir` that "
         "several processes of one machine may share. For several machines (docs/fleet-stores.md): `redis://...`, "
         "`rediss://...` (TLS), `unix://...`, `redis+sentinel://...`, `redis+cluster://...` (Redis 7 or Valkey), or "
-        "`postgresql://...`. `memory` forgets at exit. `env:NAME` and `file:PATH` as for secrets.",
+        "`postgresql://...`. `memory` forgets at exit. It may be, or have within it, a reference (docs/secrets.md).",
     )
     key_prefix: Annotated[str, AfterValidator(_key_prefix), Kind("name", written)] = Field(
         default="aerodrome", description="Redis: what all keys begin with; fleets that share a server have one each."
@@ -118,7 +118,8 @@ class StateSettings(Section):
         default=StoreUrl("sqlite"),
         description="Store of all that must last: session files, message ledger, directory, API keys. `sqlite`: files "
         "in `server.data_dir`, for one machine. `postgresql://...`: a database that nodes on many machines share; what "
-        "libpq understands in an address counts, such as `sslmode`; `env:NAME` and `file:PATH` as for secrets. "
+        "libpq understands in an address counts, such as `sslmode`; it may be, or have within it, a reference "
+        "(docs/secrets.md). "
         "`volume:/PATH`: the session files lie on a volume that Copilot CLI servers share (docs/attached.md), all else "
         "where `tables` says.",
     )

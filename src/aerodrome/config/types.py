@@ -6,16 +6,17 @@ and its way of writing a value.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, SecretStr, ValidationInfo
 
 from aerodrome._util.durations import format_duration, format_size, parse_duration, parse_size
+from aerodrome.config.secret_cells import Cell, LiveSecret
+from aerodrome.config.secret_resolver import Resolver
 from aerodrome.model import valid_name
 
 
@@ -84,47 +85,26 @@ def parse_path(value: Any) -> Any:
     return Path(value).expanduser().absolute() if isinstance(value, str | Path) and str(value) else value
 
 
-def resolve_secret(value: Any, info: ValidationInfo) -> Any:
-    """Replace `env:NAME` and `file:PATH` by what they refer to.
+def resolve_secret(value: Any, info: ValidationInfo) -> SecretStr:
+    """A secret, or a reference to one (see `secret_references`), as something that knows its present value.
 
     With the validation context `{"resolve_secrets": False}` the reference itself is kept: a command that uses
     no secret works where the secrets are not.
     """
+    if isinstance(value, LiveSecret):
+        return value
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
+    if not isinstance(value, str):
+        raise ValueError("expected a text in quotes")
     context = info.context or {}
-    if not isinstance(value, str) or context.get("resolve_secrets") is False:
-        return value
-    return _resolve(value, context)
-
-
-def _resolve(value: str, context: Mapping[str, Any]) -> str:
-    if value.startswith("env:"):
-        name = value.removeprefix("env:")
-        found, missing = (
-            str(context.get("env", os.environ).get(name, "")),
-            f"the environment variable {name!r} is not set, or is empty",
-        )
-    elif value.startswith("file:"):
-        found, missing = _read_secret(Path(value.removeprefix("file:")).expanduser())
-    else:
-        found, missing = value, "expected a secret, env:NAME or file:PATH, not an empty text"
-    if not found:
-        raise ValueError(missing)
-    return found
-
-
-def _read_secret(path: Path) -> tuple[str, str]:
-    try:
-        # Editors and `echo` end a file with a line break that is no part of the secret.
-        return path.read_text(encoding="utf-8").rstrip("\r\n"), f"the file {path} is empty"
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        return "", f"the file {path} can not be read: {reason}"
+    if context.get("resolve_secrets") is False:
+        return SecretStr(value)
+    return LiveSecret(Resolver.of(context).secret(value))
 
 
 #: What is secret in the address of a store: the password after the user's name, and parameters of that name.
-_PASSWORDS = re.compile(r"(://[^:@/\s]*):\S*@|(password=)[^&\s]*")
+_PASSWORDS = re.compile(r"(://[^:@/\s]*):.*@|(password=)[^&\s]*")
 
 
 def mask_passwords(text: str) -> str:
@@ -133,9 +113,23 @@ def mask_passwords(text: str) -> str:
 
 
 class StoreUrl(str):
-    """The address of a store. It may hold a password: `str` is the address, `repr` and `masked` are for people."""
+    """The address of a store, as it was when the settings were loaded. It may hold a password: `str` is the address,
+    `repr` and `masked` are for people.
+    """
 
-    __slots__ = ()
+    __slots__ = ("cell",)
+
+    #: What knows the address as it is now; ``None`` when it was written by a program.
+    cell: Cell | None
+
+    def __new__(cls, text: str, cell: Cell | None = None) -> Self:
+        url = super().__new__(cls, text)
+        url.cell = cell
+        return url
+
+    def current(self) -> StoreUrl:
+        """The address for a new connection: its user and password may be others than at the start."""
+        return self if self.cell is None else StoreUrl(self.cell.current(), self.cell)
 
     @property
     def scheme(self) -> str:
@@ -154,7 +148,24 @@ def resolve_store_url(value: Any, info: ValidationInfo) -> StoreUrl:
     """As `resolve_secret`, but always: a command that works on the stores needs their address."""
     if not isinstance(value, str):
         raise ValueError("expected a text in quotes")
-    return StoreUrl(_resolve(value, info.context or {}))
+    if isinstance(value, StoreUrl) and value.cell is not None:
+        return value
+    cell = Resolver.of(info.context).address(value)
+    url = StoreUrl(cell.current(), cell)
+    place = _without_login(url)
+
+    def check(changed: str) -> None:
+        # Connections that stand would stay with the old one, and both would be written to.
+        if _without_login(changed) != place:
+            raise ValueError("the address names another place than at the start: restart the node for that")
+
+    cell.check = check
+    return url
+
+
+def _without_login(url: str) -> str:
+    """The address without user and password, which alone may change while connections stand."""
+    return re.sub(r"(://).*@|([?&](?:password|user|sentinel_username|sentinel_password)=)[^&\s]*", r"\1\2", url)
 
 
 def check_postgresql_url(value: StoreUrl) -> StoreUrl:
@@ -185,4 +196,4 @@ Tool = Annotated[str, AfterValidator(check_tool), Kind("tool", _quoted)]
 #: A path, absolute and with `~` replaced.
 LocalPath = Annotated[Path, BeforeValidator(parse_path), Kind("path", _quoted)]
 #: A secret or a reference to one; never printed.
-Secret = Annotated[SecretStr, BeforeValidator(resolve_secret), Kind("secret", _quoted)]
+Secret = Annotated[SecretStr, PlainValidator(resolve_secret), Kind("secret", _quoted)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -96,7 +97,7 @@ class PeerServer:
 
     async def on_request(self, method: str, params: Raw | UnsetType) -> Any:
         if method == shapes.PING:
-            return {"value": None}
+            return {"value": {"time": time.time()}}
         number = 0
         try:
             request = _decode(params, _Request)

@@ -15,6 +15,8 @@ class Death(StrEnum):
     CRASHED = "crashed"
     #: It had no memory left.
     MEMORY = "memory"
+    #: The kernel has killed it, because the machine or the container had no memory left: whoever has taken it.
+    SHORTAGE = "shortage"
     #: It was at work and answered no ping.
     STUCK = "stuck"
     #: By us, or by somebody else.
@@ -38,7 +40,7 @@ def death_of(exit_code: int | None, said: str, *, oom_kills: int = 0) -> Death:
         return Death.OUTSIDE
     number = exit_code - 128 if exit_code > 128 else -exit_code  # a shell or a sandbox between tells it that way
     if number in _FROM_OUTSIDE:
-        return Death.MEMORY if number == signal.SIGKILL and oom_kills else Death.OUTSIDE
+        return Death.SHORTAGE if number == signal.SIGKILL and oom_kills else Death.OUTSIDE
     if exit_code == 0:
         return Death.OUTSIDE
     words = said.lower()

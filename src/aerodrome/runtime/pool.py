@@ -27,21 +27,19 @@ from aerodrome.errors import AerodromeError, Capacity, Draining, NotFound, Runti
 from aerodrome.fairness.line import Ticket
 from aerodrome.model import PlacementStrategy, RuntimeKey
 from aerodrome.placement.choose import Candidate, placement
-from aerodrome.runtime.circuit import StartCircuit
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.ports import Launcher, MakeRoom, MoveSessions, Runtime
-from aerodrome.runtime.probe import ProbeModel
 from aerodrome.runtime.queueing import RuntimeQueue
 from aerodrome.runtime.recycler import RecycleOptions, Recycler
 from aerodrome.runtime.retirements import Retirements
 from aerodrome.runtime.standby import Standby, StandbyOptions
+from aerodrome.runtime.starts import Starts
 from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
+from aerodrome.runtime.upkeep import Upkeep
 
 log = structlog.get_logger(__name__)
 
 
-#: Seconds between two looks at what the machine has left.
-_LOOK = 5.0
 #: Runtimes that a session may have got stuck in before it has to wait for one of them.
 _STUCK_IN = 2
 
@@ -88,11 +86,7 @@ class _Claim:
 class RuntimePool:
     def __init__(self, options: PoolOptions, launcher: Launcher, standby: Standby | None = None) -> None:
         self._options = options
-        self._standby = standby or Standby(
-            StandbyOptions(options.warm, options.max_warm, options.memory_reserve),
-        )
-        self._launcher = launcher
-        self._probe = ProbeModel()
+        self._starts = Starts(launcher, options.spawn_concurrency)
         self._placement = placement(options.placement)
         #: All that have a process, also those that are being started, stopped or buried.
         self._runtimes: dict[str, ManagedRuntime] = {}
@@ -100,15 +94,15 @@ class RuntimePool:
         #: Calls of `reserve` under way.
         self._requests: Counter[RuntimeKey] = Counter()
         self._queue = RuntimeQueue(options.weight, options.max_waiting_per_tenant, options.max_waiting_per_user)
-        self._circuit = StartCircuit()
-        self._spawn_slots = asyncio.Semaphore(options.spawn_concurrency)
-        #: Starts that have a slot.
-        self._under_way = 0
         #: Set, and replaced by a new one, whenever something has changed that a waiter may wait for.
         self._changed = asyncio.Event()
         self._tasks = TaskOwner("pool")
         self._closing = False
         self.retirements = Retirements(self, self._tasks, options.recycle.patience)
+        self.standby = standby or Standby(StandbyOptions(options.warm, options.max_warm, options.memory_reserve))
+        self.upkeep = Upkeep(
+            self, self.standby, idle_timeout=options.idle_timeout, replenish_delay=options.replenish_delay
+        )
         self.make_room: MakeRoom | None = None
         self.move_sessions: MoveSessions | None = None
         self.on_lost: Callable[[Runtime], None] | None = None
@@ -117,10 +111,8 @@ class RuntimePool:
 
     async def start(self) -> None:
         """Begin to keep runtimes warm. Does not wait for the first one."""
-        await self._probe.start()
-        self._tasks.start(self._keep_warm(), "keep-warm")
-        self._tasks.start(self._stop_idle(), "stop-idle")
-        self._tasks.start(self._watch_machine(), "watch-machine")
+        await self._starts.open()
+        self.upkeep.start(self._tasks)
         self._tasks.start(Recycler(self, self._options.recycle).run(), "recycle")
 
     async def aclose(self) -> None:
@@ -129,7 +121,7 @@ class RuntimePool:
         self.notify()
         await self._tasks.aclose()
         await asyncio.gather(*(self._stop(runtime) for runtime in self.runtimes))
-        await self._probe.aclose()
+        await self._starts.aclose()
 
     def abort(self) -> None:
         """Kill them all, now, for a process that ends without closing anything."""
@@ -140,10 +132,33 @@ class RuntimePool:
     def runtimes(self) -> list[ManagedRuntime]:
         return list(self._runtimes.values())
 
+    def in_state(self, state: RuntimeState) -> list[ManagedRuntime]:
+        return [r for r in self._runtimes.values() if r.state is state]
+
+    @property
+    def full(self) -> bool:
+        """It has as many runtimes as it may have."""
+        return len(self._runtimes) >= self._options.max_runtimes
+
+    @property
+    def spare(self) -> int:
+        """Runtimes that are warm, or about to be, and that no claim waits for."""
+        return len(self.in_state(RuntimeState.WARM)) + len(self.in_state(RuntimeState.STARTING)) - self._queue.claims
+
+    @property
+    def claimed(self) -> bool:
+        """Whether there is somebody who has a runtime, or waits for one."""
+        return bool(self._claims or self.in_state(RuntimeState.CLAIMED))
+
+    @property
+    def start_pause(self) -> float:
+        """Seconds until the next start may be tried, after some that have failed."""
+        return self._starts.pause
+
     @property
     def unavailable_reason(self) -> str | None:
         """Why no runtime can be started, while that is so."""
-        return self._circuit.reason if self._circuit.is_open else None
+        return self._starts.circuit.reason if self._starts.circuit.is_open else None
 
     # --- places ---
 
@@ -221,7 +236,8 @@ class RuntimePool:
             if (stuck_in or alone) and self._queue.leave(key, ticket):
                 self.notify()  # what it cannot take shall not be kept from others
             if alone:
-                if (empty := [r for r in self._of(key) if not r.reserved and r not in stuck_in]) != []:
+                # One that has not let go of others yet holds them still.
+                if (empty := [r for r in self._of(key) if not r.reserved and not r.letting_go]) != []:
                     return empty[0]
             elif (runtime := self._with_room(key, stuck_in, user)) is not None and self._queue.is_first(key, ticket):
                 return runtime
@@ -285,7 +301,11 @@ class RuntimePool:
 
     def places_besides(self, runtime: ManagedRuntime) -> int:
         """Free places in the other runtimes of its key."""
-        return sum(self._options.max_sessions - r.reserved for r in self._of(runtime.key) if r is not runtime)
+        return sum(self._options.max_sessions - r.reserved for r in self.others(runtime))
+
+    def others(self, runtime: ManagedRuntime) -> list[ManagedRuntime]:
+        """The other runtimes of its key that take sessions."""
+        return [r for r in self._of(runtime.key) if r is not runtime]
 
     async def replacement(self, runtime: ManagedRuntime) -> ManagedRuntime | None:
         """A runtime of the same key for the sessions of this one, claimed for that unless the others of the key have
@@ -294,18 +314,25 @@ class RuntimePool:
         Raises:
             RuntimeUnavailable: None can be started.
         """
-        others = [r for r in self._of(runtime.key) if r is not runtime]
-        if self.places_besides(runtime) >= runtime.reserved:
-            return None
-        if not self._in(RuntimeState.WARM) and len(self._runtimes) >= self._options.max_runtimes:
-            return None
+        others = self.others(runtime)
         assert runtime.key is not None  # it has sessions
+        if self.places_besides(runtime) >= runtime.reserved or not self._to_be_had(runtime.key):
+            return None
         claim = self._join_claim(runtime.key)
         while not claim.ended:
+            if not self._to_be_had(runtime.key):
+                return None  # others were first; the claim may wait for as long as the node is full
             await self._changed.wait()
         if claim.error is not None:
             raise claim.error
-        return next((r for r in self._of(runtime.key) if r is not runtime and r not in others), None)
+        return next((r for r in self.others(runtime) if r not in others), None)
+
+    def _to_be_had(self, key: RuntimeKey) -> bool:
+        """Whether one more can be claimed without taking anything from others: below the ceiling, or of those that are
+        warm or being started, one that no other key waits for."""
+        free = len(self.in_state(RuntimeState.WARM)) + len(self.in_state(RuntimeState.STARTING))
+        waiting = len(self._claims.keys() - {key})
+        return free > waiting or not self.full
 
     async def retire(self, runtime: ManagedRuntime) -> None:
         """Stop a runtime that nobody needs any more. It counts as one until its process has gone."""
@@ -324,10 +351,7 @@ class RuntimePool:
 
     def _of(self, key: RuntimeKey | None) -> list[ManagedRuntime]:
         """Those that take sessions."""
-        return [r for r in self._in(RuntimeState.CLAIMED) if r.key == key and not r.alone]
-
-    def _in(self, state: RuntimeState) -> list[ManagedRuntime]:
-        return [r for r in self._runtimes.values() if r.state is state]
+        return [r for r in self.in_state(RuntimeState.CLAIMED) if r.key == key and not r.alone]
 
     def _with_room(self, key: RuntimeKey, besides: list[ManagedRuntime], user: str | None) -> ManagedRuntime | None:
         candidates = [
@@ -336,9 +360,9 @@ class RuntimePool:
         chosen = self._placement.choose(candidates, user)
         return self._runtimes[chosen] if chosen else None
 
-    def _unused(self) -> list[ManagedRuntime]:
+    def unused(self) -> list[ManagedRuntime]:
         """Claimed ones that hold no session and, as far as we know, are about to get none."""
-        return [r for r in self._in(RuntimeState.CLAIMED) if not r.reserved and not self._wanted(r)]
+        return [r for r in self.in_state(RuntimeState.CLAIMED) if not r.reserved and not self._wanted(r)]
 
     def _wanted(self, runtime: ManagedRuntime) -> bool:
         # Without this, keys that wait for room could end each other's new runtimes for ever.
@@ -378,7 +402,7 @@ class RuntimePool:
 
     def _hand_out(self) -> None:
         """Give the warm runtimes to the claims that are next, whoever has had them started."""
-        for runtime in self._in(RuntimeState.WARM):
+        for runtime in self.in_state(RuntimeState.WARM):
             key = self._queue.first_claim()
             while key is not None and key not in self._requests:
                 # All who waited have given up: what was started for them stays warm.
@@ -387,7 +411,8 @@ class RuntimePool:
             if key is None:
                 return
             runtime.claim(key)
-            self._standby.claimed()
+            self.retirements.claimed(runtime)
+            self.standby.claimed()
             log.info("runtime.claimed", runtime=runtime.id, pid=runtime.pid, key=str(key))
             claim = self._claims[key]
             self._queue.leave_claims(claim.ticket, served=True)
@@ -399,50 +424,29 @@ class RuntimePool:
             self._hand_out()
             if claim.ended:
                 return
-            if len(self._in(RuntimeState.STARTING)) >= self._queue.claims:
+            if len(self.in_state(RuntimeState.STARTING)) >= self._queue.claims:
                 await changed.wait()  # those that are being started will do
-            elif len(self._runtimes) < self._options.max_runtimes:
-                await self._spawn()
-            elif unused := self._unused():
+            elif not self.full:
+                await self.spawn()
+            elif unused := self.unused():
                 await self.retire(min(unused, key=lambda r: r.last_held))
             elif not await self._make_room(None):
                 await changed.wait()
 
-    async def _spawn(self) -> None:
+    async def spawn(self) -> None:
         """Start one runtime; it is warm afterwards. Raises `RuntimeUnavailable`."""
-        wait = self._circuit.wait(time.monotonic())
-        if self._circuit.is_open and wait:
-            raise RuntimeUnavailable(f"the Copilot CLI does not start: {self._circuit.reason}", retry_after=wait)
-        self._circuit.trying(time.monotonic())
+        wait = self._starts.admit()
         runtime = ManagedRuntime(f"rt-{secrets.token_hex(5)}", self._options.runtime)
         runtime.on_lost = self._lost
         runtime.on_let_go = self.notify
         self._runtimes[runtime.id] = runtime
-        began = time.monotonic()
         try:
-            await asyncio.sleep(wait)
-            async with self._spawn_slots:
-                self._under_way += 1
-                try:
-                    await runtime.start(self._launcher, self._probe)
-                finally:
-                    self._under_way -= 1
-        except Exception as error:
-            reason = error.detail if isinstance(error, AerodromeError) else f"{type(error).__name__}: {error}"
-            self._circuit.failed(time.monotonic(), reason)
-            log.warning("runtime.start_failed", runtime=runtime.id, reason=reason)
-            if isinstance(error, AerodromeError):
-                raise
-            raise RuntimeUnavailable(f"the Copilot CLI could not be started: {reason}") from error
+            self.standby.started(await self._starts.start(runtime, wait))
         finally:
             if runtime.state is not RuntimeState.WARM:
                 del self._runtimes[runtime.id]
             self.notify()
-        self._circuit.succeeded()
         self._hand_out()
-        took = time.monotonic() - began
-        self._standby.started(took)
-        log.info("runtime.warm", runtime=runtime.id, pid=runtime.pid, seconds=round(took, 3))
 
     def _lost(self, runtime: ManagedRuntime) -> None:
         if not self._closing:
@@ -450,65 +454,6 @@ class RuntimePool:
         if self.on_lost is not None:
             self.on_lost(runtime)
         self.notify()
-
-    # --- upkeep ---
-
-    async def _keep_warm(self) -> None:
-        """Refill the warm pool whenever it has gone short, a moment after what emptied it."""
-        while True:
-            changed = self._changed
-            if not self._warm_short():
-                await changed.wait()
-                continue
-            if self._claims or self._in(RuntimeState.CLAIMED):
-                await asyncio.sleep(self._standby.pause(self._options.replenish_delay))
-            if self._warm_short():
-                try:
-                    await self._spawn()
-                except AerodromeError:
-                    await asyncio.sleep(max(0.1, self._circuit.wait(time.monotonic())))
-
-    def _warm_short(self) -> bool:
-        return self._spare() < self._warm_target() and len(self._runtimes) < self._options.max_runtimes
-
-    def _warm_target(self) -> int:
-        measured = [runtime.memory for runtime in self._runtimes.values() if runtime.memory]
-        return self._standby.target(self._spare(), min(measured, default=None))
-
-    async def _watch_machine(self) -> None:
-        """See what the machine has left, and let a warm runtime go when that is too little."""
-        while True:
-            headroom = self._standby.look()
-            if self._standby.short and (warm := self._in(RuntimeState.WARM)) and self._warm_target() < self._spare():
-                log.warning("runtime.let_go", runtime=warm[0].id, available=headroom.available)
-                await self.retire(warm[0])
-            self.notify()
-            await asyncio.sleep(_LOOK)
-
-    def _spare(self) -> int:
-        """Runtimes that are warm, or about to be, and that no claim waits for."""
-        return len(self._in(RuntimeState.WARM)) + len(self._in(RuntimeState.STARTING)) - self._queue.claims
-
-    async def _stop_idle(self) -> None:
-        interval = max(0.05, min(5.0, self._options.idle_timeout / 4))
-        while True:
-            await asyncio.sleep(interval)
-            for runtime in self.runtimes:
-                # Looked at again for each: stopping the one before took a while.
-                if self._idle(runtime, time.monotonic()):
-                    log.info("runtime.idle", runtime=runtime.id, key=str(runtime.key))
-                    await self.retire(runtime)
-
-    def _idle(self, runtime: ManagedRuntime, now: float) -> bool:
-        unused = now - runtime.last_held
-        if runtime.state is RuntimeState.WARM:
-            # Started for a request that then gave up, or when more were in demand.
-            return unused >= self._options.idle_timeout and self._spare() > self._warm_target()
-        if runtime not in self._unused():
-            return False
-        # A user's own runtime has nobody left to wait for; a tenant's may get its next user any moment.
-        of_user = runtime.key is not None and runtime.key.user is not None
-        return of_user or unused >= self._options.idle_timeout
 
     async def _wait(self, key: RuntimeKey, ticket: Ticket, changed: asyncio.Event, deadline: float) -> None:
         limit = None if self._on_its_way(key) else max(0.0, deadline - time.monotonic())
@@ -526,4 +471,4 @@ class RuntimePool:
     def _on_its_way(self, key: RuntimeKey) -> bool:
         """Whether a start that will do for this key's claim is under way: those before it in the queue take theirs."""
         claim = self._claims.get(key)
-        return claim is not None and self._queue.is_among_first(claim.ticket, self._under_way)
+        return claim is not None and self._queue.is_among_first(claim.ticket, self._starts.under_way)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,7 +144,7 @@ class Runtime(Protocol):
     #: How long it takes to answer what sessions ask of it.
     latency: Latency
     #: Sessions that are being loaded in it, or have just failed to be.
-    loading: set[SessionKey]
+    loading: Counter[SessionKey]
     #: Kept for one session alone, because of what it has done, or may have done, to other runtimes.
     alone: bool
     #: How it came to its end, once that is known.

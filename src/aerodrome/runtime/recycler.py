@@ -47,12 +47,17 @@ class Recycler:
         self._options = options
         self._measure = measure
         self._watches: dict[str, WearWatch] = {}
+        #: What was begun for wear. What an operator drains does not count: it may take as long as a turn.
+        self._recycling: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Look for ever."""
         while True:
             await asyncio.sleep(self._options.interval)
-            await self.look()
+            try:
+                await self.look()
+            except Exception:
+                log.exception("runtime.look_failed")  # and the next one may go well
 
     async def look(self) -> None:
         """One round: measure all, and begin with the most pressing, as many as may go at once."""
@@ -71,11 +76,13 @@ class Recycler:
                 worn.append((reason, runtime, wear))
         order = list(Reason)
         for reason, runtime, wear in sorted(worn, key=lambda found: order.index(found[0])):
-            if retirements.under_way >= self._options.at_once:
+            if len(self._recycling) >= self._options.at_once:
                 return
             if runtime.state in (RuntimeState.WARM, RuntimeState.CLAIMED):  # and was not lost while we looked
                 log.info("runtime.worn", runtime=runtime.id, key=str(runtime.key), reason=reason.value, **_told(wear))
-                retirements.begin_recycling(runtime, reason.value)
+                task = retirements.begin_recycling(runtime, reason.value)
+                self._recycling.add(task)
+                task.add_done_callback(self._recycling.discard)
 
     def _watch(self) -> WearWatch:
         return WearWatch(self._options.limits, spread=1.0 - random.uniform(0.0, _SPREAD))  # noqa: S311 - no secret

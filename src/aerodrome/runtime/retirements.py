@@ -23,6 +23,7 @@ import structlog
 
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.errors import AerodromeError, Conflict, Draining
+from aerodrome.model import RuntimeKey
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.supervisor import ManagedRuntime
 
@@ -34,6 +35,8 @@ log = structlog.get_logger(__name__)
 #: Seconds between two looks at what a runtime still holds. Most that makes a session idle is told of, but not the end
 #: of work that the runtime had begun by itself.
 _LOOK = 1.0
+#: Users and tenants at most of whom it is remembered why they have lost a runtime.
+_REMEMBERED = 1000
 
 
 class Retirements:
@@ -46,6 +49,8 @@ class Retirements:
         self._tasks = tasks
         self._patience = patience
         self._under_way: dict[str, asyncio.Task[None]] = {}
+        #: Why runtimes were recycled that have no replacement yet.
+        self._heirs: dict[RuntimeKey, tuple[str, ...]] = {}
         #: Recycled runtimes by reason, since the start of the node.
         self.recycled: Counter[str] = Counter()
 
@@ -98,11 +103,29 @@ class Retirements:
                 except AerodromeError as error:
                     log.warning("runtime.not_recycled", runtime=runtime.id, reason=reason, error=error.detail)
                     raise
-                if successor is not None:
-                    successor.replaces = (*runtime.replaces, reason)
+                if runtime.state.is_final:
+                    return  # lost while its replacement was being started, which its sessions find all the same
+                self._inherit(runtime, successor, reason)
                 await self._empty(runtime, reason, reload=True, patience=self._patience)
         self.recycled[reason] += 1
         log.info("runtime.recycled", runtime=runtime.id, reason=reason, seconds=round(time.monotonic() - began, 3))
+
+    def _inherit(self, runtime: ManagedRuntime, successor: ManagedRuntime | None, reason: str) -> None:
+        assert runtime.key is not None
+        chain = (*runtime.replaces, reason)
+        if successor is not None:
+            successor.replaces = chain
+        elif not self._pool.others(runtime):
+            # At the ceiling. Its sessions come to the next runtime of the key, whenever that is claimed.
+            self._heirs.pop(runtime.key, None)
+            self._heirs[runtime.key] = chain
+            if len(self._heirs) > _REMEMBERED:
+                del self._heirs[next(iter(self._heirs))]
+
+    def claimed(self, runtime: ManagedRuntime) -> None:
+        """It has just been claimed: perhaps it replaces one for which there was no replacement at the time."""
+        if runtime.key is not None and (chain := self._heirs.pop(runtime.key, None)) is not None:
+            runtime.replaces = chain
 
     async def _drain(self, runtime: ManagedRuntime) -> None:
         log.info("runtime.draining", runtime=runtime.id, key=str(runtime.key))
@@ -120,12 +143,20 @@ class Retirements:
         # Loading them again must not wait for the place that this runtime takes.
         reload = reload and self._pool.places_besides(runtime) >= runtime.reserved
         while runtime.reserved and runtime.state is RuntimeState.RETIRING:
+            # Before the patience is looked at: an idle session moves, also when those in a turn get no time.
+            if await self._move(runtime, reload):
+                continue
             if deadline is not None and time.monotonic() >= deadline:
                 runtime.kill(f"it was to be recycled ({reason}), and its turns did not end within {patience:g} s")
-            elif not await self._move(runtime, reload):
+            else:
                 await self._pool.change(_LOOK if deadline is None else min(_LOOK, deadline - time.monotonic()))
         await self._pool.retire(runtime)
 
     async def _move(self, runtime: ManagedRuntime, reload: bool) -> bool:
         move = self._pool.move_sessions
-        return move is not None and await move(runtime, reload)
+        try:
+            return move is not None and await move(runtime, reload)
+        except Exception:
+            # Given up here, it would be a runtime that takes no sessions and does not stop.
+            log.exception("runtime.move_failed", runtime=runtime.id)
+            return False

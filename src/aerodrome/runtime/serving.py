@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +53,7 @@ class ServingRuntime:
         #: How long it takes to answer what sessions ask of it.
         self.latency = Latency()
         #: Sessions that are being loaded in it, or have just failed to be.
-        self.loading: set[SessionKey] = set()
+        self.loading: Counter[SessionKey] = Counter()
         #: Kept for one session alone, because of what it has done, or may have done, to other runtimes.
         self.alone = False
         #: How it came to its end, once that is known.

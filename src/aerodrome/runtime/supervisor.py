@@ -142,6 +142,7 @@ class ManagedRuntime(ServingRuntime):
             "recycles": len(self.replaces),
             "reasons": list(self.replaces[-_TOLD:]),
             "retiring": self.retiring or None,
+            "alone": self.alone,
         }
 
     # --- its life ---

@@ -99,14 +99,21 @@ class Activation:
         """
         self._attachments = attachments
         self.runtime.control.bind(self.key.id, self)
-        self.runtime.loading.add(self.key)
+        self.runtime.loading[self.key] += 1
         try:
             await self._open(params, attachments, resume=resume)
         except BaseException:
             # A client's connection may break before ours does: what we were at shall be known then.
-            asyncio.get_running_loop().call_later(_REMEMBERED, self.runtime.loading.discard, self.key)
+            asyncio.get_running_loop().call_later(_REMEMBERED, self._loaded)
             raise
-        self.runtime.loading.discard(self.key)
+        self._loaded()
+
+    def _loaded(self) -> None:
+        # Counted: what failed a moment ago may be loading again by now.
+        loading = self.runtime.loading
+        loading[self.key] -= 1
+        if not loading[self.key]:
+            del loading[self.key]
 
     async def _open(self, params: dict[str, Any], attachments: Attachments, *, resume: bool) -> None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,19 +13,24 @@ from aerodrome.errors import AerodromeError
 from aerodrome.model import SessionKey, SessionRow
 from aerodrome.runtime.deaths import Death
 from aerodrome.runtime.ports import Runtime
-from aerodrome.sessions.blame import MOST_SUSPECTED, OPTION, Charges, charged, in_question, refusal
+from aerodrome.sessions.blame import OPTION, Charges, Record, charged, in_question, refusal
 
 if TYPE_CHECKING:
     from aerodrome.sessions.context import SessionContext
 
 log = structlog.get_logger(__name__)
 
+#: Seconds until a process that was killed has ended, unless the machine keeps it. Its sessions go on then.
+BURIAL = 15.0
+
 
 class Suspicions:
     """What a node knows beside what is stored with the sessions."""
 
     def __init__(self) -> None:
-        self._suspected: set[SessionKey] = set()
+        #: Each with the turns that it has to end to be cleared.
+        self._suspected: dict[SessionKey, int] = {}
+        self._record = Record()
         #: Charges that the store has not taken yet.
         self._unstored: dict[SessionKey, Charges] = {}
         #: Charges made here: who is about to load the session may have its row from before them.
@@ -39,10 +44,14 @@ class Suspicions:
         """Args:
         in_turn: Sessions in a turn, with the length of the history that each was loaded with.
         """
+        # What was given up here, because a turn took too long say, may still be at work there.
+        given_up = {SessionKey(runtime.key.tenant, name) for name in runtime.letting_go} if runtime.key else set()
         loading = frozenset(runtime.loading)
+        in_turn = {**dict.fromkeys(given_up, 0), **in_turn}
         if not loading and not in_turn:
             return
-        task = context.later(self._settle(context, runtime, loading, in_turn), "find out why a runtime ended")
+        settling = self._settle(context, runtime, loading, in_turn, given_up)
+        task = context.later(settling, "find out why a runtime ended")
         if task is not None:
             for key in loading | set(in_turn):
                 self._settling[key] = task
@@ -53,17 +62,23 @@ class Suspicions:
         runtime: Runtime,
         loading: frozenset[SessionKey],
         in_turn: Mapping[SessionKey, int],
+        given_up: Collection[SessionKey],
     ) -> None:
         try:
-            death = await asyncio.shield(runtime.death)
+            try:
+                async with asyncio.timeout(BURIAL):
+                    death = await asyncio.shield(runtime.death)
+            except TimeoutError:
+                log.warning("runtime.not_buried", runtime=runtime.id, pid=runtime.pid)
+                return
             keys = in_question(death, loading, in_turn)
-            if len(keys) == 1:
+            if len(keys) == 1 and keys[0] not in given_up:  # it may have been idle, and on its way out
                 await self._charge(context, keys[0], death)
             elif keys:
                 log.warning(
                     "sessions.suspected", runtime=runtime.id, death=death.value, sessions=[str(key) for key in keys]
                 )
-                self._suspected.update(keys[:MOST_SUSPECTED])
+                self._suspected.update(self._record.add(keys, context.clock.time()))
         finally:
             task = asyncio.current_task()
             for key in loading | set(in_turn):
@@ -71,14 +86,20 @@ class Suspicions:
                     del self._settling[key]
 
     async def _charge(self, context: SessionContext, key: SessionKey, death: Death) -> None:
-        row = await context.directory.get(key)
-        if row is None:
-            return
-        charges = charged(self._unstored.get(key) or Charges.of(row.options), death, context.clock.time())
+        try:
+            row = await context.directory.get(key)
+            before = Charges.of(row.options) if row is not None else None
+        except AerodromeError:
+            row, before = None, self._made.get(key)
+        else:
+            if row is None:
+                return
+        charges = charged(self._unstored.get(key) or before, death, context.clock.time())
         self._unstored[key] = self._made[key] = charges
         said = log.error if charges.quarantined else log.warning
         said("session.quarantined" if charges.quarantined else "session.charged", session=str(key), death=death.value)
-        await self._store(context, row)
+        if row is not None:
+            await self._store(context, row)
 
     async def _store(self, context: SessionContext, row: SessionRow) -> None:
         charges = self._unstored.get(row.key)
@@ -92,7 +113,10 @@ class Suspicions:
             self._unstored.pop(row.key, None)
 
     async def tidy(self, context: SessionContext) -> None:
-        """Store what the store has refused."""
+        """Store what the store has refused, and forget what is over."""
+        now = context.clock.time()
+        self._record.forget(now)
+        self._suspected = {key: turns for key, turns in self._suspected.items() if self._record.times(key, now)}
         for key in list(self._unstored):
             row = await context.directory.get(key)
             if row is None:
@@ -135,8 +159,11 @@ class Suspicions:
 
     def turn_ended(self, key: SessionKey, runtime: Runtime) -> None:
         """The session has ended a turn, and its runtime lives: it was not this one."""
-        if key in self._suspected:
-            self._suspected.discard(key)
+        if key not in self._suspected:
+            return
+        self._suspected[key] -= 1
+        if self._suspected[key] <= 0:
+            del self._suspected[key]
             log.info("session.cleared", session=str(key))
             runtime.alone = False
 

@@ -135,7 +135,8 @@ class LiveSessions:
             async with at_once:
                 if not await live.hibernate():
                     return False
-                if reload and live.last_used >= in_use:
+                # Asleep, it may have been forgotten, and nobody would find what is loaded for it now.
+                if reload and live.last_used >= in_use and self._live.get(live.row.key) is live:
                     await live.wake_ahead()
                 self.forget(live)
                 return True

@@ -44,6 +44,7 @@ class RedisCoordination:
     """Implements `coordination.ports.Coordination`.
 
     Args:
+        current: What gives the address for a new connection, of which user and password count.
         prefix: Of all keys and of the channel; fleets that share a server have one each.
         timeout: Seconds to wait for an answer. Well below the nodes' time to live.
         patience: Seconds to go on trying while the server cannot be reached; a heartbeat tries once.
@@ -54,12 +55,13 @@ class RedisCoordination:
         self,
         url: RedisUrl,
         *,
+        current: Callable[[], RedisUrl] | None = None,
         prefix: str = "aerodrome",
         timeout: float = 2.5,
         patience: float = 4.0,
         offset: Callable[[], float] | None = None,
     ) -> None:
-        self._client = RedisClient(url, timeout=timeout, patience=patience)
+        self._client = RedisClient(url, current=current, timeout=timeout, patience=patience)
         self._prefix = f"{{{prefix}}}:"
         self._keys = [self._prefix + name for name in _KEYS]
         self._offset = offset
@@ -72,6 +74,13 @@ class RedisCoordination:
     async def aclose(self) -> None:
         await self._events.aclose()
         await self._client.aclose()
+
+    async def about(self) -> tuple[dict[str, str], float]:
+        """What the server says of itself (`INFO`), and by how many seconds its clock is ahead of this machine's.
+
+        `refused` when the user of `coordination.url` may not ask.
+        """
+        return await self._client.about()
 
     # Membership
 

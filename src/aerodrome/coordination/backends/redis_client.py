@@ -16,7 +16,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
@@ -25,6 +25,7 @@ from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
 
 from aerodrome._util.redis_url import RedisUrl
 from aerodrome.errors import ConfigError, StoreUnavailable
@@ -102,20 +103,45 @@ def is_closed_connection(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "handler is closed" in str(error)
 
 
+class _LogIn(CredentialProvider):
+    """User and password, asked for with each new connection."""
+
+    def __init__(self, current: Callable[[], tuple[str | None, str | None]]) -> None:
+        self._get = current
+
+    async def get_credentials_async(self) -> Any:
+        return self.get_credentials()
+
+    def get_credentials(self) -> Any:
+        """As many of the two as there are."""
+        user, password = self._get()
+        if password is None and user is None:
+            return ()
+        return (password or "",) if user is None else (user, password or "")
+
+
 class RedisClient:
     """Args:
+    current: What gives the address for a new connection, of which user and password count.
     timeout: Seconds after which an answer that has not come is given up.
     patience: Seconds a call goes on trying while the server cannot be reached.
     """
 
-    def __init__(self, url: RedisUrl, *, timeout: float = 2.5, patience: float = 4.0) -> None:
+    def __init__(
+        self,
+        url: RedisUrl,
+        *,
+        current: Callable[[], RedisUrl] | None = None,
+        timeout: float = 2.5,
+        patience: float = 4.0,
+    ) -> None:
         self.url = url
+        self._current = current or (lambda: url)
         self._timeout = timeout
         self._patience = patience
         #: Of our own, for Sentinels and for the nodes of a cluster.
         self._options: dict[str, Any] = {
-            "username": url.username,
-            "password": url.password,
+            "credential_provider": _LogIn(lambda: (self._current().username, self._current().password)),
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
             "socket_keepalive": True,
@@ -177,6 +203,25 @@ class RedisClient:
                 return await client.eval(script.text, len(keys), *keys, *arguments)
 
         return await (self._attempt(run, 0.0) if urgent else self._call(run))
+
+    async def about(self) -> tuple[dict[str, str], float]:
+        """What `INFO` says, and by how many seconds the server's clock is ahead. Raises `StoreUnavailable`."""
+
+        async def ask(client: Any) -> tuple[dict[str, str], float]:
+            where: dict[str, Any] = {}
+            if self.url.kind == "cluster":
+                await client.initialize()
+                where = {"target_nodes": client.get_default_node()}
+            try:
+                info = await client.execute_command("INFO", **where)
+            except failures.NoPermissionError:
+                info = {"refused": "INFO"}
+            asked_at = time()
+            seconds, micro = await client.execute_command("TIME", **where)
+            facts = {str(name): str(value) for name, value in dict(info).items()}
+            return facts, int(seconds) + int(micro) / 1e6 - (asked_at + time()) / 2
+
+        return await self._call(ask)
 
     async def publish(self, channel: str, message: str) -> None:
         """Raises `StoreUnavailable`."""
@@ -258,7 +303,11 @@ class RedisClient:
         options["db"] = url.db
         if url.kind == "sentinel":
             if self._sentinel is None:
-                own: dict[str, Any] = {"username": url.sentinel_username, "password": url.sentinel_password}
+                own: dict[str, Any] = {
+                    "credential_provider": _LogIn(
+                        lambda: (self._current().sentinel_username, self._current().sentinel_password)
+                    )
+                }
                 # One that is down must not keep us from asking the next.
                 own["retry"] = Retry(NoBackoff(), 0)
                 self._sentinel = Sentinel(  # type: ignore[no-untyped-call]

@@ -1,0 +1,111 @@
+"""Secrets that change while the node runs.
+
+Whoever uses a secret asks its cell (`config.secret_cells`), which notices by itself that a file has changed. What is
+behind Vault or a program is asked here, every `secrets.refresh`. And sessions that are loaded have the secret they were
+loaded with: when their provider's has changed they are put to sleep as soon as they are idle, so that the next prompt
+loads them with the new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from aerodrome.config.secret_cells import Cell
+from aerodrome.config.secret_listing import cells_of
+from aerodrome.config.settings import Settings
+from aerodrome.errors import AerodromeError
+from aerodrome.model import SessionKey
+from aerodrome.sessions.live import LiveSession
+from aerodrome.sessions.service import SessionService
+
+log = structlog.get_logger(__name__)
+
+#: Seconds between two looks at files, and for sessions that are to be put to sleep.
+_LOOK = 5.0
+#: What the settings begin with that are read anew while the node runs.
+_ATTACHED = "runtime.attach"
+
+
+class SecretKeeper:
+    """Args:
+    sessions: Those of this node.
+    on_tokens: Called when a token of attached servers has changed.
+    """
+
+    def __init__(
+        self, settings: Settings, sessions: SessionService, *, on_tokens: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        self._sessions = sessions
+        self._on_tokens = on_tokens
+        self._provider = settings.provider
+        self._refresh = settings.secrets.refresh
+        self._cells = dict(cells_of(settings))
+        self._known = {name: cell.current() for name, cell in self._cells.items()}
+        #: Sessions that were loaded with a secret that has changed since.
+        self._outdated: dict[SessionKey, LiveSession] = {}
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Setting -> why its value may be an old one."""
+        return {name: cell.problem for name, cell in self._cells.items() if cell.problem is not None}
+
+    def reloaded(self, settings: Settings) -> None:
+        """What of the settings may change while the node runs has been read anew."""
+        kept = {name: cell for name, cell in self._cells.items() if not name.startswith(_ATTACHED)}
+        read = {name: cell for name, cell in cells_of(settings) if name.startswith(_ATTACHED)}
+        self._cells = kept | read
+        self._known |= {name: cell.current() for name, cell in read.items()}
+
+    async def run(self) -> None:
+        """For ever."""
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
+        while True:
+            await asyncio.sleep(min(_LOOK, self._refresh))
+            ask = loop.time() - asked_at >= self._refresh
+            if ask:
+                asked_at = loop.time()
+            try:
+                await self.look(ask=ask)
+            except Exception:
+                # Whatever it was: secrets that are never looked at again would be found out at the worst time.
+                log.exception("secrets.crashed")
+
+    async def look(self, *, ask: bool = True) -> None:
+        """One round. `ask`: also those that cost something to ask."""
+        for name, cell in list(self._cells.items()):
+            await self._look_at(name, cell, ask)
+        for key, live in list(self._outdated.items()):
+            await self._put_to_sleep(key, live)
+
+    async def _look_at(self, name: str, cell: Cell, ask: bool) -> None:
+        if ask and cell.polled:
+            # Vault and programs take their time.
+            await asyncio.to_thread(cell.refresh)
+        value = cell.current()
+        if value == self._known[name]:
+            return
+        self._known[name] = value
+        log.info("secret.in_use", setting=name, source=cell.where)
+        if name.startswith(_ATTACHED) and self._on_tokens is not None:
+            await self._on_tokens()
+        for live in self._sessions.live:
+            key = live.updates.row.key
+            if self._sessions.is_loaded(key) and name.rpartition(".")[0] == self._section(key.tenant):
+                self._outdated[key] = live
+
+    def _section(self, tenant: str) -> str:
+        return f"provider.tenants.{tenant}" if tenant in self._provider.tenants else "provider"
+
+    async def _put_to_sleep(self, key: SessionKey, live: LiveSession) -> None:
+        if not self._sessions.is_loaded(key):
+            del self._outdated[key]
+        elif live.evictable:
+            try:
+                if await self._sessions.hibernate(live):
+                    del self._outdated[key]
+            except AerodromeError as error:
+                log.warning("session.not_hibernated", session=str(key), reason=error.detail)

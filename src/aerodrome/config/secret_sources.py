@@ -1,0 +1,223 @@
+"""Where secrets are read from: one class for each way of referring to one.
+
+All of them block, for `SecretOptions.timeout` at most; all raise `Unresolved`, whose text says what is wrong and never
+quotes a secret.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import stat
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import quote
+
+from aerodrome.config.secret_references import Reference
+
+#: A secret is a line or a certificate. What is longer is a mistake, such as /dev/zero.
+MAX_BYTES = 1 << 20
+#: Where systemd puts the credentials of a unit.
+_CREDENTIALS = re.compile(r"^\$(?:CREDENTIALS_DIRECTORY|\{CREDENTIALS_DIRECTORY\})(?=/)")
+
+
+class Unresolved(ValueError):
+    """There is no secret where the reference says; the text says why."""
+
+
+class Source(Protocol):
+    @property
+    def where(self) -> str:
+        """Where it is, for people."""
+        ...
+
+    @property
+    def polled(self) -> bool:
+        """Whether `read` may give something else without `changed` telling: then it has to be asked now and then."""
+        ...
+
+    def read(self) -> str:
+        """The secret as it is now. Raises `Unresolved`."""
+        ...
+
+    def changed(self) -> bool:
+        """Whether it is certain that `read` would give something else. Costs next to nothing."""
+        ...
+
+
+class Fixed:
+    """A secret that stays what it is while the process lives: one that is given itself, or in a variable."""
+
+    polled = False
+
+    def __init__(self, reference: Reference, text: str, missing: str) -> None:
+        self.where = str(reference)
+        self._text = text
+        self._missing = missing
+
+    def read(self) -> str:
+        if not self._text:
+            raise Unresolved(self._missing)
+        return self._text
+
+    def changed(self) -> bool:
+        return False
+
+
+class FileSource:
+    """A file, read again when it is another one or has changed.
+
+    What is compared is what the path leads to, so that the swap of a symbolic link above it, by which Kubernetes
+    changes all files of a volume at once, counts.
+    """
+
+    polled = False
+
+    def __init__(self, reference: Reference, env: Mapping[str, str]) -> None:
+        self.where = str(reference)
+        directory = env.get("CREDENTIALS_DIRECTORY", "")
+        named = re.sub(
+            r"^\$(CREDENTIALS_DIRECTORY|\{CREDENTIALS_DIRECTORY\})(?=/)", lambda _: directory, reference.rest
+        )
+        self._unset = not directory and named != reference.rest
+        self._path = Path(named).expanduser()
+        self._seen: tuple[int, ...] = ()
+
+    def read(self) -> str:
+        if self._unset:
+            raise Unresolved("CREDENTIALS_DIRECTORY is not set: systemd sets it for a unit with LoadCredential=")
+        # Before the file: what is changed in between is read again.
+        self._seen = self._stamp()
+        try:
+            with self._path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise Unresolved(f"the file {self._path} can not be read: {error.strerror}") from None
+        if len(content) > MAX_BYTES:
+            raise Unresolved(f"the file {self._path} is too long for a secret")
+        return _text(content, f"the file {self._path}")
+
+    def changed(self) -> bool:
+        return self._stamp() != self._seen
+
+    def _stamp(self) -> tuple[int, ...]:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return ()
+        if not stat.S_ISREG(found.st_mode):
+            # What a shell passes as <(...) can be read once; to read a pipe again would wait for ever.
+            return found.st_dev, found.st_ino
+        return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
+
+
+class CommandSource:
+    """What a program prints. It is started without a shell, and ended with all that it has started when it is late.
+
+    Its arguments are seen by every user of the machine; the secret it prints is not. What it says on standard error is
+    thrown away, because it may quote what it should not.
+    """
+
+    polled = True
+
+    def __init__(self, reference: Reference, env: Mapping[str, str], timeout: float) -> None:
+        self.where = str(reference)
+        self._words = reference.words()
+        self._env = dict(env)
+        self._timeout = timeout
+
+    def read(self) -> str:
+        program = self._words[0]
+        try:
+            process = subprocess.Popen(
+                self._words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=self._env,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise Unresolved(f"the program {program} can not be run: {error.strerror}") from None
+        try:
+            with process:
+                try:
+                    content, _ = process.communicate(timeout=self._timeout)
+                finally:
+                    # Also what it has left behind: somebody could hold the pipe, and we would wait for that.
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+        except subprocess.TimeoutExpired:
+            raise Unresolved(f"the program {program} took longer than secrets.timeout ({self._timeout:g} s)") from None
+        if process.returncode != 0:
+            raise Unresolved(
+                f"the program {program} failed (exit code {process.returncode}); run it by hand to see why"
+            )
+        return _text(content, f"the output of {program}")
+
+    def changed(self) -> bool:
+        return False
+
+
+class VaultValues(Protocol):
+    def read(self, path: str) -> Mapping[str, object]: ...
+
+
+class VaultSource:
+    """A value in Vault; what is asked for it is shared with all that is in the same place."""
+
+    polled = True
+
+    def __init__(self, reference: Reference, vault: Callable[[], VaultValues]) -> None:
+        self.where = str(reference)
+        self._path, self._key = reference.vault_path()
+        self._vault = vault
+
+    def read(self) -> str:
+        values = self._vault().read(self._path)
+        if self._key not in values:
+            raise Unresolved(f"Vault has no {self._key!r} at {self._path}")
+        value = values[self._key]
+        if not isinstance(value, str) or not value:
+            raise Unresolved(f"what Vault has as {self._key!r} at {self._path} is no text, or empty")
+        return value
+
+    def changed(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """A text with references within it, each replaced by its secret, in the form that addresses want."""
+
+    parts: Sequence[str | Source]
+
+    @property
+    def where(self) -> str:
+        return ", ".join(part.where for part in self.parts if not isinstance(part, str))
+
+    @property
+    def polled(self) -> bool:
+        return any(part.polled for part in self.parts if not isinstance(part, str))
+
+    def read(self) -> str:
+        return "".join(part if isinstance(part, str) else quote(part.read(), safe="") for part in self.parts)
+
+    def changed(self) -> bool:
+        return any(part.changed() for part in self.parts if not isinstance(part, str))
+
+
+def _text(content: bytes, what: str) -> str:
+    try:
+        # Editors, `echo` and most programs end with a line break that is no part of the secret.
+        text = content.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise Unresolved(f"{what} can not be read: it is not UTF-8 text") from None
+    if not text:
+        raise Unresolved(f"{what} is empty")
+    return text
