@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -32,26 +33,40 @@ html_use_index = False
 _LISTS = {"index", "adr/README", "howto/README"}
 _HEADING = re.compile(r"^## (.+)$")
 #: `- [Title](page.md): what it is`, and the first cell of a row in a table.
-_ENTRY = re.compile(r"^(?:- |\| )\[(?P<title>[^\]]+)\]\((?P<page>[\w/.-]+)\.md\)")
-#: A link to a Markdown file above `docs/`: the names there are in capitals.
-_OUTSIDE = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[A-Z]+\.md)(?:#[\w-]+)?\)")
+_ENTRY = re.compile(r"^(?:- |\| )\[")
+_PAGE = re.compile(r"\]\((?P<page>[\w-][\w/.-]*)\.md\)")
+#: A link that may lead out of the site.
+_UPWARDS = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<path>(?:\.\./)+[\w/.-]+)(?:#[\w-]+)?\)")
 
 
 def navigation(text: str) -> Iterator[tuple[str, list[str]]]:
     """(heading, pages) for each section of a page that lists others. Pages outside the site are left out."""
-    heading, pages = "", list[str]()
+    heading, pages, seen = "", list[str](), set[str]()
     for line in text.splitlines():
         if match := _HEADING.match(line):
             yield heading, pages
             heading, pages = match[1], []
-        elif (match := _ENTRY.match(line)) and not match["page"].startswith(".."):
-            pages.append(match["page"])
+        elif _ENTRY.match(line):
+            pages += [page for page in _PAGE.findall(line) if page not in seen]
+            seen.update(pages)
     yield heading, pages
 
 
-def _link_out(_: Sphinx, __: str, source: list[str]) -> None:
-    """Markdown outside the site can be read as it is; MyST would look for a page."""
-    source[0] = _OUTSIDE.sub(r"[\1](path:\2)", source[0])
+def _link_out(app: Sphinx, name: str, source: list[str]) -> None:
+    """Outside the site Markdown is a file to read as it is, where MyST would look for a page; and a directory is no
+    more than its name.
+    """
+    site = Path(app.srcdir)
+
+    def link(match: re.Match[str]) -> str:
+        target = (site / name).parent.joinpath(match["path"]).resolve()
+        if target.is_relative_to(site):
+            return match[0]
+        if target.is_dir():
+            return match["text"]
+        return f"[{match['text']}](path:{match['path']})" if target.suffix == ".md" else match[0]
+
+    source[0] = _UPWARDS.sub(link, source[0])
 
 
 def _add_navigation(_: Sphinx, name: str, source: list[str]) -> None:
