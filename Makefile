@@ -1,5 +1,5 @@
 # Every target works on a fresh clone: each sets up what it needs first, and does nothing twice.
-.PHONY: demo test check bench soak chaos docs setup lock clean
+.PHONY: demo test check bench soak chaos docs release setup lock clean
 PY := .venv/bin/python
 
 demo: .venv/.ready
@@ -34,6 +34,10 @@ docs: .venv/.ready
 	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
 	@echo build/docs/index.html
 
+# REHEARSAL=1 for a version that has no date yet; see CONTRIBUTING.md.
+release: .venv/.ready
+	$(PY) scripts/release.py $(if $(REHEARSAL),--rehearsal)
+
 setup: .venv/.ready
 
 .venv/.ready: requirements.lock pyproject.toml scripts/setup.sh
@@ -43,6 +47,12 @@ setup: .venv/.ready
 lock: .venv/.ready
 	$(PY) -m piptools compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-emit-trusted-host --extra dev --output-file requirements.lock pyproject.toml
+	$(PY) -m piptools compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-emit-trusted-host --constraint requirements.lock --extra redis --extra postgresql --extra sandbox \
+	  --output-file deploy/docker/requirements.lock pyproject.toml
+	$(PY) -m piptools compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-emit-trusted-host --constraint requirements.lock \
+	  --output-file deploy/docker/build.lock deploy/docker/build.in
 
 clean:
 	rm -rf .venv dist build

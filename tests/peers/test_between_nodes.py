@@ -267,6 +267,30 @@ async def test_a_turn_s_reader_that_missed_events_is_told_so(far: Far) -> None:
         assert await turn.wait() == DONE
 
 
+async def test_a_turn_that_has_ended_before_its_reader_asks_for_its_events_is_told_whole(far: Far) -> None:
+    run = far.sessions.run
+    async with linked(far) as link:
+        turn = await sent(link)
+        run.publish(SessionEvent("e1", "assistant.message", b"{}"))
+        run.resolve(DONE)
+        for _ in range(5):  # whatever it would say by itself has come by then
+            await link.request(shapes.PING, {})
+        assert [event.id async for event in turn.events()] == ["e1"]
+        assert await turn.wait() == DONE
+
+
+async def test_a_node_that_goes_tells_of_the_turns_that_have_ended(far: Far) -> None:
+    run = far.sessions.run
+    async with linked(far) as link:
+        turn = await sent(link)
+        events = turn.events()
+        run.publish(SessionEvent("e1", "assistant.message", b"{}"))
+        run.resolve(DONE)
+        await far.servers[0].aclose()
+        assert [event.id async for event in events] == ["e1"]
+        assert await turn.wait() == DONE
+
+
 async def test_a_turn_whose_node_goes_ends_as_the_ledger_says(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "_LOOK", 0.01)
     rows: list[TurnRow | None] = [QUEUED, replace(QUEUED, status=TurnStatus.INTERRUPTED)]

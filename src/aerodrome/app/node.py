@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import socket
+from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Self
 
@@ -87,6 +88,8 @@ class Node:
         http: Whether the HTTP API is served.
         authenticator: Who else knows callers; asked before the stored keys.
         resolver: Finds the addresses of attached servers; by default the system's.
+        listeners: Sockets that listen already, in place of `server.http` and `server.gateway`: by `http` and
+            `gateway`.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class Node:
         http: bool = True,
         authenticator: Authenticator | None = None,
         resolver: Resolver | None = None,
+        listeners: Mapping[str, socket.socket] | None = None,
     ) -> None:
         self.settings = settings
         #: As they were last read; of these only what `reload` says counts.
@@ -117,6 +121,7 @@ class Node:
         self.cluster: Cluster
         self._links: PeerLinks
         self._http = http
+        self._listeners = dict(listeners or {})
         self._authenticator = authenticator
         self._resolver = resolver or SystemResolver()
         self._heartbeat: Heartbeat
@@ -225,6 +230,7 @@ class Node:
     async def drain(self) -> None:
         """Take no new work, let running turns end for up to `server.drain_timeout`, hand the sessions over.
 
+        For `server.drain_delay` before that the node only says that it is not ready.
         Clients and readers are told to go as soon as nothing of theirs is under way. Whoever comes second waits for the
         first.
         """
@@ -233,6 +239,9 @@ class Node:
         await asyncio.shield(self._draining)
 
     async def _drain(self) -> None:
+        if self.settings.server.drain_delay:
+            log.info("node.leaving", seconds=self.settings.server.drain_delay)
+            await asyncio.sleep(self.settings.server.drain_delay)
         log.info("node.draining", sessions=len(self.sessions.live))
         letting_go = self._tasks.start(self.gateway.let_go(), "let clients go")
         try:
@@ -291,7 +300,9 @@ class Node:
             self.cluster,
             peer_token=lambda: self._heartbeat.node.peer_token,
         )
-        self.gateway_address = await self.gateway.start(*self.settings.server.gateway)
+        self.gateway_address = await self.gateway.start(
+            *self.settings.server.gateway, listener=self._listeners.get("gateway")
+        )
         self._stack.push_async_callback(self.gateway.aclose)
         await self._heartbeat.advertise(str(self.settings.server.advertise or advertised(*self.gateway_address)))
 
@@ -306,7 +317,7 @@ class Node:
             reader_bytes=self.settings.limits.sse_buffer,
         )
         app = create_app(sessions, auth, self, Administration(self.stores.coordination), limits, self._attach_admin())
-        server = HttpServer(app, *self.settings.server.http)
+        server = HttpServer(app, *self.settings.server.http, listener=self._listeners.get("http"))
         self.http_address = await server.start()
         self._stack.push_async_callback(server.stop, 5.0)
 
@@ -433,7 +444,7 @@ class Node:
 
     def ready(self) -> tuple[bool, str]:
         """For `/ready` (see `http.ports.Readiness`)."""
-        if self.sessions.draining:
+        if self._draining is not None:
             raise Draining("this node is shutting down")
         if not self._heartbeat.may_serve:
             return False, "the coordination store cannot be reached"
@@ -456,7 +467,7 @@ class Node:
             "wait": round(self.sessions.wait, 3),
             "rss_bytes": self._process.memory_info().rss,
             OPERATIONS: self._desk.describe(),
-            "draining": self.sessions.draining,
+            "draining": self._draining is not None,
             "started_at": self._started_at,
             "version": aerodrome.__version__,
             "beat_at": self._clock.time(),

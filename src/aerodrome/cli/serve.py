@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aerodrome._util.systemd import Notifier, inherited_sockets
 from aerodrome.cli.console import note, say
 from aerodrome.cli.options import ConfigOption
 from aerodrome.cli.reload import Reload
@@ -32,6 +35,7 @@ def serve(
 
     SIGHUP, or a change of the file, has the attached servers (`runtime.attach`) read anew; nothing else.
 
+    Listens on the sockets of a service manager, if it hands any over (LISTEN_FDS), in place of the addresses.
     Prints `ready http=HOST:PORT gateway=HOST:PORT` once both doors listen. A signal during the drain kills the runtimes
     and exits 1 at once.
     """
@@ -48,39 +52,43 @@ def serve(
     from aerodrome.observability.logging import configure_logging
 
     configure_logging(settings.telemetry.log_level, settings.telemetry.log_format)
-    uvloop.run(_run(settings, Reload(find_config(config), lambda: load_settings(config, overrides))))
+    reload = Reload(find_config(config), lambda: load_settings(config, overrides))
+    uvloop.run(_run(settings, reload, inherited_sockets(frozenset({"http", "gateway"})), Notifier()))
 
 
-async def _run(settings: Settings, reload: Reload) -> None:
+async def _run(settings: Settings, reload: Reload, listeners: Mapping[str, socket.socket], manager: Notifier) -> None:
     from aerodrome.app.node import Node
 
     stop = asyncio.Event()
-    node = Node(settings)
+    node = Node(settings, listeners=listeners)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, _signalled, node, stop, settings.server.drain_timeout)
+        loop.add_signal_handler(signum, _signalled, node, stop, settings)
     async with node:
         doors = {"http": node.http_address, "gateway": node.gateway_address}
         say("ready " + " ".join(f"{name}={host}:{port}" for name, (host, port) in doors.items()))
         sys.stdout.flush()
+        manager.tell("READY=1", f"STATUS=serving {node.http_address[0]}:{node.http_address[1]}")
         reloading = asyncio.create_task(reload.run(node.reload), name="reload settings")
         ends = [asyncio.ensure_future(event.wait()) for event in (stop, node.asked_to_drain)]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for end in (*ends, reloading):
             end.cancel()
         if not stop.is_set():
-            note(f"asked to drain; {_draining(settings.server.drain_timeout)}")
+            note(f"asked to drain; {_draining(settings)}")
             stop.set()  # so that a signal from here on ends it at once
+        manager.tell("STOPPING=1", "STATUS=draining")
 
 
-def _signalled(node: Node, stop: asyncio.Event, drain_timeout: float) -> None:
+def _signalled(node: Node, stop: asyncio.Event, settings: Settings) -> None:
     if stop.is_set():
         # Asked for twice. What is stored stays; what the runtimes have started does not.
         node.abort()
         os._exit(1)
-    note(_draining(drain_timeout))
+    note(_draining(settings))
     stop.set()
 
 
-def _draining(drain_timeout: float) -> str:
-    return f"draining for up to {drain_timeout:g} s; a signal from now on ends it at once"
+def _draining(settings: Settings) -> str:
+    seconds = settings.server.drain_delay + settings.server.drain_timeout
+    return f"draining for up to {seconds:g} s; a signal from now on ends it at once"

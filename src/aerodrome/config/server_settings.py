@@ -54,6 +54,11 @@ class ServerSettings(Section):
     drain_timeout: Duration = Field(
         default=60.0, description="At shutdown: how long running turns may take to finish before they are cut."
     )
+    drain_delay: Duration = Field(
+        default=0.0,
+        description="At shutdown: how long the node still takes work before that, while `/ready` says that it stops. "
+        "Longer than a load balancer takes to notice.",
+    )
     node_name: Name = Field(
         default_factory=_default_node_name,
         description="Name of this node in listings and logs; unique among the nodes of one store.",

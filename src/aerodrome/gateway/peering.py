@@ -27,6 +27,10 @@ log = structlog.get_logger(__name__)
 
 #: Requests of another node that are served at the same time.
 _MAX_INBOUND = 1024
+#: Seconds in which the other node says whether it wants the events of a turn that has ended; it does so at once.
+_SAY_WHETHER = 5.0
+#: Seconds for telling of turns that have ended when this node goes.
+_LAST_WORDS = 2.0
 
 
 class _Request(msgspec.Struct):
@@ -51,6 +55,8 @@ class _TurnStream:
         #: From its admission on; whether they are wanted is said a moment later.
         self.events = run.events(reader)
         self.wanted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        #: Tells the other node of it.
+        self.telling: asyncio.Task[None] | None = None
 
     def follow(self, wanted: bool) -> None:
         if not self.wanted.done():
@@ -90,6 +96,10 @@ class PeerServer:
         Liveness(connection, silence)
 
     async def aclose(self) -> None:
+        # What has ended is told to its end: the events of a turn are nowhere else.
+        telling = [turn.telling for turn in self._turns.values() if turn.telling is not None and turn.run.ended]
+        if telling and not self._link.closed:
+            await asyncio.wait(telling, timeout=_LAST_WORDS)
         await self._link.aclose()
         await self._tasks.aclose()
 
@@ -164,13 +174,16 @@ class PeerServer:
             stream.follow(False)
             return None
         self._turns[request.stream] = stream
-        self._tasks.start(self._tell_turn(request.stream, stream), "tell turn", expected=LinkClosed)
+        stream.telling = self._tasks.start(self._tell_turn(request.stream, stream), "tell turn", expected=LinkClosed)
         return shapes.to_wire(run.row)
 
     async def _tell_turn(self, number: int, stream: _TurnStream) -> None:
         over = asyncio.ensure_future(stream.run.over())
         try:
             await first_of(stream.wanted, over)
+            if not stream.wanted.done():
+                # It has ended before the other node could say so, which is no reason to keep its events back.
+                await asyncio.wait({stream.wanted}, timeout=_SAY_WHETHER)
             try:
                 told = True
                 if stream.wanted.done() and stream.wanted.result():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import socket
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -109,11 +110,18 @@ class Gateway:
 
     # --- life ---
 
-    async def start(self, host: str, port: int) -> tuple[str, int]:
-        """Listen; returns the address. Raises `ConfigError` when it is not to be had."""
+    async def start(self, host: str, port: int, *, listener: socket.socket | None = None) -> tuple[str, int]:
+        """Listen; returns the address. Raises `ConfigError` when it is not to be had.
+
+        Args:
+            listener: A socket that listens already, in place of that address.
+        """
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(self._accept, host, port, backlog=_BACKLOG)
+            if listener is not None:
+                self._server = await loop.create_server(self._accept, sock=listener, backlog=_BACKLOG)
+            else:
+                self._server = await loop.create_server(self._accept, host, port, backlog=_BACKLOG)
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {host}:{port} (server.gateway): {error.strerror or error}; "

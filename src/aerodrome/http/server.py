@@ -31,14 +31,16 @@ class HttpServer:
         app: The application; its `state.door` is told about the shutdown.
         host: Address or name to listen on.
         port: 0 for any free one.
+        listener: A socket that listens already, in place of that address.
     """
 
-    def __init__(self, app: FastAPI, host: str, port: int) -> None:
+    def __init__(self, app: FastAPI, host: str, port: int, *, listener: socket.socket | None = None) -> None:
         door = app.state.door
         assert isinstance(door, Door)
         self._door = door
         self._host = host
         self._port = port
+        self._listener = listener
         config = uvicorn.Config(
             app,
             http=protocol_class(door.limits),
@@ -60,7 +62,7 @@ class HttpServer:
         Raises:
             ConfigError: The address is taken, forbidden or unknown.
         """
-        listener = await self._listen()
+        listener = self._listener or await self._listen()
         host, port = listener.getsockname()[:2]
         await self._server.startup(sockets=[listener])
         self._task = asyncio.create_task(self._server.run_until_stopped(), name="http:server")

