@@ -40,6 +40,7 @@ GATEWAY = {
 }
 FLEET = {"fleet-recovery": 2, "directory-scale": 4, "storm": 1, "users-per-gb": 5}
 WEAR = {"recycling": 3, "warm-claim": 1}
+WATCHED = {"telemetry": 6}
 
 
 @pytest.mark.cli
@@ -51,6 +52,7 @@ WEAR = {"recycling": 3, "warm-claim": 1}
         pytest.param(GATEWAY, id="gateway"),
         pytest.param(FLEET, id="fleet", marks=pytest.mark.soak),
         pytest.param(WEAR, id="wear"),
+        pytest.param(WATCHED, id="watched"),
     ],
 )
 def test_a_quick_run(tmp_path: Path, expected: dict[str, int]) -> None:
@@ -93,7 +95,7 @@ def _check(row: dict[str, Any]) -> None:
 
 
 def test_the_benchmarks_under_test_are_all() -> None:
-    assert [*HOST, *GATEWAY, *FLEET, *WEAR] == list(BENCHMARKS)
+    assert [*HOST, *GATEWAY, *FLEET, *WEAR, *WATCHED] == list(BENCHMARKS)
 
 
 def test_without_node_the_rows_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

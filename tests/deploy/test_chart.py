@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from aerodrome.config import load_settings
-from aerodrome.config.server_settings import TelemetrySettings
 from aerodrome.config.settings import Settings
+from aerodrome.config.telemetry_settings import TelemetrySettings
 from support.chart import CHART, EXAMPLES, Manifest, Selected, admits, example, only, over, pods, render, selects
 
 _KNOWN = [each for each in dict.fromkeys(kubernetes_validate.utils.all_versions()) if each.split(".")[1] >= "27"]
@@ -30,7 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ipv6": over(FLEET, {"ipFamily": "IPv6"}),
     "sandbox": over(FLEET, {"sandboxes": {"enabled": True}}),
     "keda": over(FLEET, {"autoscaling": {"kind": "keda"}}),
-    "csi": over(FLEET, {"secrets": {"csi": {"enabled": True, "secretProviderClass": "vault"}}}),
+    "csi": over(FLEET, {"secretFiles": {"csi": {"enabled": True, "secretProviderClass": "vault"}}}),
     "gateway api": over(
         FLEET,
         {
@@ -280,7 +280,7 @@ def test_trap_17_no_cli_server_without_a_token() -> None:
         ({"config": {"coordination": {"url": "memory"}}}, "memory is for tests"),
         ({"data": {"persistence": {"enabled": False}}}, "would go with the pod"),
         ({"valkey": {"enabled": True}, "config": {"coordination": {"url": "redis://x"}}}, "both set"),
-        ({"secrets": {"csi": {"enabled": True}}}, "secretProviderClass"),
+        ({"secretFiles": {"csi": {"enabled": True}}}, "secretProviderClass"),
         (over(FLEET, {"metrics": {"enabled": False}}), "nothing to go by"),
         ({"podSecurity": {"runAsUser": 0}}, "runAsUser"),
         ({"drain": {"marginSeconds": 1}}, "marginSeconds"),

@@ -107,7 +107,8 @@ def test_only_commands_and_options_that_exist_are_written_of(page: Path) -> None
 def test_only_settings_that_exist_are_written_of(page: Path) -> None:
     known = {f"{section}.{entry.key}" for section in Settings.model_fields for entry in entries(section)}
     dotted = rf"`((?:{'|'.join(Settings.model_fields)})\.[a-z_]+)[` ]"
-    assert set(re.findall(dotted, page.read_text(encoding="utf-8"))) <= known | log_events() | methods()
+    others = log_events() | methods() | values_of_the_chart()
+    assert set(re.findall(dotted, page.read_text(encoding="utf-8"))) <= known | others
 
 
 def test_only_log_events_that_exist_are_explained() -> None:
@@ -122,6 +123,13 @@ def test_only_log_events_that_exist_are_explained() -> None:
 def methods() -> set[str]:
     """Of the runtime's protocol: some begin like sections of the settings."""
     return {rule.method for _, lines in GROUPS for line in lines for rule in line}
+
+
+def values_of_the_chart() -> set[str]:
+    """As far as their first two words go; some begin like sections of the settings."""
+    names = re.findall(r"^\| `([A-Za-z.]+)` \|", read("docs/kubernetes-values.md"), re.MULTILINE)
+    assert names
+    return {".".join(name.split(".")[:2]) for name in names}
 
 
 def log_events() -> set[str]:

@@ -55,6 +55,7 @@ async def test_doctor_finds_a_healthy_machine_healthy(tmp_path: Path, model: Mod
         "secrets",
         "stores",
         "addresses",
+        "telemetry",
         "disk",
         "process isolation",
         "sandbox",

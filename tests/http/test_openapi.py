@@ -71,6 +71,7 @@ def test_the_routes_are_those_of_the_design() -> None:
         "PUT /api/v1/sessions/{session_id}/members/{user}",
         "DELETE /api/v1/sessions/{session_id}/members/{user}",
         "GET /health",
+        "GET /metrics",
         "GET /ready",
     }
 

@@ -20,7 +20,7 @@ class Sending:
     def __init__(self) -> None:
         self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def send(self, message: Mapping[str, Any], *, steer: bool = False) -> str:
+    async def send(self, message: Mapping[str, Any], **options: Any) -> str:
         return await self.answer
 
 

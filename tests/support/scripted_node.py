@@ -33,7 +33,9 @@ from aerodrome.sessions.service import SessionService
 from aerodrome.statestore.history import messages
 from aerodrome.statestore.ports import Deleted, FileInfo
 from aerodrome.statestore.provider import EVENTS_PATH
+from aerodrome.telemetry import Telemetry
 from support.scripted_runtime import LoadedSession, ScriptedPool, ScriptedRuntime
+from support.told import Told
 
 ALICE = Principal("acme", "alice")
 BOB = Principal("acme", "bob")
@@ -208,6 +210,8 @@ class ScriptedNode:
         self.settled = True
         self.incarnation = f"{name}-1"
         self.tasks = TaskOwner(name)
+        #: What the meters of a node would be told.
+        self.told = Told()
         self.context = SessionContext(
             options=SessionOptions(**options),
             directory=patient_directory(cast("Any", stores.slow_directory), patience),
@@ -240,6 +244,7 @@ class ScriptedNode:
             residents=Residents(ceilings, timeout=5.0, changed=lambda: self.pool._changed),
             patience=patience,
             state_patience=patience,
+            telemetry=Telemetry(meter=self.told),
         )
         self.service = SessionService(self.context)
         self.janitor = Janitor(self.service, self.context)

@@ -16,6 +16,7 @@ from aerodrome._util.clock import SystemClock
 from aerodrome._util.patience import Patience
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.app.launch import checked_launcher
+from aerodrome.app.observe import Observability, open_observability, state_of
 from aerodrome.app.options import (
     advertised,
     attach_entries,
@@ -45,6 +46,8 @@ from aerodrome.http.limits import HttpLimits
 from aerodrome.http.server import HttpServer
 from aerodrome.identity.ephemeral import Authenticator, EitherOf
 from aerodrome.identity.keys import REVOKED
+from aerodrome.observability.loop_lag import watch_loop
+from aerodrome.observability.page import MetricsPage
 from aerodrome.operators.administration import Administration
 from aerodrome.operators.requests import OPERATIONS, RequestDesk
 from aerodrome.operators.view import busiest
@@ -116,7 +119,10 @@ class Node:
         self.http_address: tuple[str, int]
         #: Where the native gateway listens.
         self.gateway_address: tuple[str, int]
+        #: Where the metrics have an address of their own, if they do.
+        self.metrics_address: tuple[str, int]
         self.gateway: Gateway
+        self.observability: Observability
         #: The other nodes on the same stores.
         self.cluster: Cluster
         self._links: PeerLinks
@@ -156,7 +162,10 @@ class Node:
             allow_version_mismatch=settings.runtime.allow_version_mismatch,
         )
         log.info("node.starting", node=settings.server.node_name, cli=str(binary.path), cli_version=binary.version)
-        self.stores = await self._stack.enter_async_context(open_stores(settings))
+        self.observability = open_observability(settings, lambda: state_of(self, binary.version))
+        telemetry = self.observability.telemetry
+        self._stack.push_async_callback(asyncio.to_thread, telemetry.tracer.shutdown)
+        self.stores = await self._stack.enter_async_context(open_stores(settings, telemetry))
         homes = self._stack.enter_context(Homes(settings.server.data_dir / "runtimes"))
         self._heartbeat = Heartbeat(
             self.stores.coordination,
@@ -168,7 +177,7 @@ class Node:
         )
         self._workspaces = WorkspaceCare(lambda: self.stores.directory, workspaces(settings), self._tasks)
         runtimes = await checked_launcher(settings, binary.path, homes.path, self._workspaces.released)
-        self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), runtimes)
+        self.pool = RuntimePool(pool_options(settings, binary.path, homes.path), runtimes, meter=telemetry.meter)
         self.attached = AttachedPool(
             attached_options(settings),
             self.stores.attached,
@@ -186,6 +195,7 @@ class Node:
         self.sessions = SessionService(context)
         self.cluster.on_deleted.append(self.sessions.deleted_elsewhere)
         self.cluster.on_members.append(lambda key: self._soon(self.sessions.members_here.refresh(key), "members"))
+        self.cluster.on_gone.append(lambda gone: telemetry.meter.nodes_gone(len(gone)))
         self.cluster.on_gone.append(lambda _: self._soon(self._recover(), "recover"))
         self.janitor = Janitor(self.sessions, context)
         self.secrets = SecretKeeper(settings, self.sessions, on_tokens=self._reload_attached)
@@ -216,6 +226,7 @@ class Node:
         await self._open_gateway(auth, binary.version)
         if self._http:
             await self._open_http(auth)
+        await self._open_metrics()
         self._stack.callback(self.stores.coordination.listen(self._hear))
         # Last in, first out: drain while everything still works.
         self._stack.push_async_callback(self.drain)
@@ -299,6 +310,7 @@ class Node:
             gateway_options(self.settings, cli_version),
             self.cluster,
             peer_token=lambda: self._heartbeat.node.peer_token,
+            telemetry=self.observability.telemetry,
         )
         self.gateway_address = await self.gateway.start(
             *self.settings.server.gateway, listener=self._listeners.get("gateway")
@@ -315,11 +327,31 @@ class Node:
             self.stores.ledger.get,
             patience=patience(self.settings),
             reader_bytes=self.settings.limits.sse_buffer,
+            tracer=self.observability.telemetry.tracer,
         )
-        app = create_app(sessions, auth, self, Administration(self.stores.coordination), limits, self._attach_admin())
+        exposition = self.observability.exposition if self.settings.telemetry.metrics_token is not None else None
+        app = create_app(
+            sessions,
+            auth,
+            self,
+            Administration(self.stores.coordination),
+            limits,
+            self._attach_admin(),
+            metrics=exposition,
+            telemetry=self.observability.telemetry,
+        )
         server = HttpServer(app, *self.settings.server.http, listener=self._listeners.get("http"))
         self.http_address = await server.start()
         self._stack.push_async_callback(server.stop, 5.0)
+
+    async def _open_metrics(self) -> None:
+        if (exposition := self.observability.exposition) is None:
+            return
+        self._tasks.start(watch_loop(self.observability.telemetry.meter), "watch the loop")
+        if (address := self.settings.telemetry.metrics_address) is not None:
+            server = HttpServer(MetricsPage(exposition), *address, setting="telemetry.metrics_address")
+            self.metrics_address = await server.start()
+            self._stack.push_async_callback(server.stop, 1.0)
 
     def _attach_admin(self) -> AttachAdmin:
         return AttachAdmin(
@@ -359,6 +391,7 @@ class Node:
             self._tasks.start(work, name, expected=AerodromeError)
 
     def _lapsed(self) -> None:
+        self.observability.telemetry.meter.fenced_itself()
         self.sessions.give_up_all(
             "this node could not reach its coordination store, and its sessions may soon be others'",
             within=self._heartbeat.lapse_time,
@@ -371,6 +404,7 @@ class Node:
         await self.sessions.recover()
 
     async def _reborn(self) -> None:
+        self.observability.telemetry.meter.reborn()
         self._soon(self._recover(), "recover")
         # Others may have them already; what does not unload them soon is killed all the same.
         self.sessions.give_up_all(
@@ -404,6 +438,7 @@ class Node:
             residents=self._residents(),
             patience=patience,
             state_patience=state_patience,
+            telemetry=self.observability.telemetry,
         )
 
     def _admission(self, tasks: TaskOwner) -> TurnAdmission:
@@ -441,6 +476,16 @@ class Node:
             weight=limits.weight_of,
             changed=lambda: self.pool.changed,
         )
+
+    @property
+    def accepting(self) -> bool:
+        """What `ready` says, in a word."""
+        return not self.sessions.draining and self.ready()[0]
+
+    @property
+    def heartbeat_age(self) -> float:
+        """Seconds (see `Heartbeat.age`)."""
+        return self._heartbeat.age
 
     def ready(self) -> tuple[bool, str]:
         """For `/ready` (see `http.ports.Readiness`)."""

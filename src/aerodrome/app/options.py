@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from aerodrome.app.observe import runtime_env
 from aerodrome.config.provider_settings import ProviderSettings, reveal
 from aerodrome.config.recycle_settings import RecycleSettings
 from aerodrome.config.settings import Settings
@@ -31,7 +32,7 @@ def pool_options(settings: Settings, command: Path, homes: Path) -> PoolOptions:
             command=command,
             homes=homes,
             logs=settings.server.data_dir / "logs",
-            env={**provider_env(settings), **runtime.env},
+            env={**provider_env(settings), **runtime_env(settings.telemetry), **runtime.env},
             start_timeout=runtime.start_timeout,
             ping_interval=runtime.ping_interval,
             ping_timeout=runtime.ping_timeout,

@@ -22,6 +22,7 @@ from aerodrome.errors import ConfigError
 from aerodrome.identity.backends.sqlite import SqliteKeyStore
 from aerodrome.identity.keys import REVOKED, KeyService
 from aerodrome.identity.ports import KeyStore
+from aerodrome.observability.calls import observed
 from aerodrome.runtime.attached.backends.sqlite import SqliteAttachStore
 from aerodrome.runtime.attached.ports import AttachStore
 from aerodrome.sessions.backends.sqlite import SqliteLedger
@@ -29,6 +30,7 @@ from aerodrome.sessions.ports import Ledger
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
 from aerodrome.statestore.backends.volume import VolumeFileStore
 from aerodrome.statestore.ports import SessionFileStore, SharedVolume
+from aerodrome.telemetry import SILENT, Telemetry
 
 #: Made by a restore in `server.data_dir`, and removed at its end: until then the databases are not what they should be.
 PARTIAL = "restore.partial"
@@ -48,7 +50,7 @@ class Stores:
 
 
 @asynccontextmanager
-async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
+async def open_stores(settings: Settings, telemetry: Telemetry = SILENT) -> AsyncIterator[Stores]:
     """The stores of this configuration, with their tables up to date.
 
     What must last lies where `state.url` says, what is about the living where `coordination.url` says. With SQLite
@@ -63,16 +65,25 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
     async with AsyncExitStack() as stack:
         files = SqliteFiles(settings, stack)
         state = await _open_state(settings, clock, files, stack)
-        coordination = await _open_coordination(settings, clock, files, stack)
+        coordination = observed(await _open_coordination(settings, clock, files, stack), "coordination", telemetry)
 
         async def announce(key_id: str) -> None:
             await coordination.publish(ClusterEvent(REVOKED, key_id))
 
         # A caller whose key is not in the cache needs the store, too.
-        patient_keys = patient(state.keys, Patience(settings.state.patience, clock=clock), ("get", "list"))
+        observed_keys = observed(state.keys, "keys", telemetry)
+        patient_keys = patient(observed_keys, Patience(settings.state.patience, clock=clock), ("get", "list"))
         keys = KeyService(patient_keys, clock=clock, cache_ttl=settings.auth.key_cache, announce=announce)
         volume = await _open_volume(settings, state)
-        yield Stores(keys, coordination, state.directory, volume or state.files, state.ledger, state.attached, volume)
+        yield Stores(
+            keys,
+            coordination,
+            observed(state.directory, "directory", telemetry),
+            observed(volume or state.files, "files", telemetry),
+            observed(state.ledger, "ledger", telemetry),
+            state.attached,
+            volume,
+        )
 
 
 async def _open_volume(settings: Settings, state: _State) -> VolumeFileStore | None:

@@ -26,6 +26,7 @@ from aerodrome.bench import (
     recycling,
     sandbox_start,
     storm,
+    telemetry,
     turns,
     users_per_gb,
     warm_claim,
@@ -57,6 +58,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "users-per-gb": users_per_gb.run,
     "recycling": recycling.run,
     "warm-claim": warm_claim.run,
+    "telemetry": telemetry.run,
 }
 
 

@@ -43,6 +43,7 @@ class Name(StrEnum):
     USERS_PER_GB = "users-per-gb"
     RECYCLING = "recycling"
     WARM_CLAIM = "warm-claim"
+    TELEMETRY = "telemetry"
 
 
 def bench(

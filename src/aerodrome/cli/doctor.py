@@ -42,7 +42,8 @@ def doctor(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check configuration, CLI binary, provider, secrets, stores, addresses, runtime start. Exits 1 if anything failed.
+    """Check configuration, CLI binary, provider, secrets, stores, addresses, telemetry, runtime start. Exits 1 if
+    anything failed.
 
     With `--cluster` it asks every node over the address that other nodes use, so run it on a machine of the fleet.
     """
@@ -91,6 +92,7 @@ async def _examine(settings: Settings, start: bool) -> list[Finding]:
         "secrets": _secrets,
         "stores": _stores,
         "addresses": _address,
+        "telemetry": _telemetry,
         "disk": _disk,
         "process isolation": _isolation,
         "sandbox": _sandbox,
@@ -182,9 +184,11 @@ async def _stores(settings: Settings) -> str:
 async def _address(settings: Settings) -> str:
     server = settings.server
     addresses = {"server.http": server.http, "server.gateway": server.gateway}
+    if settings.telemetry.metrics_address is not None:
+        addresses["telemetry.metrics_address"] = settings.telemetry.metrics_address
     for setting, (host, port) in addresses.items():
         _try_to_bind(setting, host, port)
-    return " and ".join(f"{host}:{port}" for host, port in addresses.values()) + " are free"
+    return " and ".join(str(address) for address in addresses.values()) + " are free"
 
 
 def _try_to_bind(setting: str, host: str, port: int) -> None:
@@ -197,6 +201,17 @@ def _try_to_bind(setting: str, host: str, port: int) -> None:
             raise _Warning(
                 f"{host}:{port} cannot be taken ({error.strerror}): a node runs already, or set {setting}"
             ) from None
+
+
+async def _telemetry(settings: Settings) -> str:
+    from aerodrome.app.observe import problem_with_collector
+
+    options = settings.telemetry
+    if options.traces is not None and (problem := await problem_with_collector(settings)) is not None:
+        raise _Warning(f"no traces: {problem}")
+    measured = options.metrics_address is not None or options.metrics_token is not None
+    traces = f"traces go to {options.traces}" if options.traces is not None else "no traces are sent"
+    return f"{'metrics are served' if measured else 'nothing is measured'}; {traces}"
 
 
 async def _disk(settings: Settings) -> str:

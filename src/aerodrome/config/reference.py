@@ -160,7 +160,7 @@ def _class_name(annotation: type) -> str:
         return " or ".join(f"`{_toml(choice)}`" for choice in annotation)
     if issubclass(annotation, BaseModel):
         return "table"
-    return {bool: "true or false", int: "number", str: "text"}[annotation]
+    return {bool: "true or false", int: "number", float: "number", str: "text"}[annotation]
 
 
 def _plural(name: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import socket
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
@@ -71,13 +70,4 @@ class AuthSettings(Section):
         default=5.0,
         description="How long a checked API key is trusted; a revoked one works for as long at most, where the news of "
         "its revocation is lost.",
-    )
-
-
-class TelemetrySettings(Section):
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least severe messages that are logged."
-    )
-    log_format: Literal["auto", "json", "console"] = Field(
-        default="auto", description="`auto` is `console` on a terminal and `json` elsewhere."
     )

@@ -16,9 +16,10 @@ from aerodrome.config.runtime_settings import IsolationSettings, RuntimeSettings
 from aerodrome.config.sandbox_settings import SandboxLevel, SandboxSettings
 from aerodrome.config.secret_settings import SecretSettings
 from aerodrome.config.section import Section, broken_rule
-from aerodrome.config.server_settings import AuthSettings, ServerSettings, TelemetrySettings
+from aerodrome.config.server_settings import AuthSettings, ServerSettings
 from aerodrome.config.session_settings import LimitSettings, SessionSettings
 from aerodrome.config.store_settings import CoordinationSettings, StateSettings
+from aerodrome.config.telemetry_settings import TelemetrySettings
 from aerodrome.model import Isolation, Profile
 
 

@@ -90,6 +90,11 @@ class Heartbeat:
         return self._clock.monotonic() - self._last_beat < self._ttl * _FENCED_AFTER
 
     @property
+    def age(self) -> float:
+        """Seconds since the latest beat that counts was sent; infinite when there is none."""
+        return self._clock.monotonic() - self._last_beat
+
+    @property
     def lapse_time(self) -> float:
         """Seconds between `on_lapse` and the moment in which others may take the leases."""
         return self._ttl * (1 - _FENCED_AFTER)

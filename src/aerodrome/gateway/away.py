@@ -33,6 +33,7 @@ from aerodrome.gateway.commands import Request
 from aerodrome.gateway.replay import Changes
 from aerodrome.gateway.router import NODE_LINK, params_of
 from aerodrome.gateway.sessions import open_again
+from aerodrome.gateway.tracing import hand_on
 from aerodrome.model import SessionKey, SessionRow
 from aerodrome.peers.shapes import KNOWN, MOVED, SESSION_MOVED, SessionMoved
 from aerodrome.policy.methods import Handling
@@ -135,6 +136,8 @@ class AwaySessions:
         if request.method in ("session.create", "session.resume"):
             client.router.take_part(session_id)
             client.router.bind(session_id, link_id)
+        if client.gateway.telemetry.tracer.on:
+            hand_on(request)
         client.run(client.router.send(request, link_id))
         return True
 

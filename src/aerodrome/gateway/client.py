@@ -46,6 +46,7 @@ from aerodrome.gateway.commands import (
 )
 from aerodrome.gateway.problems import INTERNAL_ERROR
 from aerodrome.gateway.router import ASK_THE_MODEL, NODE_LINK, Router, params_of, problem_of
+from aerodrome.gateway.tracing import traced
 from aerodrome.gateway.upstream import Upstream
 from aerodrome.model import Principal, Role
 from aerodrome.peers.link import PeerGone
@@ -56,6 +57,7 @@ from aerodrome.runtime.link import RequestRefused
 from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.live import LiveSession
 from aerodrome.sessions.run import TurnRun
+from aerodrome.telemetry.meter import Traffic
 from aerodrome.wire import envelope
 
 if TYPE_CHECKING:
@@ -78,7 +80,9 @@ class GatewayClient:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         limits = gateway.limits
-        self.connection = FrameConnection(self, max_frame=limits.stranger_frame)
+        self.connection = FrameConnection(
+            self, max_frame=limits.stranger_frame, traffic=gateway.telemetry.client_traffic
+        )
         self.router = Router(
             self._is_own,
             self._hold,
@@ -190,6 +194,10 @@ class GatewayClient:
 
     # --- UpstreamOwner ---
 
+    @property
+    def upstream_traffic(self) -> Traffic:
+        return self.gateway.telemetry.upstream_traffic
+
     def on_runtime_bodies(self, link: Upstream, bodies: list[bytes]) -> None:
         for body in bodies:
             commands = self.router.from_runtime(link.id, body)
@@ -218,7 +226,7 @@ class GatewayClient:
     def run(self, commands: Sequence[Command], *, flush: bool = True) -> None:
         for command in commands:
             if isinstance(command, ToClient):
-                self.connection.queue(command.frame)
+                self._to_client(command)
             elif isinstance(command, ToRuntime):
                 self._to_runtime(command)
             elif isinstance(command, Serve):
@@ -246,6 +254,11 @@ class GatewayClient:
             self.drop("more was told of a session that changes nodes than can be kept")
         if self.connection.paused and self.connection.buffered > self.gateway.limits.client_buffer:
             self._too_slow()
+
+    def _to_client(self, command: ToClient) -> None:
+        self.connection.queue(command.frame)
+        if command.refused:
+            self.gateway.telemetry.meter.rejected("gateway", command.refused)
 
     def _to_runtime(self, command: ToRuntime) -> None:
         link = self._links.get(command.link)
@@ -301,11 +314,15 @@ class GatewayClient:
 
     async def _handle(self, request: Request) -> None:
         """Answer the request here, or see that the runtime or node answers it that has its session."""
+        meter = self.gateway.telemetry.meter
         try:
-            frame = await self._where_it_runs(request)
+            with traced(self.gateway.telemetry.tracer, request):
+                frame = await self._where_it_runs(request)
         except AerodromeError as error:
+            meter.rejected("gateway", error.code)
             frame = problem_of(request, error)
         except Exception:
+            meter.rejected("gateway", AerodromeError.code)
             log.exception("gateway.request_failed", method=request.method)
             frame = envelope.error_frame(request.id, INTERNAL_ERROR, f"{request.method} failed")
         if frame is not None:

@@ -39,6 +39,8 @@ class Request(msgspec.Struct):
 
 class ToClient(msgspec.Struct, frozen=True):
     frame: bytes
+    #: Error code, when it refuses what the client has asked for.
+    refused: str = ""
 
 
 class ToRuntime(msgspec.Struct, frozen=True):

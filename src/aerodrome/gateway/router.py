@@ -343,15 +343,15 @@ class Router:
             return [ToClient(problems.not_connected_frame(request_id))]
         if len(self._requests) >= self._max_requests:
             busy = Capacity(f"{self._max_requests} requests of this connection are not answered yet", retry_after=1.0)
-            return [ToClient(problems.problem_frame(request_id, method, busy))]
+            return [ToClient(problems.problem_frame(request_id, method, busy), busy.code)]
         if self.profile is not None and self.profile not in rule.profiles:
             refused = refusal(method, self.profile)
             assert refused is not None
-            return [ToClient(problems.refusal_frame(request_id, method, refused.reason, refused.code))]
+            return [ToClient(problems.refusal_frame(request_id, method, refused.reason, refused.code), refused.code)]
         request = Request(request_id, method, rule, body, params, size=len(body))
         if self._bytes + request.size > (self._stranger_bytes if self.profile is None else self._max_bytes):
             busy = Capacity(f"{self._bytes} bytes of requests of this connection are not answered yet", retry_after=1.0)
-            return [ToClient(problems.problem_frame(request_id, method, busy))]
+            return [ToClient(problems.problem_frame(request_id, method, busy), busy.code)]
         if rule.handling is Handling.GATEWAY:
             self._note(request)
             return [Serve(request)]
@@ -363,7 +363,7 @@ class Router:
             if binding is not None and binding.reads_only and rule.role is not Role.READER:
                 return [ToClient(_of_reader(request))]
         if needs_check(method) and (wrong := self._check(request)) is not None:
-            return [ToClient(wrong)]
+            return [wrong]
         self._note(request)
         return self._forward(request)
 
@@ -371,22 +371,24 @@ class Router:
         self._requests[request.id] = request
         self._bytes += request.size
 
-    def _check(self, request: Request) -> bytes | None:
-        """Put allowed parameters in the place of the client's. An error frame when they are refused."""
+    def _check(self, request: Request) -> ToClient | None:
+        """Put allowed parameters in the place of the client's. An error answer when they are refused."""
         assert self.profile is not None
         try:
             params = envelope.decode_value(request.params)
         except envelope.EnvelopeError as error:
-            return _error(request.id, problems.INVALID_PARAMS, str(error))
+            return ToClient(_error(request.id, problems.INVALID_PARAMS, str(error)))
         if not isinstance(params, dict):
-            return _error(request.id, problems.INVALID_PARAMS, f"{request.method} takes an object of parameters")
+            wrong = f"{request.method} takes an object of parameters"
+            return ToClient(_error(request.id, problems.INVALID_PARAMS, wrong))
         checked = checked_params(request.method, self.profile, params)
         if isinstance(checked, Refusal):
-            return problems.refusal_frame(request.id, request.method, checked.reason, checked.code)
+            refused = problems.refusal_frame(request.id, request.method, checked.reason, checked.code)
+            return ToClient(refused, checked.code)
         try:
             request.body = envelope.request_body(request.id, request.method, checked)
         except envelope.EnvelopeError as error:
-            return _error(request.id, problems.INVALID_PARAMS, str(error))
+            return ToClient(_error(request.id, problems.INVALID_PARAMS, str(error)))
         return None
 
     def _forward(self, request: Request) -> Sequence[Command]:

@@ -29,6 +29,7 @@ from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.service import SessionService
+from aerodrome.telemetry import SILENT, Telemetry
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +77,9 @@ class Gateway:
         cluster: Cluster,
         *,
         peer_token: Callable[[], str],
+        telemetry: Telemetry = SILENT,
     ) -> None:
+        self.telemetry = telemetry
         self.sessions = sessions
         self.cluster = cluster
         self.patience = options.patience

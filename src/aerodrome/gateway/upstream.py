@@ -24,10 +24,16 @@ from aerodrome.peers.shapes import PING, to_wire
 from aerodrome.runtime.frames import FrameConnection
 from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.runtime.ports import Runtime
+from aerodrome.telemetry.meter import Traffic
 from aerodrome.wire import envelope
 
 
 class UpstreamOwner(Protocol):
+    @property
+    def upstream_traffic(self) -> Traffic:
+        """What goes by the links is added to it."""
+        ...
+
     def on_runtime_bodies(self, link: Upstream, bodies: list[bytes]) -> None: ...
 
     def on_runtime_closed(self, link: Upstream) -> None: ...
@@ -48,7 +54,9 @@ class Upstream:
         self.id = link_id
         #: ``None``: it leads to a node.
         self.runtime = runtime
-        self.connection = FrameConnection(self, max_frame=max_frame, other="the runtime", skip=True)
+        self.connection = FrameConnection(
+            self, max_frame=max_frame, other="the runtime", skip=True, traffic=owner.upstream_traffic
+        )
         self._owner = owner
         self._timeout = timeout
         #: Another node would refuse the ids that we use with runtimes; these no client can guess and use itself.

@@ -22,10 +22,11 @@ from aerodrome.http import (
 from aerodrome.http.door import Door
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.middleware import Authentication, BodyLimit, RequestContext
-from aerodrome.http.ports import Administration, AttachedServers, Authenticator, Readiness
+from aerodrome.http.ports import Administration, AttachedServers, Authenticator, Metrics, Readiness
 from aerodrome.http.problems import on_http_exception, on_validation_error
 from aerodrome.http.shortcut import PromptShortcut
 from aerodrome.sessions.api import Sessions
+from aerodrome.telemetry import SILENT, Telemetry
 
 
 class _Api(FastAPI):
@@ -63,15 +64,18 @@ def create_app(
     administration: Administration,
     limits: HttpLimits | None = None,
     attached: AttachedServers | None = None,
+    *,
+    metrics: Metrics | None = None,
+    telemetry: Telemetry = SILENT,
 ) -> FastAPI:
     """The HTTP API over these sessions. `app.state.door` is the `Door` the routes work with."""
     app = routes_only()
-    app.state.door = door = Door(sessions, readiness, administration, limits or HttpLimits(), attached)
+    app.state.door = door = Door(sessions, readiness, administration, limits or HttpLimits(), attached, metrics)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     # The last one added is the outermost.
     app.add_middleware(PromptShortcut)
     app.add_middleware(BodyLimit, limits=door.limits)
     app.add_middleware(Authentication, auth=auth)
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, telemetry=telemetry)
     return app

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from aerodrome.http.limits import HttpLimits
-from aerodrome.http.ports import Administration, AttachedServers, Readiness
+from aerodrome.http.ports import Administration, AttachedServers, Metrics, Readiness
 from aerodrome.http.shutdown import Shutdown
 from aerodrome.model import Principal
 from aerodrome.sessions.api import Sessions
@@ -26,6 +26,7 @@ class Door:
     administration: Administration
     limits: HttpLimits
     attached: AttachedServers | None = None
+    metrics: Metrics | None = None
     shutdown: Shutdown = field(default_factory=Shutdown)
 
 

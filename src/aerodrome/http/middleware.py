@@ -18,15 +18,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from aerodrome.errors import AerodromeError, Invalid, TooLarge, Unauthenticated
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.ports import Authenticator
-from aerodrome.http.problems import internal_problem, problem_of, problem_response
+from aerodrome.http.problems import PROBLEM_CODE, internal_problem, problem_of, problem_response
+from aerodrome.telemetry import SILENT, Telemetry
+from aerodrome.telemetry.trace import Span, TraceContext
 
 log = structlog.get_logger(__name__)
 
-#: Answered without a credential.
-PUBLIC_PATHS = frozenset({"/health", "/ready", "/openapi.json"})
+#: Answered without a key; `/metrics` has a token of its own.
+PUBLIC_PATHS = frozenset({"/health", "/ready", "/openapi.json", "/metrics"})
 
 #: What the log says of a request whose client did not wait for the answer (nginx's number for it).
 CLIENT_GONE = 499
+
+#: The template of the route that took the request, in its scope, where it is not the framework that found it.
+ROUTE = "aerodrome.route"
+#: Methods by their own name in metrics and traces; whoever asks may call one anything.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _HOW_TO_AUTHENTICATE = "send your key as 'Authorization: Bearer KEY'"
@@ -40,11 +47,17 @@ def header(scope: Scope, name: bytes) -> str | None:
     return None
 
 
-class RequestContext:
-    """The outermost: names the request, logs it without content, answers what nobody else did."""
+def route_of(scope: Scope) -> str:
+    """The template of the route that took the request; empty when none did."""
+    return str(scope.get(ROUTE) or getattr(scope.get("route"), "path", ""))
 
-    def __init__(self, app: ASGIApp) -> None:
+
+class RequestContext:
+    """The outermost: names the request, logs, measures and traces it without content, answers what nobody else did."""
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry = SILENT) -> None:
         self._app = app
+        self._telemetry = telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,7 +75,14 @@ class RequestContext:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode("ascii"))]
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+        span = self._telemetry.tracer.span(
+            method,
+            kind="server",
+            parent=TraceContext.parse(header(scope, b"traceparent"), header(scope, b"tracestate")),
+            attributes={"http.request.method": method},
+        )
+        with structlog.contextvars.bound_contextvars(request_id=request_id), span:
             try:
                 await self._app(scope, receive, send_named)
             except AerodromeError as error:
@@ -78,8 +98,20 @@ class RequestContext:
                     raise
                 await problem_response(internal_problem())(scope, receive, send_named)
             finally:
-                elapsed = round((time.monotonic() - started) * 1000, 2)
-                log.debug("http.request", method=scope["method"], path=scope["path"][:200], status=status, ms=elapsed)
+                elapsed = time.monotonic() - started
+                self._tell(scope, method, status, elapsed, span)
+                ms = round(elapsed * 1000, 2)
+                log.debug("http.request", method=scope["method"], path=scope["path"][:200], status=status, ms=ms)
+
+    def _tell(self, scope: Scope, method: str, status: int, seconds: float, span: Span) -> None:
+        route, code = route_of(scope), scope.get(PROBLEM_CODE)
+        self._telemetry.meter.http_answered(method, route, status, seconds)
+        if code is not None:
+            self._telemetry.meter.rejected("http", code)
+        span.rename(f"{method} {route}".strip())
+        span.set({"http.route": route, "http.response.status_code": status})
+        if code is not None:
+            span.end(code)
 
 
 class Authentication:
@@ -91,13 +123,14 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PUBLIC_PATHS:
-            principal = await self._auth.authenticate(_bearer(header(scope, b"authorization")))
+            principal = await self._auth.authenticate(bearer(header(scope, b"authorization")))
             scope.setdefault("state", {})["principal"] = principal
             structlog.contextvars.bind_contextvars(tenant=principal.tenant, user=principal.user)
         await self._app(scope, receive, send)
 
 
-def _bearer(value: str | None) -> str:
+def bearer(value: str | None) -> str:
+    """The credential in a header `Authorization`. Raises `Unauthenticated`."""
     if value is None:
         raise Unauthenticated(_HOW_TO_AUTHENTICATE)
     scheme, _, key = value.partition(" ")

@@ -47,7 +47,8 @@ EVENT_STREAM: dict[str, Any] = {
 DESCRIPTION = """\
 Aerodrome hosts GitHub Copilot sessions for many users.
 
-**Authentication.** `Authorization: Bearer KEY` on every route but `/health`, `/ready` and `/openapi.json`.
+**Authentication.** `Authorization: Bearer KEY` on every route but `/health`, `/ready` and `/openapi.json`;
+for `/metrics` the key is a token of its own.
 
 **Errors** are problem documents (RFC 9457, `application/problem+json`) with a stable `code`. `retryable` says
 whether the same request may succeed later, `retry_after` and the `Retry-After` header when. A session you may
@@ -164,7 +165,7 @@ def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
             operation["summary"] = operation["description"].split("\n")[0]
             # FastAPI's own answer to a wrong request; ours is 400 with a problem document.
             operation["responses"].pop("422", None)
-            if path.startswith("/api/"):
+            if path.startswith("/api/") or path == "/metrics":
                 operation["security"] = [{"key": []}]
             else:
                 operation["responses"].pop("401", None)

@@ -23,6 +23,20 @@ class Authenticator(Protocol):
         ...
 
 
+class Metrics(Protocol):
+    def allows(self, credential: str) -> bool:
+        """Whether this is the token with which the metrics may be read."""
+        ...
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """All metrics as they stand now, and the media type of that.
+
+        Args:
+            accept: The header `Accept` of whoever asks.
+        """
+        ...
+
+
 class Readiness(Protocol):
     def ready(self) -> tuple[bool, str]:
         """Whether this node accepts work, and in one sentence why (not).

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from aerodrome.errors import AerodromeError
 from aerodrome.http.encoding import encode
@@ -43,6 +44,9 @@ PROBLEMS: dict[str, ProblemKind] = {
     "store_unavailable": ProblemKind(503, "Store unavailable", True, "the database is locked"),
     "turn_interrupted": ProblemKind(503, "Turn interrupted", True, "the runtime died after a tool had run"),
 }
+
+#: The code of the problem that a request is answered with, in its scope.
+PROBLEM_CODE = "aerodrome.problem_code"
 
 #: Members an error's `extra` must not replace.
 _RESERVED = frozenset({"type", "title", "status", "code", "detail", "retryable", "retry_after"})
@@ -101,7 +105,19 @@ def problem_response(document: dict[str, Any], headers: dict[str, str] | None = 
     if "retry_after" in document:
         # The header knows whole seconds only; 0 would ask a client to spin.
         headers["Retry-After"] = str(max(1, math.ceil(document["retry_after"])))
-    return Response(encode(document), document["status"], headers, MEDIA_TYPE)
+    return _Problem(document["code"], encode(document), document["status"], headers, MEDIA_TYPE)
+
+
+class _Problem(Response):
+    """Leaves its code in the scope of the request, for whoever counts."""
+
+    def __init__(self, code: str, content: bytes, status: int, headers: dict[str, str], media_type: str) -> None:
+        super().__init__(content, status, headers, media_type)
+        self._code = code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[PROBLEM_CODE] = self._code
+        await super().__call__(scope, receive, send)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:

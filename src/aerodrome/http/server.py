@@ -10,10 +10,13 @@ import socket
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from aerodrome.errors import ConfigError
 from aerodrome.http.door import Door
+from aerodrome.http.limits import HttpLimits
 from aerodrome.http.protocol import protocol_class
+from aerodrome.http.shutdown import Shutdown
 
 log = structlog.get_logger(__name__)
 
@@ -25,25 +28,35 @@ _BACKLOG = 2048
 
 
 class HttpServer:
-    """Serves an application of `create_app` on one address.
+    """Serves an application on one address.
 
     Args:
-        app: The application; its `state.door` is told about the shutdown.
+        app: The application. The `state.door` of one of `create_app` is told about the shutdown.
         host: Address or name to listen on.
         port: 0 for any free one.
         listener: A socket that listens already, in place of that address.
+        setting: Whose address it is, for messages.
     """
 
-    def __init__(self, app: FastAPI, host: str, port: int, *, listener: socket.socket | None = None) -> None:
-        door = app.state.door
-        assert isinstance(door, Door)
-        self._door = door
+    def __init__(
+        self,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        *,
+        listener: socket.socket | None = None,
+        setting: str = "server.http",
+    ) -> None:
+        door = app.state.door if isinstance(app, FastAPI) else None
+        assert isinstance(door, Door | None)
+        self._shutdown = door.shutdown if door is not None else Shutdown()
+        self._setting = setting
         self._host = host
         self._port = port
         self._listener = listener
         config = uvicorn.Config(
             app,
-            http=protocol_class(door.limits),
+            http=protocol_class(door.limits if door is not None else HttpLimits()),
             loop="none",
             ws="none",
             lifespan="off",
@@ -78,9 +91,9 @@ class HttpServer:
         if task is None:
             return
         self._server.stop_listening()
-        self._door.shutdown.draining.set()
+        self._shutdown.draining.set()
         if not await _finished(task, grace):
-            self._door.shutdown.expired.set()
+            self._shutdown.expired.set()
             if not await _finished(task, _LAST_WORDS):
                 self._server.cut()
         await task
@@ -101,7 +114,7 @@ class HttpServer:
         try:
             found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except OSError as error:
-            raise ConfigError(f"server.http = {address!r}: there is no such address ({error.strerror})") from error
+            raise ConfigError(f"{self._setting} = {address!r}: there is no such address ({error.strerror})") from error
         family, kind, protocol, _, sockaddr = found[0]
         listener = socket.socket(family, kind, protocol)
         try:
@@ -112,7 +125,7 @@ class HttpServer:
         except OSError as error:
             listener.close()
             hint = "; is another aerodrome running? Choose another port" if error.errno == errno.EADDRINUSE else ""
-            raise ConfigError(f"server.http = {address!r}: {error.strerror}{hint}") from error
+            raise ConfigError(f"{self._setting} = {address!r}: {error.strerror}{hint}") from error
         return listener
 
 

@@ -15,11 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aerodrome.errors import Invalid
 from aerodrome.http.encoding import decode
+from aerodrome.http.middleware import ROUTE
 from aerodrome.http.routes_messages import send_message
 from aerodrome.http.routing import PRINTABLE
 from aerodrome.http.schemas import SendBody
 
 _PATH = re.compile(rb"/api/v1/sessions/([A-Za-z0-9_-]{1,200})/messages")
+_TEMPLATE = "/api/v1/sessions/{session_id}/messages"
 _KEY = re.compile(PRINTABLE)
 
 
@@ -34,6 +36,7 @@ class PromptShortcut:
             await self._app(scope, receive, send)
             return
         session_id, idempotency_key = found
+        scope[ROUTE] = _TEMPLATE
         request = Request(scope, receive)
         data = await request.body()
         try:

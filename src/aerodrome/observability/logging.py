@@ -8,6 +8,8 @@ from typing import Any
 
 import structlog
 
+from aerodrome.telemetry.trace import current
+
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -21,6 +23,7 @@ def configure_logging(level: str, log_format: str) -> None:
     for_people = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        add_trace,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -50,11 +53,19 @@ def log_to_the_application() -> None:
     if structlog.is_configured():
         return
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, structlog.contextvars.merge_contextvars, _as_log_call],
+        processors=[structlog.stdlib.filter_by_level, structlog.contextvars.merge_contextvars, add_trace, _as_log_call],
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+def add_trace(_: Any, __: str, event: Any) -> Any:
+    """Where in a trace the line was written, by which a trace and its log lines are found from each other."""
+    if (context := current()) is not None:
+        event.setdefault("trace_id", context.trace_id)
+        event.setdefault("span_id", context.span_id)
+    return event
 
 
 def _as_log_call(_: Any, __: str, event: Any) -> tuple[tuple[str], dict[str, Any]]:

@@ -26,6 +26,7 @@ from aerodrome.sessions.api import Ask, EventStream, MessagePage, OpenSession, S
 from aerodrome.sessions.hub import Channel
 from aerodrome.sessions.replay import BEGINNING
 from aerodrome.sessions.service import SessionService
+from aerodrome.telemetry.trace import Tracer
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +83,9 @@ class ClusterSessions:
         *,
         patience: float,
         reader_bytes: int,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer or Tracer()
         self._local = local
         self._cluster = cluster
         self._links = links
@@ -241,15 +244,17 @@ class ClusterSessions:
         turn = RemoteTurn(link, self._read_turn, reader_bytes=self._reader_bytes)
         link.begin(turn.stream)
         try:
-            row = await link.request(
-                shapes.SEND,
-                {
-                    "who": shapes.to_wire(who),
-                    "session": session_id,
-                    "message": shapes.to_wire(message),
-                    "stream": turn.stream.id,
-                },
-            )
+            with self._tracer.span("forward", kind="client", attributes={"aerodrome.node": link.node.name}) as span:
+                row = await link.request(
+                    shapes.SEND,
+                    {
+                        "who": shapes.to_wire(who),
+                        "session": session_id,
+                        "message": shapes.to_wire(message),
+                        "stream": turn.stream.id,
+                        "trace": span.context.fields() if span.context is not None else {},
+                    },
+                )
         except asyncio.CancelledError:
             turn.abandon()
             turn.stream.close()

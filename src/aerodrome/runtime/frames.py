@@ -12,6 +12,7 @@ import os
 import socket
 from typing import Protocol, cast
 
+from aerodrome.telemetry.meter import Traffic
 from aerodrome.wire.framing import DEFAULT_MAX_FRAME, FrameDecoder, FramingError
 
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
@@ -39,6 +40,7 @@ class FrameConnection(asyncio.Protocol):
     """Args:
     other: What to call the other end in reasons, such as "the runtime".
     skip: Pass over frames over the limit; the owner gets an `Oversized` for each. Otherwise they end the connection.
+    traffic: What is read and written is added to it.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class FrameConnection(asyncio.Protocol):
         max_frame: int = DEFAULT_MAX_FRAME,
         other: str = "the other end",
         skip: bool = False,
+        traffic: Traffic | None = None,
     ) -> None:
         self._owner = owner
+        self._traffic = traffic if traffic is not None else Traffic()
         self._other = other
         self._decoder = FrameDecoder(max_frame, skip=skip)
         self._transport: asyncio.Transport | None = None
@@ -104,9 +108,12 @@ class FrameConnection(asyncio.Protocol):
     def flush(self) -> None:
         if not self._queued:
             return
-        data = self._queued[0] if len(self._queued) == 1 else b"".join(self._queued)
+        frames = len(self._queued)
+        data = self._queued[0] if frames == 1 else b"".join(self._queued)
         self._queued.clear()
         if self._transport is not None and self.closed_reason is None:
+            self._traffic.frames_out += frames
+            self._traffic.bytes_out += len(data)
             self._transport.write(data)
             # Who sends is taken for one who converses, and whose ACKs can wait for the next thing it sends: without
             # this one turn in twenty waited 40 ms (measured).
@@ -157,6 +164,7 @@ class FrameConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.received += 1
+        self._traffic.bytes_in += len(data)
         self._quick_ack()
         try:
             bodies = self._decoder.feed(data)
@@ -165,6 +173,7 @@ class FrameConnection(asyncio.Protocol):
                 self._owner.on_bodies(error.bodies)
             self.close(f"broken framing from {self._other}: {error}")
             return
+        self._traffic.frames_in += len(bodies)
         if bodies and self.closed_reason is None:
             self._owner.on_bodies(bodies)
 

@@ -36,6 +36,7 @@ from aerodrome.runtime.standby import Standby, StandbyOptions
 from aerodrome.runtime.starts import Starts
 from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
 from aerodrome.runtime.upkeep import Upkeep
+from aerodrome.telemetry.meter import Meter
 
 log = structlog.get_logger(__name__)
 
@@ -84,8 +85,15 @@ class _Claim:
 
 
 class RuntimePool:
-    def __init__(self, options: PoolOptions, launcher: Launcher, standby: Standby | None = None) -> None:
+    def __init__(
+        self,
+        options: PoolOptions,
+        launcher: Launcher,
+        standby: Standby | None = None,
+        meter: Meter | None = None,
+    ) -> None:
         self._options = options
+        self._meter = meter or Meter()
         self._starts = Starts(launcher, options.spawn_concurrency)
         self._placement = placement(options.placement)
         #: All that have a process, also those that are being started, stopped or buried.
@@ -334,10 +342,16 @@ class RuntimePool:
         waiting = len(self._claims.keys() - {key})
         return free > waiting or not self.full
 
-    async def retire(self, runtime: ManagedRuntime) -> None:
-        """Stop a runtime that nobody needs any more. It counts as one until its process has gone."""
+    async def retire(self, runtime: ManagedRuntime, reason: str = "retired") -> None:
+        """Stop a runtime that nobody needs any more. It counts as one until its process has gone.
+
+        Args:
+            reason: See `Meter.runtime_ended`; one that is recycled has its own.
+        """
         await self._stop(runtime)
-        self._runtimes.pop(runtime.id, None)
+        # One that is recycled and then lost comes here twice.
+        if self._runtimes.pop(runtime.id, None) is not None:
+            self._meter.runtime_ended(runtime.retiring or reason)
         self.notify()
 
     async def _stop(self, runtime: ManagedRuntime) -> None:
@@ -429,7 +443,7 @@ class RuntimePool:
             elif not self.full:
                 await self.spawn()
             elif unused := self.unused():
-                await self.retire(min(unused, key=lambda r: r.last_held))
+                await self.retire(min(unused, key=lambda r: r.last_held), "room")
             elif not await self._make_room(None):
                 await changed.wait()
 
@@ -441,7 +455,12 @@ class RuntimePool:
         runtime.on_let_go = self.notify
         self._runtimes[runtime.id] = runtime
         try:
-            self.standby.started(await self._starts.start(runtime, wait))
+            took = await self._starts.start(runtime, wait)
+            self.standby.started(took)
+            self._meter.runtime_started(took)
+        except Exception:
+            self._meter.runtime_failed_to_start()
+            raise
         finally:
             if runtime.state is not RuntimeState.WARM:
                 del self._runtimes[runtime.id]
@@ -450,7 +469,7 @@ class RuntimePool:
 
     def _lost(self, runtime: ManagedRuntime) -> None:
         if not self._closing:
-            self._tasks.start(self.retire(runtime), f"bury {runtime.id}")
+            self._tasks.start(self.retire(runtime, "lost"), f"bury {runtime.id}")
         if self.on_lost is not None:
             self.on_lost(runtime)
         self.notify()

@@ -95,7 +95,7 @@ class Retirements:
         log.info("runtime.recycling", runtime=runtime.id, key=str(runtime.key), reason=reason, turns=runtime.turns)
         began = time.monotonic()
         if runtime.key is None:
-            await self._pool.retire(runtime)  # it is warm, and another takes its place in the pool
+            await self._pool.retire(runtime, reason)  # it is warm, and another takes its place in the pool
         else:
             with self._pool.wanting(runtime.key):
                 try:
@@ -130,7 +130,7 @@ class Retirements:
     async def _drain(self, runtime: ManagedRuntime) -> None:
         log.info("runtime.draining", runtime=runtime.id, key=str(runtime.key))
         if runtime.key is None:
-            await self._pool.retire(runtime)
+            await self._pool.retire(runtime, "drain")
         else:
             await self._empty(runtime, "drain", reload=False, patience=None)
         log.info("runtime.drained", runtime=runtime.id)

@@ -71,7 +71,7 @@ class Upkeep:
             headroom = self._standby.look()
             if self._standby.short and (warm := pool.in_state(RuntimeState.WARM)) and self.warm_target() < pool.spare:
                 log.warning("runtime.let_go", runtime=warm[0].id, available=headroom.available)
-                await pool.retire(warm[0])
+                await pool.retire(warm[0], "surplus")
             pool.notify()
             await asyncio.sleep(_LOOK)
 
@@ -83,7 +83,7 @@ class Upkeep:
                 # Looked at again for each: stopping the one before took a while.
                 if self._idle(runtime, time.monotonic()):
                     log.info("runtime.idle", runtime=runtime.id, key=str(runtime.key))
-                    await self._pool.retire(runtime)
+                    await self._pool.retire(runtime, "idle")
 
     def _idle(self, runtime: ManagedRuntime, now: float) -> bool:
         unused = now - runtime.last_held

@@ -25,6 +25,7 @@ from aerodrome.sessions.attachments import Attachments
 from aerodrome.sessions.requests import OpenRequest, OpenRequests
 from aerodrome.statestore.ports import SessionFileStore
 from aerodrome.statestore.provider import SessionFs
+from aerodrome.telemetry.trace import TraceContext, within
 from aerodrome.wire.envelope import METHOD_NOT_FOUND
 
 log = structlog.get_logger(__name__)
@@ -73,6 +74,8 @@ class Activation:
         #: Characters of the history that it was loaded with.
         self.history_size = 0
         self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
+        #: The trace that the latest prompt is part of, and with it what the runtime stores.
+        self._trace: TraceContext | None = None
         self._attachments = Attachments()
         self._may_serve = may_serve
         self._on_event = on_event
@@ -179,8 +182,11 @@ class Activation:
         """
         await self._request("session.resume", {"sessionId": self.key.id, "disableResume": True})
 
-    async def send(self, message: Mapping[str, Any], *, steer: bool = False) -> str:
+    async def send(self, message: Mapping[str, Any], *, trace: TraceContext | None = None, steer: bool = False) -> str:
         """Hand a prompt over, as parameters of `session.send`; returns the runtime's id of the message.
+
+        Args:
+            trace: What the runtime's own spans are to be part of.
 
         Raises:
             Refused: The runtime does not take it.
@@ -189,6 +195,9 @@ class Activation:
         params = {**message, "sessionId": self.key.id}
         if steer:
             params["mode"] = "immediate"
+        if trace is not None:
+            params |= trace.fields()
+        self._trace = trace
         loop = asyncio.get_running_loop()
         began = loop.time()
         answer = await self._request("session.send", params)
@@ -266,7 +275,8 @@ class Activation:
 
     async def on_file_operation(self, operation: str, params: dict[str, Any]) -> Any:
         self._holds()  # else every write is refused
-        return await self._files.handle(operation, params)
+        with within(self._trace):
+            return await self._files.handle(operation, params)
 
     async def on_request(self, method: str, params: dict[str, Any]) -> Any:
         if method == "userInput.request":

@@ -133,6 +133,7 @@ class Attempts:
         self._residency.turn_began()
         self._updates.note(last_used_at=self._context.clock.time())
         activation.runtime.turns += 1
+        run.span.set({"aerodrome.runtime.id": activation.runtime.id})
         self._delivery.add(run)
         try:
             await unless(self._send(run, activation), activation.lost)
@@ -239,6 +240,7 @@ class Attempts:
             self._context.release_lease(lease)
 
     def _announce_retry(self, run: TurnRun, loss: Loss) -> None:
+        self._context.telemetry.meter.turn_retried()
         log.info("turn.retried", session=str(self._updates.row.key), turn=run.id, reason=loss.reason)
         run.row = replace(run.row, retried=True, message_id=None)
         self._books.note(run, retried=True)

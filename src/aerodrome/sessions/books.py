@@ -17,6 +17,7 @@ from aerodrome.sessions.ends import TurnEnds
 from aerodrome.sessions.residency import Residency
 from aerodrome.sessions.row_updates import RowUpdates
 from aerodrome.sessions.run import TurnRun, error_of
+from aerodrome.telemetry.meter import EndedTurn
 
 log = structlog.get_logger(__name__)
 
@@ -102,6 +103,23 @@ class TurnBooks:
             run.naming.cancel()
             run.naming = None
 
+    def _measure(self, run: TurnRun, status: TurnStatus, error: AerodromeError | None) -> None:
+        def since(moment: float | None) -> float | None:
+            return None if moment is None else moment - run.accepted_at
+
+        code = error.code if error is not None else ""
+        ended = EndedTurn(
+            tenant=run.row.key.tenant,
+            status=status.value,
+            code=code,
+            seconds=since(asyncio.get_running_loop().time()),
+            waited=since(run.placed_at),
+            answered=since(run.answered_at),
+        )
+        self._context.telemetry.meter.turn_ended(ended)
+        run.span.set({"aerodrome.turn.status": status.value, "aerodrome.turn.attempts": run.attempts})
+        run.span.end(code or None)
+
     async def end(
         self, run: TurnRun, status: TurnStatus, error: AerodromeError | None = None, *, idle: bool = True
     ) -> None:
@@ -129,6 +147,7 @@ class TurnBooks:
             idempotency_key=None if run.attempts == 0 and error is not None else run.row.idempotency_key,
         )
         log.info("turn.ended", session=str(row.key), turn=run.id, status=status.value, retried=row.retried)
+        self._measure(run, status, error)
         if status is TurnStatus.INTERRUPTED:
             self._publish(self._context.host_event("aerodrome.turn_interrupted", {"turn": run.id}))
         if run.attempts and not run.tracker.ended:

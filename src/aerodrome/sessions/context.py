@@ -23,6 +23,7 @@ from aerodrome.sessions.ports import Ledger
 from aerodrome.sessions.quarantine import Suspicions
 from aerodrome.sessions.residents import Residents
 from aerodrome.statestore.ports import SessionFileStore, SharedVolume
+from aerodrome.telemetry import SILENT, Telemetry
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class SessionContext:
     volume: SharedVolume | None = None
     #: Gives other nodes a hint about a session (`sessions.hints`).
     announce: Callable[[str, SessionKey], None] = lambda kind, key: None
+    telemetry: Telemetry = SILENT
 
     #: Called when this node has deleted a session.
     deleted: Callable[[SessionRow], None] = lambda row: None

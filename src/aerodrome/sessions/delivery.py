@@ -16,6 +16,11 @@ from aerodrome.sessions.activation import Activation, Loss
 from aerodrome.sessions.run import TurnRun
 from aerodrome.sessions.tracker import TELLING, TurnTracker
 
+#: What the model says reaches the session's readers in one of these first.
+_ANSWERS = frozenset(
+    f"assistant.{name}" for name in ("message", "message_start", "message_delta", "reasoning", "reasoning_delta")
+)
+
 
 class Delivery:
     """Args:
@@ -28,6 +33,8 @@ class Delivery:
         self._on_tool = on_tool
         self._runs: list[TurnRun] = []
         self._deadlines: dict[TurnTracker, float] = {}
+        #: Prompts of which nothing has been answered yet.
+        self._unanswered: set[TurnRun] = set()
         self._changed = asyncio.Event()
 
     @property
@@ -42,6 +49,8 @@ class Delivery:
         """
         run.attempts += 1
         run.abort_sent = False
+        if run.answered_at is None:
+            self._unanswered.add(run)
         tracker = run.tracker = TurnTracker()
         self._runs.append(run)
         self._deadlines[tracker] = asyncio.get_running_loop().time() + self._timeout
@@ -50,7 +59,7 @@ class Delivery:
     async def send(self, run: TurnRun, activation: Activation, *, steer: bool = False) -> None:
         """Hand an added prompt over. Raises what `Activation.send` raises."""
         attempt = run.tracker
-        message_id = await activation.send(run.message, steer=steer)
+        message_id = await activation.send(run.message, trace=run.span.context, steer=steer)
         if self.has(run, attempt):
             run.sent_as(message_id)
             attempt.sent_as(message_id)
@@ -66,6 +75,7 @@ class Delivery:
         if not self.has(run, attempt):
             return False
         self._runs.remove(run)
+        self._unanswered.discard(run)
         del self._deadlines[attempt]
         self._changed.set()
         return True
@@ -87,6 +97,8 @@ class Delivery:
         return [run for run in self._runs if self._deadlines[run.tracker] <= now]
 
     def feed(self, event: SessionEvent) -> None:
+        if self._unanswered and event.type in _ANSWERS:
+            self._answer_begins()
         if event.type not in TELLING:
             return
         for run in self._runs:
@@ -105,6 +117,13 @@ class Delivery:
         finally:
             changed.cancel()
             self._changed.clear()
+
+    def _answer_begins(self) -> None:
+        """Of all of them: whose it is does not show in its first piece, and mostly there is one."""
+        now = asyncio.get_running_loop().time()
+        for run in self._unanswered:
+            run.answered_at = now
+        self._unanswered.clear()
 
     def _look(self, run: TurnRun) -> None:
         if run.tracker.tool_ran and not run.row.tool_ran:

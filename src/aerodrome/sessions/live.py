@@ -31,6 +31,7 @@ from aerodrome.sessions.row_updates import RowUpdates
 from aerodrome.sessions.run import TurnRun
 from aerodrome.sessions.toolcalls import OpenToolCalls
 from aerodrome.sessions.turns import Turns
+from aerodrome.sessions.usage import model_call_of
 
 log = structlog.get_logger(__name__)
 
@@ -293,6 +294,8 @@ class LiveSession:
             self._mode = str(event.data.get("newMode"))
         elif event.type == "session.model_change":
             self._note_model(event)
+        elif event.type == "assistant.usage" and self._context.telemetry.meter.on:
+            self._context.telemetry.meter.model_called(model_call_of(self.row.key.tenant, event))
         self._tool_calls.see(event)
         self.turns.feed(event)
         self._tell(event)

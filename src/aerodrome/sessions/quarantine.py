@@ -98,6 +98,8 @@ class Suspicions:
         self._unstored[key] = self._made[key] = charges
         said = log.error if charges.quarantined else log.warning
         said("session.quarantined" if charges.quarantined else "session.charged", session=str(key), death=death.value)
+        if charges.quarantined:
+            context.telemetry.meter.session_quarantined()
         if row is not None:
             await self._store(context, row)
 

@@ -12,6 +12,7 @@ from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.erase import NO_SESSION, announce, erase
 from aerodrome.sessions.registry import LiveSessions
 from aerodrome.sessions.run import error_of
+from aerodrome.telemetry.meter import EndedTurn
 
 log = structlog.get_logger(__name__)
 
@@ -88,6 +89,9 @@ async def _interrupt(turn: TurnRow, context: SessionContext, sessions: LiveSessi
         error=error_of(TurnInterrupted("the node that ran the turn has gone")),
         free_key=turn.status is TurnStatus.QUEUED,
     )
+    if finished:
+        ended = EndedTurn(turn.key.tenant, TurnStatus.INTERRUPTED.value, TurnInterrupted.code)
+        context.telemetry.meter.turn_ended(ended)
     if row is None:
         await context.ledger.forget(turn.key, [turn.id])  # the rest of a deletion that was cut short
     elif finished:

@@ -62,6 +62,8 @@ class Residency:
         self._machine = SessionMachine()
         self._transition = asyncio.Lock()
         self._closed_with: AerodromeError | None = None
+        #: What was loaded last was lost, and nothing has been since.
+        self._was_lost = False
         #: Attachments that were told that the session has gone, and have to let go of it.
         self._finished: list[Attachment] = []
 
@@ -97,21 +99,25 @@ class Residency:
             return self.activation
         await self._drop()
         self._machine.apply(Stimulus.WAKE)
+        telemetry, began = self._context.telemetry, self._context.clock.monotonic()
         try:
-            self.activation = await wake(
-                self._context,
-                self._updates.row,
-                self.attachments,
-                on_history=self._on_history,
-                on_condition=self._on_condition,
-                on_event=self._on_event,
-                on_request_expired=self._on_request_expired,
-            )
+            with telemetry.tracer.span("session.wake", attributes={"aerodrome.session.after_loss": self._was_lost}):
+                self.activation = await wake(
+                    self._context,
+                    self._updates.row,
+                    self.attachments,
+                    on_history=self._on_history,
+                    on_condition=self._on_condition,
+                    on_event=self._on_event,
+                    on_request_expired=self._on_request_expired,
+                )
         except BaseException:
             self.attachments.lost()
             self._machine.apply(Stimulus.LOST)
             raise
         self._machine.apply(Stimulus.AWAKE)
+        telemetry.meter.session_woken(self._context.clock.monotonic() - began, after_loss=self._was_lost)
+        self._was_lost = False
         await self._on_awake(self.activation)
         self._refuse_when_closed()  # in which case `aclose` gives it back
         self.note_state()
@@ -262,6 +268,7 @@ class Residency:
                 self._machine.apply(Stimulus.UNLOADED if unloaded else Stimulus.LOST)
                 self.note_state()
             log.info("session.hibernated", session=self._key, clean=unloaded)
+            self._context.telemetry.meter.session_hibernated()
             return True
 
     async def _drop(self) -> None:
@@ -271,6 +278,9 @@ class Residency:
             return
         activation.discard("given up")
         self._machine.apply(Stimulus.LOST)
+        if self._closed_with is None:
+            self._was_lost = True
+            self._context.telemetry.meter.session_lost()
         try:
             if not activation.runtime.lost.is_set():
                 await self.attachments.close()

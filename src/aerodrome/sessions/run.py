@@ -14,6 +14,7 @@ from aerodrome.events import SessionEvent
 from aerodrome.model import TurnRow
 from aerodrome.sessions.hub import Channel
 from aerodrome.sessions.tracker import TurnTracker
+from aerodrome.telemetry.trace import Span
 
 
 class TurnRun:
@@ -45,6 +46,12 @@ class TurnRun:
         self.stop_asked: asyncio.Future[AerodromeError | None] = asyncio.get_running_loop().create_future()
         #: Nothing stands between its acceptance and its start: the ledger is told of both at once.
         self.at_once = False
+        #: Its part in a trace, from its acceptance to its end.
+        self.span = Span()
+        #: When it was accepted, got its place among the turns that run, and began to be answered: the loop's times.
+        self.accepted_at = asyncio.get_running_loop().time()
+        self.placed_at: float | None = None
+        self.answered_at: float | None = None
         #: How often the prompt was handed to a runtime.
         self.attempts = 0
         #: The runtime was asked to abort the latest attempt.
@@ -152,12 +159,14 @@ class TurnRun:
     def resolve(self, row: TurnRow) -> None:
         assert row.status.is_final, row.status
         self.row = row
+        self.span.end()
         if not self._result.done():
             self._result.set_result(row)
         self._finish_channels()
 
     def fail(self, error: AerodromeError) -> None:
         """The turn's end could not be recorded: who waits for it gets the error."""
+        self.span.end(error.code)
         if not self._result.done():
             self._result.set_exception(error)
         self._finish_channels()

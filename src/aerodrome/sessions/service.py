@@ -65,6 +65,7 @@ from aerodrome.sessions.replay import BEGINNING, behind, behind_latest, last_id,
 from aerodrome.sessions.run import TurnRun, error_of
 from aerodrome.sessions.wake import read_history
 from aerodrome.statestore.history import stored_events
+from aerodrome.telemetry.trace import TraceContext, carried, current
 from aerodrome.wire.envelope import size_of
 
 log = structlog.get_logger(__name__)
@@ -234,7 +235,17 @@ class SessionService:
             message=params,
             joins=params is not None,
         )
+        self._trace(run, params or {})
         return await self._submit(row, run, message.on_busy or self._context.options.on_busy)
+
+    def _trace(self, run: TurnRun, params: Mapping[str, Any]) -> None:
+        """Its span, as part of what is traced now, or of what a native client has named."""
+        key = run.row.key
+        run.span = self._context.telemetry.tracer.span(
+            "turn",
+            parent=current() or TraceContext.parse(params.get("traceparent"), params.get("tracestate")),
+            attributes={"gen_ai.conversation.id": key.id, "aerodrome.tenant": key.tenant, "aerodrome.turn.id": run.id},
+        )
 
     async def _claim(self, row: SessionRow) -> None:
         """Where there are other nodes, load the session before it gets a prompt: they may be about to do the same, and
@@ -277,7 +288,8 @@ class SessionService:
             self._context.admission.withdraw(run.row)
             raise
         # A task of its own: others may have joined the turn by its key, whatever becomes of this caller.
-        recording = self._context.tasks.start(self._record(live, run, on_busy), "record", expected=AerodromeError)
+        work = carried(partial(self._record, live, run, on_busy), run.span.context)
+        recording = self._context.tasks.start(work, "record", expected=AerodromeError)
         try:
             return await asyncio.shield(recording)
         except asyncio.CancelledError:
@@ -363,7 +375,8 @@ class SessionService:
             streaming=request.streaming,
         )
         # A task of its own: cut short between the two steps, it would leave the session behind.
-        asking = self._context.tasks.start(self._ask(who, opened, request), "ask", expected=AerodromeError)
+        work = carried(partial(self._ask, who, opened, request), current())
+        asking = self._context.tasks.start(work, "ask", expected=AerodromeError)
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:

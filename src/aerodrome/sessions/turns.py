@@ -43,6 +43,7 @@ from aerodrome.sessions.outcome import outcome_as_asked, status_of
 from aerodrome.sessions.residency import Residency
 from aerodrome.sessions.row_updates import RowUpdates
 from aerodrome.sessions.run import TurnRun
+from aerodrome.telemetry.trace import within
 
 log = structlog.get_logger(__name__)
 
@@ -168,6 +169,7 @@ class Turns:
         self._queue.remove(run)
         self._context.admission.withdraw(run.row)
         self._context.admission.backlog.leave(run.row)
+        run.span.end("withdrawn")
         run.recorded.set_result(False)
 
     def accept(self, run: TurnRun, on_busy: OnBusy) -> None:
@@ -286,6 +288,7 @@ class Turns:
             if not await self._books.start(run):
                 self._delivery.remove(run, attempt)
             elif self._delivery.has(run, attempt):
+                run.placed_at = run.placed_at or asyncio.get_running_loop().time()  # that of the turn it comes to
                 await self._delivery.send(run, activation, steer=steer)
                 self._books.sent(run)
         except Refused:
@@ -310,8 +313,10 @@ class Turns:
                 if not self._queue or self._queue[0] is not run or not run.recorded.done():
                     continue  # withdrawn, steering, or an interrupting prompt has come in before it
                 self._current = self._queue.popleft()
+                about = {"session": str(run.row.key), "tenant": run.row.key.tenant, "turn": run.id}
                 try:
-                    await self._take(run)
+                    with within(run.span.context), structlog.contextvars.bound_contextvars(**about):
+                        await self._take(run)
                     if self._updates.row.kind is SessionKind.EPHEMERAL and not run.ended:
                         self._vanish(run)
                 finally:
@@ -352,7 +357,9 @@ class Turns:
                     await stack.enter_async_context(place)
                 else:
                     run.at_once = False  # what the ledger says of it may be another thing by then
-                    await unless(stack.enter_async_context(place), run.stop_asked)
+                    with self._context.telemetry.tracer.span("turn.wait"):
+                        await unless(stack.enter_async_context(place), run.stop_asked)
+                run.placed_at = asyncio.get_running_loop().time()
                 await self._attempts.bring_to_end(run)
         except Forestalled:
             await self._books.end(run, *outcome_as_asked(run))

@@ -111,7 +111,7 @@ The settings as TOML. Strings, numbers, booleans and lists of JSON are written a
 {{- if and (or .Values.autoscaling.enabled .Values.metrics.serviceMonitor.enabled) (not .Values.metrics.enabled) -}}
 {{- fail "metrics.enabled: autoscaling and the ServiceMonitor have nothing to go by without metrics" -}}
 {{- end -}}
-{{- if and .Values.secrets.csi.enabled (not .Values.secrets.csi.secretProviderClass) -}}
-{{- fail "secrets.csi.secretProviderClass: name the SecretProviderClass" -}}
+{{- if and .Values.secretFiles.csi.enabled (not .Values.secretFiles.csi.secretProviderClass) -}}
+{{- fail "secretFiles.csi.secretProviderClass: name the SecretProviderClass" -}}
 {{- end -}}
 {{- end -}}

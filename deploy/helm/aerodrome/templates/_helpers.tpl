@@ -83,12 +83,12 @@ securityContext:
 - name: config
   mountPath: /etc/aerodrome/config
   readOnly: true
-{{- if or .Values.secrets.existing (include "aerodrome.storesBundled" .) .Values.cliServers.enabled }}
+{{- if or .Values.secretFiles.existing (include "aerodrome.storesBundled" .) .Values.cliServers.enabled }}
 - name: secrets
   mountPath: /etc/aerodrome/secrets
   readOnly: true
 {{- end }}
-{{- if .Values.secrets.csi.enabled }}
+{{- if .Values.secretFiles.csi.enabled }}
 - name: secrets-store
   mountPath: /etc/aerodrome/secrets-store
   readOnly: true
@@ -102,12 +102,12 @@ securityContext:
 - name: config
   configMap:
     name: {{ .configMap }}
-{{- if or $values.secrets.existing (include "aerodrome.storesBundled" $root) $values.cliServers.enabled }}
+{{- if or $values.secretFiles.existing (include "aerodrome.storesBundled" $root) $values.cliServers.enabled }}
 - name: secrets
   projected:
     defaultMode: 0440
     sources:
-      {{- range $values.secrets.existing }}
+      {{- range $values.secretFiles.existing }}
       - secret:
           name: {{ . }}
       {{- end }}
@@ -129,13 +129,13 @@ securityContext:
             - {key: token, path: cli-token}
       {{- end }}
 {{- end }}
-{{- if $values.secrets.csi.enabled }}
+{{- if $values.secretFiles.csi.enabled }}
 - name: secrets-store
   csi:
-    driver: {{ $values.secrets.csi.driver }}
+    driver: {{ $values.secretFiles.csi.driver }}
     readOnly: true
     volumeAttributes:
-      secretProviderClass: {{ $values.secrets.csi.secretProviderClass }}
+      secretProviderClass: {{ $values.secretFiles.csi.secretProviderClass }}
 {{- end }}
 {{- end -}}
 
