@@ -628,6 +628,25 @@ async def test_recovery_reports_the_turns_of_the_dead_and_nobody_elses() -> None
             runtime.reserved = 0
 
 
+async def test_a_turn_that_was_left_behind_is_not_the_last_of_a_session_that_has_gone_on() -> None:
+    async with scripted_node() as living, scripted_node(living.stores, name="dead") as crashed:
+        await crashed.open("s1")
+        lost = await running(crashed, "s1")
+        await crashed.stop()
+        await living.stores.coordination.leave(crashed.incarnation)
+        living.clock.advance(1)
+        later = await living.say("s1", "two")
+        await settle()
+        assert await living.service.recover() == 1
+        assert living.ledger_row(lost).status is TurnStatus.INTERRUPTED  # type: ignore[union-attr]
+        row = await living.stores.directory.get(SessionKey("acme", "s1"))
+        assert row is not None
+        assert row.last_turn is not None
+        assert (row.last_turn.id, row.last_turn.status) == (later.id, TurnStatus.COMPLETED)
+        for runtime in crashed.pool.started:
+            runtime.reserved = 0
+
+
 async def test_more_unfinished_turns_than_a_page_are_recovered() -> None:
     async with scripted_node() as node:
         await node.open("s1")

@@ -95,10 +95,18 @@ async def _interrupt(turn: TurnRow, context: SessionContext, sessions: LiveSessi
     if row is None:
         await context.ledger.forget(turn.key, [turn.id])  # the rest of a deletion that was cut short
     elif finished:
-        last = LastTurn(turn.id, TurnStatus.INTERRUPTED)
+        last = None if await _is_later(row.last_turn, turn, context) else LastTurn(turn.id, TurnStatus.INTERRUPTED)
         here = sessions.find(turn.key) is not None
         await context.directory.update(turn.key, state=None if here else SessionState.HIBERNATED, last_turn=last)
     return True
+
+
+async def _is_later(last: LastTurn | None, turn: TurnRow, context: SessionContext) -> bool:
+    """Whether the session has gone on behind a turn that was left behind."""
+    if last is None or last.id == turn.id:
+        return False
+    later = await context.ledger.get(turn.key, last.id)
+    return later is not None and later.created_at > turn.created_at
 
 
 class Orphans:
