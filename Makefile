@@ -1,5 +1,5 @@
 # Every target works on a fresh clone: each sets up what it needs first, and does nothing twice.
-.PHONY: demo test check bench soak chaos release setup lock clean
+.PHONY: demo test check bench soak chaos docs release setup lock clean
 PY := .venv/bin/python
 
 demo: .venv/.ready
@@ -28,6 +28,11 @@ soak: .venv/.ready
 chaos: .venv/.ready
 	@$(PY) -m aerodrome runtime install
 	PYTHONPATH=tests $(PY) -m support.fleet_chaos
+
+# The documentation as a site, in build/docs. A link that leads nowhere, and any other warning, is an error.
+docs: .venv/.ready
+	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo build/docs/index.html
 
 # REHEARSAL=1 for a version that has no date yet; see CONTRIBUTING.md.
 release: .venv/.ready

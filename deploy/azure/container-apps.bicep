@@ -322,7 +322,7 @@ resource front 'Microsoft.App/containerApps@2024-03-01' = {
       containers: [
         {
           name: 'haproxy'
-          image: 'docker.io/library/haproxy:2.8-alpine'
+          image: 'haproxy:2.8-alpine'
           args: [
             'haproxy'
             '-W'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import yaml
 
 from aerodrome.config import load_settings
 from aerodrome.config.settings import Settings
-from aerodrome.config.telemetry_settings import TelemetrySettings
 from support.chart import CHART, EXAMPLES, Manifest, Selected, admits, example, only, over, pods, render, selects
 
 _KNOWN = [each for each in dict.fromkeys(kubernetes_validate.utils.all_versions()) if each.split(".")[1] >= "27"]
@@ -147,8 +145,6 @@ def test_a_node_can_be_started_with_its_settings(case: str, tmp_path: Path) -> N
     (mounted / "coordination-url").write_text("redis://:s3cret@redis.example:6379/0")
     (mounted / "provider-key").write_text("key")
     (mounted / "cli-token").write_text("token")
-    if "metrics_address" not in TelemetrySettings.model_fields:
-        text = re.sub(r"^metrics_address = .*$", "", text, flags=re.MULTILINE)
     config = tmp_path / "aerodrome.toml"
     config.write_text(text.replace("/etc/aerodrome/secrets", str(mounted)))
     address = "fd00::7" if case == "ipv6" else "10.1.2.3"

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from aerodrome.cli import error_reference as errors
 from aerodrome.cli import reference as command_line
 from aerodrome.config.reference import entries
 from aerodrome.config.settings import Settings
 from aerodrome.errors import AerodromeError, ConfigError, Fenced, all_codes
 from aerodrome.gateway.problems import GATEWAY_ERROR, METHOD_NOT_FOUND, NUMBERS
 from aerodrome.http.api import routes_only
+from aerodrome.http.problems import PROBLEMS
 from aerodrome.policy import reference as policy
 from aerodrome.policy.method_table import GROUPS
 
@@ -50,22 +52,21 @@ def test_every_setting_is_documented(section: str) -> None:
 @pytest.mark.parametrize("code", CODES)
 def test_every_error_code_is_documented_with_what_to_do(code: str) -> None:
     assert f"\n| `{code}` | " in read("docs/http.md")
-    row = re.search(rf"^\| `{code}` \| (.+) \| (.+) \|$", read("docs/operations.md"), re.MULTILINE)
-    assert row, f"operations.md does not say what to do about {code}"
-    assert all(cell.strip() for cell in row.groups())
+    assert all(errors.ADVICE[code])
+
+
+def test_only_error_codes_that_are_answered_are_documented() -> None:
+    assert set(errors.ADVICE) == set(PROBLEMS) == set(CODES)
+
+
+def test_the_page_of_errors_is_current() -> None:
+    assert read("docs/errors.md") == errors.render(), "run: python -m aerodrome.cli.error_reference > docs/errors.md"
 
 
 def test_every_error_of_the_gateway_is_documented_with_its_number() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (-\d+) \|", read("docs/gateway.md"), re.MULTILINE))
     numbers = {code: str(NUMBERS.get(code, GATEWAY_ERROR)) for code in CODES}
     assert rows == {**numbers, "forbidden": str(METHOD_NOT_FOUND)}
-
-
-def test_every_code_that_the_table_of_errors_explains_exists() -> None:
-    _, _, rest = read("docs/operations.md").partition("\n| code | ")
-    table, _, _ = rest.partition("\n\n")
-    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
-    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(CODES)
 
 
 def test_every_route_is_documented() -> None:
@@ -139,8 +140,11 @@ def log_events() -> set[str]:
 def test_every_page_is_in_the_index() -> None:
     index = read("docs/index.md")
     for page in PAGES:
-        if page.parent == DOCS and page.name != "index.md":
-            assert f"]({page.name})" in index, page.name
+        if page.parent in (DOCS, DOCS / "zh") and page.name != "index.md":
+            assert f"]({page.relative_to(DOCS).as_posix()})" in index, page.name
+    guides = read("docs/howto/README.md")
+    for page in (DOCS / "howto").glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name})" in guides, page.name
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.stem)
