@@ -6,6 +6,7 @@ only runtime; the answer is the gateway's address. Any key is good, and every se
 
 from __future__ import annotations
 
+import socket
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from aerodrome.observability.logging import configure_logging
 from aerodrome.peers.cluster import Cluster
 from aerodrome.policy.profiles import Profile
 from aerodrome.policy.session_params import Credentials
-from aerodrome.runtime.ports import Runtime
+from aerodrome.runtime.ports import Runtime, connected
 from aerodrome.sessions.api import OpenSession
 from aerodrome.sessions.attachments import Attachment
 from aerodrome.sessions.service import SessionService
@@ -35,6 +36,9 @@ class _Runtime:
     id: str = "rt-standin"
     token: str = "standin"
     workspace: Path = Path("/nowhere")
+
+    async def connect(self) -> socket.socket:
+        return await connected(*self.address)
 
     def adopt(self, connection: object) -> None:
         pass
