@@ -173,8 +173,11 @@ class ChaosFleet:
         with redis.Redis(port=self.valkey.port, socket_timeout=5) as client:
             nodes, leases, places = (client.hgetall(f"{{aerodrome}}:{name}") for name in ("node", "leases", "places"))
             caps = {key.decode(): client.hlen(key) for key in client.scan_iter("{aerodrome}:cap:*")}
+            seconds, micro = client.time()
+            # What is left of the dead goes when the next node joins.
+            living = client.zrangebyscore("{aerodrome}:nodes", f"({seconds * 1_000_000 + micro}", "+inf")
         return {
-            "nodes": {key.decode(): json.loads(value).get("name") for key, value in nodes.items()},
+            "nodes": {key.decode(): json.loads(value).get("name") for key, value in nodes.items() if key in living},
             "leases": {tuple(json.loads(key)): value.decode().split(" ", 1)[1] for key, value in leases.items()},
             "places": [key.decode() for key in places],
             "caps": {name: count for name, count in caps.items() if count},
