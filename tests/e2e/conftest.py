@@ -18,5 +18,5 @@ async def model() -> AsyncIterator[ModelServer]:
 @pytest.fixture
 async def acme(tmp_path: Path, model: ModelServer) -> AsyncIterator[Host]:
     """A node with default isolation (one runtime a tenant)."""
-    async with host(tmp_path, model) as running:
+    async with host(tmp_path, model, state={"patience": "4s"}) as running:
         yield running

@@ -35,7 +35,7 @@ def on(volume: Path, **keys: Any) -> dict[str, Any]:
 
 @pytest.fixture
 async def acme(tmp_path: Path, volume: Path, model: ModelServer) -> AsyncIterator[Host]:
-    async with host(tmp_path / "data", model, state=on(volume)) as running:
+    async with host(tmp_path / "data", model, state=on(volume, patience="2s")) as running:
         yield running
 
 

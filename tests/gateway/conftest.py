@@ -21,7 +21,11 @@ __all__ = ["cli"]
 ENDPOINTS = ("direct", "gateway", "forwarded")
 
 
-@pytest.fixture(scope="module", params=ENDPOINTS)
+@pytest.fixture(
+    scope="module",
+    # The pinned CLI by itself does not change from day to day.
+    params=[pytest.param(kind, marks=pytest.mark.soak if kind == "direct" else ()) for kind in ENDPOINTS],
+)
 def endpoint_kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
