@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import settings
 
 # Other work on the machine must not fail a property; pytest-timeout ends what hangs.
@@ -18,6 +20,17 @@ def pytest_unconfigure() -> None:
         stores.stop_shared_valkey()
     if (postgres := sys.modules.get("support.postgres")) is not None:
         postgres.stop_shared_server()
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """A command that was run in this process has had its logs written to the standard error of its test."""
+    before = structlog.get_config() if structlog.is_configured() else None
+    yield
+    if before is not None:
+        structlog.configure(**before)
+    elif structlog.is_configured():
+        structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

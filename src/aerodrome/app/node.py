@@ -489,7 +489,7 @@ class Node:
 
     def ready(self) -> tuple[bool, str]:
         """For `/ready` (see `http.ports.Readiness`)."""
-        if self._draining is not None:
+        if self._draining is not None or self.sessions.draining:
             raise Draining("this node is shutting down")
         if not self._heartbeat.may_serve:
             return False, "the coordination store cannot be reached"

@@ -175,7 +175,8 @@ def _prepare(directory: Path) -> Path:
 def _move_aside(directory: Path, present: list[Path]) -> Path | None:
     if not present:
         return None
-    aside = directory / f"replaced-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    # To the microsecond: one restore may follow the other at once.
+    aside = directory / f"replaced-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
     aside.mkdir(mode=0o700)
     for path in present:
         # SQLite removes the log of a database that nobody has open.
