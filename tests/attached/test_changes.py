@@ -39,8 +39,8 @@ async def listed(config: Path, states: dict[str, str]) -> list[dict[str, Any]]:
     async with asyncio.timeout(60):
         while True:
             rows: list[dict[str, Any]] = await aerodrome("runtimes", "ls", "--config", str(config), "--json")
-            found = {row["server"]: row["state"] for row in rows if "server" in row}
-            if found == states:
+            # A node that has just been killed is listed as well, for as long as it may live.
+            if sorted((row["server"], row["state"]) for row in rows if "server" in row) == sorted(states.items()):
                 return rows
 
 
