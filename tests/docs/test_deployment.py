@@ -8,8 +8,10 @@ migration, and the start of each systemd unit's command.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import subprocess
 from pathlib import Path
 
@@ -47,6 +49,20 @@ class Script:
             "ADDRESS": "10.0.0.7",
         }
 
+    def configure(self) -> None:
+        """What the reader is asked to write, with a store that only a secret names."""
+        etc = self.root / "etc" / "aerodrome"
+        (etc / "aerodrome.toml").write_text(
+            '[provider]\ntype = "openai"\nbase_url = "http://127.0.0.1:9/v1"\nmodel = "gpt-4.1"\n'
+            'api_key = "env:MODEL_KEY"\n[state]\nurl = "env:STATE_URL"\n'
+        )
+        (etc / "secrets.env").write_text("MODEL_KEY='a&b c'\nSTATE_URL='sqlite'\n")
+
+    def keys_of_the_service(self) -> int:
+        """In the data directory that its unit names."""
+        with contextlib.closing(sqlite3.connect(self.root / "var" / "lib" / "aerodrome" / "state.sqlite3")) as state:
+            return int(state.execute("SELECT count(*) FROM api_key").fetchone()[0])
+
     def run(self, text: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["bash", "-e", "-u", "-o", "pipefail"],
@@ -71,3 +87,7 @@ def test_the_scripts_of_a_page_work_in_this_order(page: str, script: Script) -> 
     for each in found:
         done = script.run(each.text)
         assert done.returncode == 0, f"line {each.line}: {done.stdout}{done.stderr}"
+        if "aerodrome init" in each.text:
+            script.configure()
+        if "runuser" in each.text and "keys create" in each.text:
+            assert script.keys_of_the_service() == 1
