@@ -31,7 +31,9 @@ def test_the_commands_of_an_upgrade_work_in_this_order(tmp_path: Path) -> None:
         place.write("aerodrome.toml", f"{place.server}{store}[state]\n{store}{place.provider}")
         with Shell(tmp_path, place.env, timeout=120) as shell:
             shell.play(SERVE)
-            for step in steps:
+            for step, verb in zip(steps, verbs, strict=True):
+                if verb == "runtime" or step == "aerodrome doctor":
+                    continue  # as in the quick start, which runs them
                 # The node of the page is any; this one is `a`.
                 shell.play(Command(0, step.replace("NAME", "a"), ["..."]))
                 if " drain " in step:

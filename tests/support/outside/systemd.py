@@ -50,7 +50,9 @@ def systemctl(world: World, arguments: list[str]) -> None:
             world.note("enabled", full)
         parsed = unit(units / template)
         if "Service" in parsed:
-            _start(world, parsed["Service"], instance, really=given.verb == "enable" and given.now)
+            # One of several nodes of a template stands for the others.
+            first = [each.partition("@")[0] for each in world.state["enabled"]].count(full.partition("@")[0]) == 1
+            _start(world, parsed["Service"], instance, really=given.verb == "enable" and given.now and first)
         for required in " ".join(parsed["Unit"].get("Requires", [])).split():
             world.need("loaded", required)
 
