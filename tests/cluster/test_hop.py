@@ -142,7 +142,7 @@ async def test_the_link_is_cut_while_the_client_is_asked_something(
     await chat.send(prompt)
     await asyncio.wait_for(held.called.wait(), 20)
     cut(nodes)
-    await until(lambda: bool(relayed(nodes)) and here(nodes).router.is_ready(chat.id))
+    await until(lambda: bool(relayed(nodes)) and here(nodes).router.sessions.is_ready(chat.id))
     held.answer_it.set()
     await chat.until("session.idle")
     assert seen.repeated == []
@@ -217,7 +217,7 @@ async def test_a_deleted_session_is_forgotten_at_both_nodes(nodes: Hop, client: 
     await chat.turn("one")
     alice = await nodes.back.user("alice")
     assert (await alice.http.delete(f"/sessions/{chat.id}")).status_code == 204
-    await until(lambda: here(nodes).away.keys == [] and not here(nodes).router.is_bound(chat.id))
+    await until(lambda: here(nodes).away.keys == [] and not here(nodes).router.sessions.is_bound(chat.id))
     client.forget()
 
 

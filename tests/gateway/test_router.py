@@ -29,9 +29,9 @@ def make(max_requests: int = 100) -> Router:
 def bound(*sessions: str, link: str = "rt-1") -> Router:
     router = make()
     for session in sessions:
-        router.take_part(session)
-        router.bind(session, link)
-        router.ready(session)
+        router.sessions.take_part(session)
+        router.sessions.bind(session, link)
+        router.sessions.ready(session)
     return router
 
 
@@ -93,9 +93,9 @@ def test_before_connect_nothing_is_answered() -> None:
 
 def test_a_request_goes_to_the_link_of_its_session_byte_for_byte() -> None:
     router = bound("s1")
-    router.take_part("s2")
-    router.bind("s2", "rt-2")
-    router.ready("s2")
+    router.sessions.take_part("s2")
+    router.sessions.bind("s2", "rt-2")
+    router.sessions.ready("s2")
     raw = (
         b'{ "jsonrpc" : "2.0","id":"x-1", "method":"session.getMessages","params":{"sessionId" : "s2","\\u00fc":1.50}}'
     )
@@ -110,10 +110,10 @@ def test_a_request_goes_to_the_link_of_its_session_byte_for_byte() -> None:
 
 def test_a_request_of_a_session_that_is_being_loaded_waits_and_its_events_do_not() -> None:
     router = make()
-    router.bind("s1", "rt-1")
+    router.sessions.bind("s1", "rt-1")
     waiting = placed(router.from_client(request(1, "session.getMessages", sessionId="s1")))
     assert ids(router.from_runtime("rt-1", event("s1", "e1"))) == ["e1"]
-    router.ready("s1")
+    router.sessions.ready("s1")
     assert to_runtime(router.from_client(request(2, "session.getMessages", sessionId="s1")))
     assert to_runtime(router.send(waiting, "rt-1"))
 
@@ -127,8 +127,8 @@ def test_a_session_stays_where_it_is_until_its_requests_are_answered() -> None:
 
     router = Router(lambda _: False, hold, max_requests=10)
     router.profile = Profile.ISOLATED
-    router.bind("s1", "rt-1")
-    router.ready("s1")
+    router.sessions.bind("s1", "rt-1")
+    router.sessions.ready("s1")
     router.from_client(request(1, "session.getMessages", sessionId="s1"))
     router.from_client(request(2, "session.history.truncate", sessionId="s1"))
     assert held == ["session.getMessages", "session.history.truncate"]
@@ -200,9 +200,9 @@ def test_parameters_that_policy_cleans_are_the_cleaned_ones() -> None:
 )
 def test_a_session_that_is_named_twice_is_sent_on_as_we_have_read_it(params: bytes) -> None:
     router = bound("s1")
-    router.take_part("s2")
-    router.bind("s2", "rt-2")
-    router.ready("s2")
+    router.sessions.take_part("s2")
+    router.sessions.bind("s2", "rt-2")
+    router.sessions.ready("s2")
     commands = router.from_client(b'{"jsonrpc":"2.0","id":1,"method":"session.getMessages","params":%b}' % params)
     ((link, message),) = to_runtime(commands)
     (command,) = commands
@@ -234,8 +234,8 @@ def test_a_method_that_is_refused_is_not_smuggled_behind_one_that_is_not() -> No
 
 def test_more_requests_than_allowed_are_refused_and_the_others_go_on() -> None:
     router = make(max_requests=2)
-    router.bind("s1", "rt-1")
-    router.ready("s1")
+    router.sessions.bind("s1", "rt-1")
+    router.sessions.ready("s1")
     for number in range(2):
         assert to_runtime(router.from_client(request(number, "session.getMessages", sessionId="s1")))
     error = error_of(router.from_client(request(9, "session.getMessages", sessionId="s1")))
@@ -356,11 +356,11 @@ def test_what_asks_the_model_waits_for_a_place_wherever_its_session_is() -> None
 
 def test_a_session_s_runtime_is_heard_and_no_other_that_has_one_of_the_same_name() -> None:
     router = make()
-    router.take_part("s1")
+    router.sessions.take_part("s1")
     assert not router.from_runtime("rt-2", event("s1", "e1"))
-    router.bind("s1", "rt-1")
+    router.sessions.bind("s1", "rt-1")
     assert not router.from_runtime("rt-2", event("s1", "e2"))
-    router.unbind("s1")
+    router.sessions.unbind("s1")
     assert ids(router.from_runtime("rt-1", event("s1", "e3"))) == ["e3"]
     assert not router.from_runtime("rt-2", event("s1", "e4"))
 
@@ -372,10 +372,10 @@ def test_while_hooks_are_refused_the_runtime_gets_an_error_and_the_client_is_not
         return body(id=number, method="hooks.invoke", params={"sessionId": session})
 
     (first,) = to_client(router.from_runtime("rt-1", hook(7)))
-    assert router.owes("s1")
+    assert router.questions.holds_up("s1")
     ((_, answer),) = to_runtime(router.refuse_hooks("s1", "aborted"))
     assert [answer["id"], answer["error"]["message"]] == [7, "aborted"]
-    assert not router.owes("s1")
+    assert not router.questions.holds_up("s1")
     assert not router.from_client(body(id=first["id"], result={}))  # too late
     ((_, answer),) = to_runtime(router.from_runtime("rt-1", hook(8)))
     assert answer["id"] == 8
@@ -389,9 +389,9 @@ def test_while_hooks_are_refused_the_runtime_gets_an_error_and_the_client_is_not
 
 def test_requests_of_two_runtimes_with_one_id_do_not_collide() -> None:
     router = bound("s1")
-    router.take_part("s2")
-    router.bind("s2", "rt-2")
-    router.ready("s2")
+    router.sessions.take_part("s2")
+    router.sessions.bind("s2", "rt-2")
+    router.sessions.ready("s2")
     (first,) = to_client(router.from_runtime("rt-1", body(id=1, method="hooks.invoke", params={"sessionId": "s1"})))
     (second,) = to_client(router.from_runtime("rt-2", body(id=1, method="hooks.invoke", params={"sessionId": "s2"})))
     assert first["id"] != second["id"]
@@ -434,7 +434,7 @@ def test_events_of_own_sessions_pass_byte_for_byte_and_once() -> None:
 
 def test_a_session_s_events_come_from_its_present_link_only() -> None:
     router = bound("s1")
-    router.bind("s1", "rt-2")
+    router.sessions.bind("s1", "rt-2")
     assert router.from_runtime("rt-1", event("s1", "e1")) == ()
     assert router.from_runtime("rt-2", event("s1", "e2"))
 
@@ -470,8 +470,8 @@ def test_of_the_host_only_tasks_of_own_sessions_are_told() -> None:
 
 def test_after_a_loss_reads_are_placed_anew_and_the_rest_is_answered_as_interrupted() -> None:
     router = bound("s1", "s2")
-    router.bind("s2", "rt-2")
-    router.ready("s2")
+    router.sessions.bind("s2", "rt-2")
+    router.sessions.ready("s2")
     router.from_client(request(1, "session.getMessages", sessionId="s1"))
     router.from_client(request(2, "session.history.truncate", sessionId="s1"))
     router.from_client(request(3, "session.getMessages", sessionId="s2"))
@@ -488,8 +488,8 @@ def test_after_a_loss_reads_are_placed_anew_and_the_rest_is_answered_as_interrup
     router.from_runtime("rt-3", body(id=1, result={}))
     assert done == [1]
     assert to_client(router.from_runtime("rt-2", body(id=3, result={})))
-    assert not router.is_bound("s1")
-    assert router.is_bound("s2")
+    assert not router.sessions.is_bound("s1")
+    assert router.sessions.is_bound("s2")
 
 
 def test_an_answer_to_a_question_of_a_lost_runtime_goes_nowhere() -> None:
@@ -516,15 +516,15 @@ def test_what_a_lost_runtime_did_not_tell_is_told_once_and_in_order() -> None:
     for number in (1, 2):
         router.from_runtime("rt-1", event("s1", f"e{number}"))
     router.lost("rt-1")
-    assert ids(router.catch_up("s1", told("e0", "e1", "e2", "e3", "e4"))) == ["e3", "e4"]
-    assert router.catch_up("s1", told("e3", "e4")) == []
+    assert ids(router.sessions.catch_up("s1", told("e0", "e1", "e2", "e3", "e4"))) == ["e3", "e4"]
+    assert router.sessions.catch_up("s1", told("e3", "e4")) == []
     # What was still on its way on the lost link comes after; only what is new is told.
     assert router.from_runtime("rt-1", event("s1", "e4")) == ()
     assert ids(router.from_runtime("rt-1", event("s1", "e5"))) == ["e5"]
-    assert ids(router.tell("s1", told("e5", "e6"))) == ["e6"]
-    router.bind("s1", "rt-2")
-    assert router.tell("s1", told("e7")) == ()
-    assert ids(router.tell("s1", told("e7"), from_host=True)) == ["e7"]
+    assert ids(router.sessions.tell("s1", told("e5", "e6"))) == ["e6"]
+    router.sessions.bind("s1", "rt-2")
+    assert router.sessions.tell("s1", told("e7")) == ()
+    assert ids(router.sessions.tell("s1", told("e7"), from_host=True)) == ["e7"]
 
 
 def test_prompts_that_a_lost_node_had_taken_are_known() -> None:
@@ -540,11 +540,11 @@ def test_prompts_that_a_lost_node_had_taken_are_known() -> None:
         router.from_runtime(link, body(id=number, **answer))
     router.from_runtime(link, event("s1", "e1", "user.message", messageId="m1"))
     router.from_runtime(link, event("s1", "e2", "session.idle"))
-    router.hold_back("s1")
+    router.sessions.hold_back("s1")
     raw = json.dumps({"type": "user.message", "data": {"messageId": "m2"}, "id": "e3"}).encode()
-    assert router.lost_prompts("s1", [SessionEvent("e3", "user.message", raw)]) == ["m3"]
-    router.settled("s1")
-    assert router.lost_prompts("s1", []) == []
+    assert router.sessions.lost_prompts("s1", [SessionEvent("e3", "user.message", raw)]) == ["m3"]
+    router.sessions.settled("s1")
+    assert router.sessions.lost_prompts("s1", []) == []
 
 
 def test_a_prompt_that_was_lost_with_its_node_is_not_ended_by_the_next_nodes_idle() -> None:
@@ -556,54 +556,54 @@ def test_a_prompt_that_was_lost_with_its_node_is_not_ended_by_the_next_nodes_idl
     router.send(serve.request, link)
     router.from_runtime(link, body(id=1, result={"messageId": "m1"}))
     router.from_runtime(link, event("s1", "e1", "user.message", messageId="m1"))
-    router.hold_back("s1")
-    router.bind("s1", "node:c-1")
-    router.ready("s1")
-    router.release("s1", [])
+    router.sessions.hold_back("s1")
+    router.sessions.bind("s1", "node:c-1")
+    router.sessions.ready("s1")
+    router.sessions.release("s1", [])
     router.from_runtime("node:c-1", event("s1", "e2", "user.message", messageId="m2"))
     assert router.from_runtime("node:c-1", event("s1", "e3", "session.idle")) == ()
-    assert router.is_idle_withheld("s1")
-    assert router.lost_prompts("s1", []) == ["m1"]
+    assert router.sessions.is_idle_withheld("s1")
+    assert router.sessions.lost_prompts("s1", []) == ["m1"]
     lost = host_event("e4", "session.error", originatingMessageId="m1")
-    assert ids(router.tell("s1", [lost], from_host=True)) == ["e4", "e3"]
-    assert router.settled("s1") == ()
-    assert not router.has_doubts("s1")
+    assert ids(router.sessions.tell("s1", [lost], from_host=True)) == ["e4", "e3"]
+    assert router.sessions.settled("s1") == ()
+    assert not router.sessions.has_doubts("s1")
 
 
 def test_what_was_in_doubt_and_is_stored_ends_with_the_idle_that_was_withheld() -> None:
     router = bound("s1")
     router.from_runtime("rt-1", event("s1", "e1", "user.message", messageId="m1"))
-    router.hold_back("s1")
-    router.doubt("s1", ["m1", "m2"])
-    router.bind("s1", "rt-2")
-    router.ready("s1")
-    router.release("s1", [])
+    router.sessions.hold_back("s1")
+    router.sessions.doubt("s1", ["m1", "m2"])
+    router.sessions.bind("s1", "rt-2")
+    router.sessions.ready("s1")
+    router.sessions.release("s1", [])
     assert router.from_runtime("rt-2", event("s1", "e2", "session.idle")) == ()
     stored = [host_event(f"h{number}", "user.message", messageId=f"m{number}") for number in (1, 2)]
-    assert router.lost_prompts("s1", stored) == []
-    assert ids(router.settled("s1")) == ["e2"]
-    assert not router.at_work("s1")
+    assert router.sessions.lost_prompts("s1", stored) == []
+    assert ids(router.sessions.settled("s1")) == ["e2"]
+    assert not router.sessions.at_work("s1")
 
 
 def test_an_idle_that_was_withheld_is_not_told_when_work_has_begun_again() -> None:
     router = bound("s1")
-    router.doubt("s1", ["m1"])
+    router.sessions.doubt("s1", ["m1"])
     assert router.from_runtime("rt-1", event("s1", "e1", "session.idle")) == ()
     assert ids(router.from_runtime("rt-1", event("s1", "e2", "user.message", messageId="m1"))) == ["e2"]
     assert ids(router.from_runtime("rt-1", event("s1", "e3", "session.idle"))) == ["e3"]
-    assert router.settled("s1") == ()
+    assert router.sessions.settled("s1") == ()
 
 
 def test_a_prompt_that_is_sent_again_is_in_doubt_until_a_runtime_has_it() -> None:
     router = bound("s1")
     router.from_runtime("rt-1", event("s1", "e1", "user.message", messageId="m1"))
-    router.doubt("s1", ["m1"])
-    router.alias("s1", "m1", None)
-    router.alias("s1", "m1", "m1")  # it could not be sent
+    router.sessions.doubt("s1", ["m1"])
+    router.sessions.alias("s1", "m1", None)
+    router.sessions.alias("s1", "m1", "m1")  # it could not be sent
     assert router.from_runtime("rt-1", event("s1", "e2", "session.idle")) == ()
-    router.alias("s1", "m1", None)
+    router.sessions.alias("s1", "m1", None)
     router.from_runtime("rt-1", event("s1", "e3", "user.message", messageId="m7"))
-    router.alias("s1", "m1", "m7")
+    router.sessions.alias("s1", "m1", "m7")
     assert ids(router.from_runtime("rt-1", event("s1", "e4", "session.idle"))) == ["e4"]
 
 
@@ -617,32 +617,32 @@ def test_a_prompt_whose_end_the_client_was_told_is_not_in_doubt() -> None:
         router.send(serve.request, link)
         router.from_runtime(link, body(id=number, result={"messageId": f"m{number}"}))
     router.from_runtime(link, event("s1", "e1", "session.error", originatingMessageId="m1"))
-    router.hold_back("s1")
-    router.bind("s1", "node:c-1")
-    router.ready("s1")
+    router.sessions.hold_back("s1")
+    router.sessions.bind("s1", "node:c-1")
+    router.sessions.ready("s1")
     router.from_runtime("node:c-1", event("s1", "e2", "session.error", originatingMessageId="m2"))
-    assert not router.has_doubts("s1")
-    assert router.lost_prompts("s1", []) == []
+    assert not router.sessions.has_doubts("s1")
+    assert router.sessions.lost_prompts("s1", []) == []
 
 
 def test_a_client_that_came_later_is_not_told_what_was_before() -> None:
     router = bound("s1")
-    assert router.catch_up("s1", told("e1", "e2")) == ()
+    assert router.sessions.catch_up("s1", told("e1", "e2")) == ()
 
 
 def test_our_own_events_are_not_the_client_s() -> None:
     router = bound("s1")
     ours = SessionEvent("a", "aerodrome.turn_retried", b'{"type":"aerodrome.turn_retried","id":"a"}')
-    assert router.tell("s1", [ours], from_host=True) == []
+    assert router.sessions.tell("s1", [ours], from_host=True) == []
 
 
 def test_a_prompt_that_was_sent_again_keeps_the_id_the_client_knows() -> None:
     first, latest = "1" * 36, "2" * 36
     router = bound("s1")
-    router.alias("s1", first, None)
+    router.sessions.alias("s1", first, None)
     assert router.from_runtime("rt-1", event("s1", "e1", messageId=latest)) == ()
     assert router.from_runtime("rt-1", body(id=1, method="hooks.invoke", params={"sessionId": "s1"})) == ()
-    released = to_client(router.alias("s1", first, latest))
+    released = to_client(router.sessions.alias("s1", first, latest))
     assert released[0]["params"]["event"]["data"] == {"messageId": first}
     assert released[1]["method"] == "hooks.invoke"
     (message,) = to_client(router.from_runtime("rt-1", event("s1", "e2", originatingMessageId=latest)))
@@ -687,9 +687,9 @@ messages = st.fixed_dictionaries(
 @given(st.lists(st.tuples(st.sampled_from(["client", "rt-1", "rt-2", "lost"]), messages | json_values), max_size=20))
 def test_no_message_breaks_it_and_nobody_gets_an_answer_twice(script: list[tuple[str, Any]]) -> None:
     router = bound("s1")
-    router.take_part("s2")
-    router.bind("s2", "rt-2")
-    router.ready("s2")
+    router.sessions.take_part("s2")
+    router.sessions.bind("s2", "rt-2")
+    router.sessions.ready("s2")
     asked: list[Any] = []
     answered: list[Any] = []
     for source, message in script:
@@ -730,7 +730,7 @@ def test_a_reader_reads_and_does_not_write() -> None:
 
 def test_a_reader_that_waits_for_its_session_does_not_write_either() -> None:
     router = as_reader("s1")
-    router.unbind("s1")
+    router.sessions.unbind("s1")
     assert error_of(router.from_client(request(1, "session.mode.set", sessionId="s1")))["data"]["code"] == "forbidden"
     placed(router.from_client(request(2, "session.mode.get", sessionId="s1")))
 
@@ -757,7 +757,7 @@ def test_a_reader_is_told_what_happens_and_asked_nothing(told: bool) -> None:
         if not told:
             return router.from_runtime("rt-1", raw)
         inner = json.dumps(json.loads(raw)["params"]["event"]).encode()
-        return router.tell("s1", [SessionEvent(event_id, kind, inner, False)], from_host=True)
+        return router.sessions.tell("s1", [SessionEvent(event_id, kind, inner, False)], from_host=True)
 
     assert len(to_client(hear("e1", "assistant.message"))) == 1
     assert not hear("e2", "permission.requested")
@@ -815,24 +815,24 @@ def test_what_another_node_says_of_a_session_s_life_is_passed_on() -> None:
 def test_what_was_missed_while_a_session_changed_nodes_is_told_in_order_and_once() -> None:
     router = bound("s", link=NODE)
     assert told_ids(router.from_runtime(NODE, event("s", "e1"))) == ["e1"]
-    router.hold_back("s")
-    assert router.known("s") == ["e1"]
-    router.bind("s", "node:c-1")
+    router.sessions.hold_back("s")
+    assert router.sessions.known("s") == ["e1"]
+    router.sessions.bind("s", "node:c-1")
     assert router.from_runtime("node:c-1", event("s", "e3")) == ()
     # That node goes, too: what it said is held, and the client does not have it.
     router.lost("node:c-1")
-    router.hold_back("s")
-    assert router.known("s") == ["e1"]
-    router.bind("s", "node:d-1")
+    router.sessions.hold_back("s")
+    assert router.sessions.known("s") == ["e1"]
+    router.sessions.bind("s", "node:d-1")
     assert router.from_runtime("node:d-1", event("s", "e5")) == ()
-    assert router.held_bytes == len(event("s", "e3")) + len(event("s", "e5"))
+    assert router.sessions.held_bytes == len(event("s", "e3")) + len(event("s", "e5"))
     missed = [stored(event_id) for event_id in ("e2", "e3", "e4", "e5", "e6")]
-    assert told_ids(router.release("s", missed)) == ["e2", "e3", "e4", "e5", "e6"]
-    assert router.held_bytes == 0
+    assert told_ids(router.sessions.release("s", missed)) == ["e2", "e3", "e4", "e5", "e6"]
+    assert router.sessions.held_bytes == 0
     assert router.from_runtime("node:d-1", event("s", "e6")) == ()
     assert told_ids(router.from_runtime("node:d-1", event("s", "e7"))) == ["e7"]
-    router.hold_back("s")
-    assert router.known("s")[0] == "e7"
+    router.sessions.hold_back("s")
+    assert router.sessions.known("s")[0] == "e7"
 
 
 def test_a_long_answer_does_not_push_out_what_a_client_is_known_to_have() -> None:
@@ -841,8 +841,8 @@ def test_a_long_answer_does_not_push_out_what_a_client_is_known_to_have() -> Non
     for number in range(5000):
         piece = {"type": "assistant.message_delta", "data": {}, "id": f"d{number}", "ephemeral": True}
         router.from_runtime(NODE, body(method="session.event", params={"sessionId": "s", "event": piece}))
-    router.hold_back("s")
-    assert router.known("s") == ["e1"]
+    router.sessions.hold_back("s")
+    assert router.sessions.known("s") == ["e1"]
 
 
 @pytest.mark.parametrize("code", ["session_moved", "draining"])
@@ -862,12 +862,12 @@ def test_what_a_runtime_says_of_a_session_that_was_taken_from_it_is_void() -> No
     """It goes on after a refused write, and says that its turn has ended."""
     router = bound("s1")
     assert to_client(router.from_runtime("rt-1", event("s1", "e1")))
-    router.cut_off("s1", "rt-0")
+    router.sessions.cut_off("s1", "rt-0")
     assert to_client(router.from_runtime("rt-1", event("s1", "e2")))
-    router.unbind("s1")
+    router.sessions.unbind("s1")
     assert to_client(router.from_runtime("rt-1", event("s1", "e3")))  # as it is being unloaded
-    router.cut_off("s1", "rt-1")
+    router.sessions.cut_off("s1", "rt-1")
     assert router.from_runtime("rt-1", event("s1", "e4", "session.idle")) == ()
-    router.bind("s1", "rt-2")
+    router.sessions.bind("s1", "rt-2")
     assert to_client(router.from_runtime("rt-2", event("s1", "e5")))
     assert router.from_runtime("rt-1", event("s1", "e6")) == ()

@@ -185,7 +185,7 @@ async def test_a_tool_call_of_a_client_that_vanishes_is_failed(node: Host) -> No
 
 async def answered(user: Any, chat: Chat) -> None:
     async with asyncio.timeout(20):
-        while not any(role == "assistant" for role, _ in await user.history(chat.id)):
+        while not any(role == "assistant" and content for role, content in await user.history(chat.id)):
             await asyncio.sleep(0.02)
 
 

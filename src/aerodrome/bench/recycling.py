@@ -39,10 +39,11 @@ async def run(lab: Lab, scale: Scale, progress: Callable[[float], None]) -> list
             prepare=lambda: _prepare(talks),
             progress=progress,
         )
-        (row,) = [runtime for runtime in await recycled.runtimes() if runtime["tenant"] is not None]
+        # Of two while one takes the other's place.
+        recycles = max(runtime["recycles"] for runtime in await recycled.runtimes() if runtime["tenant"] is not None)
     return [
         compare("recycling", "turn with recycling / without", ("recycled", "kept"), times, target=1.1),
-        _over_life("with recycling", times["recycled"], row["recycles"]),
+        _over_life("with recycling", times["recycled"], recycles),
         _over_life("without", times["kept"], 0),
     ]
 

@@ -161,17 +161,17 @@ class NativeAttachment:
         if self._finished is not None:
             raise Refused(f"the session has gone: {self._finished.detail}")
         router = self._owner.router
-        joined = self._link is link and router.is_ready(self.session_id)
-        router.bind(self.session_id, link.id)
+        joined = self._link is link and router.sessions.is_ready(self.session_id)
+        router.sessions.bind(self.session_id, link.id)
         self._link = link
         try:
             self.result = await link.request(method, self._params(runtime, resume=resume))
         except RemoteError as error:
             self.refused = error
             if joined and self._link is link:
-                router.ready(self.session_id)  # the runtime has changed nothing
+                router.sessions.ready(self.session_id)  # the runtime has changed nothing
             else:
-                router.unbind(self.session_id)
+                router.sessions.unbind(self.session_id)
             self.take_back()
             raise Refused(f"the runtime refused: {error}") from error
         except LinkClosed as error:
@@ -185,7 +185,7 @@ class NativeAttachment:
             await self._change_again(link)
         self._opened = True
         if self._link is link:  # and was not lost meanwhile
-            router.ready(self.session_id)
+            router.sessions.ready(self.session_id)
 
     async def _change_again(self, link: Upstream) -> None:
         for method, params in self.changes.requests:
@@ -214,7 +214,7 @@ class NativeAttachment:
 
     async def close(self) -> None:
         link, self._link = self._link, None
-        self._owner.router.unbind(self.session_id)
+        self._owner.router.sessions.unbind(self.session_id)
         if link is None or link.connection.closed:
             return
         try:
@@ -234,22 +234,24 @@ class NativeAttachment:
             link.connection.abort(f"no answer to {method}")
 
     def cut_off(self, runtime: Runtime) -> None:
-        self._owner.router.cut_off(self.session_id, runtime.id)
+        self._owner.router.sessions.cut_off(self.session_id, runtime.id)
 
     def lost(self) -> None:
         self._link = None
-        self._owner.router.unbind(self.session_id)
-        self._run(self._owner.router.catch_up(self.session_id, self.live.hub.kept()))
+        self._owner.router.sessions.unbind(self.session_id)
+        self._run(self._owner.router.sessions.catch_up(self.session_id, self.live.hub.kept()))
 
     def tell(self, event: SessionEvent, *, from_host: bool = False) -> None:
-        self._run(self._owner.router.tell(self.session_id, [event], from_host=from_host))
+        self._run(self._owner.router.sessions.tell(self.session_id, [event], from_host=from_host))
 
     def doubt(self, message_ids: Sequence[str]) -> None:
         mine = set(self._owner.unended(self.session_id))
-        self._owner.router.doubt(self.session_id, [message_id for message_id in message_ids if message_id in mine])
+        self._owner.router.sessions.doubt(
+            self.session_id, [message_id for message_id in message_ids if message_id in mine]
+        )
 
     def sent_again(self, first_id: str, latest_id: str | None) -> None:
-        self._run(self._owner.router.alias(self.session_id, first_id, latest_id))
+        self._run(self._owner.router.sessions.alias(self.session_id, first_id, latest_id))
 
     async def ask(self, method: str, params: Mapping[str, Any]) -> Any:
         return await self._owner.ask(self.session_id, method, params)

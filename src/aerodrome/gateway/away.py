@@ -134,8 +134,8 @@ class AwaySessions:
             link_id = (await client.link_to_node(node)).id
         request.session_id = session_id
         if request.method in ("session.create", "session.resume"):
-            client.router.take_part(session_id)
-            client.router.bind(session_id, link_id)
+            client.router.sessions.take_part(session_id)
+            client.router.sessions.bind(session_id, link_id)
         if client.gateway.telemetry.tracer.on:
             hand_on(request)
         client.run(client.router.send(request, link_id))
@@ -153,14 +153,14 @@ class AwaySessions:
         if request.method in ("session.create", "session.resume"):
             if done and request.link is not None:
                 self._away[session_id] = Away(request.link.removeprefix(NODE_LINK), params_of(request))
-                router.ready(session_id)
+                router.sessions.ready(session_id)
             elif session_id in self._away:
-                router.ready(session_id)  # the session is as it was
+                router.sessions.ready(session_id)  # the session is as it was
             elif session_id not in self._client.attachments:
-                router.leave(session_id)
+                router.sessions.leave(session_id)
         elif done:
             self._away.pop(session_id, None)
-            router.leave(session_id)
+            router.sessions.leave(session_id)
 
     def gone(self, session_id: str, link_id: str) -> None:
         """The node behind this link says that the session is deleted, or not the client's any more."""
@@ -171,7 +171,7 @@ class AwaySessions:
     def forget(self, session_id: str) -> None:
         """The client takes part in the session no more, wherever it runs."""
         if self._away.pop(session_id, None) is not None:
-            self._client.router.leave(session_id)
+            self._client.router.sessions.leave(session_id)
 
     def remember(self, request: Request) -> bool:
         """A request that must hold wherever the session goes was carried out."""
@@ -236,10 +236,10 @@ class AwaySessions:
 
     async def _move(self, session_id: str) -> None:
         client, router = self._client, self._client.router
-        router.hold_back(session_id)
+        router.sessions.hold_back(session_id)
         attachment = client.attachments.get(session_id)
         if attachment is not None:
-            router.doubt(session_id, client.unended(session_id))
+            router.sessions.doubt(session_id, client.unended(session_id))
             self._away[session_id] = Away(client.gateway.cluster.own, attachment.asked, attachment.changes)
             await client.detach(session_id, leave=False)
         missed: Sequence[SessionEvent] = ()
@@ -248,11 +248,11 @@ class AwaySessions:
                 self._again.discard(session_id)
                 await self._until_it_works(partial(self._attach, session_id, away))
                 missed = await self._until_it_works(partial(self._missed, session_id))
-                if router.is_bound(session_id) and session_id not in self._again:
+                if router.sessions.is_bound(session_id) and session_id not in self._again:
                     break
-                router.hold_back(session_id)  # the node has gone again meanwhile
+                router.sessions.hold_back(session_id)  # the node has gone again meanwhile
         except Exception as error:
-            client.run(router.release(session_id, ()))
+            client.run(router.sessions.release(session_id, ()))
             self.forget(session_id)
             if not isinstance(error, AerodromeError):
                 raise
@@ -261,7 +261,7 @@ class AwaySessions:
             if isinstance(error, NotFound):
                 client.tell_lifecycle("session.deleted", session_id)
             return
-        client.run(router.release(session_id, missed))
+        client.run(router.sessions.release(session_id, missed))
         log.info("gateway.session_back", session=session_id, node=self._attached_at(session_id))
         # Behind the move: it may have to wait until it is certain who has gone, and the client's requests need not.
         client.start(self._see_to_the_end(session_id), f"end of turns of {session_id}")
@@ -277,7 +277,9 @@ class AwaySessions:
         if session_id in self._away:
             return ()
         client = self._client
-        return await client.gateway.sessions.events_behind(client.who, session_id, client.router.known(session_id))
+        return await client.gateway.sessions.events_behind(
+            client.who, session_id, client.router.sessions.known(session_id)
+        )
 
     async def _until_it_works(self, what: Callable[[], Awaitable[T]]) -> T:
         """Raises what will not pass by itself."""
@@ -311,46 +313,46 @@ class AwaySessions:
         client = self._client
         row = await client.gateway.sessions.get(client.who, session_id)
         link = await client.link_to_node(node)
-        client.router.bind(session_id, link.id)
+        client.router.sessions.bind(session_id, link.id)
         try:
-            await link.request("session.resume", {**away.params(row), KNOWN: client.router.known(session_id)})
+            await link.request("session.resume", {**away.params(row), KNOWN: client.router.sessions.known(session_id)})
             for method, params in away.changes.requests:
                 await link.request(method, {**params, "sessionId": session_id})
         except (LinkClosed, TimeoutError) as error:
-            client.router.hold_back(session_id)
+            client.router.sessions.hold_back(session_id)
             raise SessionBusy(f"the node {node.name} did not answer: {error}") from error
         except RemoteError as error:
-            client.router.hold_back(session_id)
+            client.router.sessions.hold_back(session_id)
             kind = all_codes().get(error.problem or "")
             if error.problem == SESSION_MOVED or (kind is not None and kind.retryable):
                 raise SessionBusy(f"the node {node.name} does not take the session: {error}") from error
             if error.problem == NotFound.code:
                 raise NotFound(error.message) from error
             raise Refused(error.message) from error
-        if not client.router.is_bound(session_id):
+        if not client.router.sessions.is_bound(session_id):
             raise SessionBusy(f"the node {node.name} went as it took the session", retry_after=1.0)
         away.incarnation = node.incarnation
-        client.router.ready(session_id)
+        client.router.sessions.ready(session_id)
 
     async def _tell_end(self, session_id: str) -> None:
         """Say that turns have ended which nobody works on any more: the one that the client was told of, and those of
         its prompts that were taken and had not begun."""
-        client, router = self._client, self._client.router
-        if not router.has_doubts(session_id) and not router.at_work(session_id):
+        client, told = self._client, self._client.router.sessions
+        if not told.has_doubts(session_id) and not told.at_work(session_id):
             return
         for pause in _LOOKS:
             authors = await client.gateway.sessions.authors_at_work(client.who, session_id)
-            if client.who.user not in authors or not router.has_doubts(session_id):
+            if client.who.user not in authors or not told.has_doubts(session_id):
                 break
             # A living node may have just these prompts in hand, or others; the former does not take it long.
             await asyncio.sleep(pause)
         lost: list[str] = []
-        if router.has_doubts(session_id):
+        if told.has_doubts(session_id):
             # Only now: what a living node had in hand a moment ago is told or stored by now.
             history = await client.gateway.sessions.stored_events(client.who, session_id)
-            lost = router.lost_prompts(session_id, history)
-        if lost or (router.at_work(session_id) and not router.is_idle_withheld(session_id) and not authors):
+            lost = told.lost_prompts(session_id, history)
+        if lost or (told.at_work(session_id) and not told.is_idle_withheld(session_id) and not authors):
             error = TurnInterrupted("the node that ran the turn has gone")
             events = client.gateway.sessions.end_events(error, lost, idle=not authors)
-            client.run(router.tell(session_id, events, from_host=True))
-        client.run(router.settled(session_id))
+            client.run(told.tell(session_id, events, from_host=True))
+        client.run(told.settled(session_id))

@@ -250,7 +250,7 @@ class GatewayClient:
         for link in self._links.values():
             link.connection.flush()
         self.connection.flush()
-        if self.away.moving and self.router.held_bytes > self.gateway.limits.client_buffer:
+        if self.away.moving and self.router.sessions.held_bytes > self.gateway.limits.client_buffer:
             self.drop("more was told of a session that changes nodes than can be kept")
         if self.connection.paused and self.connection.buffered > self.gateway.limits.client_buffer:
             self._too_slow()
@@ -287,7 +287,7 @@ class GatewayClient:
             raise RequestRefused(INTERNAL_ERROR, str(error)) from error
         finally:
             del self._asked[number]
-            self.router.forget(number)
+            self.router.questions.forget(number)
 
     def _hear(self, told: Told) -> None:
         future = self._asked.get(told.number)
@@ -487,7 +487,7 @@ class GatewayClient:
     # --- what the runtimes wait for ---
 
     def keeps_waiting(self, session_id: str) -> bool:
-        return self.connection.paused or self.router.owes(session_id)
+        return self.connection.paused or self.router.questions.holds_up(session_id)
 
     def drop(self, reason: str) -> None:
         if not self.connection.closed:
@@ -546,14 +546,14 @@ class GatewayClient:
             await attachment.live.detach(attachment)
             self.gateway.sessions.let_go(attachment.live)
         if leave:
-            self.router.leave(session_id)
+            self.router.sessions.leave(session_id)
             self.close_unused_links()
 
     def attachment_finished(self, attachment: NativeAttachment, error: AerodromeError) -> None:
         if self.attachments.get(attachment.session_id) is attachment:
             del self.attachments[attachment.session_id]
             if not isinstance(error, Draining):
-                self.router.leave(attachment.session_id)
+                self.router.sessions.leave(attachment.session_id)
             if isinstance(error, NotFound):
                 self.tell_lifecycle("session.deleted", attachment.session_id)
 

@@ -74,8 +74,8 @@ async def resume_behind(
     """
     session_id, router = str(params.get("sessionId")), client.router
     new = session_id not in client.attachments
-    router.take_part(session_id)
-    router.hold_back(session_id)
+    router.sessions.take_part(session_id)
+    router.sessions.hold_back(session_id)
     events: Sequence[SessionEvent] = ()
     try:
         result = await open_session(gateway, client, params, resume=True)
@@ -83,10 +83,10 @@ async def resume_behind(
         events = await gateway.sessions.events_behind(client.who, session_id, known)
     except BaseException:
         if new and session_id not in client.attachments:
-            router.leave(session_id)
+            router.sessions.leave(session_id)
         raise
     finally:
-        client.run(router.release(session_id, events))
+        client.run(router.sessions.release(session_id, events))
     return result
 
 
@@ -106,7 +106,7 @@ async def _attach(
         context = gateway.open_context(who.tenant, client.router.profile)
         attachment = NativeAttachment(client, live, kept, context, client.router.profile, asked=asked, passive=passive)
         client.attachments[session_id] = attachment
-        client.router.take_part(session_id)
+        client.router.sessions.take_part(session_id)
     client.router.restrict(session_id, reads_only=passive, unasked=passive)
     try:
         await live.attach(attachment)
@@ -118,7 +118,7 @@ async def _attach(
             attachment.take_back()
         if client.attachments.get(session_id) is attachment and attachment not in live.attachments:
             del client.attachments[session_id]
-            client.router.leave(session_id)
+            client.router.sessions.leave(session_id)
         gateway.sessions.let_go(live)
         if attachment.refused is not None and (isinstance(error, Refused) or isinstance(error.__cause__, Refused)):
             raise RuntimeRefused(attachment.refused.code, attachment.refused.message) from error
