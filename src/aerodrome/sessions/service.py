@@ -8,8 +8,6 @@ never something read out of an id (trap 4; see `members`).
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +21,9 @@ import structlog
 from aerodrome.coordination.ports import Page
 from aerodrome.errors import (
     AerodromeError,
-    Conflict,
     Draining,
     Invalid,
     NotFound,
-    SessionBusy,
-    SessionElsewhere,
     StoreUnavailable,
     TooLarge,
 )
@@ -36,7 +31,6 @@ from aerodrome.events import SessionEvent
 from aerodrome.model import (
     MAX_TITLE,
     Isolation,
-    OnBusy,
     Principal,
     Role,
     RuntimeKey,
@@ -48,25 +42,19 @@ from aerodrome.model import (
     TurnStatus,
     valid_session_id,
 )
-from aerodrome.policy.attachments import refusal
 from aerodrome.runtime.ports import Runtime
+from aerodrome.sessions.acceptance import Acceptance
 from aerodrome.sessions.api import Ask, MessagePage, OpenSession, SendMessage
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.fork import copy_files, fork_places
-from aerodrome.sessions.history import history_page
-from aerodrome.sessions.hub import Channel, EventHub
+from aerodrome.sessions.hub import Channel
 from aerodrome.sessions.live import LiveSession
-from aerodrome.sessions.members import Members, allowed, check, tag
-from aerodrome.sessions.parsing import parse
-from aerodrome.sessions.patience import accept
+from aerodrome.sessions.members import Members, allowed, check
+from aerodrome.sessions.reading import Reading
 from aerodrome.sessions.recovery import living_incarnations, recover
 from aerodrome.sessions.registry import LiveSessions
-from aerodrome.sessions.replay import BEGINNING, behind, behind_latest, last_id, missed
-from aerodrome.sessions.run import TurnRun, error_of
-from aerodrome.sessions.wake import read_history
-from aerodrome.statestore.history import stored_events
-from aerodrome.telemetry.trace import TraceContext, carried, current
-from aerodrome.wire.envelope import size_of
+from aerodrome.sessions.run import TurnRun
+from aerodrome.telemetry.trace import carried, current
 
 log = structlog.get_logger(__name__)
 
@@ -79,6 +67,8 @@ class SessionService:
         self._sessions = LiveSessions(context)
         #: For front doors: `members.listen`.
         self.members_here = Members(context, self._sessions)
+        self._acceptance = Acceptance(context, self._sessions, self._accepting)
+        self._reading = Reading(context, self._sessions)
         self._draining = False
         self._forks = fork_places()
 
@@ -191,181 +181,13 @@ class SessionService:
     # --- turns ---
 
     async def send(self, who: Principal, session_id: str, message: SendMessage) -> TurnRun:
-        if (refused := refusal(message.attachments)) is not None:
-            raise Invalid(refused)
-        return await self._send(who, session_id, message)
+        await self._serving()
+        return await self._acceptance.send(who, session_id, message)
 
     async def send_native(self, who: Principal, session_id: str, params: Mapping[str, Any]) -> TurnRun:
-        """As `send`, with the parameters of `session.send`, which policy has allowed already. As in the runtime, the
-        prompt joins its queue, or steers (`mode: "immediate"`), when a turn is running. Raises as `send`."""
-        attachments = params.get("attachments")
-        message = SendMessage(
-            prompt=str(params.get("prompt") or ""),
-            attachments=attachments if isinstance(attachments, list) else [],
-            on_busy=OnBusy.STEER if params.get("mode") == "immediate" else OnBusy.ENQUEUE,
-        )
-        return await self._send(who, session_id, message, params)
-
-    async def _send(
-        self, who: Principal, session_id: str, message: SendMessage, params: Mapping[str, Any] | None = None
-    ) -> TurnRun:
+        """See `Acceptance.send_native`. Raises as `send`."""
         await self._serving()
-        if size_of(params if params is not None else [message.prompt, message.attachments]) > (
-            most := self._context.options.max_prompt
-        ):
-            raise TooLarge(f"the prompt and its attachments are over the limit of {most} bytes, written as JSON")
-        row = await self._allowed(who, session_id, Role.WRITER)
-        self._context.suspicions.check(row)
-        turn = TurnRow(
-            key=row.key,
-            id=f"turn_{uuid.uuid4().hex}",
-            author=who.user,
-            status=TurnStatus.QUEUED,
-            prompt=message.prompt,
-            incarnation=self._context.incarnation(),
-            attachments=message.attachments,
-            idempotency_key=message.idempotency_key,
-            digest=_digest(message),
-            created_at=self._context.clock.time(),
-        )
-        run = TurnRun(
-            turn,
-            reader_bytes=self._context.options.reader_bytes,
-            on_abandon=self._abandoned,
-            message=params,
-            joins=params is not None,
-        )
-        self._trace(run, params or {})
-        return await self._submit(row, run, message.on_busy or self._context.options.on_busy)
-
-    def _trace(self, run: TurnRun, params: Mapping[str, Any]) -> None:
-        """Its span, as part of what is traced now, or of what a native client has named."""
-        key = run.row.key
-        run.span = self._context.telemetry.tracer.span(
-            "turn",
-            parent=current() or TraceContext.parse(params.get("traceparent"), params.get("tracestate")),
-            attributes={"gen_ai.conversation.id": key.id, "aerodrome.tenant": key.tenant, "aerodrome.turn.id": run.id},
-        )
-
-    async def _claim(self, row: SessionRow) -> None:
-        """Where there are other nodes, load the session before it gets a prompt: they may be about to do the same, and
-        whoever has the lease has the queue.
-
-        Raises:
-            SessionElsewhere: That is another node.
-        """
-        if self._context.alone() or row.kind is SessionKind.EPHEMERAL:
-            return
-        live = self._sessions.ensure(row)
-        if live.loaded is not None:
-            return
-        live.hold()
-        try:
-            await live.awake()
-        except SessionElsewhere:
-            raise
-        except AerodromeError as error:
-            log.info("session.not_claimed", session=str(row.key), reason=error.detail)  # the turn will say so
-        finally:
-            live.release()
-            self._sessions.forget(live)
-
-    async def _submit(self, row: SessionRow, run: TurnRun, on_busy: OnBusy) -> TurnRun:
-        await self._claim(row)
-        if run.row.idempotency_key is not None and (earlier := await self._earlier(row, run)) is not None:
-            return earlier
-        if (earlier := await self._admit(row, run)) is not None:
-            return earlier
-        # No await from the last look at what is there until the run is in its queue.
-        try:
-            self._accepting()
-            live = self._sessions.ensure(row)
-            if live.busy:
-                # Somebody was faster. Its place, if it got one, may be what the one before it waits for.
-                self._context.admission.withdraw(run.row)
-            live.turns.admit(run, on_busy)
-        except BaseException:
-            self._context.admission.withdraw(run.row)
-            raise
-        # A task of its own: others may have joined the turn by its key, whatever becomes of this caller.
-        work = carried(partial(self._record, live, run, on_busy), run.span.context)
-        recording = self._context.tasks.start(work, "record", expected=AerodromeError)
-        try:
-            return await asyncio.shield(recording)
-        except asyncio.CancelledError:
-            run.abandon()
-            raise
-
-    async def _admit(self, row: SessionRow, run: TurnRun) -> TurnRun | None:
-        """Ask the limits. Returns the turn under the same key, if one has come in meanwhile.
-
-        Raises:
-            RateLimited: It is one too many.
-        """
-        live = self._sessions.find(row.key)
-        asked = await self._context.admission.accept(run.row, idle=live is None or not live.busy)
-        if not asked or run.row.idempotency_key is None:
-            return None
-        try:
-            earlier = await self._earlier(row, run)
-        except BaseException:
-            self._context.admission.withdraw(run.row)
-            raise
-        if earlier is not None:
-            self._context.admission.withdraw(run.row)
-        return earlier
-
-    async def _record(self, live: LiveSession, run: TurnRun, on_busy: OnBusy) -> TurnRun:
-        try:
-            present = await accept(self._context.ledger, run.row, self._context.state_patience)
-        except BaseException as error:
-            live.turns.withdraw(run)
-            if isinstance(error, StoreUnavailable):
-                # Perhaps it was recorded all the same; nobody would ever end it.
-                ended = replace(run.row, status=TurnStatus.FAILED, ended_at=run.row.created_at, error=error_of(error))
-                self._sessions.ends.later(replace(ended, idempotency_key=None))
-            raise
-        if present is not None:
-            live.turns.withdraw(run)
-            return self._join(run, present)
-        live.turns.accept(run, on_busy)
-        return run
-
-    async def _earlier(self, row: SessionRow, run: TurnRun) -> TurnRun | None:
-        """The turn that was accepted under the same idempotency key, if there is one.
-
-        Asked before admission, so that a repeated prompt is neither refused as busy because of itself nor interrupts
-        itself. When this returns ``None``, there was none a moment ago without an await in between.
-        """
-        assert run.row.idempotency_key is not None
-        asked = False
-        while True:
-            live = self._sessions.find(row.key)
-            first = live.find_by_key(run.row.idempotency_key) if live is not None else None
-            if first is not None:
-                await asyncio.wait({first.recorded})
-                if first.recorded.result():
-                    return self._join(run, first.row)
-            elif asked:
-                return None
-            else:
-                asked = True
-                present = await self._context.ledger.by_idempotency_key(row.key, run.row.idempotency_key)
-                if present is not None:
-                    return self._join(run, present)
-
-    def _join(self, run: TurnRun, present: TurnRow) -> TurnRun:
-        if present.digest != run.row.digest:
-            raise Conflict("this idempotency key was used for another prompt in this session")
-        live = self._sessions.find(present.key)
-        if live is not None and (running := live.find(present.id)) is not None:
-            return running.join()
-        row = self._sessions.ends.find(present.key, present.id) or present
-        if not row.status.is_final:
-            said = "the prompt with this idempotency key is still being worked on"
-            raise SessionBusy(said, retry_after=1.0, turn=row.id, author=row.author)
-        run.resolve(row)
-        return run
+        return await self._acceptance.send_native(who, session_id, params)
 
     async def ask(self, who: Principal, request: Ask) -> TurnRun:
         opened = OpenSession(
@@ -402,10 +224,6 @@ class SessionService:
         if live is None or live.activation is None:
             raise NotFound("no such request is open")
         await live.activation.answer(request_id, answer)
-
-    def _abandoned(self, run: TurnRun) -> None:
-        if self._context.options.cancel_on_disconnect and (live := self._sessions.find(run.row.key)) is not None:
-            live.turns.request_abort(run)
 
     # --- clients with a connection of their own ---
 
@@ -501,53 +319,24 @@ class SessionService:
     async def history(
         self, who: Principal, session_id: str, *, cursor: str | None = None, limit: int = 200
     ) -> MessagePage:
-        row = await self._allowed(who, session_id)
-        text = await read_history(self._context, row.key)
-        # Which message is whose the ledger may learn only when the turn ends.
-        live = self._sessions.find(row.key)
-        here = {run.id: run for run in live.turns.all} if live is not None else {}
-        turns = [here[turn.id].row if turn.id in here else turn for turn in await self._context.ledger.turns(row.key)]
-        return await parse(partial(history_page, turns=turns, cursor=cursor, limit=limit), text)
+        return await self._reading.history(who, session_id, cursor=cursor, limit=limit)
 
     async def events(self, who: Principal, session_id: str, *, after: str | None = None) -> Channel:
         if self._draining:
             raise Draining("this node is shutting down; try again", retry_after=1.0)
-        row = await self._allowed(who, session_id)
-        hub = self._sessions.hub(row.key)
-        # From here on nothing is missed; what is published while we look waits in the channel.
-        channel, kept = hub.subscribe(tag(who, row)), hub.kept()
-        try:
-            # Deleted meanwhile, or shared no more, it would have told a reader that was not there yet.
-            await self._allowed(who, session_id)
-            if after is not None:
-                channel.preload(await self._missed(row, hub, channel, kept, after))
-        except BaseException:
-            channel.close()
-            raise
-        return channel
+        return await self._reading.events(who, session_id, after=after)
 
     async def position(self, who: Principal, session_id: str) -> str:
-        """The cursor at which the session's events stand now."""
-        row = await self._allowed(who, session_id)
-        live = self._sessions.find(row.key)
-        if live is not None and live.loaded is not None and live.hub.position:
-            return live.hub.position
-        return await parse(last_id, await read_history(self._context, row.key)) or BEGINNING
+        """See `Reading.position`."""
+        return await self._reading.position(who, session_id)
 
     async def events_behind(self, who: Principal, session_id: str, known: Sequence[str]) -> Sequence[SessionEvent]:
-        """What was told, here or elsewhere, behind the latest of these events (`known`: their ids, the latest first).
-        None when none of them is found. Raises `NotFound`."""
-        row = await self._allowed(who, session_id)
-        # Before the history is read: what comes after this the caller hears by itself.
-        hub = self._sessions.find_hub(row.key)
-        kept, position = (hub.kept(), hub.position) if hub is not None else ([], "")
-        text = await read_history(self._context, row.key)
-        return await parse(partial(behind_latest, known=known, kept=kept, position=position), text)
+        """See `Reading.events_behind`."""
+        return await self._reading.events_behind(who, session_id, known)
 
     async def stored_events(self, who: Principal, session_id: str) -> Sequence[SessionEvent]:
-        """The events of the session's history. Raises `NotFound`."""
-        row = await self._allowed(who, session_id)
-        return await parse(stored_events, await read_history(self._context, row.key))
+        """See `Reading.stored_events`."""
+        return await self._reading.stored_events(who, session_id)
 
     async def authors_at_work(self, who: Principal, session_id: str) -> set[str]:
         """Whose turns of the session a living node has in hand; not asked before it is certain who has gone. "" is the
@@ -582,27 +371,6 @@ class SessionService:
         data = {"errorType": error.code, "message": error.detail}
         events = [self._context.host_event("session.error", {**data, **more}) for more in said]
         return [*events, self._context.host_event("session.idle", {})] if idle else events
-
-    async def _missed(
-        self, row: SessionRow, hub: EventHub, channel: Channel, kept: Sequence[SessionEvent], after: str
-    ) -> Sequence[SessionEvent]:
-        """What happened behind a cursor until the subscription."""
-        if (found := behind(kept, after)) is not None:
-            return found
-        text = await read_history(self._context, row.key)
-        look = partial(
-            missed,
-            after=after,
-            kept=kept,
-            late=channel.backlog,
-            position=hub.position,
-            max_bytes=self._context.options.reader_bytes,
-        )
-        found = await parse(look, text)
-        hub.position = hub.position or last_id(text)
-        if found is None:
-            return [self._context.host_event("aerodrome.gap", {"after": after})]
-        return found
 
     # --- the node's own work ---
 
@@ -701,11 +469,6 @@ class SessionService:
 def _check_title(title: str) -> None:
     if not title.strip() or len(title) > MAX_TITLE:
         raise Invalid(f"a title has 1 to {MAX_TITLE} characters")
-
-
-def _digest(message: SendMessage) -> str:
-    canonical = json.dumps([message.prompt, message.attachments], sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _abandon_result(asking: asyncio.Task[TurnRun]) -> None:

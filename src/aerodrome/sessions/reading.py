@@ -1,0 +1,97 @@
+"""What has happened in a session: its history, the events of this moment, and what is between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from aerodrome.events import SessionEvent
+from aerodrome.model import Principal, SessionRow
+from aerodrome.sessions.api import MessagePage
+from aerodrome.sessions.context import SessionContext
+from aerodrome.sessions.history import history_page
+from aerodrome.sessions.hub import Channel, EventHub
+from aerodrome.sessions.members import allowed, tag
+from aerodrome.sessions.parsing import parse
+from aerodrome.sessions.registry import LiveSessions
+from aerodrome.sessions.replay import BEGINNING, behind, behind_latest, last_id, missed
+from aerodrome.sessions.wake import read_history
+from aerodrome.statestore.history import stored_events
+
+
+class Reading:
+    """The methods raise `NotFound` when there is no such session that the principal may read."""
+
+    def __init__(self, context: SessionContext, sessions: LiveSessions) -> None:
+        self._context = context
+        self._sessions = sessions
+
+    async def history(
+        self, who: Principal, session_id: str, *, cursor: str | None = None, limit: int = 200
+    ) -> MessagePage:
+        row = await allowed(self._context, self._sessions, who, session_id)
+        text = await read_history(self._context, row.key)
+        # Which message is whose the ledger may learn only when the turn ends.
+        live = self._sessions.find(row.key)
+        here = {run.id: run for run in live.turns.all} if live is not None else {}
+        turns = [here[turn.id].row if turn.id in here else turn for turn in await self._context.ledger.turns(row.key)]
+        return await parse(partial(history_page, turns=turns, cursor=cursor, limit=limit), text)
+
+    async def events(self, who: Principal, session_id: str, *, after: str | None = None) -> Channel:
+        row = await allowed(self._context, self._sessions, who, session_id)
+        hub = self._sessions.hub(row.key)
+        # From here on nothing is missed; what is published while we look waits in the channel.
+        channel, kept = hub.subscribe(tag(who, row)), hub.kept()
+        try:
+            # Deleted meanwhile, or shared no more, it would have told a reader that was not there yet.
+            await allowed(self._context, self._sessions, who, session_id)
+            if after is not None:
+                channel.preload(await self._missed(row, hub, channel, kept, after))
+        except BaseException:
+            channel.close()
+            raise
+        return channel
+
+    async def position(self, who: Principal, session_id: str) -> str:
+        """The cursor at which the session's events stand now."""
+        row = await allowed(self._context, self._sessions, who, session_id)
+        live = self._sessions.find(row.key)
+        if live is not None and live.loaded is not None and live.hub.position:
+            return live.hub.position
+        return await parse(last_id, await read_history(self._context, row.key)) or BEGINNING
+
+    async def events_behind(self, who: Principal, session_id: str, known: Sequence[str]) -> Sequence[SessionEvent]:
+        """What was told, here or elsewhere, behind the latest of these events (`known`: their ids, the latest first).
+        None when none of them is found."""
+        row = await allowed(self._context, self._sessions, who, session_id)
+        # Before the history is read: what comes after this the caller hears by itself.
+        hub = self._sessions.find_hub(row.key)
+        kept, position = (hub.kept(), hub.position) if hub is not None else ([], "")
+        text = await read_history(self._context, row.key)
+        return await parse(partial(behind_latest, known=known, kept=kept, position=position), text)
+
+    async def stored_events(self, who: Principal, session_id: str) -> Sequence[SessionEvent]:
+        """The events of the session's history."""
+        row = await allowed(self._context, self._sessions, who, session_id)
+        return await parse(stored_events, await read_history(self._context, row.key))
+
+    async def _missed(
+        self, row: SessionRow, hub: EventHub, channel: Channel, kept: Sequence[SessionEvent], after: str
+    ) -> Sequence[SessionEvent]:
+        """What happened behind a cursor until the subscription."""
+        if (found := behind(kept, after)) is not None:
+            return found
+        text = await read_history(self._context, row.key)
+        look = partial(
+            missed,
+            after=after,
+            kept=kept,
+            late=channel.backlog,
+            position=hub.position,
+            max_bytes=self._context.options.reader_bytes,
+        )
+        found = await parse(look, text)
+        hub.position = hub.position or last_id(text)
+        if found is None:
+            return [self._context.host_event("aerodrome.gap", {"after": after})]
+        return found
