@@ -71,9 +71,12 @@ class FairGate:
 
     async def granted(self, ticket: Ticket) -> None:
         """Wait for the place. Raises `Capacity`."""
+        granted = self._granted[ticket]
+        if granted.done():
+            return  # mostly
         try:
             async with asyncio.timeout(self._timeout):
-                await asyncio.shield(self._granted[ticket])  # others may wait for it, too
+                await asyncio.shield(granted)  # others may wait for it, too
         except TimeoutError:
             if ticket.stage is not Stage.HOLDING:
                 raise self.too_late(ticket) from None

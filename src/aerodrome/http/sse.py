@@ -24,6 +24,7 @@ from aerodrome.http.limits import HttpLimits
 from aerodrome.http.problems import internal_problem, problem, problem_of
 from aerodrome.http.shutdown import Signal
 from aerodrome.sessions.api import EventStream, Lagging
+from aerodrome.wire.envelope import is_json
 
 log = structlog.get_logger(__name__)
 
@@ -138,7 +139,7 @@ async def relay(
         on_event: Called with each event that has been dealt with.
     """
     async for event in events:
-        if trace or not event.is_trace:
+        if not event.is_trace or (trace and is_json(event.raw)):
             await outbox.put(event_frame(event))
         on_event(event)
 
