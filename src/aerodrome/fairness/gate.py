@@ -63,7 +63,8 @@ class FairGate:
         """Wait, or hold a place if there is one. To be followed by `granted`, and in any case by `leave`."""
         ticket = self.line.join(tenant, user)
         for name in (None, user):
-            self._rates.setdefault((tenant, name), Rate(self._monotonic()))
+            if (tenant, name) not in self._rates:
+                self._rates[tenant, name] = Rate(self._monotonic())
         self._granted[ticket] = asyncio.get_running_loop().create_future()
         self._came_at[ticket] = self._monotonic()
         self._give_out()
