@@ -46,7 +46,7 @@ def routes_only() -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
-        telemetry={"tracing": False, "metrics": False},  # `RequestContext` does both
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # `RequestContext` does them
     )
     for routes in (
         routes_sessions,
