@@ -31,7 +31,7 @@ def test_the_command_line_names_every_benchmark() -> None:
 
 #: Rows by benchmark.
 HOST = {"turn": 2, "sandbox-start": 2, "store": 1, "link": 1}
-LONG = {"first-turn": 2, "hibernation": 2, "cpu": 2, "memory": 4}
+LONG = {"first-turn": 2, "hibernation": 2, "cpu": 4, "memory": 4}
 GATEWAY = {
     "gateway-turn": 7,
     "gateway-throughput": 3,

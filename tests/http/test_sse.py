@@ -100,6 +100,15 @@ async def test_the_trace_is_sent_on_demand_only(front: Front) -> None:
         assert "model.log" in [item[1] for item in parse_events(response.text)]
 
 
+async def test_a_trace_that_is_no_json_is_sent_to_nobody(front: Front) -> None:
+    client, stream = await follow(front, request("GET", EVENTS + "?trace=true"))
+    for raw in (b'{"data":"\xff"}', b'{"data":[}'):
+        stream.put(SessionEvent("broken", "model.message", raw))
+    stream.put(event(1, "model.message"))
+    stream.end()
+    assert [item[0] for item in await client.events()] == ["e1"]
+
+
 @pytest.mark.parametrize(
     ("path", "headers", "after"),
     [

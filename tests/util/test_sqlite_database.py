@@ -94,6 +94,29 @@ async def test_a_group_shares_one_commit(db: Database) -> None:
     assert await items(db) == [1, 2, 3]
 
 
+async def test_what_need_not_be_durable_does_not_wait_for_the_disk(tmp_path: Path) -> None:
+    def synchronous(connection: sqlite3.Connection) -> int:
+        return int(connection.execute("PRAGMA synchronous").fetchone()[0])
+
+    async with Database(tmp_path / "full.db") as full:
+        assert [await full.write(synchronous, durable=durable) for durable in (True, False, False, True)] == [
+            2,
+            1,
+            1,
+            2,
+        ]
+        gate = Gate()
+        holding = asyncio.create_task(full.write(gate.hold, durable=False))
+        await gate.running()
+        group = asyncio.gather(full.write(synchronous, durable=False), full.write(synchronous))
+        await asyncio.sleep(0)
+        gate.open()
+        await holding
+        assert list(await group) == [2, 2]
+    async with Database(tmp_path / "off.db", synchronous="OFF") as off:
+        assert [await off.write(synchronous, durable=durable) for durable in (True, False)] == [0, 0]
+
+
 async def test_an_operation_that_raises_takes_back_only_its_own(db: Database) -> None:
     def fail(connection: sqlite3.Connection) -> None:
         add(2)(connection)

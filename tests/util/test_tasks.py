@@ -5,7 +5,7 @@ import contextvars
 
 import pytest
 
-from aerodrome._util.tasks import Forestalled, TaskOwner, unless
+from aerodrome._util.tasks import Flag, Forestalled, TaskOwner, first_of, unless
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")
 
@@ -89,3 +89,29 @@ async def test_whoever_cancels_the_wait_cancels_the_work() -> None:
 
 async def _fail() -> None:
     raise ZeroDivisionError
+
+
+async def test_a_flag_is_waited_for_among_others_until_it_is_cleared() -> None:
+    flag, never = Flag(), asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(first_of(flag.raised, never))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    flag.set()
+    flag.set()
+    await waiting
+    await first_of(flag.raised, never)  # still set
+    flag.clear()
+    assert not flag.raised.done()
+    flag.clear()
+    flag.set()
+    assert flag.raised.done()
+
+
+async def test_a_flag_outlives_who_waits_for_it() -> None:
+    flag = Flag()
+    waiting = asyncio.create_task(first_of(flag.raised))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    flag.set()
+    await first_of(flag.raised)

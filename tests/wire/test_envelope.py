@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from aerodrome._util.surrogates import replace_lone_escapes, replace_lone_surrogates
+from aerodrome.events import SessionEvent
 from aerodrome.wire import envelope
 from aerodrome.wire.envelope import EnvelopeError
 from aerodrome.wire.framing import FrameDecoder
@@ -317,6 +319,40 @@ def test_the_short_way_is_taken_for_what_the_cli_writes() -> None:
         False,
     )
     assert found == the_long_way(told(raw))
+
+
+EVENT_ID, PARENT, STAMP = str(uuid.UUID(int=7)), str(uuid.UUID(int=6)), "2026-11-26T03:53:56.162Z"
+
+
+def long_trace(data: str, *, type_: str = "model.messages_snapshot", tail: str | None = None) -> bytes:
+    """An event that repeats the history, as the CLI writes it."""
+    tail = tail or f'"ephemeral":true,"id":"{EVENT_ID}","timestamp":"{STAMP}","parentId":"{PARENT}"'
+    return f'{{"type":"{type_}","data":{{"messages":[{data}],"more":"{"x" * 3_000}"}},{tail}}}'.encode(
+        "utf-8", "surrogateescape"
+    )
+
+
+@pytest.mark.parametrize("data", ['"\u00e9"', "[}", '"\udcff"', f'"{{\\"id\\":\\"{PARENT}\\"}}"'])
+def test_of_a_long_trace_only_both_ends_are_read(data: str) -> None:
+    raw = long_trace(data)
+    found = envelope.session_event(told(raw))
+    assert found == ("s-1", SessionEvent(EVENT_ID, "model.messages_snapshot", raw, ephemeral=True))
+    assert found[1].is_trace
+    assert envelope.is_json(raw) == (the_long_way(told(raw)) == found)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        long_trace('"\udcff"', type_="assistant.message"),
+        long_trace('"\udcff"', type_="model.call_start"),
+        long_trace('"\udcff"', tail=f'"id":"{EVENT_ID}","timestamp":"{STAMP}","parentId":"{PARENT}"'),
+        long_trace('"\udcff"', tail=f'"agentId":"a","ephemeral":true,"id":"{EVENT_ID}","timestamp":"{STAMP}"'),
+        long_trace('"\udcff"', tail=f'"more":{{"ephemeral":true,"id":"{EVENT_ID}"}}'),
+    ],
+)
+def test_what_is_no_trace_is_read_as_a_whole(raw: bytes) -> None:
+    assert envelope.session_event(told(raw)) is None
 
 
 @pytest.mark.parametrize(

@@ -136,14 +136,18 @@ class Database:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def write(self, operation: Operation[T]) -> T:
+    async def write(self, operation: Operation[T], *, durable: bool = True) -> T:
         """Run the operation in a write transaction; returns when it is committed.
+
+        Args:
+            durable: With ``False`` nobody waits for the disk: a power failure may take it back, as long as nothing
+                durable has been written after it.
 
         Raises:
             StoreUnavailable: Locked, full, damaged, closed or overrun; nothing of the operation is stored.
             Exception: Whatever the operation raises; what it had written is rolled back.
         """
-        result: T = await self._submit(self._writer, operation)
+        result: T = await self._submit(self._writer, operation, durable=durable)
         return result
 
     async def read(self, operation: Operation[T]) -> T:
@@ -151,21 +155,24 @@ class Database:
         result: T = await self._submit(self._reader, operation)
         return result
 
-    def _submit(self, worker: _Worker | None, operation: Operation[Any]) -> asyncio.Future[Any]:
+    def _submit(
+        self, worker: _Worker | None, operation: Operation[Any], *, durable: bool = False
+    ) -> asyncio.Future[Any]:
         if worker is None:
             raise StoreUnavailable(f"{self.path.name} is not open")
         if worker.queued() >= self._max_queued:
             raise StoreUnavailable(f"{self.path.name}: {self._max_queued} operations wait already", retry_after=1.0)
-        return worker.submit(operation)
+        return worker.submit(operation, durable=durable)
 
 
 class _Op:
     """An operation on its way: what to run, who waits, since when, and what came of it."""
 
-    __slots__ = ("call", "error", "future", "queued_at", "result")
+    __slots__ = ("call", "durable", "error", "future", "queued_at", "result")
 
-    def __init__(self, call: Operation[Any], future: asyncio.Future[Any]) -> None:
+    def __init__(self, call: Operation[Any], future: asyncio.Future[Any], *, durable: bool) -> None:
         self.call = call
+        self.durable = durable
         self.future = future
         self.queued_at = monotonic()
         self.result: Any = None
@@ -235,9 +242,9 @@ class _Worker:
     def queued(self) -> int:
         return self._queue.qsize()
 
-    def submit(self, call: Operation[Any]) -> asyncio.Future[Any]:
+    def submit(self, call: Operation[Any], *, durable: bool) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._queue.put(_Op(call, future))
+        self._queue.put(_Op(call, future, durable=durable))
         return future
 
     def _run(self) -> None:
@@ -336,9 +343,11 @@ class _Writer(_Worker):
             connection.close()
             raise
         self._patience: int | None = None
+        self._synchronised: Synchronous = self._synchronous
         return connection
 
     def _execute(self, connection: sqlite3.Connection, batch: list[_Op]) -> None:
+        self._synchronise(connection, batch)
         if not (batch := self._begin(connection, batch)):
             return
         if len(batch) == 1:
@@ -369,6 +378,15 @@ class _Writer(_Worker):
                 connection.execute("ROLLBACK")
         else:
             self._health.well()
+
+    def _synchronise(self, connection: sqlite3.Connection, batch: list[_Op]) -> None:
+        """Wait for the disk with the commit, or leave that to the next one that does: it syncs the whole log."""
+        wanted = self._synchronous
+        if wanted == "FULL" and not any(op.durable for op in batch):
+            wanted = "NORMAL"
+        if wanted != self._synchronised:
+            connection.execute(f"PRAGMA synchronous={wanted}")
+            self._synchronised = wanted
 
     def _begin(self, connection: sqlite3.Connection, batch: list[_Op]) -> list[_Op]:
         """Take the write lock. Returns the operations to run; those whose time ran out have failed."""

@@ -67,6 +67,29 @@ class TaskOwner:
         await asyncio.gather(*pending, return_exceptions=True)
 
 
+class Flag:
+    """An `asyncio.Event` for who waits for several things: it is a future, where an event would take a task each time.
+
+    Made and used in the loop's thread.
+    """
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def raised(self) -> asyncio.Future[None]:
+        """Done when it is set; for `first_of` and the like, which leave it as it is."""
+        return self._future
+
+    def set(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    def clear(self) -> None:
+        if self._future.done():
+            self._future = asyncio.get_running_loop().create_future()
+
+
 async def first_of(*futures: asyncio.Future[Any]) -> None:
     """Wait until at least one is done. Neither their errors nor our cancellation touch anything."""
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)

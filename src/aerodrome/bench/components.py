@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from msgspec import Raw, UnsetType
 
@@ -16,7 +16,9 @@ from aerodrome.bench.report import Row, compare
 from aerodrome.bench.rounds import interleave
 from aerodrome.bench.scale import Scale
 from aerodrome.model import SessionKey
+from aerodrome.runtime.frames import FrameConnection, FrameOwner
 from aerodrome.runtime.link import Link
+from aerodrome.runtime.ports import connected
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
 
 #: What a later turn of a session appends (docs/facts.md, "Session files": 2.5 to 10 KB).
@@ -56,7 +58,7 @@ async def link(lab: Lab, scale: Scale, progress: Callable[[float], None]) -> lis
     In a row, because the CLI holds the second small message back until the first one is acknowledged.
     """
     async with lab.bare_cli() as cli:
-        quick, delayed = await _connect(Link, cli), await _connect(_DelayedAcks, cli)
+        quick, delayed = await _connect(FrameConnection, cli), await _connect(_DelayedAcks, cli)
         times = await interleave(
             {
                 "quick_ack": lambda: _bursts(quick),
@@ -93,7 +95,7 @@ class _PlainFile:
         os.fdatasync(self._descriptor)
 
 
-class _DelayedAcks(Link):
+class _DelayedAcks(FrameConnection):
     def _quick_ack(self) -> None:
         pass
 
@@ -119,7 +121,8 @@ async def _bursts(link: Link) -> None:
         await asyncio.gather(*(link.request("ping", {}, timeout=_TIMEOUT) for _ in range(3)))
 
 
-async def _connect(kind: type[Link], cli: BareCli) -> Link:
-    link = await kind.connect(cli.host, cli.port, _Deaf(), timeout=_TIMEOUT)
+async def _connect(kind: type[FrameConnection], cli: BareCli) -> Link:
+    link = Link(_Deaf(), connection=kind(cast("FrameOwner", None)))  # which takes the connection over
+    await link.open_over(lambda: connected(cli.host, cli.port), timeout=_TIMEOUT)
     await link.request("connect", {"token": cli.token, "supportedTaskKinds": []}, timeout=_TIMEOUT)
     return link

@@ -223,7 +223,11 @@ class Directory(Protocol):
         last_used_at: float | None = None,
         last_turn: LastTurn | None = None,
     ) -> bool:
-        """Change the named columns. ``False``: there is no such row. `last_used_at` never goes back."""
+        """Change the named columns. ``False``: there is no such row. `last_used_at` never goes back.
+
+        Of `state`, `last_used_at` and `last_turn`, which change with every turn, a power failure may take back the last
+        moments: nobody is told that they are stored.
+        """
         ...
 
     async def set_member(self, key: SessionKey, user: str, role: Role | None) -> SessionRow | None:

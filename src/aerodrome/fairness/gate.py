@@ -63,7 +63,8 @@ class FairGate:
         """Wait, or hold a place if there is one. To be followed by `granted`, and in any case by `leave`."""
         ticket = self.line.join(tenant, user)
         for name in (None, user):
-            self._rates.setdefault((tenant, name), Rate(self._monotonic()))
+            if (tenant, name) not in self._rates:
+                self._rates[tenant, name] = Rate(self._monotonic())
         self._granted[ticket] = asyncio.get_running_loop().create_future()
         self._came_at[ticket] = self._monotonic()
         self._give_out()
@@ -71,9 +72,12 @@ class FairGate:
 
     async def granted(self, ticket: Ticket) -> None:
         """Wait for the place. Raises `Capacity`."""
+        granted = self._granted[ticket]
+        if granted.done():
+            return  # mostly
         try:
             async with asyncio.timeout(self._timeout):
-                await asyncio.shield(self._granted[ticket])  # others may wait for it, too
+                await asyncio.shield(granted)  # others may wait for it, too
         except TimeoutError:
             if ticket.stage is not Stage.HOLDING:
                 raise self.too_late(ticket) from None

@@ -42,7 +42,11 @@ def routes_only() -> FastAPI:
     """The routes and their documentation, without anything behind them."""
     # FastAPI's pages load their scripts from a public CDN, which is not there for many who run this.
     app = _Api(
-        docs_url=None, redoc_url=None, redirect_slashes=False, generate_unique_id_function=lambda route: route.name
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # `RequestContext` does them
     )
     for routes in (
         routes_sessions,

@@ -217,11 +217,12 @@ class Link:
 
     def on_bodies(self, bodies: list[bytes]) -> None:
         pieces = True
+        connection = self._connection
         for body in bodies:
-            if self.closed:  # by a handler of one of them
+            if connection.closed_reason is not None:  # by a handler of one of them
                 return
             pieces = self._dispatch(body) and pieces
-        if pieces and not self.closed:
+        if pieces and connection.closed_reason is None:
             self._rest()
 
     def on_closed(self, reason: str) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -138,6 +138,11 @@ class TurnAdmission:
             if self._later is not None and self._store is not None:
                 self._later(self._store.vacate(turn.id), "vacate")
 
+    @property
+    def limits_runtimes(self) -> bool:
+        """Whether `hold_in` may wait."""
+        return self._per_runtime is not None
+
     def free(self, turn: TurnRow) -> bool:
         """Whether `hold` would not wait."""
         return self.gate.free(turn.key.tenant, turn.author) and (not self._limits_places or turn.id in self._placed)
@@ -145,13 +150,14 @@ class TurnAdmission:
     @asynccontextmanager
     async def hold(self, turn: TurnRow) -> AsyncIterator[None]:
         """A running turn's place. Raises `Capacity`."""
-        async with AsyncExitStack() as stack:
-            stack.callback(self.withdraw, turn)
-            await stack.enter_async_context(self.gate.hold(turn.key.tenant, turn.author))
-            if self._limits_places and turn.id not in self._placed:
-                await self._wait_for_place(turn)
-            self.backlog.leave(turn)
-            yield
+        try:
+            async with self.gate.hold(turn.key.tenant, turn.author):
+                if self._limits_places and turn.id not in self._placed:
+                    await self._wait_for_place(turn)
+                self.backlog.leave(turn)
+                yield
+        finally:
+            self.withdraw(turn)
 
     @asynccontextmanager
     async def hold_in(self, runtime: Runtime, turn: TurnRow) -> AsyncIterator[None]:

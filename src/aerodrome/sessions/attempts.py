@@ -79,7 +79,10 @@ class Attempts:
             Forestalled: Its end was asked for before it was sent (again).
             AerodromeError: What it is to end with.
         """
-        await unless(self._context.serving(), run.stop_asked)
+        if run.stop_asked.done():
+            raise Forestalled
+        if not self._context.may_serve():
+            await unless(self._context.serving(), run.stop_asked)
         if not await self._books.start(run):
             return
         while True:
@@ -114,6 +117,8 @@ class Attempts:
 
     async def _place_in(self, activation: Activation, run: TurnRun, stack: AsyncExitStack) -> None:
         """Have room for one more turn in the runtime, unless that is lost meanwhile."""
+        if not self._context.admission.limits_runtimes:
+            return
         place = self._context.admission.hold_in(activation.runtime, run.row)
         try:
             await unless(stack.enter_async_context(place), run.stop_asked, activation.lost)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from aerodrome._util.tasks import Flag
 from aerodrome.events import SessionEvent
 from aerodrome.sessions.activation import Activation, Loss
 from aerodrome.sessions.run import TurnRun
@@ -35,7 +36,7 @@ class Delivery:
         self._deadlines: dict[TurnTracker, float] = {}
         #: Prompts of which nothing has been answered yet.
         self._unanswered: set[TurnRun] = set()
-        self._changed = asyncio.Event()
+        self._changed = Flag()
 
     @property
     def runs(self) -> list[TurnRun]:
@@ -107,15 +108,19 @@ class Delivery:
             if run.tracker.ended:
                 self._changed.set()
 
+    def tell(self, event: SessionEvent, *, but: TurnRun | None) -> None:
+        """An event for those who follow one of the prompts."""
+        for run in self._runs:
+            if run is not but:
+                run.publish(event)
+
     async def change(self, lost: asyncio.Future[Loss]) -> None:
         """Wait until a prompt may have ended, come, gone or become overdue, or the activation is lost."""
-        changed = asyncio.ensure_future(self._changed.wait())
         try:
             left = min(self._deadlines.values()) - asyncio.get_running_loop().time()
-            waiting: set[asyncio.Future[Any]] = {changed, lost}
+            waiting: set[asyncio.Future[Any]] = {self._changed.raised, lost}
             await asyncio.wait(waiting, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            changed.cancel()
             self._changed.clear()
 
     def _answer_begins(self) -> None:

@@ -54,6 +54,7 @@ class Channel:
         return tuple(self._backlog)
 
     def put(self, event: SessionEvent) -> None:
+        """Calls nobody: the channels that it is put into are the same afterwards."""
         if self._finished or self._lagging or self._error is not None:
             return
         self._bytes += size_of(event)
@@ -154,7 +155,7 @@ class EventHub:
         event = SessionEvent(event.id, event.type, event.raw, event.ephemeral, cursor)
         if not event.is_trace:
             self._keep(event)
-        for channel in list(self._channels):
+        for channel in self._channels:
             channel.put(event)
         return event
 

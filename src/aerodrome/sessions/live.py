@@ -29,12 +29,22 @@ from aerodrome.sessions.requests import OpenRequest, denial
 from aerodrome.sessions.residency import Residency
 from aerodrome.sessions.row_updates import RowUpdates
 from aerodrome.sessions.run import TurnRun
-from aerodrome.sessions.toolcalls import OpenToolCalls
+from aerodrome.sessions.toolcalls import OF_TOOL_CALLS, OpenToolCalls
 from aerodrome.sessions.turns import Turns
 from aerodrome.sessions.usage import model_call_of
 
 log = structlog.get_logger(__name__)
 
+#: The events that say something of the session itself. Of the hundreds in a streamed turn these are a handful.
+_NOTED = OF_TOOL_CALLS | {
+    "assistant.turn_start",
+    "session.idle",
+    "user.message",
+    "session.title_changed",
+    "session.mode_changed",
+    "session.model_change",
+    "assistant.usage",
+}
 #: The mode in which every session begins.
 INTERACTIVE = "interactive"
 
@@ -282,6 +292,12 @@ class LiveSession:
                 await activation.set_mode(self._mode)
 
     def _on_event(self, event: SessionEvent) -> None:
+        if event.type in _NOTED:
+            self._note(event)
+        self.turns.feed(event)
+        self._tell(event)
+
+    def _note(self, event: SessionEvent) -> None:
         if event.type == "assistant.turn_start":
             self._working = True
         elif event.type == "session.idle":
@@ -294,11 +310,11 @@ class LiveSession:
             self._mode = str(event.data.get("newMode"))
         elif event.type == "session.model_change":
             self._note_model(event)
-        elif event.type == "assistant.usage" and self._context.telemetry.meter.on:
-            self._context.telemetry.meter.model_called(model_call_of(self.row.key.tenant, event))
-        self._tool_calls.see(event)
-        self.turns.feed(event)
-        self._tell(event)
+        elif event.type == "assistant.usage":
+            if self._context.telemetry.meter.on:
+                self._context.telemetry.meter.model_called(model_call_of(self.row.key.tenant, event))
+        else:
+            self._tool_calls.see(event)
 
     def _note_title(self, event: SessionEvent, field: str) -> None:
         """Sessions of native clients have titles as the runtime gives them: the first prompt, then something better."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from aerodrome._util.tasks import first_of
+from aerodrome._util.tasks import Flag, first_of
 from aerodrome.errors import AerodromeError
 from aerodrome.events import SessionEvent
 from aerodrome.model import TurnRow
@@ -68,7 +68,7 @@ class TurnRun:
         self._channels: set[Channel] = set()
         #: Of those who wait and may be told to go: settled with the reason.
         self._expelled: dict[str, asyncio.Future[Exception]] = {}
-        self._taken = asyncio.Event()
+        self._taken = Flag()
         self._result: asyncio.Future[TurnRow] = asyncio.get_running_loop().create_future()
         # An error nobody waits for any more (the client has gone) is no news.
         self._result.add_done_callback(lambda result: result.cancelled() or result.exception())
@@ -104,11 +104,7 @@ class TurnRun:
     async def taken(self) -> str | None:
         """Wait until a runtime has taken the prompt; returns the id it gave the message then. ``None``: the turn has
         ended before."""
-        taking = asyncio.ensure_future(self._taken.wait())
-        try:
-            await first_of(taking, self._result)
-        finally:
-            taking.cancel()
+        await first_of(self._taken.raised, self._result)
         return self.first_message_id
 
     def events(self, reader: str | None = None) -> Channel:
@@ -144,7 +140,7 @@ class TurnRun:
         self._taken.set()
 
     def publish(self, event: SessionEvent) -> None:
-        for channel in list(self._channels):
+        for channel in self._channels:
             channel.put(event)
 
     def expel(self, reader: str, error: Exception) -> None:

@@ -10,6 +10,10 @@ from collections.abc import Collection
 
 from aerodrome.events import SessionEvent
 
+_REQUESTED, _COMPLETED = "external_tool.requested", "external_tool.completed"
+#: The events that say how they stand.
+OF_TOOL_CALLS = frozenset((_REQUESTED, _COMPLETED))
+
 
 class OpenToolCalls:
     """Those of one activation."""
@@ -19,11 +23,11 @@ class OpenToolCalls:
         self._open: dict[str, str] = {}
 
     def see(self, event: SessionEvent) -> None:
-        """Every event of the session comes by here."""
-        if event.type == "external_tool.requested":
+        """Every one of these events (`OF_TOOL_CALLS`) comes by here."""
+        if event.type == _REQUESTED:
             data = event.data
             self._open[str(data.get("requestId"))] = str(data.get("toolName"))
-        elif event.type == "external_tool.completed":
+        elif event.type == _COMPLETED:
             self._open.pop(str(event.data.get("requestId")), None)
 
     def take(self, tools: Collection[str]) -> list[str]:

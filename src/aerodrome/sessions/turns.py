@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, suppress
 
 import structlog
 
-from aerodrome._util.tasks import Forestalled, first_of, unless
+from aerodrome._util.tasks import Flag, Forestalled, first_of, unless
 from aerodrome.errors import (
     AerodromeError,
     Capacity,
@@ -75,7 +75,7 @@ class Turns:
         #: Accepted prompts that wait. The first is taken once it is recorded.
         self._queue: deque[TurnRun] = deque()
         #: An interrupting prompt has come in before the first of the queue.
-        self._passed = asyncio.Event()
+        self._passed = Flag()
         #: What the worker is busy with.
         self._current: TurnRun | None = None
         self._books = TurnBooks(context, updates, residency, ends, publish)
@@ -130,9 +130,7 @@ class Turns:
         current = self._current
         if current is not None:
             current.publish(event)
-        for run in self._delivery.runs:
-            if run is not current:
-                run.publish(event)
+        self._delivery.tell(event, but=current)
 
     # --- admission (no await, so that what is decided on cannot change meanwhile) ---
 
@@ -309,7 +307,8 @@ class Turns:
             while self._queue:
                 run = self._queue[0]
                 if not run.recorded.done():
-                    await self._recorded_or_passed(run)
+                    self._passed.clear()
+                    await first_of(run.recorded, self._passed.raised)
                 if not self._queue or self._queue[0] is not run or not run.recorded.done():
                     continue  # withdrawn, steering, or an interrupting prompt has come in before it
                 self._current = self._queue.popleft()
@@ -328,14 +327,6 @@ class Turns:
             for run in self.all:
                 run.fail(Draining("this node stopped before the turn had ended; it is reported as interrupted"))
             raise
-
-    async def _recorded_or_passed(self, run: TurnRun) -> None:
-        self._passed.clear()
-        passed = asyncio.ensure_future(self._passed.wait())
-        try:
-            await first_of(run.recorded, passed)
-        finally:
-            passed.cancel()
 
     async def _rest(self) -> None:
         """Between two turns."""

@@ -77,6 +77,14 @@ class _EventHead(msgspec.Struct):
 _EVENT_BEGINS = re.compile(
     rb'\{"jsonrpc":"2\.0","method":"session\.event","params":\{"sessionId":"([A-Za-z0-9_-]{1,200})","event":(?=\{)'
 ).match
+#: Bytes of an event of the trace from which on it is known by its two ends: what it is, and how it is called.
+_LONG = 2_000
+_TRACE_BEGINS = re.compile(rb'\{"type":"(model\.[a-z_]{1,40})","data":\{').match
+_TRACE_ENDS = re.compile(
+    rb'\},"ephemeral":true,"id":"([0-9a-f-]{36})","timestamp":"[0-9TZ:.-]{24}","parentId":"[0-9a-f-]{36}"\}\}\}'
+).fullmatch
+#: An id and a time have their usual lengths.
+_TRACE_TAIL = len('},"ephemeral":true,"id":"","timestamp":"","parentId":""}}}') + 36 + 24 + 36
 _decode_message = msgspec.json.Decoder(Message).decode
 _decode_session = msgspec.json.Decoder(_SessionParams).decode
 _decode_event_params = msgspec.json.Decoder(_EventParams).decode
@@ -143,7 +151,10 @@ def event_of(params: Raw) -> tuple[str, SessionEvent]:
 
 def session_event(body: bytes) -> tuple[str, SessionEvent] | None:
     """What `decode` and `event_of` make of the body of a `session.event` notification, in one look at it instead of
-    three: a short way for nearly all messages, some of which repeat the whole history.
+    three: a short way for nearly all messages.
+
+    Of a long event of the runtime's trace (`SessionEvent.is_trace`) only both ends are looked at: it repeats the whole
+    history, and hardly anybody asks for it. Whoever passes it on finds out whether it is JSON (`is_json`).
 
     Returns:
         ``None`` when it is anything else, or written in another way than the CLI's: go the long way, which knows best.
@@ -152,6 +163,8 @@ def session_event(body: bytes) -> tuple[str, SessionEvent] | None:
     if head is None or not body.endswith(b"}}}"):
         return None
     raw = body[head.end() : -2]
+    if len(raw) > _LONG and (trace := _trace_event(body, head.end(), raw)) is not None:
+        return head[1].decode("ascii"), trace
     try:
         if not raw.isascii():
             raw.decode()
@@ -159,6 +172,23 @@ def session_event(body: bytes) -> tuple[str, SessionEvent] | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return head[1].decode("ascii"), SessionEvent(event.id, event.type, raw, event.ephemeral)
+
+
+def _trace_event(body: bytes, begin: int, raw: bytes) -> SessionEvent | None:
+    """The event that begins there, if it is one of the trace. What matches at its end are its own last fields, whatever
+    its data says: no text has such quotes in it, and no object behind `data` such an end."""
+    if (kind := _TRACE_BEGINS(body, begin)) is None or (end := _TRACE_ENDS(body, len(body) - _TRACE_TAIL)) is None:
+        return None
+    event = SessionEvent(end[1].decode("ascii"), kind[1].decode("ascii"), raw, ephemeral=True)
+    return event if event.is_trace else None
+
+
+def is_json(raw: bytes) -> bool:
+    try:
+        msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def decode_value(raw: Raw | UnsetType) -> Any:

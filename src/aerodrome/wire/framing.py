@@ -157,7 +157,8 @@ class FrameDecoder:
             return self._pass_over(self._body_length, self._skipped)
         if len(self._buffer) < self._body_length:
             return None
-        body = bytes(self._buffer[: self._body_length])
+        with memoryview(self._buffer) as buffer:  # a slice of the buffer itself would be one more copy
+            body = bytes(buffer[: self._body_length])
         del self._buffer[: self._body_length]
         self._body_length = None
         return body

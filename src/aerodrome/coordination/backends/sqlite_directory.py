@@ -99,7 +99,8 @@ class SqliteDirectory:
             )
             return changed.rowcount == 1
 
-        return await self._database.write(update)
+        lasting = any(value is not None for value in (title, model, options))
+        return await self._database.write(update, durable=lasting)
 
     async def set_member(self, key: SessionKey, user: str, role: Role | None) -> SessionRow | None:
         def set_member(connection: sqlite3.Connection) -> Sequence[Any] | None:
