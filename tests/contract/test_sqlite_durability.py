@@ -9,6 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -21,6 +22,8 @@ from aerodrome.model import SessionKey, SessionRow, TurnRow, TurnStatus
 from aerodrome.sessions.backends.sqlite import SqliteLedger
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
 from support.databases import database, fetch, locked_by_another_process
+
+T = TypeVar("T")
 
 KEY = SessionKey("acme", "chat")
 EVENTS = "/state/events.jsonl"
@@ -82,6 +85,32 @@ async def test_kill_9_in_the_middle_of_appends_loses_nothing_acknowledged(tmp_pa
             assert text == "".join(line(number) for number in range(len(lines)))
             assert await store.total_bytes(key) == len(text)
         assert await fetch(db, "PRAGMA integrity_check") == [("ok",)]
+
+
+class Watched(Database):
+    """Notes of each write whether it waits for the disk."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.waited: list[bool] = []
+
+    async def write(self, operation: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
+        self.waited.append(durable)
+        return await super().write(operation, durable=durable)
+
+
+async def test_only_what_nobody_was_told_of_may_be_taken_back_by_a_power_failure(tmp_path: Path) -> None:
+    async with Watched(tmp_path / "s.db") as db:
+        files, ledger = SqliteFileStore(db), SqliteLedger(db)
+        await files.open()
+        await ledger.open()
+        await files.raise_epoch(KEY, 1)
+        db.waited.clear()
+        await ledger.accept(TurnRow(KEY, "t-1", "alice", TurnStatus.RUNNING, "one"), durable=False)
+        await files.append(KEY, 1, EVENTS, "one\n")
+        await ledger.finish(KEY, "t-1", TurnStatus.COMPLETED, 1.0)
+        await ledger.accept(TurnRow(KEY, "t-2", "alice", TurnStatus.RUNNING, "two"))
+        assert db.waited == [False, True, True, True]
 
 
 async def test_locked_out_every_store_says_so_and_goes_on_afterwards(tmp_path: Path) -> None:

@@ -112,12 +112,17 @@ async def test_a_prompt_is_answered_when_the_turn_is_done(front: Front) -> None:
         "message": {"id": "a1", "content": "Titan."},
         "usage": {"tokens": 4},
     }
-    sent = SendMessage("Which?", [attachment], OnBusy.STEER, "try 1")
+    sent = SendMessage("Which?", [attachment], OnBusy.STEER, "try 1", told_at_end=True)
     assert front.sessions.calls == [("send", ALICE_IS, "s1", sent)]
 
 
 async def test_a_prompt_without_choices_leaves_them_to_the_configuration(front: Front) -> None:
     await front.client.post(MESSAGES, json={"prompt": "Hi"})
+    assert front.sessions.calls == [("send", ALICE_IS, "s1", SendMessage("Hi", told_at_end=True))]
+
+
+async def test_a_prompt_that_is_answered_as_a_stream_is_acknowledged_by_its_first_event(front: Front) -> None:
+    await front.client.post(MESSAGES, json={"prompt": "Hi"}, headers={"Accept": "text/event-stream"})
     assert front.sessions.calls == [("send", ALICE_IS, "s1", SendMessage("Hi"))]
 
 

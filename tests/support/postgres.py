@@ -13,12 +13,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 
 from aerodrome._util.postgres import Postgres
@@ -76,7 +77,13 @@ class PostgresServer:
         if self._process is None:
             return
         if how is signal.SIGKILL:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            server = psutil.Process(self._process.pid)
+            # Each has a process group of its own, and would serve its connection for another moment.
+            children = server.children(recursive=True)
+            for process in (server, *children):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(children, timeout=30)
         else:
             self._process.send_signal(how)
         self._process.wait(30)

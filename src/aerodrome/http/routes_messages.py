@@ -60,6 +60,7 @@ async def send_message(
             attachments=body.attachments,
             on_busy=body.on_busy,
             idempotency_key=idempotency_key,
+            told_at_end=not wants_stream(request),
         ),
     )
     return await answer(request, turn, trace=trace)

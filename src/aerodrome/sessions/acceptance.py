@@ -96,7 +96,7 @@ class Acceptance:
             joins=params is not None,
         )
         self._trace(run, params or {})
-        return await self._submit(row, run, message.on_busy or self._context.options.on_busy)
+        return await self._submit(row, run, message)
 
     def _trace(self, run: TurnRun, params: Mapping[str, Any]) -> None:
         """Its span, as part of what is traced now, or of what a native client has named."""
@@ -130,7 +130,8 @@ class Acceptance:
             live.release()
             self._sessions.forget(live)
 
-    async def _submit(self, row: SessionRow, run: TurnRun, on_busy: OnBusy) -> TurnRun:
+    async def _submit(self, row: SessionRow, run: TurnRun, message: SendMessage) -> TurnRun:
+        on_busy = message.on_busy or self._context.options.on_busy
         await self._claim(row)
         if run.row.idempotency_key is not None and (earlier := await self._earlier(row, run)) is not None:
             return earlier
@@ -148,7 +149,7 @@ class Acceptance:
             self._context.admission.withdraw(run.row)
             raise
         # A task of its own: others may have joined the turn by its key, whatever becomes of this caller.
-        work = carried(partial(self._record, live, run, on_busy), run.span.context)
+        work = carried(partial(self._record, live, run, on_busy, durable=not message.told_at_end), run.span.context)
         recording = self._context.tasks.start(work, "record", expected=AerodromeError)
         try:
             return await asyncio.shield(recording)
@@ -175,9 +176,9 @@ class Acceptance:
             self._context.admission.withdraw(run.row)
         return earlier
 
-    async def _record(self, live: LiveSession, run: TurnRun, on_busy: OnBusy) -> TurnRun:
+    async def _record(self, live: LiveSession, run: TurnRun, on_busy: OnBusy, *, durable: bool) -> TurnRun:
         try:
-            present = await accept(self._context.ledger, run.row, self._context.state_patience)
+            present = await accept(self._context.ledger, run.row, self._context.state_patience, durable=durable)
         except BaseException as error:
             live.turns.withdraw(run)
             if isinstance(error, StoreUnavailable):

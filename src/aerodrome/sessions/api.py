@@ -42,6 +42,9 @@ class SendMessage:
     #: ``None``: the configured `sessions.on_busy`.
     on_busy: OnBusy | None = None
     idempotency_key: str | None = None
+    #: Whoever sends it learns nothing of it before its turn has ended. Until then it may be lost in a power failure,
+    #: as if it had not come.
+    told_at_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ def patient_files(files: SessionFileStore, patience: Patience) -> SessionFileSto
     return patient(files, patience, _FILES)
 
 
-async def accept(ledger: Ledger, row: TurnRow, patience: Patience) -> TurnRow | None:
+async def accept(ledger: Ledger, row: TurnRow, patience: Patience, *, durable: bool = True) -> TurnRow | None:
     """`Ledger.accept`, tried again while the ledger is away: a row that is found then may be the one that the try
     before has recorded without our learning of it."""
     unsure = False
@@ -46,7 +46,7 @@ async def accept(ledger: Ledger, row: TurnRow, patience: Patience) -> TurnRow | 
     async def accept_or_find() -> TurnRow | None:
         nonlocal unsure
         try:
-            present = await ledger.accept(row)
+            present = await ledger.accept(row, durable=durable)
         except StoreUnavailable:
             unsure = True
             raise

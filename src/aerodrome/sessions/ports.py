@@ -20,10 +20,13 @@ class Ledger(Protocol):
 
     async def aclose(self) -> None: ...
 
-    async def accept(self, row: TurnRow) -> TurnRow | None:
+    async def accept(self, row: TurnRow, *, durable: bool = True) -> TurnRow | None:
         """Record a turn (`queued` or `running`): ``None``.
 
         If its idempotency key is known in the session, nothing is recorded and the earlier row is returned.
+
+        Args:
+            durable: With ``False`` a power failure may take it back, until something durable is recorded after it.
         """
         ...
 

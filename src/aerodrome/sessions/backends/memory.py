@@ -24,7 +24,7 @@ class MemoryLedger:
     async def aclose(self) -> None:
         pass
 
-    async def accept(self, row: TurnRow) -> TurnRow | None:
+    async def accept(self, row: TurnRow, *, durable: bool = True) -> TurnRow | None:
         if row.idempotency_key is not None:
             earlier = await self.by_idempotency_key(row.key, row.idempotency_key)
             if earlier is not None:

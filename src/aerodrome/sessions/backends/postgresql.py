@@ -39,7 +39,7 @@ class PostgresLedger:
     async def aclose(self) -> None:
         """Nothing to do: the database belongs to whoever opened it."""
 
-    async def accept(self, row: TurnRow) -> TurnRow | None:
+    async def accept(self, row: TurnRow, *, durable: bool = True) -> TurnRow | None:
         values = _values(row) | {"write": _number()}
         # More than once only when the row in the way has gone before it could be looked at.
         for _ in range(3):

@@ -36,7 +36,7 @@ class SqliteLedger:
     async def aclose(self) -> None:
         """Nothing to do: the database belongs to whoever opened it."""
 
-    async def accept(self, row: TurnRow) -> TurnRow | None:
+    async def accept(self, row: TurnRow, *, durable: bool = True) -> TurnRow | None:
         values = _values(row)
         idempotency_key = None if row.idempotency_key is None else to_blob(row.idempotency_key)
 
@@ -54,7 +54,7 @@ class SqliteLedger:
                 raise Conflict(f"there is a turn {row.id} in session {row.key} already")
             return None
 
-        earlier = await self._database.write(accept)
+        earlier = await self._database.write(accept, durable=durable)
         return None if earlier is None else _row(earlier)
 
     async def start(self, key: SessionKey, turn_id: str, at: float) -> bool:
