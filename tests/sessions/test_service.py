@@ -669,6 +669,40 @@ async def test_the_rest_of_a_deletion_that_was_cut_short_is_removed() -> None:
         assert await node.stores.ledger.turns(SessionKey("acme", "gone")) == []
 
 
+async def test_a_kept_prompt_is_recorded_with_its_message_while_its_turn_runs() -> None:
+    async with scripted_node() as node:
+        await node.open("s1")
+        run = await node.service.send_native(ALICE, "s1", {"prompt": "one"})
+        message_id = await run.taken()
+        await node.service.keep(run)
+        assert run.naming is None, "nobody records it once more"
+        recorded = node.ledger_row(run)
+        assert recorded is not None
+        assert (recorded.message_id, recorded.status) == (message_id, TurnStatus.RUNNING)
+        await node.loaded("s1").answer()
+        assert await ended(run) is TurnStatus.COMPLETED
+
+
+async def test_a_prompt_is_kept_also_while_it_is_sent_again() -> None:
+    async with scripted_node() as node:
+        await idle(node, "s1")
+        run = await node.service.send_native(ALICE, "s1", {"prompt": "one"})
+        await run.taken()
+        node.pool.held = True
+        node.runtime.kill("gone")
+        node.pool.runtimes.clear()
+        await settle()
+        assert run.row.message_id is None
+        await node.service.keep(run)
+        recorded = node.ledger_row(run)
+        assert recorded is not None
+        assert recorded.retried
+        node.pool.let_go()
+        await settle()
+        await node.loaded("s1").answer()
+        assert await ended(run) is TurnStatus.COMPLETED
+
+
 async def test_a_runtime_that_hangs_between_turns_gets_no_prompt() -> None:
     async with scripted_node() as node:
         await idle(node, "s1")

@@ -227,6 +227,7 @@ class Answers:
         message_id = await run.taken()
         if message_id is None:
             raise _error_of(run.row.error)
+        await self._gateway.sessions.keep(run)
         if wait:
             await run.over()
         return {"messageId": message_id}

@@ -58,14 +58,30 @@ class Acceptance:
 
     async def send_native(self, who: Principal, session_id: str, params: Mapping[str, Any]) -> TurnRun:
         """As `send`, with the parameters of `session.send`, which policy has allowed already. As in the runtime, the
-        prompt joins its queue, or steers (`mode: "immediate"`), when a turn is running."""
+        prompt joins its queue, or steers (`mode: "immediate"`), when a turn is running. Before the caller acknowledges
+        it, it is to be kept (`keep`)."""
         attachments = params.get("attachments")
         message = SendMessage(
             prompt=str(params.get("prompt") or ""),
             attachments=attachments if isinstance(attachments, list) else [],
             on_busy=OnBusy.STEER if params.get("mode") == "immediate" else OnBusy.ENQUEUE,
+            told_at_end=True,  # or by `keep`
         )
         return await self._send(who, session_id, message, params)
+
+    async def keep(self, run: TurnRun) -> None:
+        """Returns when the prompt, and the id under which a runtime has taken it, survive a power failure. Its turn
+        goes on meanwhile.
+
+        Raises:
+            StoreUnavailable: They may not.
+        """
+        run.forget_naming()
+        row = run.row  # without the id when it is being sent again at this moment
+        noted = partial(
+            self._context.ledger.note, row.key, row.id, message_id=row.message_id, retried=row.retried or None
+        )
+        await self._context.state_patience(noted)
 
     async def _send(
         self, who: Principal, session_id: str, message: SendMessage, params: Mapping[str, Any] | None = None

@@ -91,17 +91,12 @@ class TurnBooks:
 
     def sent(self, run: TurnRun) -> None:
         """The runtime has taken the prompt, under the id that is in its row."""
-        self._forget_naming(run)
+        run.forget_naming()
         run.naming = asyncio.get_running_loop().call_later(NAMED_AFTER, self._name, run)
 
     def _name(self, run: TurnRun) -> None:
         if run.row.message_id is not None:
             self.note(run, message_id=run.row.message_id)
-
-    def _forget_naming(self, run: TurnRun) -> None:
-        if run.naming is not None:
-            run.naming.cancel()
-            run.naming = None
 
     def _measure(self, run: TurnRun, status: TurnStatus, error: AerodromeError | None) -> None:
         def since(moment: float | None) -> float | None:
@@ -133,7 +128,7 @@ class TurnBooks:
         """
         if run.ended:
             return  # by the ledger's word
-        self._forget_naming(run)
+        run.forget_naming()
         now = self._context.clock.time()
         row = replace(
             run.row,

@@ -107,6 +107,11 @@ class TurnRun:
         await first_of(self._taken.raised, self._result)
         return self.first_message_id
 
+    def forget_naming(self) -> None:
+        if self.naming is not None:
+            self.naming.cancel()
+            self.naming = None
+
     def events(self, reader: str | None = None) -> Channel:
         channel = Channel(self._reader_bytes, self._channels.discard, reader=reader)
         if self.ended:

@@ -189,6 +189,10 @@ class SessionService:
         await self._serving()
         return await self._acceptance.send_native(who, session_id, params)
 
+    async def keep(self, run: TurnRun) -> None:
+        """See `Acceptance.keep`."""
+        await self._acceptance.keep(run)
+
     async def ask(self, who: Principal, request: Ask) -> TurnRun:
         opened = OpenSession(
             model=request.model,
