@@ -68,7 +68,7 @@ def relayed(nodes: Hop) -> list[GatewayClient]:
 
 def cut(nodes: Hop) -> None:
     """The link between the two nodes, on which the client's frames go."""
-    (link,) = [link for name, link in here(nodes)._links.items() if name.startswith(NODE_LINK)]
+    (link,) = [link for link in here(nodes).links if link.id.startswith(NODE_LINK)]
     link.connection.abort("cut by the test")
 
 
@@ -206,8 +206,8 @@ async def test_nothing_is_left_when_the_client_goes_in_the_middle_of_a_move(node
     client.forget()
     await until(lambda: not nodes.front.node.gateway.clients and not relayed(nodes))
     assert mine.attachments == {}
-    assert mine._links == {}
-    assert mine._opening == {}
+    assert list(mine.links) == []
+    assert not mine.links.opening
     live = nodes.back.node.sessions.find_live(SessionKey("acme", chat.id))
     assert live is None or not live.attachments
 

@@ -120,7 +120,7 @@ class AwaySessions:
         await self._moved(session_id)
         away = self._away.get(session_id)
         link_id = f"{NODE_LINK}{away.incarnation}" if away is not None else ""
-        if request.returned or not client.has_link(link_id):
+        if request.returned or link_id not in client.links:
             node = await client.gateway.cluster.elsewhere(SessionKey(client.who.tenant, session_id))
             if node is not None and client.relayed:
                 raise SessionMoved("the session runs on another node")

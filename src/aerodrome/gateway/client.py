@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -44,6 +44,7 @@ from aerodrome.gateway.commands import (
     ToOwn,
     ToRuntime,
 )
+from aerodrome.gateway.links import ClientLinks
 from aerodrome.gateway.problems import INTERNAL_ERROR
 from aerodrome.gateway.router import ASK_THE_MODEL, NODE_LINK, Router, params_of, problem_of
 from aerodrome.gateway.tracing import traced
@@ -104,9 +105,8 @@ class GatewayClient:
         #: What we have asked the client ourselves.
         self._asked: dict[int, asyncio.Future[envelope.Message]] = {}
         self._runs: set[TurnRun] = set()
-        self._links: dict[str, Upstream] = {}
-        self._opening: dict[str, asyncio.Task[Upstream]] = {}
         self._tasks = TaskOwner("gateway client")
+        self.links = ClientLinks(self._tasks, self._regulate)
         self._slow: asyncio.TimerHandle | None = None
         #: Bodies that wait for a large one before them to be read.
         self._unread: deque[bytes] = deque()
@@ -122,7 +122,7 @@ class GatewayClient:
     @property
     def idle(self) -> bool:
         """Nothing of it is under way: no request, no turn, and nothing else in a session it takes part in."""
-        if self.router.unanswered or self._opening or not all(run.ended for run in self._runs):
+        if self.router.unanswered or self.links.opening or not all(run.ended for run in self._runs):
             return False
         return not any(attachment.live.engaged for attachment in self.attachments.values())
 
@@ -208,8 +208,7 @@ class GatewayClient:
         self._flush()
 
     def on_runtime_closed(self, link: Upstream) -> None:
-        if self._links.get(link.id) is link:
-            del self._links[link.id]
+        self.links.closed(link)
         if not self._left:
             self.run(self.router.lost(link.id))
             self.away.link_lost(link.id)
@@ -247,7 +246,7 @@ class GatewayClient:
             self._flush()
 
     def _flush(self) -> None:
-        for link in self._links.values():
+        for link in self.links:
             link.connection.flush()
         self.connection.flush()
         if self.away.moving and self.router.sessions.held_bytes > self.gateway.limits.client_buffer:
@@ -261,7 +260,7 @@ class GatewayClient:
             self.gateway.telemetry.meter.rejected("gateway", command.refused)
 
     def _to_runtime(self, command: ToRuntime) -> None:
-        link = self._links.get(command.link)
+        link = self.links.get(command.link)
         if link is not None and not link.connection.closed:
             link.connection.queue(command.frame)
         elif not self._left:
@@ -269,7 +268,7 @@ class GatewayClient:
             asyncio.get_running_loop().call_soon(self._has_gone, command.link)
 
     def _has_gone(self, link_id: str) -> None:
-        if link_id not in self._links and not self._left:
+        if link_id not in self.links and not self._left:
             self.run(self.router.lost(link_id))
 
     async def ask(self, session_id: str, method: str, params: Mapping[str, Any]) -> Any:
@@ -412,7 +411,7 @@ class GatewayClient:
             RuntimeUnavailable: The runtime has gone, or the client has.
         """
         limits = self.gateway.limits
-        return await self._link(
+        return await self.links.to(
             runtime.id,
             lambda: Upstream.open(
                 self, runtime, self.hello, timeout=self.gateway.request_timeout, max_frame=limits.max_frame
@@ -422,7 +421,7 @@ class GatewayClient:
     async def link_to_node(self, node: Node) -> Upstream:
         """This client's connection to another node. Raises `PeerGone`, or `RuntimeUnavailable`: the client has gone."""
         limits = self.gateway.limits
-        return await self._link(
+        return await self.links.to(
             f"{NODE_LINK}{node.incarnation}",
             lambda: Upstream.open_to_node(
                 self,
@@ -435,43 +434,10 @@ class GatewayClient:
             ),
         )
 
-    def has_link(self, link_id: str) -> bool:
-        return link_id in self._links
-
     def nodes_gone(self, incarnations: frozenset[str]) -> None:
         """They were held for dead, whether they know it or not."""
         for incarnation in incarnations:
-            if (opening := self._opening.get(f"{NODE_LINK}{incarnation}")) is not None:
-                opening.cancel()
-            if (link := self._links.get(f"{NODE_LINK}{incarnation}")) is not None:
-                link.connection.abort("the node was held for dead")
-
-    async def _link(self, link_id: str, open_it: Callable[[], Coroutine[Any, Any, Upstream]]) -> Upstream:
-        if (link := self._links.get(link_id)) is not None:
-            link.in_hand = True
-            return link
-        opening = self._opening.get(link_id)
-        if opening is None:
-            if self._tasks.closed:
-                raise RuntimeUnavailable("the client has gone")
-            opening = self._tasks.start(self._open_link(open_it()), "open link", expected=AerodromeError)
-            self._opening[link_id] = opening
-            opening.add_done_callback(lambda _: self._opening.pop(link_id, None))
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            if opening.cancelled():
-                raise PeerGone("the other end has gone, or the client", retry_after=1.0) from None
-            raise
-
-    async def _open_link(self, opening: Coroutine[Any, Any, Upstream]) -> Upstream:
-        link = await opening
-        if link.connection.closed:
-            raise PeerGone("the connection went as it was opened", retry_after=1.0)
-        link.in_hand = True
-        self._links[link.id] = link
-        self._regulate()
-        return link
+            self.links.cut(f"{NODE_LINK}{incarnation}", "the node was held for dead")
 
     def refuse_overdue(self, seconds: float) -> None:
         """So many seconds have passed since the last call: answer what a runtime has left unanswered for too long."""
@@ -479,10 +445,7 @@ class GatewayClient:
 
     def close_unused_links(self) -> None:
         """A runtime whose sessions have all gone elsewhere need not be connected to."""
-        for link in list(self._links.values()):
-            in_hand, link.in_hand = link.in_hand, False
-            if not self.router.bound(link.id) and not in_hand and link.id not in self._opening:
-                link.connection.close("nothing goes by it any more")
+        self.links.close_unused(self.router.bound)
 
     # --- what the runtimes wait for ---
 
@@ -499,10 +462,10 @@ class GatewayClient:
     def _regulate(self) -> None:
         """Read from whom we can pass on what they say."""
         client_takes = not self.connection.paused
-        for link in self._links.values():
+        for link in self.links:
             # Answers to our own requests are not the client's to wait for: sessions are loaded and unloaded by them.
             link.connection.read_more(client_takes or link.asking)
-        runtimes_take = not any(link.connection.paused for link in self._links.values())
+        runtimes_take = not any(link.connection.paused for link in self.links)
         self.connection.read_more(client_takes and runtimes_take and self._reading is None)
 
     def _watch_slow(self, waiting: int) -> None:
@@ -568,19 +531,15 @@ class GatewayClient:
         log.info("gateway.client_closed", peer=self.connection.peer, reason=error.detail)
         self.connection.close(error.detail)
 
-    def _cut_links(self) -> None:
-        for link in list(self._links.values()):
-            link.connection.abort("the client has gone")
-
     async def leave(self) -> None:
         """The client has gone: give back what it held. Its turns go on, unless configured otherwise."""
         self._left = True
         if self._slow is not None:
             self._slow.cancel()
         # First: what the runtimes wait for will never come, and our own tasks may wait for them.
-        self._cut_links()
+        self.links.cut_all("the client has gone")
         await self._tasks.aclose()
-        self._cut_links()
+        self.links.cut_all("the client has gone")
         self.router.close()
         for future in self._asked.values():
             if not future.done():
