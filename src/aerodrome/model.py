@@ -188,7 +188,7 @@ class TurnRow:
     attachments: list[dict[str, Any]] = field(default_factory=list)
     #: The caller's `Idempotency-Key`, unique in the session; a repeated key returns the first outcome.
     idempotency_key: str | None = None
-    #: Digest of prompt and attachments: the same key for another prompt is a conflict.
+    #: Digest of prompt and attachments, when there is a key: the same key for another prompt is a conflict.
     digest: str = ""
     #: The runtime's id of the user message, known once `session.send` has been answered.
     message_id: str | None = None

@@ -101,7 +101,7 @@ class Acceptance:
             incarnation=self._context.incarnation(),
             attachments=message.attachments,
             idempotency_key=message.idempotency_key,
-            digest=_digest(message),
+            digest=_digest(message) if message.idempotency_key is not None else "",
             created_at=self._context.clock.time(),
         )
         run = TurnRun(
