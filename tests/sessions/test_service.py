@@ -669,6 +669,36 @@ async def test_the_rest_of_a_deletion_that_was_cut_short_is_removed() -> None:
         assert await node.stores.ledger.turns(SessionKey("acme", "gone")) == []
 
 
+async def test_an_append_lasts_when_anybody_is_told_of_it_before_the_end_is_recorded() -> None:
+    async with scripted_node() as node:
+        await idle(node, "s1")
+        files = node.stores.files
+        assert files.lasting, "whoever has sent it may have a stream"
+        await node.say("s1", "one", told_at_end=True)
+        assert not files.lasting, "the record of the end lasts"
+        reader = await node.service.events(ALICE, "s1")
+        await node.say("s1", "two", told_at_end=True)
+        assert files.lasting, "somebody follows the session"
+        reader.close()
+        run = await node.send("s1", "three", told_at_end=True)
+        follower = run.events()
+        await settle()
+        await node.loaded("s1").answer()
+        await run.wait()
+        assert files.lasting, "somebody follows the turn, as who repeats a prompt under its key may"
+        follower.close()
+        run = await node.send("s1", "four", told_at_end=True)
+        other = await node.send("s1", "five", on_busy=OnBusy.STEER)
+        await settle()
+        await node.loaded("s1").answer()
+        await other.wait()
+        assert files.lasting, "the runtime has another prompt, too"
+        await node.say("s1", "six", told_at_end=True)
+        assert not files.lasting
+        await node.service.hibernate(node.service.live[0])
+        assert files.lasting, "nothing is recorded behind it"
+
+
 async def test_a_kept_prompt_is_recorded_with_its_message_while_its_turn_runs() -> None:
     async with scripted_node() as node:
         await node.open("s1")

@@ -267,7 +267,7 @@ class Odd(SqliteFileStore):
 
     error: BaseException | None = None
 
-    async def append(self, key: SessionKey, epoch: int, path: str, content: str) -> None:
+    async def append(self, key: SessionKey, epoch: int, path: str, content: str, *, durable: bool = True) -> None:
         await super().append(key, epoch, path, content)
         if (error := self.error) is not None:
             self.error = None

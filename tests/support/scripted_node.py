@@ -51,6 +51,8 @@ class MemoryFiles:
         self.epochs: dict[SessionKey, int] = {}
         #: Marks of deletions that have begun.
         self.deleted: dict[SessionKey, float] = {}
+        #: Whether the latest append was to last through a power failure.
+        self.lasting: bool | None = None
 
     async def epoch(self, key: SessionKey) -> int:
         return self.epochs.get(key, 0)
@@ -61,8 +63,9 @@ class MemoryFiles:
             raise Fenced("an older epoch")
         self.epochs[key] = epoch
 
-    async def append(self, key: SessionKey, epoch: int, path: str, content: str) -> None:
+    async def append(self, key: SessionKey, epoch: int, path: str, content: str, *, durable: bool = True) -> None:
         self._check(key, epoch)
+        self.lasting = durable
         files = self.files.setdefault(key, {})
         files[path] = files.get(path, "") + content
 

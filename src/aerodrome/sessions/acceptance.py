@@ -110,6 +110,7 @@ class Acceptance:
             on_abandon=self._abandoned,
             message=params,
             joins=params is not None,
+            told_at_end=message.told_at_end,
         )
         self._trace(run, params or {})
         return await self._submit(row, run, message)

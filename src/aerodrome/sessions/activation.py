@@ -74,6 +74,8 @@ class Activation:
         #: Characters of the history that it was loaded with.
         self.history_size = 0
         self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
+        #: Whether anybody is told of a turn while it runs: then it is to last once it is told to have ended.
+        self.followed: Callable[[], bool] = lambda: True
         #: The trace that the latest prompt is part of, and with it what the runtime stores.
         self._trace: TraceContext | None = None
         self._attachments = Attachments()
@@ -86,6 +88,7 @@ class Activation:
             lease.epoch,
             home=str(runtime.copilot_home),
             patience=patience,
+            lasting=lambda: self.followed(),
             on_failed_write=self._write_failed,
         )
 

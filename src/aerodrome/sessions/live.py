@@ -287,9 +287,14 @@ class LiveSession:
         self._publish(self._context.host_event("aerodrome.session_large", data))
 
     async def _on_awake(self, activation: Activation) -> None:
+        activation.followed = self._is_followed
         if self._mode != INTERACTIVE:
             with suppress(RuntimeUnavailable):
                 await activation.set_mode(self._mode)
+
+    def _is_followed(self) -> bool:
+        """Whether anybody learns of what the runtime does before the end of a turn is recorded, which lasts."""
+        return self.hub.has_readers or bool(self._residency.attachments) or self.turns.followed
 
     def _on_event(self, event: SessionEvent) -> None:
         if event.type in _NOTED:

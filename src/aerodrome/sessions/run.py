@@ -32,12 +32,14 @@ class TurnRun:
         on_abandon: Callable[[TurnRun], None] | None = None,
         message: Mapping[str, Any] | None = None,
         joins: bool = False,
+        told_at_end: bool = False,
     ) -> None:
         self.row = row
         #: What is handed to the runtime: parameters of `session.send`.
         self.message: Mapping[str, Any] = message or _message_of(row)
         #: It does not wait for the end of a running turn: the runtime's own queue takes it.
         self.joins = joins
+        self._told_at_end = told_at_end
         #: The id under which the runtime took the prompt first; a client knows its message by it.
         self.first_message_id: str | None = None
         #: True once the ledger has it, False when it could not be recorded and must not be sent.
@@ -111,6 +113,11 @@ class TurnRun:
         if self.naming is not None:
             self.naming.cancel()
             self.naming = None
+
+    @property
+    def followed(self) -> bool:
+        """Whether anybody may be told of it before it has ended (`SendMessage.told_at_end`)."""
+        return bool(self._channels) or not self._told_at_end
 
     def events(self, reader: str | None = None) -> Channel:
         channel = Channel(self._reader_bytes, self._channels.discard, reader=reader)

@@ -132,6 +132,13 @@ class Turns:
             current.publish(event)
         self._delivery.tell(event, but=current)
 
+    @property
+    def followed(self) -> bool:
+        """Whether anybody may be told of what the runtime does: only of its prompts whose senders wait for their end
+        is nobody."""
+        runs = self._delivery.runs
+        return not runs or any(run.followed for run in runs)
+
     # --- admission (no await, so that what is decided on cannot change meanwhile) ---
 
     def admit(self, run: TurnRun, on_busy: OnBusy) -> None:

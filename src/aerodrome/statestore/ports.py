@@ -78,8 +78,12 @@ class SessionFileStore(Protocol):
         """
         ...
 
-    async def append(self, key: SessionKey, epoch: int, path: str, content: str) -> None:
-        """Add to the end of a file, creating it and its parents. Cost: the new bytes, not the file."""
+    async def append(self, key: SessionKey, epoch: int, path: str, content: str, *, durable: bool = True) -> None:
+        """Add to the end of a file, creating it and its parents. Cost: the new bytes, not the file.
+
+        Args:
+            durable: With ``False`` a power failure may take it back, until something durable is written after it.
+        """
         ...
 
     async def write(self, key: SessionKey, epoch: int, path: str, content: str) -> None:

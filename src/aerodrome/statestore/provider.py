@@ -42,6 +42,7 @@ _ORDINARY = frozenset((errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, 
 class SessionFs:
     """Args:
     home: The runtime's `COPILOT_HOME`, as it stands in paths.
+    lasting: Whether an append has to survive a power failure before it is answered.
     on_failed_write: Called once, with the reason, when the store could not do a write; not after `close`.
     """
 
@@ -53,6 +54,7 @@ class SessionFs:
         *,
         home: str,
         patience: Patience | None = None,
+        lasting: Callable[[], bool] = lambda: True,
         on_failed_write: Callable[[AerodromeError], None],
     ) -> None:
         self._store = store
@@ -60,6 +62,7 @@ class SessionFs:
         self._epoch = epoch
         self._home = posixpath.normpath(home)
         self._patience = patience or Patience(0.0)
+        self._lasting = lasting
         self._on_failed_write = on_failed_write
         self._closed = False
         self._writing = asyncio.Lock()
@@ -145,6 +148,7 @@ class SessionFs:
             self._path(params["path"]),
             params["content"],
             appends=True,
+            durable=self._lasting(),
         )
 
     async def _mkdir(self, params: Params) -> Any:

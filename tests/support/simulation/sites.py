@@ -198,7 +198,7 @@ class MemoryFiles:
             raise Fenced(f"{key} is not at epoch {epoch}")
         return session
 
-    async def append(self, key: SessionKey, epoch: int, path: str, content: str) -> None:
+    async def append(self, key: SessionKey, epoch: int, path: str, content: str, *, durable: bool = True) -> None:
         files = self.fenced(key, epoch).files
         files[path] = files.get(path, "") + content
 

@@ -100,7 +100,7 @@ class PostgresFileStore:
 
     # Writing
 
-    async def append(self, key: SessionKey, epoch: int, path: str, content: str) -> None:
+    async def append(self, key: SessionKey, epoch: int, path: str, content: str, *, durable: bool = True) -> None:
         await self._put(key, epoch, path, content, replace=False)
 
     async def write(self, key: SessionKey, epoch: int, path: str, content: str) -> None:

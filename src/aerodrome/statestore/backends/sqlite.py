@@ -80,9 +80,14 @@ class SqliteFileStore:
 
     # Writing
 
-    async def append(self, key: SessionKey, epoch: int, path: str, content: str) -> None:
+    async def append(self, key: SessionKey, epoch: int, path: str, content: str, *, durable: bool = True) -> None:
         where, data, limit, compact_after = parse(path), to_blob(content), self._max_file_bytes, self._compact_after
-        await self._write(key, epoch, lambda tree: tree.append(where, data, limit=limit, compact_after=compact_after))
+        await self._write(
+            key,
+            epoch,
+            lambda tree: tree.append(where, data, limit=limit, compact_after=compact_after),
+            durable=durable,
+        )
 
     async def write(self, key: SessionKey, epoch: int, path: str, content: str) -> None:
         where, data, limit = parse(path), to_blob(content), self._max_file_bytes
@@ -124,7 +129,7 @@ class SqliteFileStore:
 
         return await self._database.write(forget)
 
-    async def _write(self, key: SessionKey, epoch: int, change: Callable[[Tree], int]) -> None:
+    async def _write(self, key: SessionKey, epoch: int, change: Callable[[Tree], int], *, durable: bool = True) -> None:
         """Compare the epoch, change the files, count their bytes: one transaction."""
 
         def write(connection: sqlite3.Connection) -> None:
@@ -142,7 +147,7 @@ class SqliteFileStore:
             if grown:
                 connection.execute("UPDATE file_session SET bytes = ? WHERE id = ?", (total + grown, session_id))
 
-        await self._database.write(write)
+        await self._database.write(write, durable=durable)
 
     # Reading
 

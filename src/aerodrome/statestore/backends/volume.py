@@ -133,7 +133,7 @@ class VolumeFileStore:
 
     # Writing
 
-    async def append(self, key: SessionKey, epoch: int, path: str, content: str) -> None:
+    async def append(self, key: SessionKey, epoch: int, path: str, content: str, *, durable: bool = True) -> None:
         data = _encode(content)
 
         def append() -> None:
