@@ -1,6 +1,8 @@
 # Every target works on a fresh clone: each sets up what it needs first, and does nothing twice.
 .PHONY: demo test check bench soak chaos docs release setup lock clean
 PY := .venv/bin/python
+# Processes that run tests at the same time. Each takes whole files, so that what a module shares is made once.
+JOBS ?= 2
 
 demo: .venv/.ready
 	@$(PY) -m aerodrome runtime install
@@ -8,7 +10,7 @@ demo: .venv/.ready
 
 test: check
 	@$(PY) -m aerodrome runtime install
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(JOBS) --dist loadfile
 
 check: .venv/.ready
 	$(PY) -m ruff format --check .

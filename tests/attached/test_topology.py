@@ -114,7 +114,9 @@ async def test_a_server_that_hangs_is_left_and_comes_back_when_it_answers(
             hung.resume()
         await connected(acme, 2)
         assert hung.alive, "nobody kills what is somebody else's"
-        assert [content for role, content in await alice.history("s1") if role == "user"] == ["one", "two"]
+        # It was not handed the prompt, which it would have answered now, into the same file.
+        await alice.say("s1", "three")
+        assert [content for role, content in await alice.history("s1") if role == "user"] == ["one", "two", "three"]
 
 
 # Who is served

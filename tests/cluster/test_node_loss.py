@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -86,13 +85,13 @@ async def test_a_paused_node_does_not_write_when_it_wakes(fleet: Nodes, model: M
     held = asyncio.create_task(at_b.http.post("/sessions/s/messages", json={"prompt": "[[gate: held]]"}))
     while len(model.requests) < 2:
         await asyncio.sleep(0.01)
-    paused = fleet.servers["b"].process.pid
-    os.kill(paused, signal.SIGSTOP)
+    paused = fleet.servers["b"]
+    await asyncio.to_thread(paused.pause_between_writes)
     try:
         assert await at_a.text("s", "[[say: two]]") == "two"
     finally:
         model.open_gate("held")
-        os.kill(paused, signal.SIGCONT)
+        paused.send_signal(signal.SIGCONT)
     assert (await held).json()["code"] in ("turn_interrupted", "session_busy")
     history = await at_a.history("s")
     assert [content for role, content in history if role == "user"].count("[[say: two]]") == 1

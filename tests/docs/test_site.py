@@ -32,6 +32,7 @@ class Fetches(HTMLParser):
         self.addresses: list[str] = []
         self.links: set[str] = set()
         self.language = ""
+        self.text = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         for name, value in attrs:
@@ -45,6 +46,9 @@ class Fetches(HTMLParser):
                 self.language = value
             elif name == "style" and REMOTE_STYLE.search(value):
                 self.addresses.append(value)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
 
 
 def read(page: Path) -> Fetches:
@@ -74,6 +78,16 @@ def test_every_page_is_in_the_site_and_in_its_navigation(site: Path) -> None:
             assert page.with_suffix(".html").as_posix() in front, page
     records = read(site / "adr" / "README.html").links
     assert {record.with_suffix(".html").name for record in PAGES if re.match(r"adr/\d", record.as_posix())} <= records
+
+
+@pytest.mark.timeout(360)
+def test_what_pages_tell_their_tests_is_not_shown(site: Path) -> None:
+    assert "<!-- test: quickstart" in (DOCS / "quickstart.md").read_text(encoding="utf-8")
+    for page in PAGES:
+        shown = read(site / page.with_suffix(".html")).text
+        assert len(shown) > 100
+        assert "test: " not in shown, page
+        assert "not run: " not in shown, page
 
 
 @pytest.mark.timeout(360)

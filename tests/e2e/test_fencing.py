@@ -92,7 +92,7 @@ async def test_a_node_that_was_paused_past_its_lease_stores_nothing_and_goes_on_
         await alice.say("s1", "one")
         turn = asyncio.create_task(alice.say("s1", "[[gate: held]] [[say: stale]]", expect=503))
         await model.gate_reached("held")
-        first.send_signal(signal.SIGSTOP)
+        await asyncio.to_thread(first.pause_between_writes)
         try:
             async with asyncio.timeout(30):
                 while (await alice_there.http.post("/sessions/s1/messages", json={"prompt": "two"})).is_error:

@@ -185,6 +185,7 @@ async def test_trap_13_two_nodes_keep_it_one_line(tmp_path: Path, model: ModelSe
         await model.gate_reached("held")
         assert (await on_b.say(SESSION, THIRD, expect=409, on_busy="reject"))["code"] == "session_busy"
         runtimes = a.runtimes()
+        await asyncio.to_thread(a.pause_between_writes)
         with stopped(a.process.pid):
             assert await insist(on_b, THIRD) == "answer 3"
             # A's runtime wakes up before A does: its answer is on the way to the store when A goes on.

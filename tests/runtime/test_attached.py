@@ -20,7 +20,7 @@ from aerodrome.runtime.attached.admin import normal_address
 from aerodrome.runtime.attached.backends.memory import MemoryAttachStore
 from aerodrome.runtime.attached.entry import AttachEntry, plan
 from aerodrome.runtime.attached.pool import AttachedPool, AttachedPoolOptions
-from aerodrome.runtime.attached.runtime import AttachedOptions
+from aerodrome.runtime.attached.runtime import AttachedOptions, AttachedRuntime
 from aerodrome.runtime.release import PINNED
 from support.peer import Peer
 from support.waiting import until
@@ -84,6 +84,9 @@ class FakeServer:
     def __init__(self) -> None:
         self.port = 0
         self.connections = 0
+        #: Set while it answers pings.
+        self.awake = asyncio.Event()
+        self.awake.set()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -109,6 +112,8 @@ class FakeServer:
         async def perform(request: dict[str, Any]) -> Any:
             if request["method"] == "connect":
                 return {"ok": True, "protocolVersion": 3, "version": PINNED.version}
+            if request["method"] == "ping":
+                await self.awake.wait()
             return {}
 
         await Peer(reader, writer).serve(perform)
@@ -165,6 +170,24 @@ async def test_a_free_server_goes_to_the_first_and_the_next_to_the_next() -> Non
         assert other is not first
         assert {first.key, other.key} == {ACME, GLOBEX}
         assert not pool.has(RuntimeKey("third", None)), "what is somebody's is nobody else's"
+
+
+async def test_a_server_that_hangs_takes_no_prompt_and_is_lost() -> None:
+    fake = FakeServer()
+    await fake.start()
+    options = AttachedOptions(ping_timeout=0.5)
+    runtime = AttachedRuntime(("127.0.0.1", fake.port), AttachEntry("x", fake.port), options, lambda *_: None)
+    try:
+        await runtime.open()
+        assert await runtime.takes_prompts()
+        fake.awake.clear()
+        assert not await runtime.takes_prompts()
+        assert runtime.lost.is_set()
+        assert "it hangs" in runtime.lost_reason
+    finally:
+        fake.awake.set()
+        await runtime.aclose()
+        await fake.stop()
 
 
 class SlowStore(MemoryAttachStore):

@@ -669,6 +669,20 @@ async def test_the_rest_of_a_deletion_that_was_cut_short_is_removed() -> None:
         assert await node.stores.ledger.turns(SessionKey("acme", "gone")) == []
 
 
+async def test_a_runtime_that_hangs_between_turns_gets_no_prompt() -> None:
+    async with scripted_node() as node:
+        await idle(node, "s1")
+        hung = node.runtime
+        hung.hangs = True
+        run = await node.send("s1", "one")
+        await settle()
+        assert hung.lost.is_set()
+        assert hung.asked("session.send") == 1, "the one before it hung"
+        await node.loaded("s1").answer()
+        assert await ended(run) is TurnStatus.COMPLETED
+        assert node.prompts("s1") == ["hello of s1", "one"]
+
+
 async def test_a_node_that_was_held_for_dead_gives_its_sessions_up() -> None:
     async with scripted_node() as node:
         await idle(node, "a", "b")

@@ -55,15 +55,17 @@ def over(values: Mapping[str, Any], *more: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def render(values: Mapping[str, Any] | None = None, *, upgrade: bool = False) -> list[Manifest]:
-    """All manifests of a release `air` in the namespace `prod`.
+def render(
+    values: Mapping[str, Any] | None = None, *, upgrade: bool = False, name: str = "air", namespace: str = "prod"
+) -> list[Manifest]:
+    """All manifests of a release.
 
     Raises:
         helm_python.HelmError: The values do not fit the schema, or are refused.
     """
     with helm_python.Chart.load(CHART) as chart:
         chart.validate_schema(dict(values or {}))
-        files = chart.render(dict(values or {}), name="air", namespace="prod", is_upgrade=upgrade)
+        files = chart.render(dict(values or {}), name=name, namespace=namespace, is_upgrade=upgrade)
     manifests: list[Manifest] = []
     for name, text in files.items():
         if name.endswith(".yaml"):

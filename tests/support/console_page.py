@@ -1,8 +1,10 @@
 """Runs the console sessions of a Markdown page, and holds what they print against what the page shows.
 
-From the comment ``<!-- test: quickstart -->`` on, every block of language ``console`` belongs to one session: lines
-that begin with ``$ `` are commands (``> `` continues one), what follows is their output. ``...`` stands for any text in
-a line, and alone on a line for any lines. A block behind ``<!-- test: quickstart file=NAME -->`` is written to a file.
+From the comment ``<!-- test: NAME -->`` on, up to the next one of another name, every block of language ``console``
+belongs to the session NAME, which ``tests/docs/test_NAME.py`` plays: lines that begin with ``$ `` are commands (``> ``
+continues one), what follows is their output. ``...`` stands for any text in a line, and alone on a line for any lines.
+A block behind ``<!-- test: NAME file=FILE -->`` is written to that file. A block of language ``sh`` shows no output and
+is a script. A block behind ``<!-- not run: REASON -->`` is left out.
 
 A command that ends with ``&`` runs on in the background; the page goes on when its output has come as shown.
 """
@@ -21,7 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Self
 
+ROOT = Path(__file__).parents[2]
 _MARKER = re.compile(r"<!-- test: (?P<session>\w+)(?: file=(?P<file>\S+))? -->")
+_NOT_RUN = re.compile(r"<!-- not run: (?P<reason>.+) -->")
 _FENCE = re.compile(r"```(?P<language>\w*)")
 _END = "@@ended"
 
@@ -40,40 +44,81 @@ class File:
     text: str
 
 
+@dataclass(slots=True)
+class Script:
+    line: int
+    text: str
+
+
+@dataclass(slots=True)
+class Block:
+    """A fenced block, and what the comments before it say of it."""
+
+    #: Of its first line in the page.
+    line: int
+    language: str
+    lines: list[str]
+    session: str | None = None
+    #: It is written there.
+    file: str | None = None
+    #: Why it is not run.
+    reason: str | None = None
+
+
+def pages(session: str | None = None) -> list[str]:
+    """README, CONTRIBUTING and the pages of `docs/`; of these, those that have a part of this session.
+
+    Translations are left out: their blocks are those of the original (test_translations.py).
+    """
+    found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [
+        page.relative_to(ROOT).as_posix()
+        for page in found
+        if page.parent.name != "zh" and (session is None or f"<!-- test: {session}" in page.read_text(encoding="utf-8"))
+    ]
+
+
 def parse(page: str, session: str) -> list[Command | File]:
     """The steps of one session of a page, in order."""
     steps: list[Command | File] = []
-    begun, file = False, None
-    for line, language, block in _blocks(page):
-        if language == "comment":
-            if match := _MARKER.fullmatch(block[0]):
-                begun = begun or match["session"] == session
-                file = match["file"] if match["session"] == session else None
+    for block in blocks(page):
+        if block.session != session or block.reason is not None:
             continue
-        if file is not None:
-            steps.append(File(line, file, "\n".join(block) + "\n"))
-        elif begun and language == "console":
-            steps += _commands(line, block)
-        file = None
+        if block.file is not None:
+            steps.append(File(block.line, block.file, "\n".join(block.lines) + "\n"))
+        elif block.language == "console":
+            steps += _commands(block.line, block.lines)
     return steps
 
 
-def _blocks(page: str) -> Iterator[tuple[int, str, list[str]]]:
-    """Fenced blocks, and comments as blocks of the language ``comment``: (first line, language, lines)."""
-    language: str | None = None
-    block: list[str] = []
-    start = 0
+def scripts(page: str, session: str) -> list[Script]:
+    """The blocks of one session that are scripts, in order."""
+    return [
+        Script(block.line, "\n".join(block.lines) + "\n")
+        for block in blocks(page)
+        if block.session == session and block.reason is None and block.language == "sh"
+    ]
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """The fenced blocks of a page. What a comment says of a file, or why not, is of the block right behind it."""
+    session: str | None = None
+    file: str | None = None
+    reason: str | None = None
+    block: Block | None = None
     for number, line in enumerate(page.splitlines(), start=1):
-        if language is None:
+        if block is None:
             if match := _FENCE.match(line):
-                language, block, start = match["language"], [], number + 1
-            elif line.startswith("<!--"):
-                yield number, "comment", [line.strip()]
+                block = Block(number + 1, match["language"], [], session, file, reason)
+            elif match := _MARKER.fullmatch(line.strip()):
+                session, file, reason = match["session"], match["file"], None
+            elif match := _NOT_RUN.fullmatch(line.strip()):
+                reason = match["reason"]
         elif line == "```":
-            yield start, language, block
-            language = None
+            yield block
+            block = file = reason = None
         else:
-            block.append(line)
+            block.lines.append(line)
 
 
 def _commands(start: int, block: list[str]) -> list[Command]:

@@ -176,11 +176,18 @@ class ScriptedRuntime:
         self.refusals: list[str] = []
         #: Methods that are not answered until `release`.
         self.held: set[str] = set()
+        #: Found out when it is about to get a prompt.
+        self.hangs = False
         self._released = asyncio.Event()
         self._pause = pause
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def answers(self, unanswered: str) -> bool:
+        return not self.lost.is_set()
+
+    async def takes_prompts(self) -> bool:
+        if self.hangs:
+            self.kill("it hangs")
         return not self.lost.is_set()
 
     async def let_go(self, session_id: str) -> bool:

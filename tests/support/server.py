@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -74,6 +75,27 @@ class Server:
 
     def send_signal(self, number: signal.Signals) -> None:
         os.kill(self.process.pid, number)
+
+    def pause_between_writes(self) -> None:
+        """SIGSTOP. A process that stands still in the midst of a write to SQLite keeps everybody else from writing."""
+        for _ in range(100):
+            self.send_signal(signal.SIGSTOP)
+            if all(_may_write(path) for path in (self.config.parent / "data").glob("*.sqlite3")):
+                return
+            self.send_signal(signal.SIGCONT)
+        raise AssertionError("always in the midst of a write")
+
+
+def _may_write(path: Path) -> bool:
+    connection = sqlite3.connect(path, isolation_level=None, timeout=1.0)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        connection.close()
+    return True
 
 
 @asynccontextmanager

@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import zipfile
@@ -177,7 +176,7 @@ async def test_epochs_fence_across_releases(both: Both, model: ModelServer, paus
     assert await user.text("s", "[[say: one]]") == "one"
     held = asyncio.create_task(user.http.post("/sessions/s/messages", json={"prompt": "[[gate: held]]"}))
     await model.gate_reached("held")
-    await asyncio.to_thread(pause_between_writes, server)
+    await asyncio.to_thread(server.pause_between_writes)
     try:
         await eventually(lambda: taken_over(other), 60)
     finally:
@@ -186,28 +185,6 @@ async def test_epochs_fence_across_releases(both: Both, model: ModelServer, paus
     assert (await held).json().get("code") in ("turn_interrupted", "session_busy", "store_unavailable")
     assert await seen(other, "s") == ["[[say: one]]", "[[say: two]]"]
     assert await seen(user, "s") == ["[[say: one]]", "[[say: two]]", "[[turns]]"]
-
-
-def pause_between_writes(server: Server) -> None:
-    """A process that stands still in the midst of a write to SQLite keeps everybody else from writing."""
-    for _ in range(100):
-        server.send_signal(signal.SIGSTOP)
-        if all(may_write(path) for path in (server.config.parent / "data").glob("*.sqlite3")):
-            return
-        server.send_signal(signal.SIGCONT)
-    raise AssertionError("always in the midst of a write")
-
-
-def may_write(path: Path) -> bool:
-    connection = sqlite3.connect(path, isolation_level=None, timeout=1.0)
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("ROLLBACK")
-    except sqlite3.OperationalError:
-        return False
-    finally:
-        connection.close()
-    return True
 
 
 async def taken_over(other: User) -> bool:

@@ -15,6 +15,7 @@ import aerodrome
 from aerodrome._util.clock import SystemClock
 from aerodrome._util.patience import Patience
 from aerodrome._util.tasks import TaskOwner
+from aerodrome.app.ceilings import residents, turn_admission
 from aerodrome.app.launch import checked_launcher
 from aerodrome.app.observe import Observability, open_observability, state_of
 from aerodrome.app.options import (
@@ -28,7 +29,6 @@ from aerodrome.app.options import (
     peer_silence,
     pool_options,
     session_options,
-    turn_ceilings,
 )
 from aerodrome.app.sandbox import workspaces
 from aerodrome.app.secret_keeper import SecretKeeper
@@ -38,8 +38,6 @@ from aerodrome.config.settings import Settings
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.coordination.ports import ClusterEvent
 from aerodrome.errors import AerodromeError, ConfigError, Draining
-from aerodrome.fairness.gate import FairGate
-from aerodrome.fairness.line import Ceilings
 from aerodrome.gateway.server import Gateway
 from aerodrome.http.api import create_app
 from aerodrome.http.limits import HttpLimits
@@ -64,13 +62,10 @@ from aerodrome.runtime.homes import Homes
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.pool import RuntimePool
 from aerodrome.runtime.sources import AttachedOrLaunched
-from aerodrome.sessions.admission import TurnAdmission, TurnLimits
-from aerodrome.sessions.backlog import BacklogLimits
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.janitor import Janitor
 from aerodrome.sessions.patience import patient_directory, patient_files, patient_leases, patient_ledger
 from aerodrome.sessions.recovery import EARLIER
-from aerodrome.sessions.residents import Residents
 from aerodrome.sessions.service import SessionService
 
 log = structlog.get_logger(__name__)
@@ -434,47 +429,13 @@ class Node:
             settled=lambda: self._heartbeat.unsettled == 0,
             deleted=self._workspaces.deleted,
             announce=lambda kind, key: self.cluster.announce(kind, key),
-            admission=self._admission(tasks),
-            residents=self._residents(),
+            admission=turn_admission(
+                self.settings, self.stores.coordination, lambda: self._heartbeat.incarnation, tasks
+            ),
+            residents=residents(self.settings, lambda: self.pool.changed),
             patience=patience,
             state_patience=state_patience,
             telemetry=self.observability.telemetry,
-        )
-
-    def _admission(self, tasks: TaskOwner) -> TurnAdmission:
-        limits, timeout = self.settings.limits, self.settings.runtime.capacity_timeout
-
-        def later(work: Coroutine[Any, Any, Any], name: str) -> None:
-            if tasks.closed:
-                work.close()  # the places of a node that has left are free
-            else:
-                tasks.start(work, name, expected=AerodromeError)
-
-        return TurnAdmission(
-            FairGate(
-                turn_ceilings(self.settings), timeout=timeout, what="no turn could be started", weight=limits.weight_of
-            ),
-            TurnLimits(
-                per_minute=limits.turns_per_minute,
-                per_minute_of_tenant=limits.turns_per_minute_per_tenant,
-                at_once=limits.max_turns_per_user,
-                at_once_of_tenant=limits.max_turns_per_tenant,
-            ),
-            self.stores.coordination,
-            incarnation=lambda: self._heartbeat.incarnation,
-            later=later,
-            timeout=timeout,
-            backlog=BacklogLimits(limits.max_waiting_per_tenant, limits.max_waiting_per_user),
-            per_runtime=limits.max_turns_per_runtime,
-        )
-
-    def _residents(self) -> Residents:
-        limits = self.settings.limits
-        return Residents(
-            Ceilings(limits.max_sessions, limits.max_sessions_per_tenant, limits.max_sessions_per_user),
-            timeout=self.settings.runtime.capacity_timeout,
-            weight=limits.weight_of,
-            changed=lambda: self.pool.changed,
         )
 
     @property

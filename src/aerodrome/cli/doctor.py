@@ -18,7 +18,7 @@ from aerodrome.cli.console import out, print_json, print_table, say
 from aerodrome.cli.options import ConfigOption, JsonOption
 from aerodrome.config import Settings, load_settings
 from aerodrome.config.secret_references import GIVEN
-from aerodrome.errors import AerodromeError
+from aerodrome.errors import AerodromeError, RuntimeUnavailable
 from aerodrome.model import Isolation
 
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
@@ -42,8 +42,8 @@ def doctor(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check configuration, CLI binary, provider, secrets, stores, addresses, telemetry, runtime start. Exits 1 if
-    anything failed.
+    """Check configuration, CLI binary, provider, secrets, stores, addresses, telemetry, attached servers,
+    runtime start. Exits 1 if anything failed.
 
     With `--cluster` it asks every node over the address that other nodes use, so run it on a machine of the fleet.
     """
@@ -97,6 +97,8 @@ async def _examine(settings: Settings, start: bool) -> list[Finding]:
         "process isolation": _isolation,
         "sandbox": _sandbox,
     }
+    if settings.runtime.attach:
+        checks["attached servers"] = _attached
     if start:
         checks["runtime"] = _runtime
     findings = []
@@ -250,6 +252,20 @@ async def _sandbox(settings: Settings) -> str:
     except AerodromeError as error:
         return f"not used, and could not be: {error.detail}"
     return 'not used; runtime.launcher = "sandbox" works here'
+
+
+async def _attached(settings: Settings) -> str:
+    from aerodrome.app.attached_doctor import examine_attached
+
+    found = await examine_attached(settings)
+    wrong = [f"{server}: {problem}" for server, problem in found.items() if problem is not None]
+    well = f"{len(found) - len(wrong)} of {len(found)} can be used"
+    if not wrong:
+        return well
+    told = "; ".join([well, *wrong])
+    if len(wrong) == len(found):
+        raise RuntimeUnavailable(told)
+    raise _Warning(told)
 
 
 async def _runtime(settings: Settings) -> str:

@@ -27,7 +27,7 @@ class TelemetrySettings(Section):
         default=None,
         description="Bearer token with which `server.http` answers `/metrics`. Without it, and without "
         "`metrics_address`, nothing is measured.",
-        json_schema_extra={"example": '"env:AERODROME_METRICS_TOKEN"'},
+        json_schema_extra={"example": '"env:METRICS_TOKEN"'},
     )
     tenant_labels: int = Field(
         default=0,

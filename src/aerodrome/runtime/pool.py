@@ -2,8 +2,7 @@
 
 `reserve` gives a session a place in a runtime of its key. What it decides on is read and changed without an await in
 between, so that two requests at once can neither start two runtimes for one user nor take one place twice
-(traps 1, 11). A key that needs a runtime has one *claim*, however many requests wait for it; the claims share the
-runtimes that are warm or being started, and start others up to the ceiling.
+(traps 1, 11). A key that needs a runtime has one claim (`claims`), however many requests wait for it.
 
 Nobody waits for anything in particular: whatever changes wakes all who wait, and each looks again.
 
@@ -23,10 +22,11 @@ from dataclasses import dataclass, field
 import structlog
 
 from aerodrome._util.tasks import TaskOwner
-from aerodrome.errors import AerodromeError, Capacity, Draining, NotFound, RuntimeUnavailable
+from aerodrome.errors import Capacity, Draining, NotFound, RuntimeUnavailable
 from aerodrome.fairness.line import Ticket
 from aerodrome.model import PlacementStrategy, RuntimeKey
 from aerodrome.placement.choose import Candidate, placement
+from aerodrome.runtime.claims import Claim, Claims
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.ports import Launcher, MakeRoom, MoveSessions, Runtime
 from aerodrome.runtime.queueing import RuntimeQueue
@@ -74,16 +74,6 @@ class PoolOptions:
     recycle: RecycleOptions = field(default_factory=RecycleOptions)
 
 
-class _Claim:
-    """A key's wish for one more runtime."""
-
-    def __init__(self, ticket: Ticket) -> None:
-        #: Its place in the line of those who wait for a runtime.
-        self.ticket = ticket
-        self.ended = False
-        self.error: Exception | None = None
-
-
 class RuntimePool:
     def __init__(
         self,
@@ -98,13 +88,13 @@ class RuntimePool:
         self._placement = placement(options.placement)
         #: All that have a process, also those that are being started, stopped or buried.
         self._runtimes: dict[str, ManagedRuntime] = {}
-        self._claims: dict[RuntimeKey, _Claim] = {}
         #: Calls of `reserve` under way.
         self._requests: Counter[RuntimeKey] = Counter()
         self._queue = RuntimeQueue(options.weight, options.max_waiting_per_tenant, options.max_waiting_per_user)
         #: Set, and replaced by a new one, whenever something has changed that a waiter may wait for.
         self._changed = asyncio.Event()
         self._tasks = TaskOwner("pool")
+        self._claims = Claims(self, self._queue, self._tasks, self._requests)
         self._closing = False
         self.retirements = Retirements(self, self._tasks, options.recycle.patience)
         self.standby = standby or Standby(StandbyOptions(options.warm, options.max_warm, options.memory_reserve))
@@ -227,7 +217,7 @@ class RuntimePool:
         *,
         alone: bool,
     ) -> ManagedRuntime:
-        claim: _Claim | None = None
+        claim: Claim | None = None
         #: The state of things in which we have asked for room in this key's own runtimes.
         asked: asyncio.Event | None = None
         while True:
@@ -256,7 +246,7 @@ class RuntimePool:
             if claim is None or claim.ended:
                 if claim is not None and claim.error is not None:
                     raise claim.error
-                claim = self._join_claim(key)
+                claim = self._claims.join(key)
             await self._wait(key, ticket, changed, deadline)
 
     def release(self, runtime: Runtime) -> None:
@@ -326,7 +316,7 @@ class RuntimePool:
         assert runtime.key is not None  # it has sessions
         if self.places_besides(runtime) >= runtime.reserved or not self._to_be_had(runtime.key):
             return None
-        claim = self._join_claim(runtime.key)
+        claim = self._claims.join(runtime.key)
         while not claim.ended:
             if not self._to_be_had(runtime.key):
                 return None  # others were first; the claim may wait for as long as the node is full
@@ -339,7 +329,7 @@ class RuntimePool:
         """Whether one more can be claimed without taking anything from others: below the ceiling, or of those that are
         warm or being started, one that no other key waits for."""
         free = len(self.in_state(RuntimeState.WARM)) + len(self.in_state(RuntimeState.STARTING))
-        waiting = len(self._claims.keys() - {key})
+        waiting = self._claims.besides(key)
         return free > waiting or not self.full
 
     async def retire(self, runtime: ManagedRuntime, reason: str = "retired") -> None:
@@ -382,70 +372,7 @@ class RuntimePool:
         # Without this, keys that wait for room could end each other's new runtimes for ever.
         return runtime.key in self._requests
 
-    # --- claims ---
-
-    def _join_claim(self, key: RuntimeKey) -> _Claim:
-        claim = self._claims.get(key)
-        if claim is None:
-            claim = self._claims[key] = _Claim(self._queue.join_claims(key))
-            self._tasks.start(self._run_claim(key, claim), f"claim {key}")
-        return claim
-
-    async def _run_claim(self, key: RuntimeKey, claim: _Claim) -> None:
-        """A task of its own: what it has begun does not end with the request that was first."""
-        try:
-            await self._claim(key, claim)
-        except asyncio.CancelledError:
-            self._end_claim(key, claim, Draining("this node is shutting down"))
-            raise
-        except Exception as error:
-            if not isinstance(error, AerodromeError):
-                log.exception("runtime.claim_failed", key=str(key))
-            self._end_claim(key, claim, error)
-        else:
-            self._end_claim(key, claim)
-
-    def _end_claim(self, key: RuntimeKey, claim: _Claim, error: Exception | None = None) -> None:
-        """Once: what becomes afterwards of a start that it has begun does not concern it."""
-        if not claim.ended:
-            claim.error = error
-            claim.ended = True
-            self._queue.leave_claims(claim.ticket)
-            del self._claims[key]
-            self.notify()
-
-    def _hand_out(self) -> None:
-        """Give the warm runtimes to the claims that are next, whoever has had them started."""
-        for runtime in self.in_state(RuntimeState.WARM):
-            key = self._queue.first_claim()
-            while key is not None and key not in self._requests:
-                # All who waited have given up: what was started for them stays warm.
-                self._end_claim(key, self._claims[key])
-                key = self._queue.first_claim()
-            if key is None:
-                return
-            runtime.claim(key)
-            self.retirements.claimed(runtime)
-            self.standby.claimed()
-            log.info("runtime.claimed", runtime=runtime.id, pid=runtime.pid, key=str(key))
-            claim = self._claims[key]
-            self._queue.leave_claims(claim.ticket, served=True)
-            self._end_claim(key, claim)
-
-    async def _claim(self, key: RuntimeKey, claim: _Claim) -> None:
-        while key in self._requests:
-            changed = self._changed
-            self._hand_out()
-            if claim.ended:
-                return
-            if len(self.in_state(RuntimeState.STARTING)) >= self._queue.claims:
-                await changed.wait()  # those that are being started will do
-            elif not self.full:
-                await self.spawn()
-            elif unused := self.unused():
-                await self.retire(min(unused, key=lambda r: r.last_held), "room")
-            elif not await self._make_room(None):
-                await changed.wait()
+    # --- starts ---
 
     async def spawn(self) -> None:
         """Start one runtime; it is warm afterwards. Raises `RuntimeUnavailable`."""
@@ -465,7 +392,7 @@ class RuntimePool:
             if runtime.state is not RuntimeState.WARM:
                 del self._runtimes[runtime.id]
             self.notify()
-        self._hand_out()
+        self._claims.hand_out()
 
     def _lost(self, runtime: ManagedRuntime) -> None:
         if not self._closing:
@@ -489,5 +416,4 @@ class RuntimePool:
 
     def _on_its_way(self, key: RuntimeKey) -> bool:
         """Whether a start that will do for this key's claim is under way: those before it in the queue take theirs."""
-        claim = self._claims.get(key)
-        return claim is not None and self._queue.is_among_first(claim.ticket, self._starts.under_way)
+        return self._claims.on_its_way(key, self._starts.under_way)

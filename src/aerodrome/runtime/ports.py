@@ -184,6 +184,10 @@ class Runtime(Protocol):
         """Whether it answers a ping, after a request of this method was not answered; it is lost if not."""
         ...
 
+    async def takes_prompts(self) -> bool:
+        """Whether a prompt may be handed to it now; it is lost if not."""
+        ...
+
     async def let_go(self, session_id: str) -> bool:
         """Have it unload a session. ``False``: it refuses, or has not done it in time."""
         ...

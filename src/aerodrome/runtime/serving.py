@@ -82,6 +82,14 @@ class ServingRuntime:
             return False
         return True
 
+    async def takes_prompts(self) -> bool:
+        """Whether a prompt may be handed to it now; it is lost if not.
+
+        A process of our own is killed before its sessions go elsewhere, and what it was handed and has not read goes
+        with it. Nothing need be asked.
+        """
+        return not self.lost.is_set()
+
     async def let_go(self, session_id: str) -> bool:
         """Have it unload a session. ``False``: it refuses, or has not done it in time; in the latter case it is still
         expected to, and the session is in `letting_go` until then."""

@@ -190,13 +190,15 @@ class Activation:
 
         Raises:
             Refused: The runtime does not take it.
-            RuntimeUnavailable: It went away; nobody knows whether it took it.
+            RuntimeUnavailable: It has gone, or went away; nobody knows whether it took it.
         """
         params = {**message, "sessionId": self.key.id}
         if steer:
             params["mode"] = "immediate"
         if trace is not None:
             params |= trace.fields()
+        if not await self.runtime.takes_prompts():
+            raise RuntimeUnavailable(f"the runtime has gone: {self.runtime.lost_reason}")
         self._trace = trace
         loop = asyncio.get_running_loop()
         began = loop.time()

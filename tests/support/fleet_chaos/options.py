@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,3 +33,16 @@ class Options:
     def chance(self, name: str) -> random.Random:
         """A source of chance of its own for each part, so that one does not shift what another draws."""
         return random.Random(f"{self.seed}:{name}")
+
+
+def arguments() -> argparse.Namespace:
+    """Of `make chaos`, which are in the environment, and of the program."""
+    default = os.environ.get
+    parser = argparse.ArgumentParser(prog="python -m support.fleet_chaos", description="A fleet under trouble.")
+    parser.add_argument("--seed", type=int, default=default("SEED"), help="of users and faults; drawn by default")
+    parser.add_argument("--users", type=int, default=default("USERS", "24"))
+    parser.add_argument("--minutes", type=float, default=default("MINUTES", "3"), help="of trouble")
+    parser.add_argument("--turns", type=int, default=default("TURNS"), help="end after so many")
+    parser.add_argument("--pause", type=float, default=default("PAUSE", "8"), help="seconds between two faults, about")
+    parser.add_argument("--json", default=default("JSON"), help="file for what was measured")
+    return parser.parse_args()

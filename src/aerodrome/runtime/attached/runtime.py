@@ -134,6 +134,11 @@ class AttachedRuntime(ServingRuntime):
         self._observe(False, 0.0)
         return await super().answers(unanswered)
 
+    async def takes_prompts(self) -> bool:
+        """It is asked first: the kernel of a server that hangs takes what it is sent, and the server reads that when it
+        wakes up, long after the prompt was repeated elsewhere. Nothing compares epochs of what it writes then."""
+        return not self.lost.is_set() and await self._ping()
+
     def watch(self) -> None:
         """Begin to ask it for signs of life."""
         self._tasks.start(self._ping_for_ever(), "health")
@@ -150,16 +155,22 @@ class AttachedRuntime(ServingRuntime):
     async def _ping_for_ever(self) -> None:
         while True:
             await asyncio.sleep(self._options.ping_interval)
-            began = time.monotonic()
-            try:
-                await self.control.request("ping", {}, timeout=self._options.ping_timeout)
-            except TimeoutError:
-                self._lose(f"no answer to a ping within {self._options.ping_timeout:g} s: it hangs")
+            if not await self._ping():
                 return
-            except (LinkClosed, RemoteError) as error:
-                self._lose(f"the ping failed: {error}")
-                return
-            self._observe(True, time.monotonic() - began)
+
+    async def _ping(self) -> bool:
+        """Whether it answers; it is lost if not."""
+        began = time.monotonic()
+        try:
+            await self.control.request("ping", {}, timeout=self._options.ping_timeout)
+        except TimeoutError:
+            self._lose(f"no answer to a ping within {self._options.ping_timeout:g} s: it hangs")
+            return False
+        except (LinkClosed, RemoteError) as error:
+            self._lose(f"the ping failed: {error}")
+            return False
+        self._observe(True, time.monotonic() - began)
+        return True
 
     def _lose(self, reason: str) -> None:
         if self.lost.is_set():
