@@ -18,7 +18,7 @@ from aerodrome.demo.model import ModelServer
 from aerodrome.errors import StoreUnavailable
 from aerodrome.events import SessionEvent
 from aerodrome.gateway.away import AwaySessions
-from aerodrome.gateway.router import NODE_LINK
+from aerodrome.gateway.bindings import NODE_LINK
 from aerodrome.model import SessionKey
 from aerodrome.sessions.live import LiveSession
 from support.host import Host, User, host, until

@@ -18,8 +18,8 @@ from copilot.generated.rpc import PermissionDecisionApproveOnce
 from aerodrome.demo.model import ModelServer
 from aerodrome.gateway import away
 from aerodrome.gateway import client as gateway_client
+from aerodrome.gateway.bindings import NODE_LINK
 from aerodrome.gateway.client import GatewayClient
-from aerodrome.gateway.router import NODE_LINK
 from aerodrome.model import SessionKey
 from aerodrome.peers.link import PeerLink
 from support.hop import Hop, hop

@@ -547,6 +547,35 @@ def test_prompts_that_a_lost_node_had_taken_are_known() -> None:
     assert router.sessions.lost_prompts("s1", []) == []
 
 
+def test_a_prompt_is_known_to_have_begun_or_ended_also_when_its_answer_comes_behind_that() -> None:
+    link = "node:b-1"
+    router = bound("s1", link=link)
+
+    def prompt(number: int) -> bytes:
+        (serve,) = router.from_client(request(number, "session.send", sessionId="s1", prompt="hello"))
+        assert isinstance(serve, Serve)
+        serve.request.session_id = "s1"
+        router.send(serve.request, link)
+        return body(id=number, result={"messageId": f"m{number}"})
+
+    answer = prompt(1)
+    assert not router.sessions.under_way
+    router.from_runtime(link, event("s1", "e1", "user.message", messageId="m1"))
+    assert router.sessions.under_way
+    router.from_runtime(link, answer)
+    router.from_runtime(link, event("s1", "e2", "session.idle"))
+    assert not router.sessions.under_way, "it was answered while it ran"
+    answer = prompt(2)
+    router.from_runtime(link, event("s1", "e3", "user.message", messageId="m2"))
+    router.from_runtime(link, event("s1", "e4", "session.idle"))
+    router.from_runtime(link, answer)
+    assert not router.sessions.under_way, "it was answered behind its end"
+    router.from_runtime(link, prompt(3))
+    assert router.sessions.under_way, "it has not begun"
+    router.sessions.hold_back("s1")
+    assert router.sessions.lost_prompts("s1", []) == ["m3"]
+
+
 def test_a_prompt_that_was_lost_with_its_node_is_not_ended_by_the_next_nodes_idle() -> None:
     link = "node:b-1"
     router = bound("s1", link=link)

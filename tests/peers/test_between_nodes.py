@@ -49,6 +49,7 @@ class Sessions:
         self.error: AerodromeError | None = None
         self.sent: list[SendMessage] = []
         self.deleted = 0
+        self.draining = False
 
     async def _say(self) -> None:
         self.asked.set()

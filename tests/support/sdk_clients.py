@@ -117,9 +117,11 @@ class Client:
         As `CopilotClient.stop`, which blocks the loop for a second besides: it waits for its reader before it closes
         the socket that the reader reads from.
         """
-        for chat in self._chats:
-            await chat.session.disconnect()
-        await self.sdk.force_stop()
+        try:
+            for chat in self._chats:
+                await chat.session.disconnect()
+        finally:
+            await self.sdk.force_stop()
 
     def _options(self, chat: Chat, options: dict[str, Any]) -> dict[str, Any]:
         tools = {"available_tools": list(TOOLS)} if self.mode == "empty" else {}

@@ -73,6 +73,8 @@ log = structlog.get_logger(__name__)
 
 #: Seconds that another node may take to answer.
 _PEER_TIMEOUT = 30.0
+#: Seconds between two looks whether the callers of a node that drains have got their answers.
+_LOOK = 0.05
 #: Seconds for what is tidied up behind the end of everything else.
 _FAREWELL = 2.0
 
@@ -121,6 +123,8 @@ class Node:
         #: The other nodes on the same stores.
         self.cluster: Cluster
         self._links: PeerLinks
+        #: What callers of the HTTP API have other nodes do for them.
+        self._forwarded: ClusterSessions | None = None
         self._http = http
         self._listeners = dict(listeners or {})
         self._authenticator = authenticator
@@ -250,11 +254,21 @@ class Node:
             await asyncio.sleep(self.settings.server.drain_delay)
         log.info("node.draining", sessions=len(self.sessions.live))
         letting_go = self._tasks.start(self.gateway.let_go(), "let clients go")
+        deadline = asyncio.get_running_loop().time() + self.settings.server.drain_timeout
         try:
             await self.sessions.drain(self.settings.server.drain_timeout)
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._others_quiet()
         finally:
             letting_go.cancel()
         log.info("node.drained")
+
+    async def _others_quiet(self) -> None:
+        """Returns when nobody who is connected to this node waits for what another one runs."""
+        await self.gateway.quiet()
+        while self._forwarded is not None and self._forwarded.waits:  # noqa: ASYNC110 - once, at the end
+            await asyncio.sleep(_LOOK)
 
     async def _clear_leases(self) -> None:
         """The node has left: a lease that was taken in the moment in which that began is nobody's."""
@@ -315,7 +329,7 @@ class Node:
 
     async def _open_http(self, auth: Authenticator) -> None:
         limits = HttpLimits(max_body=self.settings.limits.max_body)
-        sessions = ClusterSessions(
+        sessions = self._forwarded = ClusterSessions(
             self.sessions,
             self.cluster,
             self._links,

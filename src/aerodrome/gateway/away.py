@@ -29,9 +29,10 @@ from aerodrome.errors import (
 )
 from aerodrome.events import SessionEvent
 from aerodrome.gateway.attachment import ONCE, REMEMBERED
+from aerodrome.gateway.bindings import NODE_LINK
 from aerodrome.gateway.commands import Request
 from aerodrome.gateway.replay import Changes
-from aerodrome.gateway.router import NODE_LINK, params_of
+from aerodrome.gateway.router import params_of
 from aerodrome.gateway.sessions import open_again
 from aerodrome.gateway.tracing import hand_on
 from aerodrome.model import SessionKey, SessionRow
@@ -109,6 +110,7 @@ class AwaySessions:
 
         Raises:
             SessionMoved: Another node has sent it here, and here is not where the session runs.
+            Draining: It is a prompt, and the client had better go to another node with it.
             AerodromeError: The node that runs the session cannot be found, or reached.
         """
         client = self._client
@@ -132,6 +134,8 @@ class AwaySessions:
             if node is None:
                 return False
             link_id = (await client.link_to_node(node)).id
+        if request.method == "session.send" and client.gateway.sessions.draining:
+            raise Draining("this node is shutting down; connect again", retry_after=1.0)  # to where it lasts
         request.session_id = session_id
         if request.method in ("session.create", "session.resume"):
             client.router.sessions.take_part(session_id)

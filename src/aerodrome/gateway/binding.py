@@ -24,6 +24,8 @@ _FATES = frozenset({"user.message", "session.error"})
 _REMEMBERED = 2048
 #: The same, of those that are stored: one long answer may be made of more pieces than are remembered.
 _STORED = 64
+#: How many of the latest prompts.
+_BEGUN = 64
 
 
 class _Data(msgspec.Struct):
@@ -61,6 +63,8 @@ class Binding:
         self.link: str | None = None
         #: Where it was last: what its runtime says in the moment in which it is unloaded still comes from there.
         self.latest: str | None = None
+        #: That is another node: what has become of the client's prompts only events say.
+        self.elsewhere = False
         #: The runtime has loaded it: before that it would answer that there is no such session.
         self.ready = False
         self._told: set[str] = set()
@@ -83,6 +87,9 @@ class Binding:
         #: Prompts of the client that another node has taken and whose end has not been told, by message id, and whether
         #: they have begun.
         self.sent: dict[str, bool] = {}
+        #: Message ids of the latest prompts that have begun, and whether they are still worked on. The answer to the
+        #: client that sent one may come behind its first event, or its last.
+        self._begun: dict[str, bool] = {}
         #: Those that were with a runtime which the session has lost, until it is known what has become of them. As far
         #: as the client has seen they may be answered, and nothing of that may be stored.
         self.in_doubt: set[str] = set()
@@ -112,6 +119,7 @@ class Binding:
         elif event_type == WORK_ENDS:
             self.working = False
             self.sent = {message_id: False for message_id, begun in self.sent.items() if not begun}
+            self._begun = dict.fromkeys(self._begun, False)
         self._told.add(event_id)
         self._order.append(event_id)
         if len(self._order) > _REMEMBERED:
@@ -125,10 +133,15 @@ class Binding:
         """A prompt of the client's was taken by the node that runs the session."""
         if not answer.is_error and isinstance(answer.result, Raw):
             with suppress(msgspec.DecodeError):
-                self.sent[msgspec.json.decode(answer.result, type=_Sent).messageId] = False
+                message_id = msgspec.json.decode(answer.result, type=_Sent).messageId
+                begun = message_id in self._begun
+                if not begun or self._begun[message_id]:
+                    self.sent[message_id] = begun
 
     def reads(self, event_type: str) -> bool:
         """Whether `note_fate` wants to know of an event of this type."""
+        if event_type == "user.message" and self.elsewhere:
+            return True
         return event_type in _FATES and bool(self.sent or self.in_doubt)
 
     def note_fate(self, event_type: str, event: Event) -> None:
@@ -137,6 +150,9 @@ class Binding:
             message_id = event.data.messageId or event.id
             # Told anew: it is stored, or on its way again.
             self.in_doubt.discard(message_id)
+            self._begun[message_id] = True
+            if len(self._begun) > _BEGUN:
+                del self._begun[next(iter(self._begun))]
             if message_id in self.sent:
                 self.sent[message_id] = True
         elif event.data.originatingMessageId is not None:

@@ -20,6 +20,10 @@ from aerodrome.policy import readers
 _OF_MOVES = frozenset({"session.shutdown", "session.resume"})
 
 
+#: Ids of links to other nodes begin so.
+NODE_LINK = "node:"
+
+
 class EventHead(msgspec.Struct):
     """Of an event, what says what to do with it."""
 
@@ -51,6 +55,7 @@ class Bindings:
         """The session is about to be loaded in the runtime behind the link, which tells its events from now on."""
         binding = self._bindings.setdefault(session_id, Binding())
         binding.link = binding.latest = link
+        binding.elsewhere = link.startswith(NODE_LINK)
         binding.ready = False
 
     def ready(self, session_id: str) -> None:
@@ -82,6 +87,11 @@ class Bindings:
     def uses(self, link: str) -> bool:
         """Whether a session is bound to this link."""
         return any(binding.link == link for binding in self._bindings.values())
+
+    @property
+    def under_way(self) -> bool:
+        """Whether anything that the client was told of, or has sent, has not come to its end as far as it knows."""
+        return any(binding.working or binding.sent or binding.in_doubt for binding in self._bindings.values())
 
     def lost(self, link: str) -> None:
         """The link has gone."""

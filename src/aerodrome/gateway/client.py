@@ -29,6 +29,7 @@ from aerodrome.errors import (
 )
 from aerodrome.gateway.attachment import NativeAttachment
 from aerodrome.gateway.away import AwaySessions
+from aerodrome.gateway.bindings import NODE_LINK
 from aerodrome.gateway.bodies import read
 from aerodrome.gateway.commands import (
     Changed,
@@ -46,7 +47,7 @@ from aerodrome.gateway.commands import (
 )
 from aerodrome.gateway.links import ClientLinks
 from aerodrome.gateway.problems import INTERNAL_ERROR
-from aerodrome.gateway.router import ASK_THE_MODEL, NODE_LINK, Router, params_of, problem_of
+from aerodrome.gateway.router import ASK_THE_MODEL, Router, params_of, problem_of
 from aerodrome.gateway.tracing import traced
 from aerodrome.gateway.upstream import Upstream
 from aerodrome.model import Principal, Role
@@ -123,6 +124,8 @@ class GatewayClient:
     def idle(self) -> bool:
         """Nothing of it is under way: no request, no turn, and nothing else in a session it takes part in."""
         if self.router.unanswered or self.links.opening or not all(run.ended for run in self._runs):
+            return False
+        if self.router.sessions.under_way:  # on another node, perhaps
             return False
         return not any(attachment.live.engaged for attachment in self.attachments.values())
 

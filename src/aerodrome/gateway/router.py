@@ -35,7 +35,7 @@ from aerodrome.errors import (
     TurnInterrupted,
 )
 from aerodrome.gateway import problems
-from aerodrome.gateway.bindings import Bindings, EventHead
+from aerodrome.gateway.bindings import NODE_LINK, Bindings, EventHead
 from aerodrome.gateway.bodies import Incoming, read
 from aerodrome.gateway.commands import (
     Changed,
@@ -64,8 +64,6 @@ from aerodrome.wire.oversized import complaint, head_of
 
 #: Ids of requests that we make ourselves on a client's link begin so.
 OWN_IDS = "aerodrome:"
-#: Ids of links to other nodes begin so.
-NODE_LINK = "node:"
 #: What another node answers with when it is not for it to answer; nothing has happened then.
 _GIVEN_BACK = frozenset({"session_moved", "draining"})
 _OPENING = frozenset({"session.create", "session.resume"})

@@ -151,6 +151,11 @@ class Gateway:
                     client.close(Draining("this node is shutting down; connect again"))
             await asyncio.sleep(_LOOK_AGAIN)
 
+    async def quiet(self) -> None:
+        """Returns when nothing of any client is under way: of those that are here for what runs on other nodes, too."""
+        while any(not client.idle and not client.gone for client in self.clients):  # noqa: ASYNC110 - as `let_go`
+            await asyncio.sleep(_LOOK_AGAIN)
+
     async def aclose(self) -> None:
         """Close every connection and wait until nothing of the clients is left."""
         await self.stop_listening()

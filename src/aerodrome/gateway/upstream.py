@@ -16,7 +16,8 @@ from msgspec import Raw, UnsetType
 
 from aerodrome.coordination.ports import Node
 from aerodrome.errors import RuntimeUnavailable
-from aerodrome.gateway.router import NODE_LINK, OWN_IDS, problem_code
+from aerodrome.gateway.bindings import NODE_LINK
+from aerodrome.gateway.router import OWN_IDS, problem_code
 from aerodrome.model import Principal
 from aerodrome.peers.link import PeerGone, address_of
 from aerodrome.peers.liveness import Liveness

@@ -93,6 +93,8 @@ class ClusterSessions:
         self._patience = patience
         self._reader_bytes = reader_bytes
         self._following: dict[SessionKey, set[FollowingStream]] = {}
+        #: Turns of other nodes that callers of this one wait for.
+        self._turns: set[RemoteTurn] = set()
         cluster.on_awake.append(self._on_awake)
         cluster.followed.append(lambda: list(self._following))
 
@@ -183,6 +185,9 @@ class ClusterSessions:
         )
 
     async def send(self, who: Principal, session_id: str, message: SendMessage) -> Turn:
+        if self._local.draining:
+            # Also when another node runs the session: the caller had better wait for its answer there.
+            raise Draining("this node is shutting down; try again", retry_after=1.0)
         if not self._cluster.alone and message.idempotency_key is None:
             # Forwarded to a node that goes before it answers, the prompt is sent once more to the next one.
             message = replace(message, idempotency_key=f"{_OWN_KEY}{uuid.uuid4()}")
@@ -207,6 +212,11 @@ class ClusterSessions:
         )
         self._following.setdefault(key, set()).add(stream)
         return stream
+
+    @property
+    def waits(self) -> bool:
+        """Whether a caller of this node waits for a turn of another one."""
+        return bool(self._turns)
 
     # --- inside ---
 
@@ -241,7 +251,7 @@ class ClusterSessions:
                 del self._following[key]
 
     async def _send_there(self, link: PeerLink, who: Principal, session_id: str, message: SendMessage) -> Turn:
-        turn = RemoteTurn(link, self._read_turn, reader_bytes=self._reader_bytes)
+        turn = RemoteTurn(link, self._read_turn, reader_bytes=self._reader_bytes, on_over=self._turns.discard)
         link.begin(turn.stream)
         try:
             with self._tracer.span("forward", kind="client", attributes={"aerodrome.node": link.node.name}) as span:
@@ -263,6 +273,8 @@ class ClusterSessions:
             turn.stream.close()
             raise
         turn.accepted(shapes.turn_row_of(row))
+        if not turn.over:
+            self._turns.add(turn)
         return turn
 
     async def _call(self, link: PeerLink, who: Principal, session_id: str, name: str, *arguments: Any) -> Any:

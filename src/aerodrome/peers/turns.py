@@ -26,9 +26,17 @@ class RemoteTurn:
     Args:
         read: Reads a turn in the ledger.
         reader_bytes: How far a reader of its events may be behind.
+    on_over: Called when it has ended, or its caller has gone.
     """
 
-    def __init__(self, link: PeerLink, read: ReadTurn, *, reader_bytes: int) -> None:
+    def __init__(
+        self,
+        link: PeerLink,
+        read: ReadTurn,
+        *,
+        reader_bytes: int,
+        on_over: Callable[[RemoteTurn], None] = lambda _: None,
+    ) -> None:
         self.stream = PeerStream(link, on_told=self._on_told, on_ended=self._on_ended)
         self._link = link
         self._read = read
@@ -38,11 +46,18 @@ class RemoteTurn:
         self._asked_for_events = False
         self._result: asyncio.Future[TurnRow | None] = asyncio.get_running_loop().create_future()
         self._result.add_done_callback(lambda result: result.cancelled() or result.exception())
+        self._on_over = on_over
+        self._result.add_done_callback(lambda _: on_over(self))
 
     @property
     def row(self) -> TurnRow:
         assert self._row is not None
         return self._row
+
+    @property
+    def over(self) -> bool:
+        """Nothing comes of it any more by the link."""
+        return self._result.done()
 
     def accepted(self, row: TurnRow) -> None:
         """The other node has it in hand."""
@@ -79,6 +94,7 @@ class RemoteTurn:
 
     def abandon(self) -> None:
         self.stream.say(shapes.ABANDON)
+        self._on_over(self)
 
     def _want_events(self, wanted: bool) -> None:
         """The other node keeps them back until it knows."""
