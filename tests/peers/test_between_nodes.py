@@ -49,7 +49,6 @@ class Sessions:
         self.error: AerodromeError | None = None
         self.sent: list[SendMessage] = []
         self.deleted = 0
-        self.draining = False
 
     async def _say(self) -> None:
         self.asked.set()
@@ -119,6 +118,8 @@ async def linked(far: Far) -> AsyncIterator[PeerLink]:
 
 class Local:
     """The sessions of the near end, where nothing runs."""
+
+    draining = False
 
     def __init__(self) -> None:
         self.error: AerodromeError | None = None
