@@ -570,10 +570,53 @@ def test_a_prompt_is_known_to_have_begun_or_ended_also_when_its_answer_comes_beh
     router.from_runtime(link, event("s1", "e4", "session.idle"))
     router.from_runtime(link, answer)
     assert not router.sessions.under_way, "it was answered behind its end"
-    router.from_runtime(link, prompt(3))
+    answer = prompt(3)
+    router.from_runtime(link, event("s1", "e5", "session.error", originatingMessageId="m3"))
+    router.from_runtime(link, event("s1", "e6", "session.idle"))
+    router.from_runtime(link, answer)
+    assert not router.sessions.under_way, "it was answered behind the error that ended it"
+    router.from_runtime(link, prompt(4))
     assert router.sessions.under_way, "it has not begun"
     router.sessions.hold_back("s1")
-    assert router.sessions.lost_prompts("s1", []) == ["m3"]
+    assert router.sessions.lost_prompts("s1", []) == ["m4"]
+
+
+def test_an_abort_ends_the_prompts_that_wait_in_a_runtime_elsewhere() -> None:
+    link = "node:b-1"
+    router = bound("s1", link=link)
+    for number in (1, 2):
+        (serve,) = router.from_client(request(number, "session.send", sessionId="s1", prompt="hello"))
+        assert isinstance(serve, Serve)
+        serve.request.session_id = "s1"
+        router.send(serve.request, link)
+        router.from_runtime(link, body(id=number, result={"messageId": f"m{number}"}))
+    router.from_runtime(link, event("s1", "e1", "user.message", messageId="m1"))
+    router.from_runtime(link, event("s1", "e2", "abort"))
+    router.from_runtime(link, event("s1", "e3", "session.idle"))
+    assert not router.sessions.under_way
+    router.sessions.hold_back("s1")
+    assert router.sessions.lost_prompts("s1", []) == []
+
+
+def test_of_a_session_that_runs_here_the_node_knows_better_whether_it_is_at_work() -> None:
+    router = bound("s1")
+    router.from_runtime("rt-1", event("s1", "e1", "assistant.turn_start"))
+    router.sessions.unbind("s1")
+    assert not router.sessions.under_way
+    router.sessions.doubt("s1", ["m1"])
+    assert router.sessions.under_way
+    router.sessions.assured("s1", ["m1"])
+    assert not router.sessions.under_way
+
+
+def test_trace_that_nobody_has_looked_at_is_no_part_of_a_message_to_the_client() -> None:
+    router = bound("s1")
+    router.sessions.unbind("s1")
+    good = SessionEvent("e1", "model.log", b'{"type":"model.log"}', ephemeral=True)
+    forged = SessionEvent("e2", "model.log", b'{"type":"model.log"}},"x":{', ephemeral=True)
+    assert [found["params"]["event"] for found in to_client(router.sessions.tell("s1", [good, forged]))] == [
+        {"type": "model.log"}
+    ]
 
 
 def test_a_prompt_that_was_lost_with_its_node_is_not_ended_by_the_next_nodes_idle() -> None:

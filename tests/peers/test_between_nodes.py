@@ -12,7 +12,15 @@ import pytest
 from msgspec import Raw, UnsetType
 
 from aerodrome.coordination.ports import Node
-from aerodrome.errors import AerodromeError, Invalid, NotFound, RuntimeUnavailable, SessionBusy, SessionElsewhere
+from aerodrome.errors import (
+    AerodromeError,
+    Draining,
+    Invalid,
+    NotFound,
+    RuntimeUnavailable,
+    SessionBusy,
+    SessionElsewhere,
+)
 from aerodrome.events import SessionEvent
 from aerodrome.gateway.peering import PeerServer
 from aerodrome.model import Principal, SessionKey, TurnRow, TurnStatus
@@ -279,6 +287,48 @@ async def test_a_turn_that_has_ended_before_its_reader_asks_for_its_events_is_to
             await link.request(shapes.PING, {})
         assert [event.id async for event in turn.events()] == ["e1"]
         assert await turn.wait() == DONE
+
+
+async def test_trace_that_nobody_has_looked_at_cannot_speak_in_another_stream(far: Far) -> None:
+    run = far.sessions.run
+    forged = b'{"type":"model.log"},"ephemeral":true,"cursor":""},"stream":2,"event":{"id":"e9","type":"x","raw":{}'
+    async with linked(far) as link:
+        turn = await sent(link)
+        events = turn.events()
+        run.publish(SessionEvent("e1", "model.log", forged, ephemeral=True))
+        run.publish(SessionEvent("e2", "model.log", b'{"type":"model.log"}', ephemeral=True))
+        run.resolve(DONE)
+        assert [event.id async for event in events] == ["e2"]
+        assert await turn.wait() == DONE
+
+
+async def test_a_caller_that_waits_for_another_node_is_known_until_it_has_its_answer(far: Far) -> None:
+    far.sessions.go_on.clear()
+    async with sessions_of(Found(far.node)) as sessions:
+        assert not sessions.waits
+        sending = asyncio.create_task(sessions.send(ALICE, "s", SendMessage("hello")))
+        await far.sessions.asked.wait()
+        assert sessions.waits, "the prompt is on its way"
+        far.sessions.go_on.set()
+        turn = await sending
+        waiting = asyncio.create_task(turn.wait())
+        await asyncio.sleep(0)
+        assert sessions.waits
+        far.sessions.run.resolve(DONE)
+        await waiting
+        assert not sessions.waits
+        gone = await sessions.send(ALICE, "s", SendMessage("again"))
+        assert sessions.waits
+        gone.abandon()
+        assert not sessions.waits
+
+
+async def test_a_node_that_drains_takes_no_prompt_for_others() -> None:
+    local = Local()
+    local.draining = True
+    async with sessions_of(Found(Node("b", "b-1", "127.0.0.1:1")), local) as sessions:
+        with pytest.raises(Draining):
+            await sessions.send(ALICE, "s", SendMessage("hello"))
 
 
 async def test_a_node_that_goes_tells_of_the_turns_that_have_ended(far: Far) -> None:

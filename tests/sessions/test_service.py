@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import structlog
@@ -24,6 +25,7 @@ from aerodrome.errors import (
 )
 from aerodrome.model import OnBusy, RuntimeKey, SessionKey, SessionKind, SessionRow, SessionState, TurnStatus
 from aerodrome.sessions.api import Ask, OpenSession, SendMessage
+from aerodrome.sessions.attachments import Attachment
 from aerodrome.sessions.janitor import LEASE
 from aerodrome.sessions.machine import State
 from aerodrome.sessions.run import TurnRun
@@ -733,11 +735,52 @@ async def test_a_prompt_is_kept_also_while_it_is_sent_again() -> None:
         assert await ended(run) is TurnStatus.COMPLETED
 
 
+class Assured:
+    """An attachment that notes which of its prompts are in doubt."""
+
+    tools: frozenset[str] = frozenset()
+    passive = is_replay = forces_options = False
+
+    def __init__(self) -> None:
+        self.in_doubt: set[str] = set()
+
+    async def open(self, runtime: object, *, resume: bool) -> None: ...
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+    def doubt(self, message_ids: list[str]) -> None:
+        self.in_doubt |= set(message_ids)
+
+    def assured(self, message_ids: list[str]) -> None:
+        self.in_doubt -= set(message_ids)
+
+
+async def test_a_prompt_that_is_aborted_before_it_is_sent_again_is_in_doubt_no_more() -> None:
+    async with scripted_node() as node:
+        await idle(node, "s1")
+        live = node.service.live[0]
+        client = Assured()
+        live._residency.attachments.add(cast("Attachment", client))
+        run = await node.service.send_native(ALICE, "s1", {"prompt": "one"})
+        message_id = await run.taken()
+        node.pool.held = True
+        node.runtime.kill("gone")
+        node.pool.runtimes.clear()
+        await settle()
+        assert client.in_doubt == {message_id}
+        assert await node.service.abort(ALICE, "s1")
+        assert await ended(run) is TurnStatus.ABORTED
+        assert client.in_doubt == set()
+        live._residency.attachments.remove(cast("Attachment", client))
+        node.pool.let_go()
+
+
 async def test_a_runtime_that_hangs_between_turns_gets_no_prompt() -> None:
     async with scripted_node() as node:
         await idle(node, "s1")
         hung = node.runtime
-        hung.hangs = True
+        hung.hangs = hung.foreign = True
         run = await node.send("s1", "one")
         await settle()
         assert hung.lost.is_set()

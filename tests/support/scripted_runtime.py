@@ -178,6 +178,7 @@ class ScriptedRuntime:
         self.held: set[str] = set()
         #: Found out when it is about to get a prompt.
         self.hangs = False
+        self.foreign = False
         self._released = asyncio.Event()
         self._pause = pause
         self._tasks: set[asyncio.Task[None]] = set()

@@ -14,7 +14,16 @@ import msgspec
 import structlog
 from msgspec import UNSET
 
-from aerodrome.errors import AerodromeError, Forbidden, Invalid, NotFound, TurnFailed, all_codes
+from aerodrome.errors import (
+    AerodromeError,
+    Forbidden,
+    Invalid,
+    NotFound,
+    StoreUnavailable,
+    TurnFailed,
+    TurnInterrupted,
+    all_codes,
+)
 from aerodrome.gateway.client import GatewayClient
 from aerodrome.gateway.commands import Request
 from aerodrome.gateway.problems import refusal_frame
@@ -227,7 +236,11 @@ class Answers:
         message_id = await run.taken()
         if message_id is None:
             raise _error_of(run.row.error)
-        await self._gateway.sessions.keep(run)
+        try:
+            await self._gateway.sessions.keep(run)
+        except StoreUnavailable as error:
+            # It is at work. Sent again, it would be done twice.
+            raise TurnInterrupted(f"the prompt was taken, and perhaps will not last: {error.detail}") from error
         if wait:
             await run.over()
         return {"messageId": message_id}

@@ -250,6 +250,9 @@ class NativeAttachment:
             self.session_id, [message_id for message_id in message_ids if message_id in mine]
         )
 
+    def assured(self, message_ids: Sequence[str]) -> None:
+        self._owner.router.sessions.assured(self.session_id, message_ids)
+
     def sent_again(self, first_id: str, latest_id: str | None) -> None:
         self._run(self._owner.router.sessions.alias(self.session_id, first_id, latest_id))
 

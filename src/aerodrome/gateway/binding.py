@@ -17,6 +17,7 @@ from aerodrome.wire.framing import encode_frame
 #: Events between which a session is at work.
 _WORK_BEGINS = frozenset({"user.message", "assistant.turn_start"})
 WORK_ENDS = "session.idle"
+_ABORTS = "abort"
 #: Events that say what becomes of a prompt.
 _FATES = frozenset({"user.message", "session.error"})
 #: How many of the latest events of a session are remembered as told. The sessions room keeps fewer for those who
@@ -116,6 +117,8 @@ class Binding:
             self._stored.append(event_id)
         if event_type in _WORK_BEGINS:
             self.working = True
+        elif event_type == _ABORTS:
+            self.sent = dict.fromkeys(self.sent, True)  # those that wait in the runtime end with it
         elif event_type == WORK_ENDS:
             self.working = False
             self.sent = {message_id: False for message_id, begun in self.sent.items() if not begun}
@@ -140,9 +143,7 @@ class Binding:
 
     def reads(self, event_type: str) -> bool:
         """Whether `note_fate` wants to know of an event of this type."""
-        if event_type == "user.message" and self.elsewhere:
-            return True
-        return event_type in _FATES and bool(self.sent or self.in_doubt)
+        return event_type in _FATES and (self.elsewhere or bool(self.sent or self.in_doubt))
 
     def note_fate(self, event_type: str, event: Event) -> None:
         """One of the client's prompts has begun, or has ended with an error that says so."""
@@ -150,14 +151,18 @@ class Binding:
             message_id = event.data.messageId or event.id
             # Told anew: it is stored, or on its way again.
             self.in_doubt.discard(message_id)
-            self._begun[message_id] = True
-            if len(self._begun) > _BEGUN:
-                del self._begun[next(iter(self._begun))]
+            self._note_begun(message_id, at_work=True)
             if message_id in self.sent:
                 self.sent[message_id] = True
-        elif event.data.originatingMessageId is not None:
-            self.sent.pop(event.data.originatingMessageId, None)
-            self.in_doubt.discard(event.data.originatingMessageId)
+        elif (ended := event.data.originatingMessageId) is not None:
+            self._note_begun(ended, at_work=False)
+            self.sent.pop(ended, None)
+            self.in_doubt.discard(ended)
+
+    def _note_begun(self, message_id: str, *, at_work: bool) -> None:
+        self._begun[message_id] = at_work
+        if len(self._begun) > _BEGUN:
+            del self._begun[next(iter(self._begun))]
 
     def withholds(self, event_id: str, event_type: str, body: bytes) -> bool:
         """Whether the client is not to be told of this event now."""

@@ -15,6 +15,7 @@ from aerodrome.events import SessionEvent
 from aerodrome.gateway.binding import WORK_ENDS, Binding, Event, decode_event, message_of
 from aerodrome.gateway.commands import Command
 from aerodrome.policy import readers
+from aerodrome.wire.envelope import is_json
 
 #: Events of a session's leaving one runtime and coming to another, of which the client knows nothing.
 _OF_MOVES = frozenset({"session.shutdown", "session.resume"})
@@ -90,8 +91,13 @@ class Bindings:
 
     @property
     def under_way(self) -> bool:
-        """Whether anything that the client was told of, or has sent, has not come to its end as far as it knows."""
-        return any(binding.working or binding.sent or binding.in_doubt for binding in self._bindings.values())
+        """Whether anything that the client was told of, or has sent, has not come to its end as far as it knows.
+
+        Of what runs on this node others know better."""
+        return any(
+            binding.in_doubt or (binding.elsewhere and (binding.working or binding.sent))
+            for binding in self._bindings.values()
+        )
 
     def lost(self, link: str) -> None:
         """The link has gone."""
@@ -136,6 +142,8 @@ class Bindings:
         for event in events:
             if event.type.startswith("aerodrome.") or event.type in _OF_MOVES:
                 continue
+            if event.is_trace and not is_json(event.raw):
+                continue  # nobody has looked at it yet
             body = b'{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"%b","event":%b}}' % (
                 session_id.encode(),
                 event.raw,
@@ -217,6 +225,11 @@ class Bindings:
         """These prompts of the client were with a runtime that is lost."""
         if (binding := self._bindings.get(session_id)) is not None:
             binding.in_doubt.update(message_ids)
+
+    def assured(self, session_id: str, message_ids: Iterable[str]) -> None:
+        """It is known what has become of these prompts, and about to be told."""
+        if (binding := self._bindings.get(session_id)) is not None:
+            binding.in_doubt.difference_update(message_ids)
 
     def lost_prompts(self, session_id: str, history: Sequence[SessionEvent]) -> list[str]:
         """Message ids of the client's prompts in doubt that do not stand in the session's stored events. Those that do

@@ -23,6 +23,7 @@ from aerodrome.sessions.run import TurnRun
 from aerodrome.sessions.service import SessionService
 from aerodrome.telemetry.trace import TraceContext, within
 from aerodrome.wire import envelope
+from aerodrome.wire.envelope import is_json
 
 log = structlog.get_logger(__name__)
 
@@ -231,6 +232,8 @@ class PeerServer:
         """``False``: the other node did not keep up."""
         try:
             async for event in events:
+                if event.is_trace and not is_json(event.raw):
+                    continue  # nobody has looked at it, and it would be a part of a message of ours
                 await self._link.notify(shapes.TOLD, shapes.Told(number, shapes.event_to_wire(event)))
         except Lagging:
             return False

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import structlog
 
@@ -93,8 +94,9 @@ class ClusterSessions:
         self._patience = patience
         self._reader_bytes = reader_bytes
         self._following: dict[SessionKey, set[FollowingStream]] = {}
-        #: Turns of other nodes that callers of this one wait for.
-        self._turns: set[RemoteTurn] = set()
+        #: Turns of other nodes that callers of this one wait for, and prompts that are on the way there.
+        self._turns: WeakSet[RemoteTurn] = WeakSet()
+        self._sending = 0
         cluster.on_awake.append(self._on_awake)
         cluster.followed.append(lambda: list(self._following))
 
@@ -191,13 +193,17 @@ class ClusterSessions:
         if not self._cluster.alone and message.idempotency_key is None:
             # Forwarded to a node that goes before it answers, the prompt is sent once more to the next one.
             message = replace(message, idempotency_key=f"{_OWN_KEY}{uuid.uuid4()}")
-        return await self._where_it_runs(
-            who,
-            session_id,
-            lambda: self._local.send(who, session_id, message),
-            lambda link: self._send_there(link, who, session_id, message),
-            once=True,
-        )
+        self._sending += 1
+        try:
+            return await self._where_it_runs(
+                who,
+                session_id,
+                lambda: self._local.send(who, session_id, message),
+                lambda link: self._send_there(link, who, session_id, message),
+                once=True,
+            )
+        finally:
+            self._sending -= 1
 
     async def events(self, who: Principal, session_id: str, *, after: str | None = None) -> EventStream:
         if after is None and not self._cluster.alone:
@@ -216,7 +222,7 @@ class ClusterSessions:
     @property
     def waits(self) -> bool:
         """Whether a caller of this node waits for a turn of another one."""
-        return bool(self._turns)
+        return bool(self._turns or self._sending)
 
     # --- inside ---
 
@@ -273,8 +279,7 @@ class ClusterSessions:
             turn.stream.close()
             raise
         turn.accepted(shapes.turn_row_of(row))
-        if not turn.over:
-            self._turns.add(turn)
+        self._turns.add(turn)
         return turn
 
     async def _call(self, link: PeerLink, who: Principal, session_id: str, name: str, *arguments: Any) -> Any:

@@ -26,7 +26,7 @@ class RemoteTurn:
     Args:
         read: Reads a turn in the ledger.
         reader_bytes: How far a reader of its events may be behind.
-    on_over: Called when it has ended, or its caller has gone.
+    on_over: Called when its caller has its outcome, or has gone.
     """
 
     def __init__(
@@ -47,17 +47,11 @@ class RemoteTurn:
         self._result: asyncio.Future[TurnRow | None] = asyncio.get_running_loop().create_future()
         self._result.add_done_callback(lambda result: result.cancelled() or result.exception())
         self._on_over = on_over
-        self._result.add_done_callback(lambda _: on_over(self))
 
     @property
     def row(self) -> TurnRow:
         assert self._row is not None
         return self._row
-
-    @property
-    def over(self) -> bool:
-        """Nothing comes of it any more by the link."""
-        return self._result.done()
 
     def accepted(self, row: TurnRow) -> None:
         """The other node has it in hand."""
@@ -67,11 +61,15 @@ class RemoteTurn:
     async def wait(self, reader: str | None = None) -> TurnRow:
         # Who waits the other node knows.
         self._want_events(False)
-        row = await asyncio.shield(self._result)
-        if row is not None:
-            return row
+        try:
+            row = await asyncio.shield(self._result)
+            return row if row is not None else await self._look_up()
+        finally:
+            self._on_over(self)
+
+    async def _look_up(self) -> TurnRow:
+        """Its node has gone: whoever notices first records that the turn was interrupted (`sessions.recovery`)."""
         while True:
-            # Its node has gone: whoever notices first records that the turn was interrupted (`sessions.recovery`).
             try:
                 found = await self._read(self.row.key, self.row.id)
             except StoreUnavailable:

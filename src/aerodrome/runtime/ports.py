@@ -147,6 +147,8 @@ class Runtime(Protocol):
     loading: Counter[SessionKey]
     #: Kept for one session alone, because of what it has done, or may have done, to other runtimes.
     alone: bool
+    #: Somebody else's process: it may live on, with what it was handed, when it is given up.
+    foreign: bool
     #: How it came to its end, once that is known.
     death: asyncio.Future[Death]
 
@@ -185,7 +187,7 @@ class Runtime(Protocol):
         ...
 
     async def takes_prompts(self) -> bool:
-        """Whether a prompt may be handed to it now; it is lost if not."""
+        """Whether it answers, so that a prompt may be handed to it; it is lost if not."""
         ...
 
     async def let_go(self, session_id: str) -> bool:

@@ -54,6 +54,8 @@ class ServingRuntime:
         self.latency = Latency()
         #: Sessions that are being loaded in it, or have just failed to be.
         self.loading: Counter[SessionKey] = Counter()
+        #: Somebody else's process (see `ports.Runtime`).
+        self.foreign = False
         #: Kept for one session alone, because of what it has done, or may have done, to other runtimes.
         self.alone = False
         #: How it came to its end, once that is known.
@@ -83,11 +85,8 @@ class ServingRuntime:
         return True
 
     async def takes_prompts(self) -> bool:
-        """Whether a prompt may be handed to it now; it is lost if not.
-
-        A process of our own is killed before its sessions go elsewhere, and what it was handed and has not read goes
-        with it. Nothing need be asked.
-        """
+        """A process of our own is killed before its sessions go elsewhere, and what it was handed and has not read goes
+        with it: nothing need be asked."""
         return not self.lost.is_set()
 
     async def let_go(self, session_id: str) -> bool:

@@ -76,12 +76,12 @@ class Acceptance:
         Raises:
             StoreUnavailable: They may not.
         """
-        run.forget_naming()
         row = run.row  # without the id when it is being sent again at this moment
         noted = partial(
             self._context.ledger.note, row.key, row.id, message_id=row.message_id, retried=row.retried or None
         )
         await self._context.state_patience(noted)
+        run.forget_naming()
 
     async def _send(
         self, who: Principal, session_id: str, message: SendMessage, params: Mapping[str, Any] | None = None

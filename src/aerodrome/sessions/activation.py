@@ -185,6 +185,14 @@ class Activation:
         """
         await self._request("session.resume", {"sessionId": self.key.id, "disableResume": True})
 
+    async def takes_prompts(self) -> bool:
+        """Whether the runtime answers; the activation is void if not.
+
+        To be asked before a prompt is sent to one that is `foreign`."""
+        if not await self.runtime.takes_prompts():
+            self.discard(self.runtime.lost_reason)
+        return not self.lost.done()
+
     async def send(self, message: Mapping[str, Any], *, trace: TraceContext | None = None, steer: bool = False) -> str:
         """Hand a prompt over, as parameters of `session.send`; returns the runtime's id of the message.
 
@@ -193,15 +201,13 @@ class Activation:
 
         Raises:
             Refused: The runtime does not take it.
-            RuntimeUnavailable: It has gone, or went away; nobody knows whether it took it.
+            RuntimeUnavailable: It went away; nobody knows whether it took it.
         """
         params = {**message, "sessionId": self.key.id}
         if steer:
             params["mode"] = "immediate"
         if trace is not None:
             params |= trace.fields()
-        if not await self.runtime.takes_prompts():
-            raise RuntimeUnavailable(f"the runtime has gone: {self.runtime.lost_reason}")
         self._trace = trace
         loop = asyncio.get_running_loop()
         began = loop.time()

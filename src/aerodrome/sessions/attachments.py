@@ -85,6 +85,10 @@ class Attachment(Protocol):
         not stored."""
         ...
 
+    def assured(self, message_ids: Sequence[str]) -> None:
+        """It is known what has become of these prompts, and about to be told."""
+        ...
+
     def sent_again(self, first_id: str, latest_id: str | None) -> None:
         """A prompt whose message the client knows as `first_id` is being sent again (`latest_id` is ``None``), or was
         and now has another id."""
@@ -226,6 +230,10 @@ class Attachments:
     def doubt(self, message_ids: Sequence[str]) -> None:
         for attachment in self:
             attachment.doubt(message_ids)
+
+    def assured(self, message_ids: Sequence[str]) -> None:
+        for attachment in self:
+            attachment.assured(message_ids)
 
     def sent_again(self, first_id: str, latest_id: str | None) -> None:
         for attachment in self:

@@ -91,6 +91,8 @@ class Attempts:
                 raise Forestalled
             async with AsyncExitStack() as stack:
                 await self._place_in(activation, run, stack)
+                if activation.runtime.foreign and not await unless(activation.takes_prompts(), run.stop_asked):
+                    continue  # it hangs
                 if self._residency.loaded is not activation:
                     continue  # lost as it was handed over, and perhaps others are loading the session again
                 loss = await self._attempt(run, activation)
@@ -141,7 +143,7 @@ class Attempts:
         run.span.set({"aerodrome.runtime.id": activation.runtime.id})
         self._delivery.add(run)
         try:
-            await unless(self._send(run, activation), activation.lost)
+            await unless(self.send(run, activation), activation.lost)
         except Forestalled:
             return activation.lost.result()
         except Refused as error:
@@ -155,16 +157,17 @@ class Attempts:
         self._books.sent(run)
         return await self._see_to_the_end(activation)
 
-    async def _send(self, run: TurnRun, activation: Activation) -> None:
+    async def send(self, run: TurnRun, activation: Activation, *, steer: bool = False) -> None:
+        """Hand a prompt over that is in the delivery. Raises what `Activation.send` raises."""
         first = run.first_message_id
         if first is None:
-            await self._delivery.send(run, activation)
+            await self._delivery.send(run, activation, steer=steer)
             return
         # Clients know the message by another id than the one it is about to get.
         attachments = self._residency.attachments
         attachments.sent_again(first, None)
         try:
-            await self._delivery.send(run, activation)
+            await self._delivery.send(run, activation, steer=steer)
         finally:
             attachments.sent_again(first, run.row.message_id or first)
 

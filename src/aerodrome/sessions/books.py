@@ -86,6 +86,8 @@ class TurnBooks:
                 data["originatingMessageId"] = run.first_message_id
             self._publish(self._context.host_event("session.error", data))
         if idle:
+            if run.first_message_id is not None:
+                self._residency.attachments.assured([run.first_message_id])  # else they would not believe it
             aborted = {"aborted": True} if status is TurnStatus.ABORTED else {}
             self._publish(self._context.host_event("session.idle", aborted))
 

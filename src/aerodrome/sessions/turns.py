@@ -292,9 +292,11 @@ class Turns:
         try:
             if not await self._books.start(run):
                 self._delivery.remove(run, attempt)
+            elif activation.runtime.foreign and not await activation.takes_prompts():
+                raise RuntimeUnavailable(activation.runtime.lost_reason)
             elif self._delivery.has(run, attempt):
                 run.placed_at = run.placed_at or asyncio.get_running_loop().time()  # that of the turn it comes to
-                await self._delivery.send(run, activation, steer=steer)
+                await self._attempts.send(run, activation, steer=steer)
                 self._books.sent(run)
         except Refused:
             if self._delivery.has(run, attempt):

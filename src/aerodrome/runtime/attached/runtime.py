@@ -63,6 +63,7 @@ class AttachedRuntime(ServingRuntime):
             max_frame=options.max_frame,
         )
         self.entry = entry
+        self.foreign = True
         self.token = entry.token
         self._endpoint = endpoint
         self._options = options
