@@ -735,6 +735,21 @@ async def test_a_prompt_is_kept_also_while_it_is_sent_again() -> None:
         assert await ended(run) is TurnStatus.COMPLETED
 
 
+async def test_a_prompt_that_cannot_be_kept_is_recorded_later_all_the_same() -> None:
+    async with scripted_node() as node:
+        await node.open("s1")
+        run = await node.service.send_native(ALICE, "s1", {"prompt": "one"})
+        await run.taken()
+        await settle()
+        node.stores.slow_ledger.fails.add("note")
+        with pytest.raises(StoreUnavailable):
+            await node.service.keep(run)
+        assert run.naming is not None, "somebody still will"
+        node.stores.slow_ledger.fails.clear()
+        await node.loaded("s1").answer()
+        assert await ended(run) is TurnStatus.COMPLETED
+
+
 class Assured:
     """An attachment that notes which of its prompts are in doubt."""
 
