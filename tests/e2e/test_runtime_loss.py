@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import signal
+from typing import Any
 
 import pytest
 
@@ -99,13 +100,13 @@ async def test_an_answer_that_was_stored_before_the_loss_is_not_asked_for_again(
     store = acme.node.stores.files
     append, process = store.append, acme.process()
 
-    async def append_then_die(key: object, epoch: int, path: str, content: str) -> None:
-        await append(key, epoch, path, content)  # type: ignore[arg-type]
+    async def append_then_die(key: Any, epoch: int, path: str, content: str, *, durable: bool) -> None:
+        await append(key, epoch, path, content, durable=durable)
         if '"assistant.message"' in content:
             process.kill()
             process.wait()
 
-    monkeypatch.setattr(type(store), "append", lambda _self, *args: append_then_die(*args))
+    monkeypatch.setattr(type(store), "append", lambda _self, *args, **how: append_then_die(*args, **how))
     model.forget()
     result = await alice.say("s1", "[[say: stored]]")
     monkeypatch.undo()
