@@ -27,7 +27,7 @@ from support.stores import shared_valkey
 pytestmark = pytest.mark.cli
 
 #: Seconds; a node fences itself after two thirds of it.
-TTL = 3.0
+TTL = 5.0
 #: Seconds of an outage that is shorter than that.
 SHORT = 0.8
 
