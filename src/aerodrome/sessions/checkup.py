@@ -10,21 +10,14 @@ from aerodrome._util.clock import Clock
 from aerodrome.coordination.ports import Coordination, Directory
 from aerodrome.errors import AerodromeError, SessionBusy
 from aerodrome.model import SessionRow
+from aerodrome.sessions import takeout
 from aerodrome.sessions.erase import announce, epoch_floor
 from aerodrome.sessions.mend import Condition, look_at, mend
 from aerodrome.sessions.ports import Ledger
 from aerodrome.statestore.ports import SessionFileStore, SharedVolume
 
 
-class Stores(Protocol):
-    @property
-    def coordination(self) -> Coordination: ...
-    @property
-    def directory(self) -> Directory: ...
-    @property
-    def files(self) -> SessionFileStore: ...
-    @property
-    def ledger(self) -> Ledger: ...
+class Stores(takeout.Stores, Protocol):
     @property
     def volume(self) -> SharedVolume | None: ...
 
