@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,6 @@ from support.server import serve, write_config
 from support.stores import ValkeyServer, free_port, valkey
 
 pytestmark = [pytest.mark.cli, pytest.mark.timeout(300)]
-
-
-@pytest.fixture
-async def model() -> AsyncIterator[ModelServer]:
-    async with ModelServer() as server:
-        yield server
 
 
 async def doctor(config: Path, *, expect: int) -> dict[tuple[str, str], dict[str, Any]]:

@@ -19,12 +19,6 @@ HELD = "[[gate: held]] [[say: finished]]"
 
 
 @pytest.fixture
-async def model() -> AsyncIterator[ModelServer]:
-    async with ModelServer() as server:
-        yield server
-
-
-@pytest.fixture
 async def fleet(tmp_path: Path, model: ModelServer) -> AsyncIterator[Nodes]:
     async with nodes(write_config(tmp_path, model.base_url, "[runtime]\nwarm = 0\n"), "a", "b") as running:
         at_b = await running.user("b")

@@ -19,12 +19,6 @@ pytestmark = [pytest.mark.cli]
 
 
 @pytest.fixture
-async def model() -> AsyncIterator[ModelServer]:
-    async with ModelServer() as server:
-        yield server
-
-
-@pytest.fixture
 async def fleet(tmp_path: Path, model: ModelServer) -> AsyncIterator[Nodes]:
     async with nodes(write_config(tmp_path, model.base_url), "a", "b") as running:
         yield running

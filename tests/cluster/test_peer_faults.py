@@ -25,12 +25,6 @@ pytestmark = pytest.mark.cli
 FAULTS = ["slow", "cut", "half-open"]
 
 
-@pytest.fixture
-async def model() -> AsyncIterator[ModelServer]:
-    async with ModelServer() as server:
-        yield server
-
-
 class Apart:
     def __init__(self, fleet: Nodes, between: Wire) -> None:
         self.fleet = fleet

@@ -33,12 +33,6 @@ THINKING = 0.3
 
 
 @pytest.fixture
-async def model() -> AsyncIterator[ModelServer]:
-    async with ModelServer() as server:
-        yield server
-
-
-@pytest.fixture
 async def fleet(tmp_path: Path, model: ModelServer) -> AsyncIterator[Nodes]:
     schema = fresh_schema()
     config = write_config(tmp_path, model.base_url)

@@ -32,12 +32,6 @@ TTL = 5.0
 SHORT = 0.8
 
 
-@pytest.fixture
-async def model() -> AsyncIterator[ModelServer]:
-    async with ModelServer() as server:
-        yield server
-
-
 @dataclass
 class Faulty:
     nodes: Nodes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -23,12 +22,6 @@ pytestmark = pytest.mark.cli
 USERS = 6
 #: Seconds for which a store is away: longer than the nodes' time to live, so that they fence themselves.
 AWAY = 5.0
-
-
-@pytest.fixture
-async def model() -> AsyncIterator[ModelServer]:
-    async with ModelServer() as server:
-        yield server
 
 
 @pytest.mark.soak

@@ -527,16 +527,21 @@ def test_what_a_lost_runtime_did_not_tell_is_told_once_and_in_order() -> None:
     assert ids(router.sessions.tell("s1", told("e7"), from_host=True)) == ["e7"]
 
 
+def prompt_sent(router: Router, number: int, link: str) -> None:
+    """The client's prompt is on its way to where the session runs."""
+    (serve,) = router.from_client(request(number, "session.send", sessionId="s1", prompt="hello"))
+    assert isinstance(serve, Serve)
+    serve.request.session_id = "s1"
+    router.send(serve.request, link)
+
+
 def test_prompts_that_a_lost_node_had_taken_are_known() -> None:
     """Of those that were taken: one was answered, one stands in the history, one had not begun."""
     link = "node:b-1"
     router = bound("s1", link=link)
     answers: list[dict[str, Any]] = [{"result": {"messageId": message}} for message in ("m1", "m2", "m3")]
     for number, answer in enumerate([*answers, {"error": {"code": -32000, "message": "no"}}]):
-        (serve,) = router.from_client(request(number, "session.send", sessionId="s1", prompt="hello"))
-        assert isinstance(serve, Serve)
-        serve.request.session_id = "s1"
-        router.send(serve.request, link)
+        prompt_sent(router, number, link)
         router.from_runtime(link, body(id=number, **answer))
     router.from_runtime(link, event("s1", "e1", "user.message", messageId="m1"))
     router.from_runtime(link, event("s1", "e2", "session.idle"))
@@ -552,10 +557,7 @@ def test_a_prompt_is_known_to_have_begun_or_ended_also_when_its_answer_comes_beh
     router = bound("s1", link=link)
 
     def prompt(number: int) -> bytes:
-        (serve,) = router.from_client(request(number, "session.send", sessionId="s1", prompt="hello"))
-        assert isinstance(serve, Serve)
-        serve.request.session_id = "s1"
-        router.send(serve.request, link)
+        prompt_sent(router, number, link)
         return body(id=number, result={"messageId": f"m{number}"})
 
     answer = prompt(1)
@@ -585,10 +587,7 @@ def test_an_abort_ends_the_prompts_that_wait_in_a_runtime_elsewhere() -> None:
     link = "node:b-1"
     router = bound("s1", link=link)
     for number in (1, 2):
-        (serve,) = router.from_client(request(number, "session.send", sessionId="s1", prompt="hello"))
-        assert isinstance(serve, Serve)
-        serve.request.session_id = "s1"
-        router.send(serve.request, link)
+        prompt_sent(router, number, link)
         router.from_runtime(link, body(id=number, result={"messageId": f"m{number}"}))
     router.from_runtime(link, event("s1", "e1", "user.message", messageId="m1"))
     router.from_runtime(link, event("s1", "e2", "abort"))
@@ -622,10 +621,7 @@ def test_trace_that_nobody_has_looked_at_is_no_part_of_a_message_to_the_client()
 def test_a_prompt_that_was_lost_with_its_node_is_not_ended_by_the_next_nodes_idle() -> None:
     link = "node:b-1"
     router = bound("s1", link=link)
-    (serve,) = router.from_client(request(1, "session.send", sessionId="s1", prompt="hello"))
-    assert isinstance(serve, Serve)
-    serve.request.session_id = "s1"
-    router.send(serve.request, link)
+    prompt_sent(router, 1, link)
     router.from_runtime(link, body(id=1, result={"messageId": "m1"}))
     router.from_runtime(link, event("s1", "e1", "user.message", messageId="m1"))
     router.sessions.hold_back("s1")
@@ -683,10 +679,7 @@ def test_a_prompt_whose_end_the_client_was_told_is_not_in_doubt() -> None:
     link = "node:b-1"
     router = bound("s1", link=link)
     for number in (1, 2):
-        (serve,) = router.from_client(request(number, "session.send", sessionId="s1", prompt="hello"))
-        assert isinstance(serve, Serve)
-        serve.request.session_id = "s1"
-        router.send(serve.request, link)
+        prompt_sent(router, number, link)
         router.from_runtime(link, body(id=number, result={"messageId": f"m{number}"}))
     router.from_runtime(link, event("s1", "e1", "session.error", originatingMessageId="m1"))
     router.sessions.hold_back("s1")

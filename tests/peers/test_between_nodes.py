@@ -291,10 +291,13 @@ async def test_a_turn_that_has_ended_before_its_reader_asks_for_its_events_is_to
 
 async def test_trace_that_nobody_has_looked_at_cannot_speak_in_another_stream(far: Far) -> None:
     run = far.sessions.run
-    forged = b'{"type":"model.log"},"ephemeral":true,"cursor":""},"stream":2,"event":{"id":"e9","type":"x","raw":{}'
     async with linked(far) as link:
         turn = await sent(link)
         events = turn.events()
+        forged = (
+            b'{"type":"model.log"},"ephemeral":true,"cursor":""},"stream":%d,"event":{"id":"e9","type":"x","raw":{}'
+        )
+        forged %= turn.stream.id  # as if it were that of another session
         run.publish(SessionEvent("e1", "model.log", forged, ephemeral=True))
         run.publish(SessionEvent("e2", "model.log", b'{"type":"model.log"}', ephemeral=True))
         run.resolve(DONE)

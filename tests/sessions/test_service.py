@@ -758,6 +758,8 @@ class Assured:
 
     def __init__(self) -> None:
         self.in_doubt: set[str] = set()
+        #: First message id -> the latest, of prompts that were sent again.
+        self.aliases: dict[str, str | None] = {}
 
     async def open(self, runtime: object, *, resume: bool) -> None: ...
 
@@ -769,6 +771,9 @@ class Assured:
 
     def assured(self, message_ids: list[str]) -> None:
         self.in_doubt -= set(message_ids)
+
+    def sent_again(self, first_id: str, latest_id: str | None) -> None:
+        self.aliases[first_id] = latest_id
 
 
 async def test_a_prompt_that_is_aborted_before_it_is_sent_again_is_in_doubt_no_more() -> None:
@@ -789,6 +794,24 @@ async def test_a_prompt_that_is_aborted_before_it_is_sent_again_is_in_doubt_no_m
         assert client.in_doubt == set()
         live._residency.attachments.remove(cast("Attachment", client))
         node.pool.let_go()
+
+
+async def test_clients_know_every_prompt_that_is_sent_again_by_its_first_id() -> None:
+    """The first of them begins the new turn; the others are handed in while that runs."""
+    async with scripted_node(max_runtimes=2) as node:
+        await idle(node, "s1")
+        live = node.service.live[0]
+        client = Assured()
+        live._residency.attachments.add(cast("Attachment", client))
+        runs = [await node.service.send_native(ALICE, "s1", {"prompt": prompt}) for prompt in ("one", "two", "three")]
+        first = [await run.taken() for run in runs]
+        node.runtime.kill("gone")
+        await settle()
+        assert client.aliases == {known: run.row.message_id for known, run in zip(first, runs, strict=True)}
+        assert all(run.row.message_id not in (None, known) for known, run in zip(first, runs, strict=True))
+        await node.loaded("s1").answer()
+        assert [await ended(run) for run in runs] == [TurnStatus.COMPLETED] * 3
+        live._residency.attachments.remove(cast("Attachment", client))
 
 
 async def test_a_runtime_that_hangs_between_turns_gets_no_prompt() -> None:
