@@ -15,6 +15,7 @@ from copilot import CopilotClient, RuntimeConnection, ToolInvocation, ToolResult
 from copilot._jsonrpc import JsonRpcError
 
 from aerodrome.demo.model import ModelServer
+from aerodrome.errors import StoreUnavailable
 from aerodrome.model import SessionKey
 from support.host import Host, host, until
 from support.misbehaving import RawClient, raw
@@ -181,6 +182,23 @@ async def test_a_tool_call_of_a_client_that_vanishes_is_failed(node: Host) -> No
         await client.vanish()
         await answered(alice, chat)
     assert "Tool execution failed" in (await alice.history(chat.id))[-1][1]
+
+
+async def test_a_prompt_that_runs_and_may_not_last_is_in_doubt_as_after_a_loss(
+    node: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(run: Any) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    monkeypatch.setattr(node.node.sessions, "keep", fails)
+    alice = await node.user("alice")
+    async with connected(await endpoint_of(node)) as client:
+        chat = await client.create()
+        with pytest.raises(JsonRpcError, match="perhaps will not last: the disk is full") as caught:
+            await chat.send("hello")
+        assert caught.value.data["code"] == "turn_interrupted"
+        await chat.until("session.idle")
+    assert [content for role, content in await alice.history(chat.id) if role == "user"] == ["hello"]
 
 
 async def answered(user: Any, chat: Chat) -> None:
