@@ -57,7 +57,8 @@ async def probe() -> AsyncIterator[ProbeModel]:
 
 async def started(tmp_path: Path, probe: ProbeModel, **misbehaviour: Any) -> ManagedRuntime:
     options = runtime_options(tmp_path, fake(tmp_path, "protocol"), misbehaviour=misbehaviour)
-    runtime = ManagedRuntime(f"rt-{next(_numbers)}", replace(options, ping_interval=0.05, ping_timeout=0.5))
+    # Long enough that what it did between its last answer and being stopped is little work beside it.
+    runtime = ManagedRuntime(f"rt-{next(_numbers)}", replace(options, ping_interval=0.05, ping_timeout=3))
     await runtime.start(launcher(), probe)
     return runtime
 
@@ -75,7 +76,8 @@ async def test_a_crash_is_told_from_a_kill_although_the_connection_goes_first(
 
 
 async def test_one_that_was_stopped_is_told_from_one_that_was_busy(tmp_path: Path, probe: ProbeModel) -> None:
-    paused = await started(tmp_path, probe)
+    # What it has done to start says nothing, also when it is stopped before its first ping.
+    paused = await started(tmp_path, probe, start_work=0.5)
     assert paused.pid is not None
     os.kill(paused.pid, signal.SIGSTOP)
     assert await asyncio.wait_for(paused.death, 20) is Death.OUTSIDE

@@ -175,6 +175,7 @@ class ManagedRuntime(ServingRuntime):
             await asyncio.shield(self._discard(str(error) or type(error).__name__))
             raise
         self._machine.apply(Stimulus.READY)
+        self._is_alive()
         self._tasks.start(self._watch_health(), "health")
 
     def claim(self, key: RuntimeKey) -> None:
@@ -251,8 +252,11 @@ class ManagedRuntime(ServingRuntime):
             except (LinkClosed, RemoteError) as error:
                 self._lose(f"the ping failed: {error}")
                 return
-            self._alive_at = (self._cpu(), time.monotonic())
-            self._oom_kills = oom_kills()
+            self._is_alive()
+
+    def _is_alive(self) -> None:
+        self._alive_at = (self._cpu(), time.monotonic())
+        self._oom_kills = oom_kills()
 
     def _cpu(self) -> float:
         return 0.0 if self.pid is None else cpu_seconds(self.pid)
