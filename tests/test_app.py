@@ -130,6 +130,15 @@ def test_every_setting_of_the_runtime_and_session_sections_reaches_its_part() ->
     assert (sessions.max_prompt, sessions.reader_bytes) == (1 << 20, 2 << 20)
 
 
+def test_a_tenant_leaves_runtimes_to_others_unless_told_otherwise() -> None:
+    def most(runtimes: int, **limits: int) -> int | None:
+        settings = settings_of(runtime={"max_runtimes": runtimes, "warm": 1}, limits=limits)
+        return pool_options(settings, Path("/c"), Path("/h")).max_runtimes_per_tenant
+
+    assert [most(runtimes) for runtimes in (1, 2, 3, 4, 32)] == [1, 2, 3, 3, 24]
+    assert most(32, max_runtimes_per_tenant=5) == 5
+
+
 def test_the_most_warm_runtimes_follow_the_least() -> None:
     def most(**runtime: int) -> int:
         return pool_options(settings_of(runtime=runtime), Path("/c"), Path("/h")).max_warm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +42,32 @@ async def test_a_runtime_is_freed_for_others_when_all_are_taken(tmp_path: Path, 
         assert len(running.node.pool.runtimes) <= 2
         u1 = await running.user("u1")
         assert "plum" in await u1.text("chat-u1", "which word did I ask you to remember?")
+
+
+async def test_a_tenant_past_its_runtimes_frees_its_own_and_leaves_the_others(
+    tmp_path: Path, model: ModelServer
+) -> None:
+    ceilings: dict[str, dict[str, Any]] = {"isolation": {"default": "user"}, "limits": {"max_runtimes_per_tenant": 2}}
+    async with host(tmp_path, model, **ceilings) as running:
+        zoe = await running.user("zoe", tenant="globex")
+        await zoe.open("hers")
+        await zoe.say("hers", "hello")  # the least recently used of all
+        process = running.process("globex", "zoe")
+        for name in ("u1", "u2", "u3"):
+            user = await running.user(name)
+            await user.open(f"chat-{name}")
+            await user.say(f"chat-{name}", "remember the word plum")
+        claimed = [runtime.key.user for runtime in running.node.pool.runtimes if runtime.key is not None]
+        assert sorted(map(str, claimed)) == ["u2", "u3", "zoe"]
+        assert process.is_running()
+        u1 = await running.user("u1")
+        assert "plum" in await u1.text("chat-u1", "which word did I ask you to remember?")
+        users = [(name, await running.user(name)) for name in ("u1", "u3")]
+        held = [asyncio.create_task(user.say(f"chat-{name}", "[[gate: held]] long")) for name, user in users]
+        await model.gate_reached("held", 2)
+        assert await zoe.text("hers", "[[say: now]]") == "now"
+        model.open_gate("held")
+        await asyncio.gather(*held)
 
 
 async def test_no_room_within_the_time_is_told_with_a_hint(tmp_path: Path, model: ModelServer) -> None:

@@ -94,7 +94,7 @@ async def test_a_link_on_the_volume_leads_nowhere(acme: Host, volume: Path, tmp_
     alice = await acme.user("alice")
     await alice.open("s1")
     await alice.say("s1", "one")
-    await acme.node.sessions.make_room(None)
+    await acme.node.sessions.empty_runtime()
     (tmp_path / "secret" / "events.jsonl").parent.mkdir()
     (tmp_path / "secret" / "events.jsonl").write_text('{"type":"user.message","data":{"content":"a secret"}}\n')
     target = volume / "acme" / "s1" / link
@@ -110,7 +110,7 @@ async def test_a_volume_that_is_not_mounted_is_not_taken_for_an_empty_one(
     alice = await acme.user("alice")
     await alice.open("s1")
     await alice.say("s1", "one")
-    await acme.node.sessions.make_room(None)
+    await acme.node.sessions.empty_runtime()
     volume.rename(tmp_path / "away")
     volume.mkdir()
     assert (await alice.http.get("/sessions/s1/messages")).status_code == 503
@@ -137,7 +137,7 @@ async def test_a_damaged_history_is_mended_and_reported_before_it_is_loaded(
     alice = await acme.user("alice")
     await alice.open("s1")
     await alice.say("s1", "My name is Ada")
-    await acme.node.sessions.make_room(None)
+    await acme.node.sessions.empty_runtime()
     path = events_of(volume)
     before = DAMAGES[damage](path.read_bytes())
     path.write_bytes(before)

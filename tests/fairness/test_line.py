@@ -139,6 +139,30 @@ def test_who_is_upcoming_is_served_next(
     assert line.upcoming(most) == served(line, most)
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xy")), min_size=1, max_size=40),
+    st.integers(0, 20),
+    st.integers(1, 6),
+)
+def test_who_is_able_is_who_is_served_when_all_keep_what_they_get(
+    joins: list[tuple[str, str]], earlier: int, ceiling: int
+) -> None:
+    line = FairLine(Ceilings(per_tenant=ceiling))
+    for join in joins:
+        line.join(*join)
+    for _ in range(earlier):
+        if (ticket := line.first()) is not None:
+            line.take(ticket)
+    able, upcoming = line.able, line.upcoming(100)
+    kept: list[Ticket] = []
+    while (ticket := line.first()) is not None:
+        line.take(ticket)
+        kept.append(ticket)
+    assert upcoming == kept
+    assert able == len(kept)
+    assert line.able == 0
+
+
 def test_one_that_has_not_been_served_yet_knows_its_place_exactly() -> None:
     line = FairLine()
     tickets = [line.join(tenant, "u") for tenant in "abcde"]

@@ -282,7 +282,7 @@ async def test_full_servers_make_room_or_are_at_capacity() -> None:
     async with pool_of(FakeServer(), max_sessions=1, capacity_timeout=0.2) as pool:
         held = await pool.reserve(ACME)
 
-        async def make_room(key: RuntimeKey | None) -> bool:
+        async def make_room(key: RuntimeKey) -> bool:
             asked.append(key)
             if len(asked) == 1:
                 pool.release(held)

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -372,16 +372,25 @@ class Sessions:
     """What the sessions room does when it is asked to make room: the answers are the test's."""
 
     def __init__(self, pool: RuntimePool) -> None:
-        self.asked: list[RuntimeKey | None] = []
+        #: For a place in the runtimes of a key, or for a whole runtime, of a tenant or (``None``) of anybody.
+        self.asked: list[RuntimeKey | str | None] = []
         self.idle: list[ManagedRuntime] = []
         self._pool = pool
         pool.make_room = self.make_room
+        pool.empty_runtime = self.empty_runtime
 
-    async def make_room(self, key: RuntimeKey | None) -> bool:
+    async def make_room(self, key: RuntimeKey) -> bool:
         self.asked.append(key)
+        return await self._let_go(lambda of: of == key)
+
+    async def empty_runtime(self, tenant: str | None) -> bool:
+        self.asked.append(tenant)
+        return await self._let_go(lambda of: tenant in (None, of.tenant))
+
+    async def _let_go(self, whose: Callable[[RuntimeKey], bool]) -> bool:
         await asyncio.sleep(0)
         for runtime in self.idle:
-            if key is None or runtime.key == key:
+            if runtime.key is not None and whose(runtime.key):
                 self.idle.remove(runtime)
                 self._pool.release(runtime)
                 return True
@@ -445,14 +454,14 @@ async def test_who_cannot_be_helped_does_not_ask_again_and_again(tmp_path: Path)
 async def test_a_failure_to_make_room_is_told_to_who_waits(tmp_path: Path) -> None:
     async with fakes(tmp_path, max_runtimes=1, capacity_timeout=20) as pool:
 
-        async def crash(key: RuntimeKey | None) -> bool:
+        async def crash(tenant: str | None) -> bool:
             raise RuntimeError("a bug")
 
         await pool.reserve(ALICE)
-        pool.make_room = crash
+        pool.empty_runtime = crash
         with pytest.raises(RuntimeError, match="a bug"):
             await pool.reserve(BOB)
-        pool.make_room = None
+        pool.empty_runtime = None
         assert (await pool.reserve(ALICE)).key == ALICE
 
 

@@ -110,18 +110,18 @@ async def test_others_with_room_are_replacement_enough(tmp_path: Path) -> None:
 
 async def test_at_the_ceiling_nobody_else_is_pushed_out(tmp_path: Path) -> None:
     async with running_pool(runtime_options(tmp_path, fake(tmp_path, "protocol")), max_runtimes=2) as pool:
-        pushed: list[RuntimeKey | None] = []
+        pushed: list[RuntimeKey | str | None] = []
         worn, other = await pool.reserve(ACME), await pool.reserve(GLOBEX)
 
-        async def make_room(key: RuntimeKey | None) -> bool:
-            pushed.append(key)
+        async def make_room(whose: RuntimeKey | str | None) -> bool:
+            pushed.append(whose)
             return False
 
         async def hibernate(runtime: Runtime, reload: bool) -> bool:
             pool.release(runtime)
             return True
 
-        pool.make_room = make_room
+        pool.make_room = pool.empty_runtime = make_room
         pool.move_sessions = hibernate
         await pool.recycle(worn.id, "turns")
         assert pool.runtimes == [other]

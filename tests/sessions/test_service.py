@@ -349,13 +349,13 @@ async def test_a_whole_runtime_is_emptied_only_when_all_its_sessions_are_idle() 
     async with scripted_node(max_sessions=5, max_runtimes=1) as node:
         await idle(node, "a", "b")
         run = await running(node, "a")
-        assert await node.service.make_room(None) is False
+        assert await node.service.empty_runtime() is False
         await node.loaded("a").answer()
         await ended(run)
         await settle()
-        assert await node.service.make_room(None) is True
+        assert await node.service.empty_runtime() is True
         assert node.places == 0
-        assert await node.service.make_room(None) is False
+        assert await node.service.empty_runtime() is False
 
 
 async def test_room_is_made_by_another_session_when_the_first_is_taken_meanwhile() -> None:

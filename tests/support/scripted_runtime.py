@@ -302,7 +302,8 @@ class ScriptedPool:
     """
 
     def __init__(self, *, max_sessions: int, max_runtimes: int, pause: Callable[[], Awaitable[None]]) -> None:
-        self.make_room: Callable[[RuntimeKey | None], Awaitable[bool]] | None = None
+        self.make_room: Callable[[RuntimeKey], Awaitable[bool]] | None = None
+        self.empty_runtime: Callable[[str | None], Awaitable[bool]] | None = None
         self.move_sessions: Callable[[Any, bool], Awaitable[bool]] | None = None
         self.on_lost: Callable[[Any], None] | None = None
         self.auto = False
@@ -337,7 +338,8 @@ class ScriptedPool:
                 self._start(key)
                 continue
             assert self.make_room is not None
-            if not await self.make_room(key if mine else None):
+            assert self.empty_runtime is not None
+            if not await (self.make_room(key) if mine else self.empty_runtime(None)):
                 raise Capacity("no room")
             self.runtimes = [runtime for runtime in self.runtimes if runtime.reserved or runtime.key == key]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def pool_options(settings: Settings, command: Path, homes: Path) -> PoolOptions:
         max_warm=min(runtime.most_warm, runtime.max_runtimes),
         memory_reserve=runtime.memory_reserve,
         max_runtimes=runtime.max_runtimes,
+        # By default there is room for somebody else also when all users of one tenant are at work (isolation `user`).
+        max_runtimes_per_tenant=settings.limits.max_runtimes_per_tenant or math.ceil(runtime.max_runtimes * 3 / 4),
         max_sessions=runtime.max_sessions,
         spawn_concurrency=runtime.spawn_concurrency,
         capacity_timeout=runtime.capacity_timeout,

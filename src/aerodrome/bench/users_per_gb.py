@@ -96,8 +96,9 @@ async def _isolated(lab: Lab, scale: Scale, progress: Callable[[float], None]) -
     """A runtime for each user: the node alone, then with 1, few and many of them."""
     points = (1, scale.gb_few, scale.gb_many)
     runtime = {"warm": 0, "max_runtimes": scale.gb_many}
+    limits = {"max_runtimes_per_tenant": scale.gb_many}
     measured = {}
-    async with lab.node(runtime=runtime, isolation={"default": "user"}) as node:
+    async with lab.node(runtime=runtime, limits=limits, isolation={"default": "user"}) as node:
         first = await node.user("user-0")
         # What the node loads with its first turn is its own; the runtime is counted later.
         await _talk(first, "session-0")

@@ -141,6 +141,13 @@ class LimitSettings(Section):
     max_sessions_per_user: int | None = Field(
         default=None, ge=1, description="The same, of one owner.", json_schema_extra={"example": "20"}
     )
+    max_runtimes_per_tenant: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most runtimes of one tenant in this node; past it one of its own has to become free. Default: "
+        "three quarters of `runtime.max_runtimes`, rounded up.",
+        json_schema_extra={"example": "16"},
+    )
     weights: dict[Name, Weight] = Field(
         default_factory=dict,
         description="Shares of tenants that wait for the same: one of weight 2 is served twice as often as one of "

@@ -131,10 +131,19 @@ class FairLine:
             if name != tenant and self._order.is_ready(name)
         )
 
+    @property
+    def able(self) -> int:
+        """How many of those who wait may have a place now, as far as the ceilings of their tenants go."""
+        per_tenant = self._ceilings.per_tenant
+        if per_tenant is None:
+            return self.waiting
+        return sum(min(tenant.waiting, max(0, per_tenant - tenant.holding)) for tenant in self._tenants.values())
+
     def upcoming(self, most: int) -> list[Ticket]:
-        """The first in line, in order, as if there were no ceilings."""
+        """The first in line, in order, of those whom the ceilings of their tenants let have a place; as if there were
+        no other ceilings."""
         order, orders, found = self._order.copy(), dict[str, FairOrder](), list[Ticket]()
-        taken = Counter[tuple[str, str]]()
+        taken, taken_by = Counter[tuple[str, str]](), Counter[str]()
         while len(found) < most and (name := order.first()) is not None:
             tenant = self._tenants[name]
             if name not in orders:
@@ -144,10 +153,12 @@ class FairLine:
             waiting = tenant.users[user].waiting
             found.append(waiting[taken[name, user]])
             taken[name, user] += 1
+            taken_by[name] += 1
             orders[name].serve(user)
             orders[name].set_ready(user, taken[name, user] < len(waiting))
             order.serve(name)
-            order.set_ready(name, bool(orders[name]))
+            held = tenant.holding + taken_by[name]
+            order.set_ready(name, bool(orders[name]) and not _full(held, self._ceilings.per_tenant))
         return found
 
     # --- what happens ---

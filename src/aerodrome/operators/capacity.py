@@ -97,6 +97,8 @@ class Plan:
     #: What one node is set to, when one has failed.
     runtimes_a_node: int
     turns_a_node: int
+    #: The only one may have all runtimes; of several, each has its default.
+    of_one_tenant: bool
     users_per_gb: float
 
     def describe(self) -> dict[str, Any]:
@@ -113,6 +115,7 @@ class Plan:
             "settings": {
                 "runtime.max_runtimes": self.runtimes_a_node,
                 "limits.max_turns": self.turns_a_node,
+                **({"limits.max_runtimes_per_tenant": self.runtimes_a_node} if self.of_one_tenant else {}),
             },
         }
 
@@ -132,6 +135,7 @@ def plan(demand: Demand, costs: Costs, machine: Machine) -> Plan:
     needed = max(1, math.ceil(by_memory), math.ceil(cores / (machine.cores * machine.used)))
     memory = working + costs.node * needed
     return Plan(
+        of_one_tenant=demand.tenants == 1,
         active_users=active,
         loaded=loaded,
         asleep=asleep,

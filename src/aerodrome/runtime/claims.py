@@ -14,7 +14,7 @@ import structlog
 
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.errors import AerodromeError, Draining
-from aerodrome.fairness.line import Ticket
+from aerodrome.fairness.line import Stage, Ticket
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.queueing import RuntimeQueue
@@ -49,6 +49,8 @@ class Claims:
         self._tasks = tasks
         self._wanted = wanted
         self._claims: dict[RuntimeKey, Claim] = {}
+        #: The places of those that have been served, by the runtime that they got.
+        self._served: dict[str, Ticket] = {}
 
     def __len__(self) -> int:
         return len(self._claims)
@@ -88,8 +90,14 @@ class Claims:
             self._pool.standby.claimed()
             log.info("runtime.claimed", runtime=runtime.id, pid=runtime.pid, key=str(key))
             claim = self._claims[key]
-            self._queue.leave_claims(claim.ticket, served=True)
+            self._queue.serve_claim(claim.ticket)
+            self._served[runtime.id] = claim.ticket
             self._end(key, claim)
+
+    def gone(self, runtime_id: str) -> None:
+        """Nothing is left of a runtime."""
+        if (ticket := self._served.pop(runtime_id, None)) is not None:
+            self._queue.leave_claims(ticket)
 
     async def _run(self, key: RuntimeKey, claim: Claim) -> None:
         """A task of its own: what it has begun does not end with the request that was first."""
@@ -112,13 +120,12 @@ class Claims:
             self.hand_out()
             if claim.ended:
                 return
-            if len(pool.in_state(RuntimeState.STARTING)) >= self._queue.claims:
+            held_back = self._queue.held_back(key)
+            if not held_back and len(pool.in_state(RuntimeState.STARTING)) >= self._queue.claims:
                 await changed.wait()  # those that are being started will do
-            elif not pool.full:
+            elif not held_back and not pool.full:
                 await pool.spawn()
-            elif unused := pool.unused():
-                await pool.retire(min(unused, key=lambda r: r.last_held), "room")
-            elif pool.make_room is None or not await pool.make_room(None):
+            elif not await pool.free_one(key.tenant if held_back else None):
                 await changed.wait()
 
     def _end(self, key: RuntimeKey, claim: Claim, error: Exception | None = None) -> None:
@@ -126,6 +133,7 @@ class Claims:
         if not claim.ended:
             claim.error = error
             claim.ended = True
-            self._queue.leave_claims(claim.ticket)
+            if claim.ticket.stage is Stage.WAITING:
+                self._queue.leave_claims(claim.ticket)
             del self._claims[key]
             self._pool.notify()

@@ -28,7 +28,7 @@ from aerodrome.model import PlacementStrategy, RuntimeKey
 from aerodrome.placement.choose import Candidate, placement
 from aerodrome.runtime.claims import Claim, Claims
 from aerodrome.runtime.machine import RuntimeState
-from aerodrome.runtime.ports import Launcher, MakeRoom, MoveSessions, Runtime
+from aerodrome.runtime.ports import EmptyRuntime, Launcher, MakeRoom, MoveSessions, Runtime
 from aerodrome.runtime.queueing import RuntimeQueue
 from aerodrome.runtime.recycler import RecycleOptions, Recycler
 from aerodrome.runtime.retirements import Retirements
@@ -60,6 +60,8 @@ class PoolOptions:
     #: Requests for a place that wait, of one tenant and of one user.
     max_waiting_per_tenant: int = 10_000
     max_waiting_per_user: int = 1_000
+    #: Runtimes that a tenant has at most; ``None``: no limit of its own.
+    max_runtimes_per_tenant: int | None = None
     #: Of a tenant: how often it is next when several wait.
     weight: Callable[[str], float] = lambda _: 1.0
     #: Seconds to wait for room before `Capacity`; the start of a runtime, once it is under way, has its own limit.
@@ -90,7 +92,12 @@ class RuntimePool:
         self._runtimes: dict[str, ManagedRuntime] = {}
         #: Calls of `reserve` under way.
         self._requests: Counter[RuntimeKey] = Counter()
-        self._queue = RuntimeQueue(options.weight, options.max_waiting_per_tenant, options.max_waiting_per_user)
+        self._queue = RuntimeQueue(
+            options.weight,
+            options.max_waiting_per_tenant,
+            options.max_waiting_per_user,
+            options.max_runtimes_per_tenant,
+        )
         #: Set, and replaced by a new one, whenever something has changed that a waiter may wait for.
         self._changed = asyncio.Event()
         self._tasks = TaskOwner("pool")
@@ -102,6 +109,7 @@ class RuntimePool:
             self, self.standby, idle_timeout=options.idle_timeout, replenish_delay=options.replenish_delay
         )
         self.make_room: MakeRoom | None = None
+        self.empty_runtime: EmptyRuntime | None = None
         self.move_sessions: MoveSessions | None = None
         self.on_lost: Callable[[Runtime], None] | None = None
 
@@ -241,7 +249,8 @@ class RuntimePool:
                 return runtime
             if not alone and asked is not changed and any(r not in stuck_in for r in self._of(key)):
                 asked = changed
-                await self._make_room(key)
+                if self.make_room is not None:
+                    await self.make_room(key)
                 continue
             if claim is None or claim.ended:
                 if claim is not None and claim.error is not None:
@@ -326,8 +335,10 @@ class RuntimePool:
         return next((r for r in self.others(runtime) if r not in others), None)
 
     def _to_be_had(self, key: RuntimeKey) -> bool:
-        """Whether one more can be claimed without taking anything from others: below the ceiling, or of those that are
-        warm or being started, one that no other key waits for."""
+        """Whether one more can be claimed without taking anything from others: below the ceilings, or of those that
+        are warm or being started, one that no other key waits for."""
+        if self._queue.held_back(key):
+            return False
         free = len(self.in_state(RuntimeState.WARM)) + len(self.in_state(RuntimeState.STARTING))
         waiting = self._claims.besides(key)
         return free > waiting or not self.full
@@ -341,17 +352,24 @@ class RuntimePool:
         await self._stop(runtime)
         # One that is recycled and then lost comes here twice.
         if self._runtimes.pop(runtime.id, None) is not None:
+            self._claims.gone(runtime.id)
             self._meter.runtime_ended(runtime.retiring or reason)
         self.notify()
+
+    async def free_one(self, tenant: str | None) -> bool:
+        """End a runtime that holds no session, or empty one whose sessions are idle: of this tenant; ``None``: of any.
+        ``False``: there is none."""
+        unused = [r for r in self.unused() if tenant is None or (r.key is not None and r.key.tenant == tenant)]
+        if unused:
+            await self.retire(min(unused, key=lambda r: r.last_held), "room")
+            return True
+        return self.empty_runtime is not None and await self.empty_runtime(tenant)
 
     async def _stop(self, runtime: ManagedRuntime) -> None:
         try:
             await runtime.stop()
         except Exception:
             log.exception("runtime.stop_failed", runtime=runtime.id, pid=runtime.pid)
-
-    async def _make_room(self, key: RuntimeKey | None) -> bool:
-        return self.make_room is not None and await self.make_room(key)
 
     def _of(self, key: RuntimeKey | None) -> list[ManagedRuntime]:
         """Those that take sessions."""
@@ -408,9 +426,11 @@ class RuntimePool:
                 await changed.wait()
         except TimeoutError:
             if not self._on_its_way(key):
+                in_use = f"{len(self._runtimes)} of {self._options.max_runtimes} runtimes are in use or being started"
+                if self._queue.held_back(key):
+                    in_use = f"all {self._options.max_runtimes_per_tenant} runtimes of your organisation are in use"
                 raise Capacity(
-                    f"{len(self._runtimes)} of {self._options.max_runtimes} runtimes are in use or being started, "
-                    f"and none became free within {self._options.capacity_timeout:g} s",
+                    f"{in_use}, and none became free within {self._options.capacity_timeout:g} s",
                     retry_after=self._queue.retry_after(key, ticket.user),
                 ) from None
 

@@ -203,9 +203,12 @@ class Runtime(Protocol):
         ...
 
 
-#: Makes room by hibernating: the least recently used idle session of this key, or, when it is ``None``, all
-#: sessions of the least recently used runtime that has only idle ones. ``False``: there is none.
-MakeRoom = Callable[[RuntimeKey | None], Awaitable[bool]]
+#: Makes room by hibernating the least recently used idle session of this key. ``False``: there is none.
+MakeRoom = Callable[[RuntimeKey], Awaitable[bool]]
+
+#: Hibernates all sessions of the least recently used runtime of this tenant (``None``: of any) that has only idle ones.
+#: ``False``: there is none.
+EmptyRuntime = Callable[[str | None], Awaitable[bool]]
 
 #: Takes the sessions that are idle now out of a runtime, and, if the second argument is true, loads those that are in
 #: use again elsewhere. ``False``: there was none.
@@ -216,6 +219,7 @@ class Runtimes(Protocol):
     """Where runtimes come from."""
 
     make_room: MakeRoom | None
+    empty_runtime: EmptyRuntime | None
     move_sessions: MoveSessions | None
     on_lost: Callable[[Runtime], None] | None
 

@@ -2,7 +2,8 @@
 
 There are two lines. A *request* waits for a place in the runtimes of its key: the users of a tenant that share them
 take turns. A *claim* waits for a whole runtime on behalf of its key: tenants take turns by their weights, and in a
-tenant of isolation `user` its users.
+tenant of isolation `user` its users. What a claim got it holds until the runtime has ended, because a tenant has a
+ceiling.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 
 from aerodrome.errors import Capacity
 from aerodrome.fairness.estimate import Rate, retry_after
-from aerodrome.fairness.line import FairLine, Stage, Ticket
+from aerodrome.fairness.line import Ceilings, FairLine, Scope, Stage, Ticket
 from aerodrome.model import RuntimeKey
 
 
@@ -30,14 +31,21 @@ class RuntimeQueue:
     """Args:
     weight: Of a tenant.
     per_tenant, per_user: Most requests that wait.
+    runtimes_per_tenant: Most runtimes that a tenant holds; ``None``: no limit.
     """
 
-    def __init__(self, weight: Callable[[str], float], per_tenant: int, per_user: int) -> None:
+    def __init__(
+        self,
+        weight: Callable[[str], float],
+        per_tenant: int,
+        per_user: int,
+        runtimes_per_tenant: int | None = None,
+    ) -> None:
         self._per_tenant = per_tenant
         self._per_user = per_user
         self._places: dict[RuntimeKey, PlaceLine] = {}
         self._waiting: Counter[str] = Counter()
-        self._claims = FairLine(weight=weight)
+        self._claims = FairLine(Ceilings(per_tenant=runtimes_per_tenant), weight)
         self._claimed_for: dict[Ticket, RuntimeKey] = {}
         #: So many claims are the first, and which, as long as that is known.
         self._first: tuple[int, frozenset[Ticket]] | None = None
@@ -94,7 +102,12 @@ class RuntimeQueue:
 
     @property
     def claims(self) -> int:
-        return self._claims.waiting
+        """Those that may have a runtime now: whom the ceiling of the tenant holds back does not count."""
+        return self._claims.able
+
+    def held_back(self, key: RuntimeKey) -> bool:
+        """Whether its tenant has as many runtimes as it may have."""
+        return self._claims.held_back_by(key.tenant, key.user or "") is Scope.TENANT
 
     def join_claims(self, key: RuntimeKey) -> Ticket:
         ticket = self._claims.join(key.tenant, key.user or "")
@@ -113,9 +126,16 @@ class RuntimeQueue:
             self._first = most, frozenset(self._claims.upcoming(most))
         return ticket in self._first[1]
 
-    def leave_claims(self, ticket: Ticket, *, served: bool = False) -> None:
-        if served:
-            self._claims.take(ticket)
+    def serve_claim(self, ticket: Ticket) -> None:
+        """Give the next runtime to `first_claim`; `leave_claims` when it has ended."""
+        self._claims.take(ticket)
+        self._forget_claim(ticket)
+
+    def leave_claims(self, ticket: Ticket) -> None:
+        """It waits no more, or its runtime has ended."""
         self._claims.leave(ticket)
+        self._forget_claim(ticket)
+
+    def _forget_claim(self, ticket: Ticket) -> None:
         self._claimed_for.pop(ticket, None)
         self._first = None

@@ -9,7 +9,7 @@ from aerodrome.model import RuntimeKey
 from aerodrome.runtime.attached.pool import AttachedPool
 from aerodrome.runtime.attached.runtime import AttachedRuntime
 from aerodrome.runtime.pool import RuntimePool
-from aerodrome.runtime.ports import MakeRoom, MoveSessions, Runtime
+from aerodrome.runtime.ports import EmptyRuntime, MakeRoom, MoveSessions, Runtime
 
 
 class AttachedOrLaunched:
@@ -26,6 +26,15 @@ class AttachedOrLaunched:
     @make_room.setter
     def make_room(self, make_room: MakeRoom | None) -> None:
         self._attached.make_room = self._launched.make_room = make_room
+
+    @property
+    def empty_runtime(self) -> EmptyRuntime | None:
+        return self._launched.empty_runtime
+
+    @empty_runtime.setter
+    def empty_runtime(self, empty_runtime: EmptyRuntime | None) -> None:
+        # Who has attached servers waits for a place in those.
+        self._launched.empty_runtime = empty_runtime
 
     @property
     def move_sessions(self) -> MoveSessions | None:

@@ -45,6 +45,7 @@ class LiveSessions:
         #: Deletions that the store has refused and that somebody was promised.
         self._undeleted: dict[SessionKey, SessionRow] = {}
         context.pool.make_room = self.make_room
+        context.pool.empty_runtime = self.empty_runtime
         context.pool.move_sessions = self.move_from
         context.residents.make_place = self.make_place
         context.pool.on_lost = self._runtime_lost
@@ -106,18 +107,22 @@ class LiveSessions:
 
     # --- residency ---
 
-    async def make_room(self, key: RuntimeKey | None) -> bool:
+    async def make_room(self, key: RuntimeKey) -> bool:
         """See `runtime.ports.MakeRoom`: least recently used first, never one in a turn (trap 10)."""
-        if key is not None:
-            idle = [live for live in self.all if live.evictable and runtime_key(live.row) == key]
-            for live in sorted(idle, key=lambda live: live.last_used):
-                if await self.hibernate(live):
-                    return True
-            return False
+        idle = [live for live in self.all if live.evictable and runtime_key(live.row) == key]
+        for live in sorted(idle, key=lambda live: live.last_used):
+            if await self.hibernate(live):
+                return True
+        return False
+
+    async def empty_runtime(self, tenant: str | None) -> bool:
+        """See `runtime.ports.EmptyRuntime`."""
         by_runtime: dict[str, list[LiveSession]] = {}
         for live in self.all:
             # What somebody else runs takes no process of ours.
-            if live.activation is not None and live.activation.runtime.pid is not None:
+            if live.activation is None or live.activation.runtime.pid is None:
+                continue
+            if tenant in (None, live.row.key.tenant):
                 by_runtime.setdefault(live.activation.runtime.id, []).append(live)
         quiet = [group for group in by_runtime.values() if all(live.evictable for live in group)]
         if not quiet:

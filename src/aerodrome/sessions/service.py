@@ -378,9 +378,13 @@ class SessionService:
 
     # --- the node's own work ---
 
-    async def make_room(self, key: RuntimeKey | None) -> bool:
+    async def make_room(self, key: RuntimeKey) -> bool:
         """See `runtime.ports.MakeRoom`."""
         return await self._sessions.make_room(key)
+
+    async def empty_runtime(self, tenant: str | None = None) -> bool:
+        """See `runtime.ports.EmptyRuntime`."""
+        return await self._sessions.empty_runtime(tenant)
 
     async def hibernate(self, live: LiveSession) -> bool:
         """Put a session to sleep and forget it. ``False``: it is not idle (any more)."""
