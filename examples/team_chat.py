@@ -47,6 +47,7 @@ async def main() -> None:
             busy = (await bob.post(CHAT, json={"prompt": "Quick!", "on_busy": "reject"})).json()
             print(f"bob, who cannot wait: {busy['code']}, a turn of {busy['author']} is running")
             queued = asyncio.create_task(say(bob, "[[say: Thank you.]] I can wait"))
+            await seen.get()  # it has begun
             await page.post("/sessions/team/abort")
             print(f"bob, who can: {await queued}")
 
