@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from aerodrome.events import SessionEvent
 from aerodrome.sessions.hub import EventHub
-from aerodrome.sessions.replay import behind, behind_latest, last_id, missed, unpublished
+from aerodrome.sessions.replay import behind, behind_latest, last_id, missed, seen_elsewhere, unpublished
 
 MUCH = 1 << 30
 
@@ -74,6 +74,50 @@ def test_a_reader_that_comes_back_gets_each_event_once_and_in_order(data: st.Dat
     assert numbers == sorted(set(numbers))
     behind_place = [item for item in events[place + 1 :] if not item.ephemeral]
     assert [item.id for item in got if not item.ephemeral] == [item.id for item in behind_place]
+
+
+@given(
+    flags=st.lists(st.booleans(), min_size=1, max_size=25),
+    kept_bytes=st.integers(0, 3000),
+    data=st.data(),
+)
+def test_a_reader_that_comes_from_the_node_where_the_session_ran_gets_nothing_again(
+    flags: list[bool], kept_bytes: int, data: st.DataObject
+) -> None:
+    """The hub has told some of the session's events; then another node ran it, and a reader from there comes, before
+    the session is loaded here again or after."""
+    events = [event(number, ephemeral=flag) for number, flag in enumerate(flags)]
+    here, there = EventHub(reader_bytes=MUCH, kept_bytes=kept_bytes), EventHub(reader_bytes=MUCH)
+    gone = data.draw(st.integers(0, len(events)))
+    cursors = [there.publish(item).cursor for item in events]
+    for item in events[:gone]:
+        here.publish(item)
+    text = history(events)
+    if not last_id(text) or not here.position:
+        return  # as a hub that was made for the reader
+    place = data.draw(st.integers(gone, len(events)))
+    if place == len(events) or behind(here.kept(), cursors[place]) is not None:
+        return
+    channel, kept, position = here.subscribe(), here.kept(), here.position
+
+    def load() -> None:
+        for item in unpublished(text, here.position, here.kept()):
+            here.publish(item)
+
+    before = data.draw(st.booleans())
+    if before:
+        load()
+    seen = seen_elsewhere(text, cursors[place], kept=kept, position=position)
+    if seen:
+        channel.leave_out(seen)
+    else:
+        # It has seen no stored event that was not told here.
+        assert not any(not item.ephemeral for item in events[gone : place + 1])
+        return
+    if not before:
+        load()
+    behind_place = [item.id for item in events[place + 1 :] if not item.ephemeral]
+    assert [item.id for item in channel.backlog] == behind_place
 
 
 def test_a_place_that_is_nowhere_is_a_gap() -> None:

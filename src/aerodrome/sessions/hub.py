@@ -45,6 +45,7 @@ class Channel:
         self._finished_with: AerodromeError | None = None
         self._lagging = False
         self._error: Exception | None = None
+        self._left_out: frozenset[str] = frozenset()
         #: See `sessions.api.EventStream`.
         self.position = ""
 
@@ -55,7 +56,7 @@ class Channel:
 
     def put(self, event: SessionEvent) -> None:
         """Calls nobody: the channels that it is put into are the same afterwards."""
-        if self._finished or self._lagging or self._error is not None:
+        if self._finished or self._lagging or self._error is not None or event.id in self._left_out:
             return
         self._bytes += size_of(event)
         if self._bytes > self._max_bytes:
@@ -64,6 +65,12 @@ class Channel:
         else:
             self._backlog.append(event)
         self._ready.set()
+
+    def leave_out(self, event_ids: frozenset[str]) -> None:
+        """The reader has had these elsewhere: not again. To be called before `preload`."""
+        self._left_out = event_ids
+        self._backlog = deque(event for event in self._backlog if event.id not in event_ids)
+        self._bytes = sum(map(size_of, self._backlog))
 
     def preload(self, events: Sequence[SessionEvent]) -> None:
         """Put events that are there already before everything else; they do not count as lag."""

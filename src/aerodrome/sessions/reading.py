@@ -14,7 +14,7 @@ from aerodrome.sessions.hub import Channel, EventHub
 from aerodrome.sessions.members import allowed, tag
 from aerodrome.sessions.parsing import parse
 from aerodrome.sessions.registry import LiveSessions
-from aerodrome.sessions.replay import BEGINNING, behind, behind_latest, last_id, missed
+from aerodrome.sessions.replay import BEGINNING, behind, behind_latest, last_id, missed, seen_elsewhere
 from aerodrome.sessions.wake import read_history
 from aerodrome.statestore.history import stored_events
 
@@ -82,6 +82,11 @@ class Reading:
         if (found := behind(kept, after)) is not None:
             return found
         text = await read_history(self._context, row.key)
+        seen = await parse(partial(seen_elsewhere, after=after, kept=kept, position=channel.position), text)
+        if seen:
+            # What is behind them, too, is told when the session is loaded here, which may have happened just now.
+            channel.leave_out(seen)
+            return ()
         look = partial(
             missed,
             after=after,

@@ -6,7 +6,8 @@ once, in order, without a gap, or `aerodrome.gap` as the first.
 
 The runtime tells an event before it writes it (measured), so that what stands in the history behind the hub's
 position was not told at all: the runtime was lost at that moment, or another node ran the session. It is published
-when the session is next loaded (`unpublished`), and left out of a replay until then.
+when the session is next loaded (`unpublished`), and left out of a replay until then. A reader that comes from that
+other node may have seen some of it: what is published again it must not get again (`seen_elsewhere`).
 """
 
 from __future__ import annotations
@@ -62,6 +63,25 @@ def missed(
     return found if sum(map(size_of, found)) <= max_bytes else None
 
 
+def seen_elsewhere(text: str, after: str, *, kept: Sequence[SessionEvent], position: str) -> frozenset[str]:
+    """The stored events up to the cursor `after` that the hub had not told when the reader subscribed: their ids. None
+    when the reader is not ahead of the hub.
+
+    Args:
+        text, kept: As of `missed`.
+        position: The hub's when the reader subscribed.
+    """
+    place = after.partition("~")[0]
+    stored = events_after(text, place) if position and after != BEGINNING else None
+    if stored is None or place == position or any(event.id == position for event in stored):
+        return frozenset()  # nearly always
+    ids = [event.id for event in stored_events(text)]
+    told = {position, *(event.id for event in kept)}
+    up_to = ids.index(place)
+    latest = max((index for index, event_id in enumerate(ids) if event_id in told), default=up_to)
+    return frozenset(ids[latest + 1 : up_to + 1])
+
+
 def behind_latest(
     text: str, known: Sequence[str], *, kept: Sequence[SessionEvent], position: str
 ) -> Sequence[SessionEvent]:
@@ -76,6 +96,8 @@ def behind_latest(
         if (found := behind(kept, event_id)) is not None:
             return found
         if event_id in text:
+            if seen_elsewhere(text, event_id, kept=kept, position=position):
+                return ()  # what is behind it, nobody here has been told yet
             found = missed(text, event_id, kept=kept, late=(), position=position, max_bytes=_UNBOUNDED)
             if found is not None:
                 return found

@@ -1,0 +1,55 @@
+"""Readers of a session that has run at another node, and comes back to one that remembers an earlier time."""
+
+from __future__ import annotations
+
+from aerodrome.sessions.hub import Channel
+from support.scripted_node import ALICE, ScriptedNode, scripted_node, settle
+
+
+async def asleep(node: ScriptedNode) -> None:
+    for live in node.service.live:
+        assert await node.service.hibernate(live)
+    await settle()
+
+
+def stored(reader: Channel) -> list[str]:
+    return [event.id for event in reader.backlog if not event.ephemeral]
+
+
+async def test_a_reader_that_has_seen_more_than_the_node_gets_nothing_again() -> None:
+    async with scripted_node() as a, scripted_node(a.stores, name="b") as b:
+        await a.open("s1")
+        # Somebody reads here from the beginning to the end.
+        patient = await a.service.events(ALICE, "s1")
+        await a.say("s1", "one")
+        await asleep(a)
+        elsewhere = await b.service.events(ALICE, "s1")
+        await b.say("s1", "two")
+        await asleep(b)
+        told, cursor = {event.id for event in elsewhere.backlog}, elsewhere.backlog[-1].cursor
+        elsewhere.close()
+        reader = await a.service.events(ALICE, "s1", after=cursor)
+        assert stored(reader) == []
+        await a.say("s1", "three")
+        assert not told & {event.id for event in reader.backlog}
+        # And nobody else misses what happened elsewhere.
+        events = [event.id for event in await a.service.stored_events(ALICE, "s1")]
+        assert stored(patient) == events
+        assert stored(reader) == events[-len(stored(reader)) :]
+        assert len([event for event in reader.backlog if event.type == "user.message"]) == 1
+        patient.close()
+        reader.close()
+
+
+async def test_a_native_reader_neither() -> None:
+    async with scripted_node() as a, scripted_node(a.stores, name="b") as b:
+        await a.open("s1")
+        patient = await a.service.events(ALICE, "s1")
+        await a.say("s1", "one")
+        await asleep(a)
+        await b.say("s1", "two")
+        last = (await b.service.stored_events(ALICE, "s1"))[-1].id
+        await asleep(b)
+        assert await a.service.events_behind(ALICE, "s1", [last]) == ()
+        assert await a.service.events_behind(ALICE, "s1", ["unknown", last]) == ()
+        patient.close()
