@@ -268,8 +268,8 @@ async def test_no_turn_fails_and_nothing_is_lost(fleet: Nodes, model: ModelServe
         for reader, followed in zip(readers, over_http, strict=True):
             await eventually(partial(reader.has_been_told, len(followed.expected)))
             assert reader.told == followed.expected
-            ids = [event["id"] for event in reader.seen if "id" in event]
-            assert len(ids) == len(set(ids))
+            ids = Counter(event["id"] for event in reader.seen if "id" in event)
+            assert [(event["id"], event["event"]) for event in reader.seen if ids[event.get("id")] > 1] == []
             assert reader.sent_away.total() > 0
     finally:
         for task in (*talking, *reading):

@@ -35,7 +35,8 @@ class RecycleOptions:
 
     limits: WearLimits = field(default_factory=WearLimits)
     interval: float = 15.0
-    #: Runtimes that are recycled for wear at the same time.
+    #: Runtimes that are recycled for wear at the same time. Those for something measured do not wait for those for
+    #: something counted, which may take as long as a turn.
     at_once: int = 1
     #: How long a recycled runtime may go on with turns that were running.
     patience: float = 1800.0
@@ -48,7 +49,7 @@ class Recycler:
         self._measure = measure
         self._watches: dict[str, WearWatch] = {}
         #: What was begun for wear. What an operator drains does not count: it may take as long as a turn.
-        self._recycling: set[asyncio.Task[None]] = set()
+        self._recycling: dict[asyncio.Task[None], Reason] = {}
 
     async def run(self) -> None:
         """Look for ever."""
@@ -76,13 +77,18 @@ class Recycler:
                 worn.append((reason, runtime, wear))
         order = list(Reason)
         for reason, runtime, wear in sorted(worn, key=lambda found: order.index(found[0])):
-            if len(self._recycling) >= self._options.at_once:
+            # The most pressing first: who comes behind one that has to wait has to wait, too.
+            if len(self._before(reason)) >= self._options.at_once:
                 return
             if runtime.state in (RuntimeState.WARM, RuntimeState.CLAIMED):  # and was not lost while we looked
                 log.info("runtime.worn", runtime=runtime.id, key=str(runtime.key), reason=reason.value, **_told(wear))
                 task = retirements.begin_recycling(runtime, reason.value)
-                self._recycling.add(task)
-                task.add_done_callback(self._recycling.discard)
+                self._recycling[task] = reason
+                task.add_done_callback(self._recycling.pop)
+
+    def _before(self, reason: Reason) -> list[Reason]:
+        """What is under way that this one has to wait for."""
+        return [other for other in self._recycling.values() if reason.is_counted or not other.is_counted]
 
     def _watch(self) -> WearWatch:
         return WearWatch(self._options.limits, spread=1.0 - random.uniform(0.0, _SPREAD))  # noqa: S311 - no secret

@@ -43,6 +43,10 @@ class Reason(StrEnum):
     TURNS = "turns"
     AGE = "age"
 
+    @property
+    def is_counted(self) -> bool:
+        return self in (Reason.TURNS, Reason.AGE)
+
 
 @dataclass(frozen=True, slots=True)
 class WearLimits:
