@@ -9,6 +9,7 @@ import platform
 import secrets
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -137,8 +138,7 @@ class SandboxLauncher:
             self._options.packages,
         ):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Nothing of it is secret, and what a sandbox runs may be another user.
-        self._options.packages.chmod(0o755)
+        _let_others_read(self._options.packages)
         for name, text in bubblewrap.MADE_FILES.items():
             (scratch.etc / name).write_text(text)
             (scratch.etc / name).chmod(0o644)
@@ -335,6 +335,14 @@ class SandboxedProcess(ChildProcess):
             self._workspace = None
         if self._owner is not None:
             self._released(self._owner)
+
+
+def _let_others_read(packages: Path) -> None:
+    """Nothing of it is secret, and what a sandbox runs may be another user. In an image it is so already, and on a file
+    system that cannot be written, where even a change to the same is refused."""
+    mode = stat.S_IMODE(packages.stat().st_mode)
+    if mode & 0o555 != 0o555:
+        packages.chmod(mode | 0o755)
 
 
 def _release(opening: asyncio.Future[Workspace]) -> None:
