@@ -46,12 +46,15 @@ setup: .venv/.ready
 .venv/.ready: requirements.lock pyproject.toml scripts/setup.sh
 	@bash scripts/setup.sh
 
+# All that a node may be asked for by its settings: what the image has not, nobody can add to it.
+IMAGE_EXTRAS := redis postgresql sandbox otel vault
+
 # Re-resolve the pins; the index addresses of the machine stay out of the file.
 lock: .venv/.ready
 	$(PY) -m piptools compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-emit-trusted-host --extra dev --output-file requirements.lock pyproject.toml
 	$(PY) -m piptools compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url \
-	  --no-emit-find-links --no-emit-trusted-host --constraint requirements.lock --extra redis --extra postgresql --extra sandbox \
+	  --no-emit-find-links --no-emit-trusted-host --constraint requirements.lock $(addprefix --extra ,$(IMAGE_EXTRAS)) \
 	  --output-file deploy/docker/requirements.lock pyproject.toml
 	$(PY) -m piptools compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-emit-trusted-host --constraint requirements.lock \

@@ -15,13 +15,22 @@ import yaml
 
 from aerodrome.config import load_settings
 from aerodrome.config.settings import Settings
-from support.chart import CHART, EXAMPLES, Manifest, Selected, admits, example, only, over, pods, render, selects
+from support.chart import CHART, EXAMPLES, ROOT, Manifest, Selected, admits, example, only, over, pods, render, selects
+from support.console_page import blocks
 
 _KNOWN = [each for each in dict.fromkeys(kubernetes_validate.utils.all_versions()) if each.split(".")[1] >= "27"]
 #: The oldest that the chart is for, the newest that has schemas, and some in between.
 VERSIONS = list(dict.fromkeys([*_KNOWN[::4], _KNOWN[-1]]))
 NAME = "air-aerodrome"
 FLEET = example("fleet")
+#: Values by which nodes look secrets up in Vault, from the documentation.
+VAULT = yaml.safe_load(
+    next(
+        "\n".join(block.lines)
+        for block in blocks((ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8"))
+        if block.language == "yaml" and any("vault:" in line for line in block.lines)
+    )
+)
 CASES: dict[str, dict[str, Any]] = {
     "defaults": {},
     **{path.stem: example(path.stem) for path in EXAMPLES.glob("*.yaml")},
@@ -29,6 +38,8 @@ CASES: dict[str, dict[str, Any]] = {
     "sandbox": over(FLEET, {"sandboxes": {"enabled": True}}),
     "keda": over(FLEET, {"autoscaling": {"kind": "keda"}}),
     "csi": over(FLEET, {"secretFiles": {"csi": {"enabled": True, "secretProviderClass": "vault"}}}),
+    # Without the reference itself, for which there would have to be a Vault.
+    "vault": over(FLEET, {name: value for name, value in VAULT.items() if name != "config"}),
     "gateway api": over(
         FLEET,
         {
@@ -182,7 +193,8 @@ def test_every_secret_that_the_settings_name_is_mounted(case: str) -> None:
             if volume["name"] == "config" and "configMap" in volume:
                 text = only(manifests, "ConfigMap", volume["configMap"]["name"])["data"]["aerodrome.toml"]
                 wanted = {line.split("/")[-1].strip('"}]') for line in text.splitlines() if "/secrets/" in line}
-                sources = [s["secret"] for v in pod.spec["volumes"] for s in v.get("projected", {}).get("sources", [])]
+                parts = [v["projected"] for v in pod.spec["volumes"] if v["name"] == "secrets"]
+                sources = [each["secret"] for part in parts for each in part["sources"]]
                 exact = {item["path"] for source in sources for item in source.get("items", [])}
                 assert wanted <= exact or any("items" not in source for source in sources), pod.owner
                 for source in sources:
@@ -324,6 +336,32 @@ def test_nothing_secret_is_in_a_config_map(case: str) -> None:
     for manifest in rendered(case):
         if manifest["kind"] != "Secret":
             assert not any(password in yaml.safe_dump(manifest) for password in passwords)
+
+
+def test_a_token_of_the_service_account_is_given_to_who_looks_secrets_up() -> None:
+    """docs/secrets.md: log-in at Vault of a Kubernetes pod."""
+    manifests = rendered("vault")
+    accounts = {m["metadata"]["name"]: m for m in manifests if m["kind"] == "ServiceAccount"}
+    assert not any(account["automountServiceAccountToken"] for account in accounts.values())
+    given = {pod.owner: pod for pod in pods(manifests) if not pod.owner.startswith("Pod/")}
+    for owner, pod in given.items():
+        (volume,) = [each for each in pod.spec["volumes"] if each["name"] == "service-account"]
+        (source,) = volume["projected"]["sources"]
+        assert source["serviceAccountToken"] == {"path": "token", "audience": "vault", "expirationSeconds": 3600}
+        (mount,) = [each for each in container(pod)["volumeMounts"] if each["name"] == "service-account"]
+        env = {entry["name"]: entry.get("value") for entry in container(pod)["env"]}
+        assert env["VAULT_SERVICE_ACCOUNT_TOKEN"] == f"{mount['mountPath']}/token", owner
+        assert env["VAULT_ROLE"] == "aerodrome"
+        assert mount["readOnly"]
+    # A hook runs before everything else, so that its account has to be there before it.
+    job = given[f"Job/{NAME}-migrate"].spec["serviceAccountName"]
+    assert int(accounts[job]["metadata"]["annotations"]["helm.sh/hook-weight"]) < 0
+    assert given[f"CronJob/{NAME}-migrate-post"].spec["serviceAccountName"] == NAME
+    assert node(manifests).spec["serviceAccountName"] == NAME
+    settings = only(render(over(FLEET, VAULT)), "ConfigMap", NAME)["data"]["aerodrome.toml"]
+    assert 'api_key = "vault:secret/aerodrome#model_key"' in settings
+    for pod in pods(rendered("fleet")):
+        assert not any(volume["name"] == "service-account" for volume in pod.spec.get("volumes", []))
 
 
 def test_who_reaches_what() -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,27 @@ def test_all_that_the_image_is_made_of_is_sent_and_is_there() -> None:
                 assert any(source == each or source.startswith(f"{each}/") for each in sent), source
 
 
-def test_what_is_installed_is_pinned_as_it_is_tested() -> None:
-    def pins(path: Path) -> dict[str, str]:
-        return dict(re.findall(r"^([\w.-]+)==(\S+)", path.read_text(), re.MULTILINE))
+def pins(path: Path) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", path.read_text(), re.MULTILINE))
 
+
+def test_what_is_installed_is_pinned_as_it_is_tested() -> None:
     tested = pins(ROOT / "requirements.lock")
     for lock in ("requirements.lock", "build.lock"):
         assert pins(DEPLOY / "docker" / lock).items() <= tested.items()
-    assert {"redis", "psycopg", "fastapi"} <= pins(DEPLOY / "docker" / "requirements.lock").keys()
+
+
+def test_the_image_has_all_that_settings_may_ask_for() -> None:
+    """A node that is told to send traces, or to look a secret up in Vault, does not start without their clients."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    # Who runs the image has no programs of their own in it, and nobody develops there.
+    extras = {name: given for name, given in project["optional-dependencies"].items() if name not in ("sdk", "dev")}
+    assert {"redis", "postgresql", "otel", "vault", "sandbox"} <= set(extras)
+    pinned = pins(DEPLOY / "docker" / "requirements.lock")
+    for requirement in [*project["dependencies"], *(each for given in extras.values() for each in given)]:
+        assert re.match(r"[\w.-]+", requirement)[0] in pinned, requirement  # type: ignore[index]
+    (made,) = re.findall(r"^IMAGE_EXTRAS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(made.split()) == set(extras)
 
 
 def test_image_and_chart_agree() -> None:

@@ -93,6 +93,21 @@ securityContext:
   mountPath: /etc/aerodrome/secrets-store
   readOnly: true
 {{- end }}
+{{- if .Values.serviceAccount.token.enabled }}
+- name: service-account
+  mountPath: /etc/aerodrome/service-account
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{/* Environment of the same. */}}
+{{- define "aerodrome.commonEnv" -}}
+{{- if .Values.serviceAccount.token.enabled }}
+- {name: VAULT_SERVICE_ACCOUNT_TOKEN, value: /etc/aerodrome/service-account/token}
+{{- end }}
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{/* Its volumes; `.configMap` names the ConfigMap, `.root` is the chart's context. */}}
@@ -136,6 +151,20 @@ securityContext:
     readOnly: true
     volumeAttributes:
       secretProviderClass: {{ $values.secretFiles.csi.secretProviderClass }}
+{{- end }}
+{{- with $values.serviceAccount.token }}
+{{- if .enabled }}
+# This token alone: pods have none for the cluster's API by themselves.
+- name: service-account
+  projected:
+    sources:
+      - serviceAccountToken:
+          path: token
+          expirationSeconds: {{ .expirationSeconds }}
+          {{- with .audience }}
+          audience: {{ . | quote }}
+          {{- end }}
+{{- end }}
 {{- end }}
 {{- end -}}
 
