@@ -78,7 +78,11 @@ CASES: dict[str, dict[str, Any]] = {
 CUSTOM: dict[str, dict[str, Any]] = {
     "ServiceMonitor": {
         "required": ["selector", "endpoints"],
-        "properties": {"selector": {"required": ["matchLabels"]}, "endpoints": {"minItems": 1}},
+        "properties": {
+            "jobLabel": {"type": "string"},
+            "selector": {"required": ["matchLabels"]},
+            "endpoints": {"minItems": 1},
+        },
     },
     "ScaledObject": {
         "required": ["scaleTargetRef", "triggers"],
@@ -417,6 +421,26 @@ def test_what_selects_selects_the_right_pods(case: str) -> None:
             ]
             assert len(found) == 1
             assert {port["name"] for port in found[0]["spec"]["ports"]} >= {each["port"] for each in spec["endpoints"]}
+
+
+ALERTS = yaml.safe_load((ROOT / "deploy" / "observability" / "prometheus" / "alerts.rules.yml").read_text())
+
+
+def job_of(manifests: list[Manifest]) -> str:
+    """The label `job` of what a Prometheus operator reads by the ServiceMonitor: that of the Service which it names."""
+    (monitor,) = [each["spec"] for each in manifests if each["kind"] == "ServiceMonitor"]
+    labels = [each["metadata"]["labels"] for each in manifests if each["kind"] == "Service"]
+    (found,) = [each for each in labels if selects(monitor["selector"], each)]
+    return str(found[monitor["jobLabel"]])
+
+
+@pytest.mark.parametrize("release", ["aerodrome", "air", "something-else"])
+def test_the_fleet_has_the_name_by_which_the_alert_looks_for_lost_nodes(release: str) -> None:
+    (down,) = [rule for group in ALERTS["groups"] for rule in group["rules"] if rule["alert"] == "AerodromeNodeDown"]
+    for values in (FLEET, over(FLEET, {"fullnameOverride": "copilot"})):
+        assert f'up{{job="{job_of(render(values, name=release))}"}} == 0' in down["expr"]
+    # Fleets of one Prometheus are told apart by it.
+    assert job_of(render(over(FLEET, {"metrics": {"fleet": "copilot-eu"}}))) == "copilot-eu"
 
 
 def test_tables_are_made_before_the_first_node_and_before_an_upgrade() -> None:
