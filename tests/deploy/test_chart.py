@@ -89,7 +89,14 @@ CUSTOM: dict[str, dict[str, Any]] = {
         "properties": {
             "minReplicaCount": {"type": "integer"},
             "maxReplicaCount": {"type": "integer"},
-            "fallback": {"required": ["failureThreshold", "replicas"]},
+            "fallback": {
+                "required": ["failureThreshold", "replicas"],
+                "properties": {
+                    "behavior": {
+                        "enum": ["static", "currentReplicas", "currentReplicasIfHigher", "currentReplicasIfLower"]
+                    }
+                },
+            },
             # All values of a trigger are texts.
             "triggers": {"items": {"properties": {"metadata": {"additionalProperties": {"type": "string"}}}}},
         },
@@ -245,6 +252,13 @@ def test_a_node_goes_when_its_successor_takes_work() -> None:
     assert probes["livenessProbe"]["httpGet"]["path"] == "/health"
     # Killed only long after load balancers have passed it over.
     assert probes["livenessProbe"]["failureThreshold"] * probes["livenessProbe"]["periodSeconds"] > 30
+
+
+def test_without_the_metric_keda_ends_no_node() -> None:
+    (scaled,) = [each["spec"] for each in rendered("keda") if each["kind"] == "ScaledObject"]
+    assert scaled["fallback"]["behavior"] == "currentReplicas"
+    # What KEDA before 2.17 does, which passes `behavior` over: it must not be fewer.
+    assert scaled["fallback"]["replicas"] == scaled["maxReplicaCount"]
 
 
 # --- trap 17, and what the chart refuses ---
