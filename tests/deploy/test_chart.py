@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "defaults": {},
     **{path.stem: example(path.stem) for path in EXAMPLES.glob("*.yaml")},
     "ipv6": over(FLEET, {"ipFamily": "IPv6"}),
+    "numbers for names": over(example("cli-servers"), {"cliServers": {"tenant": "007"}}),
     "sandbox": over(FLEET, {"sandboxes": {"enabled": True}}),
     "keda": over(FLEET, {"autoscaling": {"kind": "keda"}}),
     "csi": over(FLEET, {"secretFiles": {"csi": {"enabled": True, "secretProviderClass": "vault"}}}),
@@ -291,7 +292,11 @@ def test_trap_17_probes_drain_and_disruption_budget() -> None:
 
 def test_trap_17_no_cli_server_without_a_token() -> None:
     assert "tokenSecret" in refused(over(example("cli-servers"), {"cliServers": {"tokenSecret": ""}}))
+    assert "cliServers.tenant" in refused(over(example("cli-servers"), {"cliServers": {"tenant": ""}}))
+    assert "cliServers" in refused(over(example("cli-servers"), {"cliServers": {"tenant": "../globex"}}))
     (cli,) = [pod for pod in pods(rendered("cli-servers")) if pod.owner.endswith("-cli")]
+    # A server may see what it serves, and only what makes its directory sees more.
+    assert [m.get("subPath") for m in container(cli)["volumeMounts"] if m["name"] == "sessions"] == ["acme"]
     tokens = [entry for entry in container(cli)["env"] if entry["name"] == "COPILOT_CONNECTION_TOKEN"]
     assert tokens[0]["valueFrom"]["secretKeyRef"] == {"name": "copilot-token", "key": "token"}
 
@@ -333,7 +338,7 @@ def test_pods_have_no_rights_that_they_do_not_need(case: str) -> None:
         sandboxes = case == "sandbox" and pod.labels.get("app.kubernetes.io/component") == "node"
         assert (security["seccompProfile"]["type"] == "Unconfined") is sandboxes
         assert (pod.spec.get("hostUsers") is False) is sandboxes
-        for each in pod.spec["containers"]:
+        for each in [*pod.spec.get("initContainers", []), *pod.spec["containers"]]:
             assert each["securityContext"] == {
                 **({"procMount": "Unmasked"} if sandboxes else {}),
                 "allowPrivilegeEscalation": False,

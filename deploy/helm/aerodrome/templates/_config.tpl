@@ -24,6 +24,7 @@ The settings as JSON: those of `config`, and what follows from the rest of the v
 {{- $config = include "aerodrome.put" (list $config "state" "url" "volume:/var/lib/aerodrome-sessions" "cliServers.enabled") | fromJson -}}
 {{- $attached := list (dict
   "address" (printf "%s-cli:4321" (include "aerodrome.fullname" .))
+  "tenant" .Values.cliServers.tenant
   "token" "file:/etc/aerodrome/secrets/cli-token") -}}
 {{- $config = include "aerodrome.put" (list $config "runtime" "attach" $attached "cliServers.enabled") | fromJson -}}
 {{- end -}}
@@ -107,6 +108,9 @@ The settings as TOML. Strings, numbers, booleans and lists of JSON are written a
 {{- end -}}
 {{- if and .Values.cliServers.enabled (not .Values.cliServers.tokenSecret) -}}
 {{- fail "cliServers.tokenSecret: whoever reaches a Copilot CLI server without a token may read everything in it" -}}
+{{- end -}}
+{{- if and .Values.cliServers.enabled (not .Values.cliServers.tenant) -}}
+{{- fail "cliServers.tenant: say whose the servers are, because a server shows all that it sees to whoever it serves" -}}
 {{- end -}}
 {{- if and (or .Values.autoscaling.enabled .Values.metrics.serviceMonitor.enabled) (not .Values.metrics.enabled) -}}
 {{- fail "metrics.enabled: autoscaling and the ServiceMonitor have nothing to go by without metrics" -}}
