@@ -198,7 +198,9 @@ def check(command: list[str], env: dict[str, str]) -> None:
 
 # --- systemd ---
 
+#: With what is added to them.
 UNITS = sorted(SYSTEMD.iterdir())
+DROP_IN = SYSTEMD / "sandbox.conf"
 
 
 def test_the_parser_of_units_finds_what_configparser_finds() -> None:
@@ -212,19 +214,39 @@ def test_the_parser_of_units_finds_what_configparser_finds() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed here")
+@pytest.mark.parametrize("sandboxes", [False, True])
 @pytest.mark.parametrize("name", ["aerodrome.service", "aerodrome-http.socket", "aerodrome@1.service"])
-def test_systemd_takes_the_units(name: str, tmp_path: Path) -> None:
+def test_systemd_takes_the_units(name: str, sandboxes: bool, tmp_path: Path) -> None:
     for path in UNITS:
         # It looks for the program, which is not here.
         (tmp_path / path.name).write_text(path.read_text().replace("/opt/aerodrome/bin/aerodrome", "/bin/true"))
+    if sandboxes:
+        add_drop_in(tmp_path)
     done = subprocess.run(["systemd-analyze", "verify", tmp_path / name], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def add_drop_in(directory: Path) -> None:
+    for name in ("aerodrome.service", "aerodrome@.service"):
+        (directory / f"{name}.d").mkdir()
+        shutil.copy(DROP_IN, directory / f"{name}.d")
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed here")
+@pytest.mark.parametrize(("sandboxes", "most"), [(False, 20), (True, 35)])
 @pytest.mark.parametrize("name", ["aerodrome.service", "aerodrome@.service"])
-def test_systemd_finds_a_node_little_exposed(name: str) -> None:
-    command = ["systemd-analyze", "security", "--offline=yes", "--threshold=30", "--no-pager", str(SYSTEMD / name)]
+def test_systemd_finds_a_node_little_exposed(name: str, sandboxes: bool, most: int, tmp_path: Path) -> None:
+    shutil.copy(SYSTEMD / name, tmp_path)
+    if sandboxes:
+        add_drop_in(tmp_path)
+    command = [
+        "systemd-analyze",
+        "security",
+        "--offline=yes",
+        f"--threshold={most}",
+        "--no-pager",
+        str(tmp_path / name),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout[-300:], done.stderr)
 

@@ -278,6 +278,9 @@ def test_without_bubblewrap_it_is_said_where_it_comes_from(monkeypatch: pytest.M
         (Host(apparmor_restricts=True), "apparmor_restrict_unprivileged_userns=0"),
         (Host(filtered=True), "seccomp=unconfined"),
         (Host(proc_masked=True), "systempaths=unconfined"),
+        (Host(filtered=True, service=True), "deploy/systemd/sandbox.conf"),
+        (Host(proc_masked=True, service=True), "deploy/systemd/sandbox.conf"),
+        (Host(service=True), "docs/sandbox.md"),
         (Host(), "docs/sandbox.md"),
     ],
 )
@@ -296,6 +299,14 @@ def test_what_is_looked_at(tmp_path: Path) -> None:
     (tmp_path / "sys/kernel/unprivileged_userns_clone").write_text("0\n")
     (tmp_path / "sys/kernel/apparmor_restrict_unprivileged_userns").write_text("1\n")
     assert look(tmp_path) == Host(0, False, True, True, True)
+    for groups, service in {
+        "0::/system.slice/aerodrome.service\n": True,
+        "3:cpu:/\n1:name=systemd:/system.slice/system-aerodrome.slice/aerodrome@1.service\n": True,
+        "0::/system.slice/docker-4f2a.scope\n": False,
+        "0::/\n": False,
+    }.items():
+        (tmp_path / "self/cgroup").write_text(groups)
+        assert look(tmp_path).service is service
     assert look(tmp_path / "nothing") == Host()
 
 

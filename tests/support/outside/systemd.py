@@ -38,6 +38,11 @@ def systemctl(world: World, arguments: list[str]) -> None:
     units = world.root / "etc" / "systemd" / "system"
     if given.verb == "daemon-reload":
         world.state["loaded"] = [path.name for path in units.iterdir()]
+        for added in units.glob("*.d/*.conf"):
+            # systemd says nothing of one that is added to no unit.
+            if not (units / added.parent.stem).is_file():
+                refuse(f"{added.parent.name} is of no unit")
+            unit(added)
         return
     for name in given.units:
         full = name if "." in name else f"{name}.service"

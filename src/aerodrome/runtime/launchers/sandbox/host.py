@@ -36,10 +36,12 @@ class Host:
     unprivileged_clone: bool = True
     #: `kernel.apparmor_restrict_unprivileged_userns`: Ubuntu from 23.10 on.
     apparmor_restricts: bool = False
-    #: A filter of system calls is on this process: that of Docker or Kubernetes, mostly.
+    #: A filter of system calls is on this process: that of systemd, Docker or Kubernetes, mostly.
     filtered: bool = False
     #: Parts of `/proc` are hidden, as in containers; then nobody may mount another.
     proc_masked: bool = False
+    #: It is a service of systemd, whose unit may have done either.
+    service: bool = False
 
 
 def look(proc: Path = Path("/proc")) -> Host:
@@ -52,6 +54,8 @@ def look(proc: Path = Path("/proc")) -> Host:
         apparmor_restricts=_read(proc / "sys/kernel/apparmor_restrict_unprivileged_userns") == "1",
         filtered="\nSeccomp:\t2" in status,
         proc_masked=any(line.split(" ")[1].startswith("/proc/") for line in mounts.splitlines() if " " in line),
+        # The control groups of containers are scopes, and their own is at the top to them.
+        service=any(line.endswith(".service") for line in _read(proc / "self/cgroup").splitlines()),
     )
 
 
@@ -66,6 +70,11 @@ def advice(reason: str, host: Host) -> str:
         mend = (
             "AppArmor keeps accounts from user namespaces: give Aerodrome's Python a profile with `userns,`, or "
             "`sysctl kernel.apparmor_restrict_unprivileged_userns=0`"
+        )
+    elif host.service and (host.filtered or host.proc_masked):
+        mend = (
+            "the unit of the service restricts it: put deploy/systemd/sandbox.conf into "
+            "/etc/systemd/system/aerodrome.service.d (docs/sandbox.md), `systemctl daemon-reload`, and restart it"
         )
     elif host.filtered:
         mend = (
