@@ -230,6 +230,7 @@ def add_drop_in(directory: Path) -> None:
     for name in ("aerodrome.service", "aerodrome@.service"):
         (directory / f"{name}.d").mkdir()
         shutil.copy(DROP_IN, directory / f"{name}.d")
+    shutil.copy(SYSTEMD / "metrics.conf", directory / "aerodrome@.service.d")
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed here")
@@ -271,17 +272,28 @@ def test_sockets_have_the_names_that_a_node_knows() -> None:
     assert set(unit(SYSTEMD / "aerodrome.service")["Unit"]["Requires"][0].split()) == set(sockets)
 
 
-def test_nodes_of_one_machine_have_addresses_and_directories_of_their_own() -> None:
+def test_nodes_of_one_machine_have_addresses_and_directories_of_their_own(tmp_path: Path) -> None:
+    #: All of them read it.
+    shared = tmp_path / "aerodrome.toml"
+    shared.write_text('[telemetry]\nmetrics_address = "127.0.0.1:9464"\n')
+
     def settings_of(instance: str) -> Any:
         env: dict[str, str] = {}
-        for line in unit(SYSTEMD / "aerodrome@.service")["Service"]["Environment"]:
+        for line in [
+            each
+            for name in ("aerodrome@.service", "metrics.conf")
+            for each in unit(SYSTEMD / name)["Service"]["Environment"]
+        ]:
             for entry in line.split():
                 for specifier, value in {"%i": instance, "%S": "/var/lib", "%C": "/var/cache", "%l": "host"}.items():
                     entry = entry.replace(specifier, value)
                 env |= dict([entry.split("=", 1)])
-        return load_settings(None, env=env).server
+        return load_settings(shared, env=env)
 
-    one, two = settings_of("1"), settings_of("2")
+    first, second = settings_of("1"), settings_of("2")
+    metrics = [settings.telemetry.metrics_address for settings in (first, second)]
+    assert metrics == [("127.0.0.1", 9461), ("127.0.0.1", 9462)]
+    one, two = first.server, second.server
     assert (one.http.port, one.gateway.port, one.node_name) == (8081, 4331, "host-1")
     assert not {one.http, one.gateway, one.data_dir, one.node_name} & {
         two.http,
