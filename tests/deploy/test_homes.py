@@ -22,6 +22,7 @@ from aerodrome.config import load_settings
 from support import bicep
 from support.chart import ROOT, example, pods, render
 from support.outside.systemd import unit
+from support.promtool import promtool
 
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
@@ -184,6 +185,48 @@ def test_nodes_of_the_compose_file_can_be_started_and_drain_in_time(tmp_path: Pa
         assert node["read_only"]
         assert node["cap_drop"] == ["ALL"]
         assert node["hostname"] == name, "others find it by that"
+
+
+def container_files(service: str, root: Path) -> None:
+    """What a container of the compose file has mounted from here, below `root`."""
+    parsed = compose()
+    for config in parsed["services"][service]["configs"]:
+        target = root / config["target"].lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(COMPOSE / parsed["configs"][config["source"]]["file"], target)
+
+
+def test_prometheus_of_the_compose_file_has_the_rules(tmp_path: Path) -> None:
+    container_files("prometheus", tmp_path)
+    config = tmp_path / "etc" / "prometheus" / "prometheus.yml"
+    parsed = yaml.safe_load(config.read_text())
+    rules = sorted(path.name for path in (DEPLOY / "observability" / "prometheus").glob("*.rules.yml"))
+    assert sorted(parsed["rule_files"]) == rules
+    for name in rules:
+        assert (config.parent / name).read_bytes() == (DEPLOY / "observability" / "prometheus" / name).read_bytes()
+    # The name by which the alert looks for lost nodes.
+    jobs = {job["job_name"]: job["static_configs"] for job in parsed["scrape_configs"]}
+    assert jobs["aerodrome"] == [{"targets": ["node-1:9464", "node-2:9464"]}]
+    if (tool := promtool()) is not None:
+        check([tool, "check", "config", str(config)], {})
+
+
+def test_grafana_of_the_compose_file_has_the_dashboards(tmp_path: Path) -> None:
+    container_files("grafana", tmp_path)
+    provisioning = tmp_path / "etc" / "grafana" / "provisioning"
+    (found,) = yaml.safe_load((provisioning / "dashboards" / "aerodrome.yaml").read_text())["providers"]
+    assert found["type"] == "file"
+    there = tmp_path / found["options"]["path"].lstrip("/")
+    dashboards = DEPLOY / "observability" / "grafana"
+    assert {path.name: path.read_bytes() for path in there.iterdir()} == {
+        path.name: path.read_bytes() for path in dashboards.iterdir()
+    }
+    # Their variable takes the source that is the default.
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
+    assert source["isDefault"]
+    for path in there.iterdir():
+        variables = {each["name"]: each for each in json.loads(path.read_text())["templating"]["list"]}
+        assert (variables["datasource"]["type"], variables["datasource"]["query"]) == ("datasource", source["type"])
 
 
 def test_haproxy_takes_its_configuration() -> None:
