@@ -4,8 +4,9 @@
 //     --parameters @deploy/azure/container-apps.parameters.json
 //
 // Nodes forward to each other, so each needs an address of its own. Replicas of one app have none, apps do: a node is an
-// app with one replica, which the others reach by its name. The stores are yours: Azure Database for PostgreSQL and
-// Azure Managed Redis, in the same virtual network.
+// app with one replica, which the others reach by its name. For the same reason a node is never updated, because the
+// replica that goes and the one that comes would have one address; an upgrade makes apps of other names (`release`). The
+// stores are yours: Azure Database for PostgreSQL and Azure Managed Redis, in the same virtual network.
 
 @description('Region.')
 param location string = resourceGroup().location
@@ -26,6 +27,11 @@ param identityId string
 @minValue(1)
 @maxValue(9)
 param nodes int = 2
+
+@description('What the names of the nodes have of this release: for each upgrade, another one.')
+@minLength(1)
+@maxLength(12)
+param release string = 'a'
 
 @description('Address of the PostgreSQL: postgresql://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full')
 @secure()
@@ -48,24 +54,27 @@ param model string = 'gpt-4.1'
 @description('Workspace of the logs.')
 param workspaceName string = 'aerodrome'
 
-var names = [for number in range(1, nodes): 'aerodrome-${number}']
+var names = [for number in range(1, nodes): 'aerodrome-${release}-${number}']
 var servers = [for name in names: '  server ${name} ${name}:8080']
 var gateways = [for name in names: '  server ${name} ${name}:4321 port 8080']
-// deploy/compose/haproxy.cfg says why each of these is as it is.
+// deploy/compose/haproxy.cfg says why each of these is as it is. Names are looked up by the system when HAProxy starts, and
+// not by HAProxy itself (`resolvers`), which does not complete them as the system does (`search` in resolv.conf): they would
+// lead nowhere after half a minute. An app keeps its address for as long as it is there. Without a node to pass requests
+// to, HAProxy is not ready, so that the one before it goes on.
 var balancer = join([
   'defaults'
   '  timeout connect 2s'
-  '  default-server check inter 1s fall 2 rise 1 init-addr last,libc,none resolvers system'
+  '  default-server check inter 1s fall 2 rise 1 init-addr last,libc'
   '  balance leastconn'
   '  option redispatch 1'
   '  retries 3'
-  'resolvers system'
-  '  parse-resolv-conf'
   'frontend http'
   '  mode http'
   '  bind :8080'
   '  timeout http-request 30s'
   '  timeout client 1h'
+  '  monitor-uri /balancer'
+  '  monitor fail if { nbsrv(nodes-http) lt 1 }'
   '  default_backend nodes-http'
   'backend nodes-http'
   '  mode http'
@@ -121,7 +130,8 @@ resource environment 'Microsoft.App/managedEnvironments@2024-03-01' = {
         name: 'nodes'
         workloadProfileType: 'D8'
         minimumCount: 1
-        maximumCount: nodes
+        // In an upgrade there are two of each node, and two fill a machine.
+        maximumCount: 2 * nodes
       }
       {
         name: 'Consumption'
@@ -195,6 +205,10 @@ resource node 'Microsoft.App/containerApps@2024-03-01' = [for name in names: {
             memory: '16Gi'
           }
           env: [
+            {
+              name: 'AERODROME_SERVER__NODE_NAME'
+              value: name
+            }
             {
               name: 'AERODROME_SERVER__ADVERTISE'
               value: '${name}:4321'
@@ -289,6 +303,10 @@ resource node 'Microsoft.App/containerApps@2024-03-01' = [for name in names: {
 resource front 'Microsoft.App/containerApps@2024-03-01' = {
   name: 'aerodrome'
   location: location
+  // Their names have to be known.
+  dependsOn: [
+    node
+  ]
   properties: {
     environmentId: environment.id
     workloadProfileName: 'Consumption'
@@ -315,6 +333,8 @@ resource front 'Microsoft.App/containerApps@2024-03-01' = {
       }
     }
     template: {
+      // Answers that are under way when its successor has taken over.
+      terminationGracePeriodSeconds: 600
       scale: {
         minReplicas: 2
         maxReplicas: 2
@@ -333,6 +353,16 @@ resource front 'Microsoft.App/containerApps@2024-03-01' = {
             cpu: json('0.5')
             memory: '1Gi'
           }
+          probes: [
+            {
+              type: 'Readiness'
+              httpGet: {
+                path: '/balancer'
+                port: 8080
+              }
+              periodSeconds: 5
+            }
+          ]
           volumeMounts: [
             {
               volumeName: 'configuration'

@@ -32,6 +32,11 @@ TOOLS: dict[str, Tool] = {
 SECRET = "kubectl --namespace copilot create secret generic aerodrome"
 COORDINATION = "--from-literal=coordination-url=rediss://redis.example"
 COMPOSE = "docker compose --file deploy/compose/compose.yaml"
+AZURE = "deploy/azure/container-apps"
+DEPLOYMENT = (
+    f"az deployment group create --resource-group copilot --template-file {AZURE}.bicep"
+    f" --parameters @{AZURE}.parameters.json"
+)
 HELM = "helm upgrade --install aerodrome deploy/helm/aerodrome --namespace copilot --values deploy/helm/examples"
 
 
@@ -53,6 +58,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> World:
         "systemctl daemon-reload",
         "docker build --file deploy/docker/Dockerfile --tag image .",
         "az group create --name copilot --location here",
+        DEPLOYMENT,
         "kubectl create namespace copilot",
         f"{SECRET} --from-literal=state-url=postgresql://db.example/a --from-literal=provider-key=KEY {COORDINATION}",
         f"{HELM}/fleet.yaml",
@@ -90,7 +96,11 @@ def give(world: World, line: str) -> None:
         ("docker run --rm other --version", "no images 'other'"),
         ("docker run --rm --entrypoint cat image /opt/sbom.json", "the image has no /opt/sbom.json"),
         (f"{COMPOSE} up", "store-password is not there"),
-        ("az containerapp update --resource-group copilot --name aerodrome-9 --image x", "no apps 'aerodrome-9'"),
+        ("az containerapp delete --resource-group copilot --name aerodrome-a-9 --yes", "no apps 'aerodrome-a-9'"),
+        (
+            f"{DEPLOYMENT} --parameters image=other",
+            "aerodrome-a-1 would be updated in its place",
+        ),
         ("az container delete --resource-group copilot --name aerodrome-1 --yes", "no containers 'aerodrome-1'"),
         ("kubectl exec deploy/aerodrome -- aerodrome --version", "in which namespace"),
         ("kubectl --namespace prod exec deploy/aerodrome -- aerodrome --version", "no namespaces 'prod'"),

@@ -121,12 +121,13 @@ def az(world: World, arguments: list[str]) -> None:
     wanted = {
         "group create": ["--name", "--location"],
         "deployment group create": ["--resource-group", "--template-file", "--parameters"],
-        "containerapp update": ["--resource-group", "--name", "--image"],
+        "containerapp delete": ["--resource-group", "--name", "--yes"],
         "container create": ["--resource-group", "--file"],
         "container delete": ["--resource-group", "--name", "--yes"],
     }
     for option in wanted[command]:
-        options.add_argument(option, required=True, action="store_true" if option == "--yes" else "store")
+        action = {"--yes": "store_true", "--parameters": "append"}.get(option, "store")
+        options.add_argument(option, required=True, action=action)
     given = options.parse_args(arguments)
     if command == "group create":
         world.note("groups", given.name)
@@ -134,9 +135,10 @@ def az(world: World, arguments: list[str]) -> None:
     world.need("groups", given.resource_group)
     match command:
         case "deployment group create":
-            _deploy(world, Path(given.template_file), Path(given.parameters.removeprefix("@")))
-        case "containerapp update":
+            _deploy(world, Path(given.template_file), given.parameters)
+        case "containerapp delete":
             world.need("apps", given.name)
+            world.state["apps"].remove(given.name)
         case "container create":
             group = yaml.safe_load(Path(given.file).read_text())
             world.note("containers", group["name"])
@@ -144,15 +146,24 @@ def az(world: World, arguments: list[str]) -> None:
             world.need("containers", given.name)
 
 
-def _deploy(world: World, template: Path, parameters: Path) -> None:
-    """Apps are made as the template names them: `'aerodrome-${number}'` for each of `nodes`."""
+def _deploy(world: World, template: Path, parameters: list[str]) -> None:
+    """Apps are made as the template names them: `'aerodrome-${release}-${number}'` for each of `nodes`."""
     from support import bicep
 
     root = bicep.parse(template)
-    given = json.loads(parameters.read_text())["parameters"]
+    given: dict[str, Any] = {"release": {"value": "a"}}
+    for each in parameters:
+        if each.startswith("@"):
+            given |= json.loads(Path(each[1:]).read_text())["parameters"]
+        else:
+            name, value = each.split("=", 1)
+            given[name] = {"value": value}
     unknown = set(given) - bicep.declared(root, "param")
     if unknown:
         refuse(f"{template} has no {unknown}")
     (pattern,) = re.findall(r"range\(1, nodes\): '(.+?)'", bicep.text(root))
     for number in range(1, given["nodes"]["value"] + 1):
-        world.note("apps", pattern.replace("${number}", str(number)))
+        name = pattern.replace("${number}", str(number)).replace("${release}", given["release"]["value"])
+        if "image" in dict(each.split("=", 1) for each in parameters if "=" in each) and name in world.state["apps"]:
+            refuse(f"{name} would be updated in its place")
+        world.note("apps", name)
