@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,6 +16,7 @@ from aerodrome.app.stores import open_stores
 from aerodrome.config import Settings
 from aerodrome.demo.model import ModelServer
 from aerodrome.model import SessionKey
+from aerodrome.sessions.activation import Activation
 from support.host import Host, host, make_settings
 from support.nodes import eventually
 from support.postgres import PostgresServer
@@ -68,6 +70,39 @@ async def test_a_changed_key_is_used_for_the_next_session_and_for_those_that_are
         assert is_loaded(running, "idle")
         assert await alice.prompts_seen("running") == ["[[gate: held]][[say: held]]"]
         assert last_key(model) == "key-two"
+
+
+async def test_a_session_that_is_being_loaded_when_the_key_changes_does_not_keep_the_old_one(
+    tmp_path: Path, model: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "model-key"
+    secret.write_text("key-one")
+    opening, go = asyncio.Event(), asyncio.Event()
+    as_it_is = Activation.open
+
+    async def held(self: Activation, *arguments: Any, **options: Any) -> None:
+        opening.set()
+        await go.wait()
+        await as_it_is(self, *arguments, **options)
+
+    async with host(tmp_path, model, provider={"api_key": f"file:{secret}"}) as running:
+        alice = await running.user()
+        await alice.open("s")
+        monkeypatch.setattr(Activation, "open", held)
+        turn = asyncio.create_task(alice.text("s", "[[say: one]]"))
+        await opening.wait()
+        secret.write_text("key-two")
+        # The old key has been read, and nothing is loaded yet.
+        await running.node.secrets.look()
+        go.set()
+        assert await turn == "one"
+        assert last_key(model) == "key-one"
+        await running.node.secrets.look()
+        assert not is_loaded(running, "s")
+        assert await alice.text("s", "[[say: two]]") == "two"
+        assert last_key(model) == "key-two"
+        await running.node.secrets.look()
+        assert is_loaded(running, "s")
 
 
 async def test_a_key_of_one_tenant_concerns_its_sessions_only(tmp_path: Path, model: ModelServer) -> None:

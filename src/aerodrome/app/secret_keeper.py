@@ -17,7 +17,6 @@ from aerodrome.config.secret_cells import Cell
 from aerodrome.config.secret_listing import cells_of
 from aerodrome.config.settings import Settings
 from aerodrome.errors import AerodromeError
-from aerodrome.model import SessionKey
 from aerodrome.sessions.live import LiveSession
 from aerodrome.sessions.service import SessionService
 
@@ -40,12 +39,9 @@ class SecretKeeper:
     ) -> None:
         self._sessions = sessions
         self._on_tokens = on_tokens
-        self._provider = settings.provider
         self._refresh = settings.secrets.refresh
         self._cells = dict(cells_of(settings))
         self._known = {name: cell.current() for name, cell in self._cells.items()}
-        #: Sessions that were loaded with a secret that has changed since.
-        self._outdated: dict[SessionKey, LiveSession] = {}
 
     @property
     def problems(self) -> dict[str, str]:
@@ -78,8 +74,10 @@ class SecretKeeper:
         """One round. `ask`: also those that cost something to ask."""
         for name, cell in list(self._cells.items()):
             await self._look_at(name, cell, ask)
-        for key, live in list(self._outdated.items()):
-            await self._put_to_sleep(key, live)
+        # Each time anew: one that was being loaded at the change shows only now.
+        for live in self._sessions.outdated:
+            if live.evictable:
+                await self._put_to_sleep(live)
 
     async def _look_at(self, name: str, cell: Cell, ask: bool) -> None:
         if ask and cell.polled:
@@ -92,20 +90,9 @@ class SecretKeeper:
         log.info("secret.in_use", setting=name, source=cell.where)
         if name.startswith(_ATTACHED) and self._on_tokens is not None:
             await self._on_tokens()
-        for live in self._sessions.live:
-            key = live.updates.row.key
-            if self._sessions.is_loaded(key) and name.rpartition(".")[0] == self._section(key.tenant):
-                self._outdated[key] = live
 
-    def _section(self, tenant: str) -> str:
-        return f"provider.tenants.{tenant}" if tenant in self._provider.tenants else "provider"
-
-    async def _put_to_sleep(self, key: SessionKey, live: LiveSession) -> None:
-        if not self._sessions.is_loaded(key):
-            del self._outdated[key]
-        elif live.evictable:
-            try:
-                if await self._sessions.hibernate(live):
-                    del self._outdated[key]
-            except AerodromeError as error:
-                log.warning("session.not_hibernated", session=str(key), reason=error.detail)
+    async def _put_to_sleep(self, live: LiveSession) -> None:
+        try:
+            await self._sessions.hibernate(live)
+        except AerodromeError as error:
+            log.warning("session.not_hibernated", session=str(live.row.key), reason=error.detail)

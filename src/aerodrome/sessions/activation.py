@@ -18,7 +18,7 @@ from aerodrome.coordination.ports import Lease
 from aerodrome.errors import AerodromeError, Fenced, NotFound, Refused, RuntimeUnavailable, TooLarge, TurnInterrupted
 from aerodrome.events import SessionEvent
 from aerodrome.fairness.line import Ticket
-from aerodrome.policy.session_params import SAFE_OPTIONS
+from aerodrome.policy.session_params import SAFE_OPTIONS, Credentials
 from aerodrome.runtime.link import LinkClosed, RemoteError, RequestRefused
 from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.attachments import Attachments
@@ -73,6 +73,8 @@ class Activation:
         self.place = place
         #: Characters of the history that it was loaded with.
         self.history_size = 0
+        #: Those of its tenant at the moment at which it was opened.
+        self.credentials = Credentials()
         self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
         #: Whether anybody is told of a turn while it runs: then it is to last once it is told to have ended.
         self.followed: Callable[[], bool] = lambda: True

@@ -14,6 +14,7 @@ import structlog
 
 from aerodrome.errors import AerodromeError, Draining, NotFound
 from aerodrome.model import LastTurn, RuntimeKey, SessionKey, SessionRow
+from aerodrome.policy.session_params import Credentials
 from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.activation import Activation
 from aerodrome.sessions.context import SessionContext, runtime_key
@@ -69,6 +70,21 @@ class LiveSessions:
         if live is None or key in self._deletions or not self._context.may_serve():
             return None
         return live.row if live.activation is not None and not live.activation.lost.done() else None
+
+    @property
+    def outdated(self) -> list[LiveSession]:
+        """Those that were loaded with other credentials than their tenant has now."""
+        present: dict[str, Credentials] = {}
+        found = []
+        for live in self._live.values():
+            if (activation := live.loaded) is None:
+                continue
+            tenant = activation.key.tenant
+            if tenant not in present:  # to read a secret looks at its file
+                present[tenant] = self._context.credentials(tenant)
+            if activation.credentials != present[tenant]:
+                found.append(live)
+        return found
 
     def works_on(self, key: SessionKey, turn_id: str) -> bool:
         """Whether a turn is in hand here, were it only that its end is not recorded yet."""

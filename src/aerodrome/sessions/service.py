@@ -76,6 +76,11 @@ class SessionService:
     def live(self) -> list[LiveSession]:
         return self._sessions.all
 
+    @property
+    def outdated(self) -> list[LiveSession]:
+        """See `LiveSessions.outdated`."""
+        return self._sessions.outdated
+
     def find_live(self, key: SessionKey) -> LiveSession | None:
         return self._sessions.find(key)
 

@@ -18,7 +18,7 @@ from aerodrome.coordination.ports import Lease
 from aerodrome.errors import Fenced, NotFound, SessionElsewhere, StoreUnavailable, TooLarge
 from aerodrome.events import SessionEvent
 from aerodrome.model import SessionKey, SessionRow
-from aerodrome.policy.session_params import session_params
+from aerodrome.policy.session_params import Credentials, session_params
 from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.activation import Activation, ActivationRefused
 from aerodrome.sessions.attachments import Attachments
@@ -187,8 +187,11 @@ async def wake(
             on_request_expired=on_request_expired,
         )
         activation.history_size = len(history)
+        # Before clients that open it read theirs: a change in between is seen as one.
+        activation.credentials = context.credentials(row.key.tenant)
+        params = _params(context, row, runtime, activation.credentials)
         try:
-            await activation.open(_params(context, row, runtime), attachments, resume=bool(history))
+            await activation.open(params, attachments, resume=bool(history))
         except ActivationRefused:
             if runtime.lost.is_set():
                 await context.suspicions.check_again(context, row.key)
@@ -204,7 +207,7 @@ async def wake(
     return activation
 
 
-def _params(context: SessionContext, row: SessionRow, runtime: Runtime) -> dict[str, object]:
+def _params(context: SessionContext, row: SessionRow, runtime: Runtime, credentials: Credentials) -> dict[str, object]:
     options = row.options
     params = session_params(
         row.key.id,
@@ -213,7 +216,7 @@ def _params(context: SessionContext, row: SessionRow, runtime: Runtime) -> dict[
         tools=context.options.tools.choose(row.isolation, options.get("tools")),
         working_directory=str(runtime.workspace),
         streaming=bool(options.get("streaming", True)),
-        credentials=context.credentials(row.key.tenant),
+        credentials=credentials,
     )
     # What a client had it opened with over the native gateway, as far as it makes sense without that client.
     params.update(options.get("native", {}))
