@@ -18,6 +18,7 @@ from aerodrome.demo.model import ModelServer
 from aerodrome.model import SessionKey
 from aerodrome.sessions.activation import Activation
 from support.host import Host, host, make_settings
+from support.misbehaving import raw
 from support.nodes import eventually
 from support.postgres import PostgresServer
 from support.postgres import server as postgres_server
@@ -103,6 +104,51 @@ async def test_a_session_that_is_being_loaded_when_the_key_changes_does_not_keep
         assert last_key(model) == "key-two"
         await running.node.secrets.look()
         assert is_loaded(running, "s")
+
+
+async def test_a_prompt_behind_another_has_the_key_that_there_is_when_its_turn_begins(
+    tmp_path: Path, model: ModelServer
+) -> None:
+    """Else a session with many prompts in its queue would keep the old key for all of them."""
+    secret = tmp_path / "model-key"
+    secret.write_text("key-one")
+    async with host(tmp_path, model, provider={"api_key": f"file:{secret}"}) as running:
+        alice = await running.user()
+        await alice.open("s")
+        first = asyncio.create_task(alice.text("s", "[[gate: held]][[say: one]]"))
+        await eventually(lambda: len(model.requests) == 1)
+        second = asyncio.create_task(alice.text("s", "[[say: two]]"))
+        (live,) = running.node.sessions.live
+        await eventually(lambda: len(live.turns.all) == 2)
+        secret.write_text("key-two")
+        model.open_gate("held")
+        assert (await first, await second) == ("one", "two")
+        assert last_key(model) == "key-two"
+        assert await alice.prompts_seen("s") == ["[[gate: held]][[say: one]]", "[[say: two]]"]
+
+
+async def test_a_native_prompt_that_comes_to_a_turn_does_not_prolong_the_use_of_the_old_key(
+    tmp_path: Path, model: ModelServer
+) -> None:
+    """Elsewhere the runtime takes it at once, and goes on with it by itself."""
+    secret = tmp_path / "model-key"
+    secret.write_text("key-one")
+    async with (
+        host(tmp_path, model, provider={"api_key": f"file:{secret}"}) as running,
+        raw(running.gateway_address, await running.key()) as client,
+    ):
+        await client.request("session.create", {"sessionId": "s"})
+        await client.request("session.send", {"sessionId": "s", "prompt": "[[gate: held]][[say: one]]"})
+        await eventually(lambda: len(model.requests) == 1)
+        secret.write_text("key-two")
+        sending = asyncio.create_task(client.request("session.send", {"sessionId": "s", "prompt": "[[say: two]]"}))
+        (live,) = running.node.sessions.live
+        await eventually(lambda: len(live.turns.all) == 2)
+        model.open_gate("held")
+        assert "messageId" in (await sending)["result"]
+        await eventually(lambda: len(model.requests) == 2)
+        assert last_key(model) == "key-two"
+        await eventually(lambda: not live.busy)
 
 
 async def test_a_key_of_one_tenant_concerns_its_sessions_only(tmp_path: Path, model: ModelServer) -> None:

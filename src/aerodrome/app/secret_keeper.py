@@ -2,8 +2,8 @@
 
 Whoever uses a secret asks its cell (`config.secret_cells`), which notices by itself that a file has changed. What is
 behind Vault or a program is asked here, every `secrets.refresh`. And sessions that are loaded have the secret they were
-loaded with: when their provider's has changed they are put to sleep as soon as they are idle, so that the next prompt
-loads them with the new one.
+loaded with: when their provider's has changed they are loaded anew before their next turn (`sessions.residency`), and
+put to sleep here as soon as they are idle, because their runtime goes on to hold the old one.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class SecretKeeper:
             await self._look_at(name, cell, ask)
         # Each time anew: one that was being loaded at the change shows only now.
         for live in self._sessions.outdated:
-            if live.evictable:
+            if live.evictable and live.outdated:  # still: the others take their time
                 await self._put_to_sleep(live)
 
     async def _look_at(self, name: str, cell: Cell, ask: bool) -> None:

@@ -22,7 +22,6 @@ from aerodrome.errors import (
     TurnInterrupted,
 )
 from aerodrome.events import SessionEvent
-from aerodrome.runtime.machine import RuntimeState
 from aerodrome.sessions.activation import Activation, ActivationRefused, Loss
 from aerodrome.sessions.books import TurnBooks
 from aerodrome.sessions.context import SessionContext
@@ -101,9 +100,8 @@ class Attempts:
 
     async def _awake(self, run: TurnRun) -> Activation:
         if (loaded := self._residency.loaded) is not None:
-            if loaded.runtime.state is not RuntimeState.RETIRING:
+            if not self._residency.to_move:
                 return loaded
-            # Between two turns: with many prompts in its queue it would keep the runtime for all of them.
             if not await self._residency.hibernate(self._movable):
                 return await unless(self._residency.awake(), run.stop_asked)
         try:

@@ -163,6 +163,11 @@ class LiveSession:
         return self.state is State.IDLE and not self.engaged
 
     @property
+    def outdated(self) -> bool:
+        """See `Residency.outdated`."""
+        return self._residency.outdated
+
+    @property
     def forgettable(self) -> bool:
         """Nothing of it is here that is not stored, and nothing is being done with it."""
         if self.attachments or self._holds:

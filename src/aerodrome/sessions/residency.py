@@ -16,6 +16,7 @@ import structlog
 from aerodrome.errors import AerodromeError, Refused, RuntimeUnavailable
 from aerodrome.events import SessionEvent
 from aerodrome.model import SessionState
+from aerodrome.runtime.machine import RuntimeState
 from aerodrome.sessions.activation import Activation, ActivationRefused
 from aerodrome.sessions.attachments import Attachment, Attachments
 from aerodrome.sessions.context import SessionContext
@@ -87,6 +88,18 @@ class Residency:
         if activation is None or activation.lost.done() or self._closed_with is not None or self._transition.locked():
             return None
         return activation
+
+    @property
+    def outdated(self) -> bool:
+        """It was loaded with other credentials than its tenant has now."""
+        activation = self.activation
+        return activation is not None and activation.credentials != self._context.credentials(activation.key.tenant)
+
+    @property
+    def to_move(self) -> bool:
+        """Between two turns it has to be loaded anew: with many prompts in its queue it would stay for all of them."""
+        activation = self.activation
+        return activation is not None and (activation.runtime.state is RuntimeState.RETIRING or self.outdated)
 
     async def awake(self) -> Activation:
         """The session's activation; wakes it if need be. Raises what `wake` raises."""

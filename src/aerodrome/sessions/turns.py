@@ -31,7 +31,6 @@ from aerodrome.errors import (
 from aerodrome.events import SessionEvent
 from aerodrome.fairness.estimate import Rate, retry_after
 from aerodrome.model import OnBusy, SessionKind, SessionRow
-from aerodrome.runtime.machine import RuntimeState
 from aerodrome.sessions.activation import Activation
 from aerodrome.sessions.attempts import Attempts
 from aerodrome.sessions.books import TurnBooks
@@ -280,8 +279,8 @@ class Turns:
             return
         if any(running.stop_asked.done() for running in self._delivery.runs):
             return  # an abort throws away what the runtime has not taken up yet
-        if activation.runtime.state is RuntimeState.RETIRING and not steer:
-            return  # the session is to leave it after this turn, and not after all that may come yet
+        if self._residency.to_move and not steer:
+            return  # after this turn, and not after all that may come yet
         self._queue.remove(run)
         self._context.admission.backlog.leave(run.row)
         self._delivery.add(run)
