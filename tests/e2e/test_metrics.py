@@ -221,6 +221,24 @@ async def test_the_token_is_asked_for_and_no_key_will_do(measured: Host) -> None
     assert parse(response.text, open_metrics=True).value("aerodrome_node_draining") == 0
 
 
+async def test_a_changed_token_counts_from_the_next_reading_on(tmp_path: Path, model: ModelServer) -> None:
+    secret = tmp_path / "token"
+    secret.write_text("first-token")
+    async with (
+        host(tmp_path, model, telemetry={"metrics_token": f"file:{secret}"}) as running,
+        httpx.AsyncClient(base_url=running.url) as client,
+    ):
+
+        async def ask(token: str) -> int:
+            return (await client.get("/metrics", headers={"Authorization": f"Bearer {token}"})).status_code
+
+        assert [await ask("first-token"), await ask("second-token")] == [200, 401]
+        secret.write_text("second-token")
+        assert [await ask("first-token"), await ask("second-token")] == [401, 200]
+        secret.unlink()
+        assert [await ask("first-token"), await ask("second-token")] == [401, 200]
+
+
 async def test_they_may_have_an_address_of_their_own(tmp_path: Path, model: ModelServer) -> None:
     telemetry = {"metrics_address": "127.0.0.1:0"}
     async with host(tmp_path, model, telemetry=telemetry) as running, httpx.AsyncClient() as client:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aerodrome.demo.model import ModelServer
-from support.collector import Collector, Received, collector
+from support.collector import Collector, Received, collector, spans_of
 from support.hop import hop
 from support.host import host, until
 from support.misbehaving import RawClient, raw
@@ -66,6 +66,46 @@ async def test_a_turn_over_http_is_one_trace_from_the_caller_to_the_runtime(
     assert turn.attributes["aerodrome.turn.status"] == "completed"
     assert "gen_ai.client.operation.duration" in otel.metrics
     assert all(headers["x-api-key"] == "collector-secret" for _, headers, _ in otel.requests)
+
+
+async def test_changed_headers_are_sent_by_the_node_and_by_runtimes_that_start(
+    tmp_path: Path, model: ModelServer, otel: Collector
+) -> None:
+    secret = tmp_path / "headers"
+    secret.write_text("x-api-key=one\n")
+    settings = {"traces": otel.url, "trace_headers": f"file:{secret}", "runtime_traces": True}
+    async with host(tmp_path, model, telemetry=settings) as running:
+        alice = await running.user()
+        await alice.open("s1")
+        await alice.text("s1", PROMPT)
+        await until(lambda: bool(otel.named("turn")), timeout=60)
+        assert {headers["x-api-key"] for _, headers, _ in otel.requests} == {"one"}
+        secret.write_text("x-api-key=two, x-team=red\n")
+        await alice.text("s1", PROMPT)
+        await until(lambda: len(otel.named("turn")) == 2, timeout=60)
+        assert _headers(otel, "turn") == [("one", None), ("two", "red")]
+        # What is no list of headers is not taken.
+        secret.write_text("two-without-a-name\n")
+        await alice.text("s1", PROMPT)
+        await until(lambda: len(otel.named("turn")) == 3, timeout=60)
+        assert _headers(otel, "turn")[2] == ("two", "red")
+        problem = "expected name=value, and commas between several"
+        assert running.node.secrets.problems == {"telemetry.trace_headers": problem}
+        await running.node.pool.recycle(running.runtime().id, "turns")
+        await alice.text("s1", PROMPT)
+    agents = _headers(otel, "invoke_agent")
+    assert (agents[0], agents[-1]) == (("one", None), ("two", "red"))
+
+
+def _headers(otel: Collector, name: str) -> list[tuple[str, str | None]]:
+    """Two that came with each span of that name."""
+    return [
+        (headers["x-api-key"], headers.get("x-team"))
+        for path, headers, body in otel.requests
+        if path == "/v1/traces"
+        for span in spans_of(body)
+        if span.name == name
+    ]
 
 
 async def test_nothing_that_was_said_is_in_a_trace(tmp_path: Path, model: ModelServer, otel: Collector) -> None:

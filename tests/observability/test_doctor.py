@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from aerodrome.cli.doctor import Finding, _examine
+from aerodrome.config import load_settings
+from aerodrome.errors import ConfigError
 from support.collector import collector
 from support.host import make_settings
 
@@ -35,11 +37,14 @@ async def test_the_collector_is_asked(tmp_path: Path) -> None:
     assert "hidden" not in found.detail
 
 
-async def test_headers_that_are_none_are_refused(tmp_path: Path) -> None:
-    found = await finding(tmp_path, traces="http://127.0.0.1:9", trace_headers="just-a-key")
-    assert found.result == "failed"
-    assert "trace_headers" in found.detail
-    assert "just-a-key" not in found.detail
+@pytest.mark.parametrize("headers", ["just-a-key", "a name=just-a-key", "=just-a-key", "x=just-a-key\\ny=2", "x=1,"])
+def test_headers_that_are_none_are_refused(tmp_path: Path, headers: str) -> None:
+    (tmp_path / "aerodrome.toml").write_text(f'[telemetry]\ntrace_headers = "{headers}"\n')
+    with pytest.raises(ConfigError) as caught:
+        load_settings(tmp_path / "aerodrome.toml", env={})
+    (problem,) = caught.value.extra["problems"]
+    assert problem.startswith(f"{tmp_path}/aerodrome.toml:2: telemetry.trace_headers: expected name=value")
+    assert "just-a-key" not in f"{caught.value} {problem}"
 
 
 async def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

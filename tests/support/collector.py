@@ -35,7 +35,7 @@ class Collector:
 
     @property
     def spans(self) -> list[Received]:
-        return [span for path, _, body in list(self.requests) if path == "/v1/traces" for span in _spans(body)]
+        return [span for path, _, body in list(self.requests) if path == "/v1/traces" for span in spans_of(body)]
 
     @property
     def metrics(self) -> set[str]:
@@ -55,7 +55,7 @@ class Collector:
         ]
 
 
-def _spans(body: bytes) -> Iterator[Received]:
+def spans_of(body: bytes) -> Iterator[Received]:
     message = ExportTraceServiceRequest.FromString(body)
     for resource in message.resource_spans:
         service = {each.key: each.value.string_value for each in resource.resource.attributes}["service.name"]

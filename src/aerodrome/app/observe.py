@@ -16,7 +16,7 @@ import psutil
 from aerodrome import __version__
 from aerodrome.config.provider_settings import reveal
 from aerodrome.config.settings import Settings
-from aerodrome.config.telemetry_settings import TelemetrySettings
+from aerodrome.config.telemetry_settings import TelemetrySettings, parse_headers
 from aerodrome.errors import ConfigError
 from aerodrome.model import SessionState, TurnStatus
 from aerodrome.observability.prometheus import Exposition, PrometheusMeter, StateCollector, new_registry
@@ -52,7 +52,7 @@ def open_observability(settings: Settings, look: Callable[[], NodeState]) -> Obs
         registry = new_registry()
         meter = PrometheusMeter(registry, tenants=options.tenant_labels)
         registry.register(StateCollector(look, {"client": clients, "upstream": upstream}))
-        exposition = Exposition(registry, reveal(options.metrics_token))
+        exposition = Exposition(registry, lambda: reveal(options.metrics_token))
     tracer = Tracer() if options.traces is None else _tracer(settings, options.traces)
     return Observability(Telemetry(meter, tracer, clients, upstream), exposition)
 
@@ -64,7 +64,7 @@ def _tracer(settings: Settings, url: str) -> OtelTracer:
         raise ConfigError(f"telemetry.traces needs OpenTelemetry ({error}): install 'aerodrome[otel]'") from None
     tracer = module.otlp_tracer(
         url,
-        headers=headers_of(settings.telemetry),
+        headers=lambda: headers_of(settings.telemetry),
         sampling=settings.telemetry.trace_sampling,
         resource={
             "service.name": "aerodrome",
@@ -92,19 +92,14 @@ async def problem_with_collector(settings: Settings) -> str | None:
 
 
 def headers_of(options: TelemetrySettings) -> dict[str, str]:
-    """Raises `ConfigError`: they are not written as they should be."""
-    headers: dict[str, str] = {}
+    """For the collector, as they are now."""
     text = reveal(options.trace_headers)
-    for pair in text.split(",") if text else ():
-        name, equals, value = pair.partition("=")
-        if not (name.strip() and equals):
-            raise ConfigError("telemetry.trace_headers: expected name=value, and commas between several")
-        headers[name.strip().lower()] = value.strip()
-    return headers
+    return {} if text is None else parse_headers(text)
 
 
 def runtime_env(options: TelemetrySettings) -> dict[str, str]:
-    """What makes the Copilot CLI send its own traces (docs/facts.md, "Telemetry"): without what is said in them."""
+    """What makes a Copilot CLI that is started now send its own traces (docs/facts.md, "Telemetry"): without what is
+    said in them."""
     if options.traces is None or not options.runtime_traces:
         return {}
     env = {

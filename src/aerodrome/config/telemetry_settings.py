@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, SecretStr
 
+from aerodrome.config.secret_cells import LiveSecret
 from aerodrome.config.section import Section
 from aerodrome.config.types import ListenAddress, Secret, Url
+
+#: Of HTTP: of a value, what can be sent. A client's own refusal of another one would quote it in the log.
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+
+def parse_headers(text: str) -> dict[str, str]:
+    """Headers as OpenTelemetry's variables have them, with small names. Raises ValueError, which quotes nothing."""
+    headers: dict[str, str] = {}
+    for pair in text.split(","):
+        name, equals, value = pair.partition("=")
+        if not (equals and _NAME.fullmatch(name.strip()) and _VALUE.fullmatch(value.strip())):
+            raise ValueError("expected name=value, and commas between several")
+        headers[name.strip().lower()] = value.strip()
+    return headers
+
+
+def _check_headers(secret: SecretStr) -> SecretStr:
+    if isinstance(secret, LiveSecret):  # else it is a reference that is not looked up
+        parse_headers(secret.get_secret_value())
+        secret.cell.check = parse_headers
+    return secret
 
 
 class TelemetrySettings(Section):
@@ -42,7 +66,7 @@ class TelemetrySettings(Section):
         "`aerodrome[otel]`.",
         json_schema_extra={"example": '"http://127.0.0.1:4318"'},
     )
-    trace_headers: Secret | None = Field(
+    trace_headers: Annotated[Secret, AfterValidator(_check_headers)] | None = Field(
         default=None,
         description="Headers for the collector, as `name=value,name=value`.",
         json_schema_extra={"example": '"env:OTLP_HEADERS"'},

@@ -248,15 +248,16 @@ class Exposition:
     """Implements `http.ports.Metrics`.
 
     Args:
-        token: With which they may be read where others come by; ``None``: with none.
+        token: What tells with which token they may be read now where others come by; ``None``: with none.
     """
 
-    def __init__(self, registry: CollectorRegistry, token: str | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry, token: Callable[[], str | None] = lambda: None) -> None:
         self._registry = registry
         self._token = token
 
     def allows(self, credential: str) -> bool:
-        return self._token is not None and hmac.compare_digest(credential.encode(), self._token.encode())
+        token = self._token()
+        return token is not None and hmac.compare_digest(credential.encode(), token.encode())
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         encode, media_type = choose_encoder(accept)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from opentelemetry import trace as otel
@@ -13,6 +13,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+from requests import PreparedRequest, Session
+from requests.auth import AuthBase
 
 from aerodrome import __version__
 from aerodrome.telemetry.trace import Kind, Span, TraceContext, Tracer, Value, current
@@ -90,9 +92,23 @@ def _named(context: SpanContext, parent: TraceContext | None) -> TraceContext:
     return TraceContext(traceparent, parent.tracestate if parent is not None else "")
 
 
-def otlp_tracer(url: str, *, headers: Mapping[str, str], sampling: float, resource: Mapping[str, Any]) -> OtelTracer:
+class _Headers(AuthBase):
+    """Puts them into each request as it is made: there are secrets among them, which change."""
+
+    def __init__(self, present: Callable[[], Mapping[str, str]]) -> None:
+        self._present = present
+
+    def __call__(self, request: PreparedRequest) -> PreparedRequest:
+        request.headers.update(self._present())
+        return request
+
+
+def otlp_tracer(
+    url: str, *, headers: Callable[[], Mapping[str, str]], sampling: float, resource: Mapping[str, Any]
+) -> OtelTracer:
     """Args:
     url: The collector's, without `/v1/traces`.
+    headers: What gives them for an export. Called in a thread of the exporter's.
     sampling: Share of the traces that begin here which are kept.
     resource: What the node is, by OpenTelemetry's names.
     """
@@ -101,6 +117,8 @@ def otlp_tracer(url: str, *, headers: Mapping[str, str], sampling: float, resour
         resource=Resource.create(dict(resource)),
         shutdown_on_exit=False,
     )
-    exporter = OTLPSpanExporter(f"{url.rstrip('/')}/v1/traces", headers=dict(headers), timeout=_EXPORT_TIMEOUT)
+    session = Session()
+    session.auth = _Headers(headers)
+    exporter = OTLPSpanExporter(f"{url.rstrip('/')}/v1/traces", session=session, timeout=_EXPORT_TIMEOUT)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return OtelTracer(provider)

@@ -54,6 +54,8 @@ class RuntimeOptions:
     #: Output and logs of the runtimes, the latest `kept_logs` of them.
     logs: Path
     env: Mapping[str, str] = field(default_factory=dict)
+    #: What else is in it, unless `env` says otherwise: asked anew for each runtime, because there are secrets in it.
+    env_at_start: Callable[[], Mapping[str, str]] = dict
     start_timeout: float = 30.0
     ping_interval: float = 5.0
     ping_timeout: float = 5.0
@@ -160,7 +162,7 @@ class ManagedRuntime(ServingRuntime):
             home=self.home,
             token=token,
             log_dir=self._options.logs / self.id,
-            env=self._options.env,
+            env={**self._options.env_at_start(), **self._options.env},
             log_bytes=self._options.log_bytes,
             reachable=probe.base_url,
         )
