@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -161,6 +164,80 @@ def test_a_token_that_was_revoked_is_made_anew(vault: VaultServer) -> None:
     vault.secret["aerodrome"] = {"key": "two"}
     assert cell.refresh()
     assert len(vault.logins) == 2
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://{{vault:secret/aerodrome#key}}:{{file:{file}}}@db.example/a",
+        "postgresql://{{file:{file}}}:{{vault:secret/aerodrome#key}}@db.example/a",
+    ],
+)
+def test_an_address_with_a_file_in_it_waits_for_no_vault_when_the_file_changes(
+    vault: VaultServer, tmp_path: Path, address: str
+) -> None:
+    """It is asked for in the event loop."""
+    file = tmp_path / "part"
+    file.write_text("first")
+    address = address.format(file=file)
+    cell = resolver(vault).address(address)
+
+    def with_parts(key: str, part: str) -> str:
+        return address.replace("{vault:secret/aerodrome#key}", key).replace(f"{{file:{file}}}", part)
+
+    assert cell.current() == with_parts("one", "first")
+    vault.sealed = True
+    asked = len(vault.requests)
+    file.write_text("second")
+    assert [cell.current() for _ in range(3)] == [with_parts("one", "second")] * 3
+    assert len(vault.requests) == asked
+    # Also when Vault is away at the moment at which it is asked by whoever may wait.
+    file.write_text("third")
+    assert not cell.refresh()
+    assert cell.problem == "Vault is sealed, or under maintenance (status 503)"
+    assert cell.current() == with_parts("one", "third")
+    assert cell.problem is not None
+    vault.sealed = False
+    vault.secret["aerodrome"] = {"key": "two"}
+    assert cell.refresh()
+    assert cell.current() == with_parts("two", "third")
+    assert cell.problem is None
+
+
+def test_nobody_waits_for_one_who_waits_for_vault(vault: VaultServer, tmp_path: Path) -> None:
+    file = tmp_path / "part"
+    file.write_text("first")
+    cell = resolver(vault).address(f"postgresql://{{vault:secret/aerodrome#key}}:{{file:{file}}}@db.example/a")
+    asked = len(vault.requests)
+    vault.answers.clear()
+    refreshing = threading.Thread(target=cell.refresh)
+    refreshing.start()
+    while len(vault.requests) == asked:
+        time.sleep(0.01)
+    file.write_text("second")
+    assert cell.current() == "postgresql://one:first@db.example/a"
+    assert refreshing.is_alive()
+    vault.answers.set()
+    refreshing.join()
+    assert cell.current() == "postgresql://one:second@db.example/a"
+
+
+def test_two_values_of_one_place_are_of_the_same_time(vault: VaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault.secret["db"] = {"user": "user-1", "password": "password-1"}
+    cell = resolver(vault).address("postgresql://{vault:secret/db#user}:{vault:secret/db#password}@db.example/a")
+    as_it_is = VaultServer.answer
+
+    def changed_behind_each(self: VaultServer, *request: Any) -> Any:
+        answer = as_it_is(self, *request)
+        if "/secret/data/db" in f"/{request[1]}":
+            self.secret["db"] = {"user": "user-2", "password": "password-2"}
+        return answer
+
+    monkeypatch.setattr(VaultServer, "answer", changed_behind_each)
+    cell.refresh()
+    assert cell.current() == "postgresql://user-1:password-1@db.example/a"
+    cell.refresh()
+    assert cell.current() == "postgresql://user-2:password-2@db.example/a"
 
 
 def test_leased_credentials_stay_together_and_are_renewed_until_their_end(vault: VaultServer, clock: Hours) -> None:

@@ -17,6 +17,9 @@ class VaultServer:
         self.kv: dict[str, dict[str, Any]] = {}
         self.tokens = {"root-token"}
         self.sealed = False
+        #: Cleared, nothing is answered until it is set again.
+        self.answers = threading.Event()
+        self.answers.set()
         #: Seconds that tokens and leases are told to live.
         self.token_ttl = 3600.0
         self.lease_ttl = 3600.0
@@ -36,6 +39,7 @@ class VaultServer:
                 body = json.loads(self.rfile.read(length)) if length else {}
                 outer.requests.append(f"{self.command} {self.path}")
                 token = self.headers.get("X-Vault-Token", "")
+                outer.answers.wait()
                 status, answer = outer.answer(self.command, self.path.removeprefix("/v1/"), body, token)
                 text = json.dumps(answer).encode()
                 self.send_response(status)
@@ -109,6 +113,7 @@ class VaultServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.answers.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()

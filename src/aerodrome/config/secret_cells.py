@@ -5,7 +5,8 @@ source that is away, empty or wrong is told once in the log, and again when it i
 the cell at the moment of use and keeps no copy.
 
 `current` may be called from the loop: it looks at a file's metadata, and reads the file if that has changed. What takes
-longer (Vault, programs) is asked by `refresh` in a thread; see `app.secret_keeper`.
+longer (Vault, programs) is asked by `refresh` in a thread; see `app.secret_keeper`. An address may be made of both: a
+change of its file counts at once, with the rest as it was when last asked for.
 """
 
 from __future__ import annotations
@@ -53,28 +54,38 @@ class Cell:
 
     def current(self) -> str:
         """The secret: what its source has, or the last good value. Never fails."""
-        if self._source.changed():
-            self.refresh()
+        # Whoever is reading may wait for Vault, and others must not wait for that: what was good is good for so long.
+        if self._source.changed() and self._reading.acquire(blocking=False):
+            try:
+                self._take(self._source.reread)
+            finally:
+                self._reading.release()
         return self._value
 
     def refresh(self) -> bool:
         """Read the source again; returns whether the secret is another one now. Blocks. Never fails."""
         with self._reading:
-            try:
-                value = self._source.read()
-                if value != self._value and self.check is not None:
-                    self.check(value)
-            except ValueError as error:
-                self._keep(str(error))
-                return False
-            if self.problem is not None:
-                log.info("secret.recovered", source=self.where)
-                self.problem = None
-            changed = value != self._value
-            if changed:
-                self._value = value
-                log.info("secret.changed", source=self.where)
-            return changed
+            return self._take(self._source.read, whole=True)
+
+    def _take(self, read: Callable[[], str], *, whole: bool = False) -> bool:
+        """Args:
+        whole: All of it is looked up: what did not answer the last time is well if this goes well.
+        """
+        try:
+            value = read()
+            if value != self._value and self.check is not None:
+                self.check(value)
+        except ValueError as error:
+            self._keep(str(error))
+            return False
+        if self.problem is not None and (whole or not self.polled):
+            log.info("secret.recovered", source=self.where)
+            self.problem = None
+        changed = value != self._value
+        if changed:
+            self._value = value
+            log.info("secret.changed", source=self.where)
+        return changed
 
     def _keep(self, problem: str) -> None:
         if problem != self.problem:

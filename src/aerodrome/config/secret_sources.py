@@ -13,7 +13,6 @@ import signal
 import stat
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
@@ -49,6 +48,10 @@ class Source(Protocol):
         """Whether it is certain that `read` would give something else. Costs next to nothing."""
         ...
 
+    def reread(self) -> str:
+        """As `read`, when it has `changed`: reads files at most, and asks nobody."""
+        ...
+
 
 class Fixed:
     """A secret that stays what it is while the process lives: one that is given itself, or in a variable."""
@@ -67,6 +70,8 @@ class Fixed:
 
     def changed(self) -> bool:
         return False
+
+    reread = read
 
 
 class FileSource:
@@ -104,6 +109,8 @@ class FileSource:
 
     def changed(self) -> bool:
         return self._stamp() != self._seen
+
+    reread = read
 
     def _stamp(self) -> tuple[int, ...]:
         try:
@@ -163,6 +170,8 @@ class CommandSource:
     def changed(self) -> bool:
         return False
 
+    reread = read  # never: it does not tell
+
 
 class VaultValues(Protocol):
     def read(self, path: str) -> Mapping[str, object]: ...
@@ -178,8 +187,17 @@ class VaultSource:
         self._path, self._key = reference.vault_path()
         self._vault = vault
 
-    def read(self) -> str:
-        values = self._vault().read(self._path)
+    def read(self, found: dict[str, Mapping[str, object]] | None = None) -> str:
+        """As `Source.read`.
+
+        Args:
+            found: What has been found by path, in the same look; what is asked is put there.
+        """
+        values = found.get(self._path) if found is not None else None
+        if values is None:
+            values = self._vault().read(self._path)
+        if found is not None:
+            found[self._path] = values
         if self._key not in values:
             raise Unresolved(f"Vault has no {self._key!r} at {self._path}")
         value = values[self._key]
@@ -190,26 +208,41 @@ class VaultSource:
     def changed(self) -> bool:
         return False
 
+    reread = read  # never: it does not tell
 
-@dataclass(frozen=True, slots=True)
+
 class Composed:
     """A text with references within it, each replaced by its secret, in the form that addresses want."""
 
-    parts: Sequence[str | Source]
-
-    @property
-    def where(self) -> str:
-        return ", ".join(part.where for part in self.parts if not isinstance(part, str))
-
-    @property
-    def polled(self) -> bool:
-        return any(part.polled for part in self.parts if not isinstance(part, str))
+    def __init__(self, parts: Sequence[str | Source]) -> None:
+        self._parts = parts
+        self._sources = [part for part in parts if not isinstance(part, str)]
+        self.where = ", ".join(source.where for source in self._sources)
+        self.polled = any(source.polled for source in self._sources)
+        #: The parts that have to be asked for, by number, as they were when all of them were had.
+        self._had: dict[int, str] = {}
 
     def read(self) -> str:
-        return "".join(part if isinstance(part, str) else quote(part.read(), safe="") for part in self.parts)
+        # First, because they may fail: a file that has changed must not be taken for read then.
+        found: dict[str, Mapping[str, object]] = {}
+        had: dict[int, str] = {}
+        for number, part in enumerate(self._parts):
+            if isinstance(part, VaultSource):
+                # What belongs together, such as user and password, is in one place, and changes there at once.
+                had[number] = part.read(found)
+            elif not isinstance(part, str) and part.polled:
+                had[number] = part.read()
+        self._had = had
+        return self.reread()
 
     def changed(self) -> bool:
-        return any(part.changed() for part in self.parts if not isinstance(part, str))
+        return any(source.changed() for source in self._sources)
+
+    def reread(self) -> str:
+        return "".join(
+            part if isinstance(part, str) else quote(self._had[number] if number in self._had else part.read(), safe="")
+            for number, part in enumerate(self._parts)
+        )
 
 
 def _text(content: bytes, what: str) -> str:
