@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from aerodrome.config.secret_cells import Cell
 from aerodrome.config.secret_listing import cells_of
 from aerodrome.config.settings import Settings
 from aerodrome.errors import AerodromeError
@@ -57,42 +56,51 @@ class SecretKeeper:
 
     async def run(self) -> None:
         """For ever."""
-        loop = asyncio.get_running_loop()
-        asked_at = loop.time()
-        while True:
-            await asyncio.sleep(min(_LOOK, self._refresh))
-            ask = loop.time() - asked_at >= self._refresh
-            if ask:
-                asked_at = loop.time()
-            try:
-                await self.look(ask=ask)
-            except Exception:
-                # Whatever it was: secrets that are never looked at again would be found out at the worst time.
-                log.exception("secrets.crashed")
+        # Beside each other: Vault and programs may take `secrets.timeout` for each secret, and files wait for nobody.
+        async with asyncio.TaskGroup() as both:
+            both.create_task(_every(min(_LOOK, self._refresh), lambda: self.look(ask=False)), name="look at secrets")
+            both.create_task(_every(self._refresh, self.ask), name="ask for secrets")
+
+    async def ask(self) -> None:
+        """Have those looked up that cost something to ask. What has changed is dealt with by the next `look`."""
+        for cell in list(self._cells.values()):
+            if cell.polled:
+                await asyncio.to_thread(cell.refresh)
 
     async def look(self, *, ask: bool = True) -> None:
-        """One round. `ask`: also those that cost something to ask."""
-        for name, cell in list(self._cells.items()):
-            await self._look_at(name, cell, ask)
+        """Deal with what has changed. `ask`: ask first."""
+        if ask:
+            await self.ask()
+        changed = self._changed()
+        if self._on_tokens is not None and any(name.startswith(_ATTACHED) for name in changed):
+            await self._on_tokens()
         # Each time anew: one that was being loaded at the change shows only now.
         for live in self._sessions.outdated:
             if live.evictable and live.outdated:  # still: the others take their time
                 await self._put_to_sleep(live)
 
-    async def _look_at(self, name: str, cell: Cell, ask: bool) -> None:
-        if ask and cell.polled:
-            # Vault and programs take their time.
-            await asyncio.to_thread(cell.refresh)
-        value = cell.current()
-        if value == self._known[name]:
-            return
-        self._known[name] = value
-        log.info("secret.in_use", setting=name, source=cell.where)
-        if name.startswith(_ATTACHED) and self._on_tokens is not None:
-            await self._on_tokens()
+    def _changed(self) -> list[str]:
+        """Settings whose secret is another one than at the last look."""
+        changed = []
+        for name, cell in self._cells.items():
+            if (value := cell.current()) != self._known[name]:
+                self._known[name] = value
+                changed.append(name)
+                log.info("secret.in_use", setting=name, source=cell.where)
+        return changed
 
     async def _put_to_sleep(self, live: LiveSession) -> None:
         try:
             await self._sessions.hibernate(live)
         except AerodromeError as error:
             log.warning("session.not_hibernated", session=str(live.row.key), reason=error.detail)
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await work()
+        except Exception:
+            # Whatever it was: secrets that are never looked at again would be found out at the worst time.
+            log.exception("secrets.crashed")
