@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import threading
 import time
@@ -111,6 +112,23 @@ def test_what_does_not_resolve_any_more_keeps_its_last_good_value_and_says_so_on
     assert not {"one", "two"} & {str(value) for line in logs for value in line.values()}
 
 
+def test_a_file_that_could_not_be_opened_for_a_moment_is_read_later(tmp_path: Path) -> None:
+    """Such as in a node that has no descriptor left."""
+    path = tmp_path / "key"
+    path.write_text("one")
+    cell = Resolver({}).secret(f"file:{path}")
+    path.write_text("number two")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        assert cell.current() == "one"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert cell.problem == f"the file {path} can not be read: Too many open files"
+    assert cell.current() == "number two"
+    assert cell.problem is None
+
+
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:
     """Such as the one that a shell makes of `<(pass show key)`."""
     os.mkfifo(tmp_path / "pipe")
@@ -190,6 +208,25 @@ def test_a_command_that_takes_too_long_is_ended_with_all_it_has_started(tmp_path
         time.sleep(0.01)
 
 
+def test_a_command_that_prints_without_end_is_ended(tmp_path: Path) -> None:
+    script = tmp_path / "program"
+    script.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec yes\n")
+    script.chmod(0o700)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Unresolved, match=f"the output of {script} is too long for a secret"):
+        Resolver(dict(os.environ), timeout=5.0).secret(f"command:{script}")
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + (64 << 10)
+
+
+def test_a_command_that_closes_its_output_has_to_end_all_the_same(tmp_path: Path) -> None:
+    script = tmp_path / "program"
+    script.write_text("#!/bin/sh\necho key\nexec >&-\nsleep 300\n")
+    script.chmod(0o700)
+    with pytest.raises(Unresolved, match=r"took longer than secrets.timeout \(1 s\)"):
+        Resolver(dict(os.environ), timeout=1.0).secret(f"command:{script}")
+
+
 def test_a_command_that_is_not_there_is_told() -> None:
     with pytest.raises(Unresolved, match="the program /nowhere/pass can not be run: No such file"):
         Resolver().secret("command:/nowhere/pass show key")
@@ -220,12 +257,13 @@ def test_an_address_that_leads_elsewhere_is_not_taken_while_connections_stand(tm
     file.write_text(f'[coordination]\nurl = "file:{path}"\n')
     url = load_settings(file, env={}).coordination.url
     path.write_text("redis://user:two@a:6379/0")
+    cell = url.cell
+    assert cell is not None
     assert url.current() == "redis://user:two@a:6379/0"
     for elsewhere in ("redis://user:two@b:6379/0", "redis://user:two@a:6379/1", "sqlite"):
         path.write_text(elsewhere)
         assert url.current() == "redis://user:two@a:6379/0"
-        assert url.cell is not None
-        assert url.cell.problem == "the address names another place than at the start: restart the node for that"
+        assert cell.problem == "the address names another place than at the start: restart the node for that"
 
 
 def test_a_copy_of_settings_knows_of_changes(tmp_path: Path) -> None:

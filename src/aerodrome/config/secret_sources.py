@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import selectors
 import signal
 import stat
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Protocol
 from urllib.parse import quote
 
@@ -21,8 +23,13 @@ from aerodrome.config.secret_references import Reference
 
 #: A secret is a line or a certificate. What is longer is a mistake, such as /dev/zero.
 MAX_BYTES = 1 << 20
+_PIECE = 1 << 16
 #: Where systemd puts the credentials of a unit.
 _CREDENTIALS = re.compile(r"^\$(?:CREDENTIALS_DIRECTORY|\{CREDENTIALS_DIRECTORY\})(?=/)")
+
+
+#: Stamp of a file that is there and could not be read.
+_UNREAD = (-1,)
 
 
 class Unresolved(ValueError):
@@ -102,6 +109,8 @@ class FileSource:
             with self._path.open("rb") as file:
                 content = file.read(MAX_BYTES + 1)
         except OSError as error:
+            if self._path.is_file():
+                self._seen = _UNREAD  # perhaps we have no descriptor left for the moment
             raise Unresolved(f"the file {self._path} can not be read: {error.strerror}") from None
         if len(content) > MAX_BYTES:
             raise Unresolved(f"the file {self._path} is too long for a secret")
@@ -154,18 +163,37 @@ class CommandSource:
         try:
             with process:
                 try:
-                    content, _ = process.communicate(timeout=self._timeout)
+                    content = self._output_of(process)
                 finally:
                     # Also what it has left behind: somebody could hold the pipe, and we would wait for that.
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
         except subprocess.TimeoutExpired:
             raise Unresolved(f"the program {program} took longer than secrets.timeout ({self._timeout:g} s)") from None
+        if len(content) > MAX_BYTES:
+            raise Unresolved(f"the output of {program} is too long for a secret")
         if process.returncode != 0:
             raise Unresolved(
                 f"the program {program} failed (exit code {process.returncode}); run it by hand to see why"
             )
         return _text(content, f"the output of {program}")
+
+    def _output_of(self, process: subprocess.Popen[bytes]) -> bytes:
+        """All of it, once the program has ended; or somewhat more than `MAX_BYTES`. Raises `TimeoutExpired`."""
+        assert process.stdout is not None
+        deadline = monotonic() + self._timeout
+        content = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while len(content) <= MAX_BYTES:
+                if not selector.select(max(0.0, deadline - monotonic())):
+                    raise subprocess.TimeoutExpired(process.args, self._timeout)
+                piece = os.read(process.stdout.fileno(), _PIECE)
+                if not piece:
+                    process.wait(max(0.0, deadline - monotonic()))
+                    break
+                content += piece
+        return content
 
     def changed(self) -> bool:
         return False
