@@ -1,14 +1,17 @@
-"""Errors that come past the Redis driver."""
+"""Errors that come past the Redis driver, and how it logs in."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 import uvloop
+from redis import Redis
 
 from aerodrome._util.redis_url import RedisUrl
 from aerodrome.coordination.backends.redis_client import RedisClient, is_closed_connection, trouble_of
+from support.stores import valkey
 
 
 async def _write_to_a_closed_connection() -> RuntimeError:
@@ -45,3 +48,17 @@ async def test_such_a_call_is_tried_again_and_a_bug_is_not() -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         await client._call(call)
     await client.aclose()
+
+
+async def test_user_and_password_of_a_connection_are_of_the_same_moment() -> None:
+    with valkey() as server, Redis(port=server.port) as admin:
+        for user in ("one", "two"):
+            admin.acl_setuser(user, enabled=True, passwords=[f"+{user}-password"], categories=["+@all"])
+        # As if the secret changed whenever it has been looked at.
+        addresses = itertools.cycle(
+            f"redis://{user}:{user}-password@127.0.0.1:{server.port}" for user in ("one", "two")
+        )
+        first = RedisUrl.parse(next(addresses))
+        client = RedisClient(first, current=lambda: RedisUrl.parse(next(addresses)))
+        await client.open()
+        await client.aclose()

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
-from aerodrome._util.redis_url import REDIS_SCHEMES, RedisUrl
+from aerodrome._util.redis_url import REDIS_SCHEMES
 from aerodrome.config.section import MIB, Section, broken_rule, written
 from aerodrome.config.types import (
     ByteSize,
@@ -16,6 +16,7 @@ from aerodrome.config.types import (
     Kind,
     StoreUrl,
     check_postgresql_url,
+    check_store_url,
     resolve_store_url,
 )
 
@@ -35,11 +36,8 @@ def _key_prefix(value: str) -> str:
 def _coordination_url(url: StoreUrl) -> StoreUrl:
     if url in ("sqlite", "memory"):
         return url
-    if url.scheme in ("postgresql", "postgres"):
-        return check_postgresql_url(url)
-    if url.scheme in REDIS_SCHEMES:
-        RedisUrl.parse(url)
-        return url
+    if url.scheme in ("postgresql", "postgres", *REDIS_SCHEMES):
+        return check_store_url(url)
     raise ValueError(
         'expected "sqlite", "memory", "redis://HOST" (or rediss, unix, redis+sentinel, redis+cluster) or '
         '"postgresql://USER@HOST/DATABASE"'

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple, Self
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, SecretStr, ValidationInfo
 
 from aerodrome._util.durations import format_duration, format_size, parse_duration, parse_size
+from aerodrome._util.redis_url import REDIS_SCHEMES, RedisUrl
 from aerodrome.config.secret_cells import Cell, LiveSecret
 from aerodrome.config.secret_resolver import Resolver
 from aerodrome.model import valid_name
@@ -158,6 +159,8 @@ def resolve_store_url(value: Any, info: ValidationInfo) -> StoreUrl:
         # Connections that stand would stay with the old one, and both would be written to.
         if _without_login(changed) != place:
             raise ValueError("the address names another place than at the start: restart the node for that")
+        # One that the driver does not understand would refuse every new connection.
+        check_store_url(StoreUrl(changed))
 
     cell.check = check
     return url
@@ -166,6 +169,15 @@ def resolve_store_url(value: Any, info: ValidationInfo) -> StoreUrl:
 def _without_login(url: str) -> str:
     """The address without user and password, which alone may change while connections stand."""
     return re.sub(r"(://).*@|([?&](?:password|user|sentinel_username|sentinel_password)=)[^&\s]*", r"\1\2", url)
+
+
+def check_store_url(value: StoreUrl) -> StoreUrl:
+    """The form of an address of Redis or PostgreSQL; whatever else it is is not looked at here. Raises ValueError."""
+    if value.scheme in REDIS_SCHEMES:
+        RedisUrl.parse(value)
+    elif value.scheme in ("postgresql", "postgres"):
+        check_postgresql_url(value)
+    return value
 
 
 def check_postgresql_url(value: StoreUrl) -> StoreUrl:

@@ -120,6 +120,15 @@ class _LogIn(CredentialProvider):
         return (password or "",) if user is None else (user, password or "")
 
 
+# Of one address: asked for twice, it may have changed in between.
+def _log_in(url: RedisUrl) -> tuple[str | None, str | None]:
+    return url.username, url.password
+
+
+def _sentinel_log_in(url: RedisUrl) -> tuple[str | None, str | None]:
+    return url.sentinel_username, url.sentinel_password
+
+
 class RedisClient:
     """Args:
     current: What gives the address for a new connection, of which user and password count.
@@ -141,7 +150,7 @@ class RedisClient:
         self._patience = patience
         #: Of our own, for Sentinels and for the nodes of a cluster.
         self._options: dict[str, Any] = {
-            "credential_provider": _LogIn(lambda: (self._current().username, self._current().password)),
+            "credential_provider": _LogIn(lambda: _log_in(self._current())),
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
             "socket_keepalive": True,
@@ -304,9 +313,7 @@ class RedisClient:
         if url.kind == "sentinel":
             if self._sentinel is None:
                 own: dict[str, Any] = {
-                    "credential_provider": _LogIn(
-                        lambda: (self._current().sentinel_username, self._current().sentinel_password)
-                    )
+                    "credential_provider": _LogIn(lambda: _sentinel_log_in(self._current())),
                 }
                 # One that is down must not keep us from asking the next.
                 own["retry"] = Retry(NoBackoff(), 0)
