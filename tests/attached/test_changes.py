@@ -74,6 +74,22 @@ async def test_the_list_is_read_anew_without_a_restart(
         assert old.alive
 
 
+async def test_a_key_that_is_away_keeps_no_change_of_the_list_from_being_taken(
+    tmp_path: Path, volume: Path, servers: Servers, model: ModelServer
+) -> None:
+    """It would not be looked at again before the file changes once more."""
+    old, new = await servers.start(), await servers.start()
+    config = config_of(tmp_path, model, volume, [old.address])
+    key = tmp_path / "model-key"
+    key.write_text("key")
+    config.write_text(config.read_text().replace('api_key = "test-key"', f'api_key = "file:{key}"'))
+    async with serve(config):
+        await listed(config, {old.address: "warm"})
+        key.unlink()
+        config.write_text(config.read_text().replace(old.address, new.address))
+        await listed(config, {new.address: "warm"})
+
+
 async def test_the_commands_attach_and_detach(
     tmp_path: Path, volume: Path, servers: Servers, model: ModelServer
 ) -> None:

@@ -18,7 +18,7 @@ from aerodrome.config.provider_settings import reveal
 from aerodrome.config.secret_cells import Cell
 from aerodrome.config.secret_listing import cells_of
 from aerodrome.config.secret_references import Reference
-from aerodrome.config.secret_resolver import Resolver
+from aerodrome.config.secret_resolver import Known, Resolver
 from aerodrome.config.secret_sources import Unresolved
 from aerodrome.errors import ConfigError
 
@@ -137,6 +137,47 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
     settings = settings_with(tmp_path, f"file:{tmp_path}/pipe")
     writer.join()
     assert [reveal(settings.provider.github_token) for _ in range(2)] == ["from a pipe"] * 2
+
+
+def test_settings_that_are_read_again_ask_for_nothing_that_is_known(tmp_path: Path) -> None:
+    """Else a key that is away for the moment would make them wrong, and a pipe has been read once."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("from a pipe\n",))
+    writer.start()
+    (tmp_path / "key").write_text("one")
+    file = tmp_path / "aerodrome.toml"
+    text = f"""
+[provider]
+github_token = "file:{tmp_path}/key"
+[provider.tenants.acme]
+github_token = "file:{tmp_path}/pipe"
+"""
+    file.write_text(text)
+    known = Known()
+    first = load_settings(file, env={}, known=known)
+    writer.join()
+    (tmp_path / "key").unlink()
+    (tmp_path / "token").write_text("token")
+    more = text + f'[runtime]\nattach_tokens = {{ default = "file:{tmp_path}/token", other = "TOKEN" }}\n'
+    file.write_text(more.replace("TOKEN", f"file:{tmp_path}/nothing"))
+    with pytest.raises(ConfigError, match=r"runtime\.attach_tokens.*nothing can not be read"):
+        load_settings(file, env={}, known=known)
+    file.write_text(more.replace("TOKEN", "literal"))
+    second = load_settings(file, env={}, known=known)
+    assert [reveal(s.provider.github_token) for s in (first, second)] == ["one", "one"]
+    assert [reveal(s.provider.of("acme").github_token) for s in (first, second)] == ["from a pipe"] * 2
+    assert [reveal(token) for token in second.runtime.attach_tokens.values()] == ["token", "literal"]
+    # It is the same secret, for whoever looks after it.
+    before, after = dict(cells_of(first.provider)), dict(cells_of(second.provider))
+    assert after == before
+    assert len(before) == 2
+    # What was not in the latest settings is not known any more.
+    file.write_text(text)
+    load_settings(file, env={}, known=known)
+    (tmp_path / "token").unlink()
+    file.write_text(more)
+    with pytest.raises(ConfigError, match="token can not be read"):
+        load_settings(file, env={}, known=known)
 
 
 def test_systemd_credentials(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class SecretKeeper:
 
     async def ask(self) -> None:
         """Have those looked up that cost something to ask. What has changed is dealt with by the next `look`."""
-        for cell in list(self._cells.values()):
+        for cell in dict.fromkeys(self._cells.values()):  # several settings may have one
             if cell.polled:
                 await asyncio.to_thread(cell.refresh)
 

@@ -18,6 +18,7 @@ from aerodrome.cli.options import ConfigOption
 from aerodrome.cli.reload import Reload
 from aerodrome.config import Settings, load_settings
 from aerodrome.config.load import find_config
+from aerodrome.config.secret_resolver import Known
 
 if TYPE_CHECKING:
     from aerodrome.app.node import Node
@@ -45,14 +46,15 @@ def serve(
         "server.data_dir": data_dir,
         "telemetry.log_level": log_level,
     }
-    settings = load_settings(config, overrides)
+    known = Known()
+    settings = load_settings(config, overrides, known=known)
     # Late: a mistake in the configuration is told before the server is loaded.
     import uvloop
 
     from aerodrome.observability.logging import configure_logging
 
     configure_logging(settings.telemetry.log_level, settings.telemetry.log_format)
-    reload = Reload(find_config(config), lambda: load_settings(config, overrides))
+    reload = Reload(find_config(config), lambda: load_settings(config, overrides, known=known))
     uvloop.run(_run(settings, reload, inherited_sockets(frozenset({"http", "gateway"})), Notifier()))
 
 

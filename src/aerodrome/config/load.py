@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from aerodrome._util.xdg import config_home
 from aerodrome.config.problems import describe
-from aerodrome.config.secret_resolver import Resolver
+from aerodrome.config.secret_resolver import Known, Resolver
 from aerodrome.config.secret_settings import SecretSettings
 from aerodrome.config.settings import Settings
 from aerodrome.config.sources import Layer, merge, read_environment, read_file, read_overrides
@@ -40,6 +40,7 @@ def load_settings(
     *,
     env: Mapping[str, str] = os.environ,
     resolve_secrets: bool = True,
+    known: Known | None = None,
 ) -> Settings:
     """The settings from file, then `AERODROME_SECTION__KEY` variables, then `overrides`; later ones win.
 
@@ -47,6 +48,7 @@ def load_settings(
         path: The file; without it, see `find_config`.
         overrides: Flags by dotted name, `{"server.http": "127.0.0.1:0"}`; ``None`` values are left out.
         resolve_secrets: With ``False`` secrets stay the references they are, for commands that use none.
+        known: What earlier settings have looked up; what these have is there afterwards.
 
     Raises:
         ConfigError: Something is wrong. `detail` lists every problem, `extra["problems"]` has them one by one.
@@ -59,7 +61,7 @@ def load_settings(
             read_overrides(overrides or {}),
         ]
     )
-    return _checked(layer, env, resolve_secrets)
+    return _checked(layer, env, resolve_secrets, known)
 
 
 def settings_of(values: Mapping[str, Any]) -> Settings:
@@ -71,10 +73,15 @@ def settings_of(values: Mapping[str, Any]) -> Settings:
     return _checked(Layer(dict(values)), os.environ, resolve_secrets=True)
 
 
-def _checked(layer: Layer, env: Mapping[str, str], resolve_secrets: bool) -> Settings:
-    context = {"resolve_secrets": resolve_secrets, "resolver": Resolver(env, _secret_settings(layer).timeout)}
+def _checked(layer: Layer, env: Mapping[str, str], resolve_secrets: bool, known: Known | None = None) -> Settings:
+    resolver = Resolver(env, _secret_settings(layer).timeout, known)
     try:
-        return Settings.model_validate(layer.values, context=context)
+        settings = Settings.model_validate(
+            layer.values, context={"resolve_secrets": resolve_secrets, "resolver": resolver}
+        )
+        if known is not None:
+            known.cells = resolver.cells
+        return settings
     except ValidationError as error:
         problems = describe(error, Settings, layer.origins)
     # Outside the handler: pydantic's own text, which `raise` would chain, must not reach a log.

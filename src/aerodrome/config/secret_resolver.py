@@ -11,18 +11,37 @@ from aerodrome.config.secret_references import Reference, Scheme, parts_of
 from aerodrome.config.secret_sources import CommandSource, Composed, FileSource, Fixed, Source, VaultSource
 from aerodrome.config.vault import Vault
 
+#: Cells by the setting's own name and what is written there.
+Cells = dict[tuple[str, str], Cell]
+
+
+class Known:
+    """What the settings in force have looked up, for when they are read again while the node runs.
+
+    What is not there at that moment, or can be read only once, then counts as it does for the node: it has its last
+    good value. A secret that is new has to be there.
+    """
+
+    def __init__(self) -> None:
+        self.cells: Cells = {}
+
 
 class Resolver:
-    """One for each configuration: its references share what they ask Vault.
+    """One for each configuration: its references share what they ask Vault, and equal ones of settings of the same name
+    are one.
 
     Args:
         env: The variables that `env:` names, that programs are given, and that say where Vault is.
         timeout: Seconds for a program or for an answer of Vault.
+        known: What is not looked up anew.
     """
 
-    def __init__(self, env: Mapping[str, str] = os.environ, timeout: float = 10.0) -> None:
+    def __init__(self, env: Mapping[str, str] = os.environ, timeout: float = 10.0, known: Known | None = None) -> None:
         self._env = env
         self._timeout = timeout
+        self._known = known.cells if known is not None else {}
+        #: Of this configuration.
+        self.cells: Cells = {}
         self._vault: Vault | None = None
 
     @classmethod
@@ -31,16 +50,29 @@ class Resolver:
         found = (context or {}).get("resolver")
         return found if isinstance(found, Resolver) else cls()
 
-    def secret(self, text: str) -> Cell:
-        """Raises ValueError: it is no reference, or leads to nothing."""
-        return Cell(self._source(Reference.parse(text)))
+    def secret(self, text: str, setting: str = "") -> Cell:
+        """Args:
+        setting: Its own name, without those of its sections: what is checked of a new value depends on it.
 
-    def address(self, text: str, check: Callable[[str], object] | None = None) -> Cell:
+        Raises:
+            ValueError: It is no reference, or leads to nothing.
+        """
+        return self._cell(setting, text, lambda: self._source(Reference.parse(text)))
+
+    def address(self, text: str, setting: str = "") -> Cell:
         """As `secret`, of a text that may have references within it."""
-        parts = parts_of(text)
+        return self._cell(setting, text, lambda: self._source_of(parts_of(text), text))
+
+    def _cell(self, setting: str, text: str, source: Callable[[], Source]) -> Cell:
+        key = setting, text
+        if key not in self.cells:
+            self.cells[key] = self._known[key] if key in self._known else Cell(source())
+        return self.cells[key]
+
+    def _source_of(self, parts: list[str | Reference], text: str) -> Source:
         if len(parts) == 1:
-            return Cell(self._source(Reference.parse(text)), check)
-        return Cell(Composed([part if isinstance(part, str) else self._source(part) for part in parts]), check)
+            return self._source(Reference.parse(text))
+        return Composed([part if isinstance(part, str) else self._source(part) for part in parts])
 
     def _source(self, reference: Reference) -> Source:
         match reference.scheme:

@@ -101,7 +101,7 @@ def resolve_secret(value: Any, info: ValidationInfo) -> SecretStr:
     context = info.context or {}
     if context.get("resolve_secrets") is False:
         return SecretStr(value)
-    return LiveSecret(Resolver.of(context).secret(value))
+    return LiveSecret(Resolver.of(context).secret(value, info.field_name or ""))
 
 
 #: What is secret in the address of a store: the password after the user's name, and parameters of that name.
@@ -151,7 +151,7 @@ def resolve_store_url(value: Any, info: ValidationInfo) -> StoreUrl:
         raise ValueError("expected a text in quotes")
     if isinstance(value, StoreUrl) and value.cell is not None:
         return value
-    cell = Resolver.of(info.context).address(value)
+    cell = Resolver.of(info.context).address(value, info.field_name or "")
     url = StoreUrl(cell.current(), cell)
     place = _without_login(url)
 
