@@ -17,6 +17,8 @@ from aerodrome.config.secret_resolver import Resolver
 from aerodrome.config.secret_sources import Unresolved
 from support.vault import VaultServer
 
+_APPROLE = {"VAULT_ROLE_ID": "role", "VAULT_SECRET_ID": "secret-id"}
+
 
 @pytest.fixture
 def vault() -> Iterator[VaultServer]:
@@ -238,6 +240,54 @@ def test_two_values_of_one_place_are_of_the_same_time(vault: VaultServer, monkey
     assert cell.current() == "postgresql://user-1:password-1@db.example/a"
     cell.refresh()
     assert cell.current() == "postgresql://user-2:password-2@db.example/a"
+
+
+def test_what_is_leased_ends_with_the_token_and_is_made_anew_with_the_next(vault: VaultServer, clock: Hours) -> None:
+    vault.lease_ttl = 30 * 86400.0
+    cell = resolver(vault, **_APPROLE).secret("vault:database/creds/a#username")
+    vault.end("token-1")
+    clock.now += vault.token_ttl * 0.6
+    assert cell.refresh()
+    assert (cell.current(), len(vault.logins)) == ("user-2", 2)
+    assert not cell.refresh()
+
+
+def test_a_token_near_the_end_of_its_longest_time_is_replaced_while_what_is_leased_is_good(
+    vault: VaultServer, clock: Hours
+) -> None:
+    vault.lease_ttl = 30 * 86400.0
+    cell = resolver(vault, **_APPROLE).secret("vault:database/creds/a#username")
+    for _ in range(3):
+        clock.now += vault.token_ttl * 0.6
+        assert not cell.refresh()
+    # A renewal gives no more than what is left of it.
+    vault.token_ttl = 1000.0
+    clock.now += 3600.0 * 0.6
+    vault.sealed_log_in = True
+    assert not cell.refresh()
+    assert (cell.current(), cell.problem) == ("user-1", None)
+    vault.sealed_log_in = False
+    vault.token_ttl -= 600.0
+    clock.now += 600.0
+    assert cell.refresh()
+    assert cell.current() == "user-2"
+    assert {"token-1", "token-2"} <= vault.tokens
+
+
+def test_a_token_in_a_file_may_be_replaced(vault: VaultServer, tmp_path: Path) -> None:
+    """By `vault login`, or by an agent that keeps it good."""
+    file = tmp_path / ".vault-token"
+    file.write_text("root-token\n")
+    cell = resolver(vault, HOME=str(tmp_path)).secret("vault:secret/aerodrome#key")
+    vault.tokens = {"next-token"}
+    vault.secret["aerodrome"] = {"key": "two"}
+    assert not cell.refresh()
+    file.write_text("")
+    assert not cell.refresh()
+    assert str(cell.problem).startswith("Vault refuses this log-in")
+    file.write_text("next-token\n")
+    assert cell.refresh()
+    assert cell.current() == "two"
 
 
 def test_leased_credentials_stay_together_and_are_renewed_until_their_end(vault: VaultServer, clock: Hours) -> None:

@@ -17,6 +17,8 @@ class VaultServer:
         self.kv: dict[str, dict[str, Any]] = {}
         self.tokens = {"root-token"}
         self.sealed = False
+        #: Only who has a token is served.
+        self.sealed_log_in = False
         #: Cleared, nothing is answered until it is set again.
         self.answers = threading.Event()
         self.answers.set()
@@ -29,6 +31,8 @@ class VaultServer:
         self.requests: list[str] = []
         self.logins: list[dict[str, Any]] = []
         self.leases: list[str] = []
+        #: Lease -> the token that it was made with, and ends with.
+        self.made_with: dict[str, str] = {}
         self.renewable = True
 
         outer = self
@@ -64,6 +68,8 @@ class VaultServer:
         if self.sealed:
             return 503, {"errors": ["Vault is sealed"]}
         if path in ("auth/approle/login", "auth/kubernetes/login"):
+            if self.sealed_log_in:
+                return 503, {"errors": ["Vault is sealed"]}
             return self._log_in(path, body)
         if token not in self.tokens:
             return 403, {"errors": ["permission denied"]}
@@ -77,7 +83,12 @@ class VaultServer:
             return 200, {"lease_id": body["lease_id"], "lease_duration": self.lease_ttl, "renewable": True}
         if path.startswith("sys/internal/ui/mounts/"):
             return self._mount(path.removeprefix("sys/internal/ui/mounts/"))
-        return self._read(path)
+        return self._read(path, token)
+
+    def end(self, token: str) -> None:
+        """The token's time is over."""
+        self.tokens.discard(token)
+        self.leases = [lease if self.made_with[lease] != token else "ended" for lease in self.leases]
 
     def _log_in(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         self.logins.append({"path": path, **body})
@@ -95,7 +106,7 @@ class VaultServer:
         kind, options = kinds[mount]
         return 200, {"data": {"path": f"{mount}/", "type": kind, "options": options}}
 
-    def _read(self, path: str) -> tuple[int, dict[str, Any]]:
+    def _read(self, path: str, token: str) -> tuple[int, dict[str, Any]]:
         mount, _, rest = path.partition("/")
         if mount == "secret" and rest.startswith("data/") and (found := self.secret.get(rest.removeprefix("data/"))):
             return 200, {"data": {"data": found, "metadata": {"version": 1}}}
@@ -104,6 +115,7 @@ class VaultServer:
         if mount == "database":
             lease = f"{path}/{len(self.leases)}"
             self.leases.append(lease)
+            self.made_with[lease] = token
             values = {"username": f"user-{len(self.leases)}", "password": f"p@ss/{len(self.leases)}"}
             return 200, {"lease_id": lease, "lease_duration": self.lease_ttl, "renewable": True, "data": values}
         return 404, {"errors": []}

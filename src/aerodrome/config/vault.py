@@ -2,7 +2,9 @@
 
 **Log-in**, by the variables that are set: `VAULT_TOKEN`, or the file that `vault login` leaves; `VAULT_ROLE_ID` with
 `VAULT_SECRET_ID` (AppRole); `VAULT_ROLE` (Kubernetes: the pod's service account proves who it is). Tokens are renewed
-when half of their time is over, and made anew by another log-in when that fails.
+when half of their time is over, and made anew by another log-in when that fails, or gives much less than before: they
+are near the end of their longest time. What is leased ends with the token that it was made with, so it is made anew
+then, too. A token in a file is replaced by whoever put it there.
 
 **Paths** are those of `vault kv get`: of the versions of a key-value store which it is asks Vault. Any other path that
 can be read works, too; what is leased (a database's credentials) is kept, and its lease renewed, until that ends.
@@ -13,6 +15,7 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -60,13 +63,16 @@ class Vault:
         self._client: Any = None
         #: When half of the token's time is over.
         self._renew_at = float("inf")
+        #: How long it was to live when it was last given or renewed.
+        self._token_seconds = 0.0
+        #: Of this token.
         self._leased: dict[str, _Leased] = {}
         self._lock = threading.Lock()
 
     def read(self, path: str) -> Mapping[str, object]:
         """What is stored there, by key. Raises `Unresolved`."""
         with self._lock:
-            if self._client is None:
+            if self._client is None or self._is_replaced():
                 self._log_in()
             elif monotonic() >= self._renew_at:
                 self._renew_token()
@@ -90,9 +96,17 @@ class Vault:
             return "approle"
         return "kubernetes" if self._env.get("VAULT_ROLE") else "token"
 
+    def _is_replaced(self) -> bool:
+        """Whether there is another token in the file. One that is being written does not count."""
+        if self._method() != "token" or self._env.get("VAULT_TOKEN"):
+            return False
+        try:
+            return bool(self._token_file() != self._client.token)
+        except Unresolved:
+            return False
+
     def _log_in(self) -> None:
-        self._client = None
-        self._renew_at = float("inf")
+        """When that fails, all is as before."""
         client = self._connect()
         method = self._method()
         if method == "approle":
@@ -120,6 +134,7 @@ class Vault:
             client.token = self._env.get("VAULT_TOKEN") or self._token_file()
             self._look_at_own_token(client)
         self._client = client
+        self._leased.clear()
 
     def _connect(self) -> Any:
         try:
@@ -156,17 +171,24 @@ class Vault:
         except _Refused as refused:
             if refused.status != 403:
                 raise
-            return
+            data = {}
+        self._renew_at = float("inf")
         if data.get("renewable") and data.get("ttl"):
             self._renew_at = monotonic() + float(data["ttl"]) / 2
 
     def _keep_token(self, answer: Mapping[str, Any]) -> None:
-        seconds = float(answer["auth"].get("lease_duration") or 0)
+        self._token_seconds = seconds = _lifetime(answer)
         self._renew_at = monotonic() + seconds / 2 if seconds else float("inf")
 
     def _renew_token(self) -> None:
         try:
-            self._keep_token(self._ask(self._client.auth.token.renew_self))
+            answer = self._ask(self._client.auth.token.renew_self)
+            if self._method() != "token" and _lifetime(answer) <= self._token_seconds / 2:
+                # Now, while what was leased with it is good. If it cannot be now, there is some time yet.
+                with suppress(Unresolved):
+                    self._log_in()
+                    return
+            self._keep_token(answer)
         except _Refused:
             if self._method() == "token":
                 # It may live on for a while; whether it does is told by what is read with it.
@@ -241,6 +263,11 @@ class Vault:
             raise Unresolved(f"Vault {kind}") from None
         except (KeyError, TypeError, AttributeError, ValueError):
             raise Unresolved("what answers at VAULT_ADDR is not Vault") from None
+
+
+def _lifetime(answer: Mapping[str, Any]) -> float:
+    """Seconds that a token lives which was given or renewed; 0: without end."""
+    return float(answer["auth"].get("lease_duration") or 0)
 
 
 class _Refused(Unresolved):
