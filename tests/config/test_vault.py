@@ -168,6 +168,24 @@ def test_a_token_that_was_revoked_is_made_anew(vault: VaultServer) -> None:
     assert len(vault.logins) == 2
 
 
+@pytest.mark.parametrize("page", [b"<html>Back soon</html>", b"{}", b"[]", b'{"data": 5}', b'{"auth": null}', b""])
+def test_what_answers_in_place_of_vault_is_not_taken_for_it(vault: VaultServer, clock: Hours, page: bytes) -> None:
+    """Such as a proxy whose Vault is away."""
+    references = ("vault:secret/aerodrome#key", "vault:database/creds/a#username")
+    cells = [resolver(vault, **_APPROLE).secret(reference) for reference in references]
+    vault.page = page
+    for seconds in (0.0, vault.token_ttl * 0.6, vault.token_ttl):
+        clock.now += seconds
+        assert [cell.refresh() for cell in cells] == [False, False]
+        assert cells[0].problem == "what answers at VAULT_ADDR is not Vault"
+    with pytest.raises(Unresolved, match="is not Vault"):
+        resolver(vault, **_APPROLE).secret(references[0])
+    vault.page = None
+    vault.secret["aerodrome"] = {"key": "two"}
+    assert cells[0].refresh()
+    assert cells[0].problem is None
+
+
 @pytest.mark.parametrize(
     "address",
     [

@@ -17,6 +17,8 @@ class VaultServer:
         self.kv: dict[str, dict[str, Any]] = {}
         self.tokens = {"root-token"}
         self.sealed = False
+        #: What is answered to everything in place of Vault, such as by a proxy in front of it.
+        self.page: bytes | None = None
         #: Only who has a token is served.
         self.sealed_log_in = False
         #: Cleared, nothing is answered until it is set again.
@@ -46,8 +48,11 @@ class VaultServer:
                 outer.answers.wait()
                 status, answer = outer.answer(self.command, self.path.removeprefix("/v1/"), body, token)
                 text = json.dumps(answer).encode()
+                kind = "application/json"
+                if outer.page is not None:
+                    status, text, kind = 200, outer.page, "text/html"
                 self.send_response(status)
-                self.send_header("content-type", "application/json")
+                self.send_header("content-type", kind)
                 self.send_header("content-length", str(len(text)))
                 self.end_headers()
                 self.wfile.write(text)

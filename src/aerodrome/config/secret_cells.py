@@ -78,6 +78,10 @@ class Cell:
         except ValueError as error:
             self._keep(str(error))
             return False
+        except Exception as error:
+            # Not its text, which may quote anything. Whoever asks has others to ask as well.
+            self._keep(f"it can not be looked up: {type(error).__name__}")
+            return False
         if self.problem is not None and (whole or not self.polled):
             log.info("secret.recovered", source=self.where)
             self.problem = None

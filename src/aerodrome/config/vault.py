@@ -72,20 +72,26 @@ class Vault:
     def read(self, path: str) -> Mapping[str, object]:
         """What is stored there, by key. Raises `Unresolved`."""
         with self._lock:
-            if self._client is None or self._is_replaced():
-                self._log_in()
-            elif monotonic() >= self._renew_at:
-                self._renew_token()
-            if (leased := self._renewed(path)) is not None:
-                return leased.values
             try:
-                return self._read(path)
-            except _Refused as refused:
-                # The token may have been revoked, or outlived; but who has only a token has no other.
-                if refused.status != 403 or self._method() == "token":
-                    raise
-                self._log_in()
-                return self._read(path)
+                return self._look_up(path)
+            except (KeyError, TypeError, AttributeError):
+                raise _not_vault() from None
+
+    def _look_up(self, path: str) -> Mapping[str, object]:
+        if self._client is None or self._is_replaced():
+            self._log_in()
+        elif monotonic() >= self._renew_at:
+            self._renew_token()
+        if (leased := self._renewed(path)) is not None:
+            return leased.values
+        try:
+            return self._read(path)
+        except _Refused as refused:
+            # The token may have been revoked, or outlived; but who has only a token has no other.
+            if refused.status != 403 or self._method() == "token":
+                raise
+            self._log_in()
+            return self._read(path)
 
     # Log-in
 
@@ -208,6 +214,8 @@ class Vault:
         data = answer.get("data") or {}
         if version == 2 or (set(data) == {"data", "metadata"} and isinstance(data["data"], dict)):
             data = data.get("data") or {}
+        if not isinstance(data, Mapping):
+            raise _not_vault()
         if lease := answer.get("lease_id"):
             seconds = float(answer.get("lease_duration") or 0)
             self._leased[path] = _Leased(data, lease, bool(answer.get("renewable")), seconds, monotonic())
@@ -262,12 +270,17 @@ class Vault:
                 kind = "has a certificate that is not trusted: see VAULT_CACERT"
             raise Unresolved(f"Vault {kind}") from None
         except (KeyError, TypeError, AttributeError, ValueError):
-            raise Unresolved("what answers at VAULT_ADDR is not Vault") from None
+            raise _not_vault() from None
 
 
 def _lifetime(answer: Mapping[str, Any]) -> float:
     """Seconds that a token lives which was given or renewed; 0: without end."""
     return float(answer["auth"].get("lease_duration") or 0)
+
+
+def _not_vault() -> Unresolved:
+    """Such as a proxy in front of it, with a page of its own."""
+    return Unresolved("what answers at VAULT_ADDR is not Vault")
 
 
 class _Refused(Unresolved):
