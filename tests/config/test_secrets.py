@@ -139,6 +139,41 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
     assert [reveal(settings.provider.github_token) for _ in range(2)] == ["from a pipe"] * 2
 
 
+def test_a_pipe_in_an_address_with_what_is_asked_for_is_read_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "value").write_text("one")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("from a pipe\n",))
+    writer.start()
+    address = f"postgresql://{{command:cat {tmp_path}/value}}:{{file:{tmp_path}/pipe}}@db.example/a"
+    cell = Resolver(dict(os.environ)).address(address)
+    writer.join()
+    (tmp_path / "value").write_text("two")
+    refreshing = threading.Thread(target=cell.refresh, daemon=True)
+    refreshing.start()
+    refreshing.join(30)
+    assert not refreshing.is_alive()
+    assert cell.current() == "postgresql://two:from%20a%20pipe@db.example/a"
+
+
+def test_a_file_that_becomes_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """It is looked at in the event loop, and nobody may ever write to the pipe."""
+    path = tmp_path / "key"
+    path.write_text("one")
+    cell = Resolver({}).secret(f"file:{path}")
+    path.unlink()
+    os.mkfifo(path)
+    asking = threading.Thread(target=cell.current, daemon=True)
+    asking.start()
+    asking.join(30)
+    assert not asking.is_alive()
+    assert cell.current() == "one"
+    assert cell.problem == f"the file {path} is no file any more"
+    path.unlink()
+    path.write_text("two")
+    assert cell.current() == "two"
+    assert cell.problem is None
+
+
 def test_settings_that_are_read_again_ask_for_nothing_that_is_known(tmp_path: Path) -> None:
     """Else a key that is away for the moment would make them wrong, and a pipe has been read once."""
     os.mkfifo(tmp_path / "pipe")

@@ -30,6 +30,8 @@ _CREDENTIALS = re.compile(r"^\$(?:CREDENTIALS_DIRECTORY|\{CREDENTIALS_DIRECTORY\
 
 #: Stamp of a file that is there and could not be read.
 _UNREAD = (-1,)
+#: Length of the stamp of what is there and is no file.
+_ODD = 2
 
 
 class Unresolved(ValueError):
@@ -86,6 +88,8 @@ class FileSource:
 
     What is compared is what the path leads to, so that the swap of a symbolic link above it, by which Kubernetes
     changes all files of a volume at once, counts.
+
+    What a shell passes as ``<(...)`` is a pipe, which can be read once: another reading would wait for ever.
     """
 
     polled = False
@@ -99,14 +103,26 @@ class FileSource:
         self._unset = not directory and named != reference.rest
         self._path = Path(named).expanduser()
         self._seen: tuple[int, ...] = ()
+        #: What was read, as far as it cannot be read again; ``None``: nothing was read yet.
+        self._kept: str | None = None
 
     def read(self) -> str:
         if self._unset:
             raise Unresolved("CREDENTIALS_DIRECTORY is not set: systemd sets it for a unit with LoadCredential=")
         # Before the file: what is changed in between is read again.
         self._seen = self._stamp()
+        regular = len(self._seen) != _ODD
+        if not regular and self._kept is not None:
+            if not self._kept:
+                raise Unresolved(f"the file {self._path} is no file any more")
+            return self._kept
+        text = self._text(0 if self._kept is None else os.O_NONBLOCK)
+        self._kept = "" if regular else text
+        return text
+
+    def _text(self, flags: int) -> str:
         try:
-            with self._path.open("rb") as file:
+            with open(self._path, "rb", opener=lambda path, how: os.open(path, how | flags)) as file:
                 content = file.read(MAX_BYTES + 1)
         except OSError as error:
             if self._path.is_file():
@@ -127,7 +143,6 @@ class FileSource:
         except OSError:
             return ()
         if not stat.S_ISREG(found.st_mode):
-            # What a shell passes as <(...) can be read once; to read a pipe again would wait for ever.
             return found.st_dev, found.st_ino
         return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
