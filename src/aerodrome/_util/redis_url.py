@@ -103,6 +103,9 @@ def _query(text: str, kind: str, tls: bool) -> dict[str, str]:
     if kind == "sentinel":
         allowed |= {"sentinel_username", "sentinel_password"}
     for name, _ in pairs:
+        if name not in allowed and "@" in text:
+            # The name is likely to be a piece of it.
+            raise ValueError("a ? in user or password has to be written as %3F")
         if name not in allowed:
             hint = "; it needs rediss" if name in _FILES else ""
             raise ValueError(f'there is no option "{name}" here{hint}; expected {", ".join(sorted(allowed))}')
