@@ -49,7 +49,11 @@ def test_an_empty_database_is_migrated_by_the_command(run: Run, config: Path, sc
     done = run("migrate", "-c", config, "--json")
     assert done.code == 0
     assert {row["name"]: row["applied"] for row in done.json} == {
-        "files": ["postgresql_files_001_pre_files.sql", "postgresql_files_002_pre_deleted.sql"],
+        "files": [
+            "postgresql_files_001_pre_files.sql",
+            "postgresql_files_002_pre_deleted.sql",
+            "postgresql_files_003_pre_order.sql",
+        ],
         "ledger": ["postgresql_ledger_001_pre_ledger.sql"],
         "keys": ["postgresql_keys_001_pre_keys.sql"],
         "directory": ["postgresql_directory_001_pre_directory.sql"],
@@ -79,9 +83,9 @@ def test_old_tables_stop_the_start_with_the_command_to_run(run: Run, config: Pat
 def test_tables_of_a_release_that_this_one_does_not_suit_stop_everything(run: Run, config: Path, schema: str) -> None:
     run("migrate", "-c", config)
     newer = "INSERT INTO aerodrome_migration (name, version, file, checksum, oldest_compatible) VALUES"
-    execute(schema, f"{newer} ('files', 3, 'f', 'c', 1)")
+    execute(schema, f"{newer} ('files', 4, 'f', 'c', 1)")
     assert run("keys", "ls", "-c", config).code == 0  # newer, and compatible
-    execute(schema, f"{newer} ('files', 4, 'f', 'c', 4)")
+    execute(schema, f"{newer} ('files', 5, 'f', 'c', 5)")
     for command in ("keys ls", "migrate", "migrate --check"):
         failed = run(*command.split(), "-c", config)
         assert failed.code == 1

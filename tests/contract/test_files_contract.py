@@ -325,7 +325,7 @@ async def test_write_replaces_and_keeps_the_time_of_creation(database_pair: Pair
     await database_pair.b.write(KEY, 1, "/f", "new")
     assert await database_pair.a.read(KEY, "/f") == "new"
     assert await database_pair.a.stat(KEY, "/f") == FileInfo(False, 3, created + 10, created)
-    await database_pair.a.append(KEY, 1, "/f", "er")
+    await database_pair.b.append(KEY, 1, "/f", "er")
     assert await database_pair.a.read(KEY, "/f") == "newer"
     assert await database_pair.a.total_bytes(KEY) == 5
 

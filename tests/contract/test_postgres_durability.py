@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 
 from aerodrome._util.postgres import Postgres
@@ -21,7 +22,7 @@ from aerodrome.identity.ports import KeyInfo, StoredKey
 from aerodrome.model import Role, SessionKey, SessionRow, TurnRow, TurnStatus
 from aerodrome.sessions.backends.postgresql import PostgresLedger
 from aerodrome.statestore.backends.postgresql import PostgresFileStore
-from support.postgres import fresh_schema, postgres, server, shared_server
+from support.postgres import fetch, fresh_schema, postgres, server, shared_server
 from support.relay import relaying
 
 KEY = SessionKey("acme", "chat")
@@ -103,7 +104,7 @@ async def test_a_restart_of_the_server_under_load_costs_latency_and_loses_nothin
 
 
 @asynccontextmanager
-async def losing_answers() -> AsyncIterator[tuple[Stores, Callable[[], None]]]:
+async def losing_answers(**options: Any) -> AsyncIterator[tuple[Stores, Callable[[], None]]]:
     """Stores behind a relay, and what makes it lose the next answer of the server together with the connection."""
     lose = False
 
@@ -120,7 +121,7 @@ async def losing_answers() -> AsyncIterator[tuple[Stores, Callable[[], None]]]:
     host, _, port = shared_server().url.partition("@")[2].partition("/")[0].partition(":")
     async with (
         relaying(host, int(port), lambda: tap) as address,
-        postgres(url=f"postgresql://postgres@{address}/postgres", max_connections=1) as db,
+        postgres(url=f"postgresql://postgres@{address}/postgres", max_connections=1, **options) as db,
     ):
         yield await stores_on(db), arm
 
@@ -155,6 +156,98 @@ async def test_a_file_operation_whose_answer_is_lost_is_done_once() -> None:
         arm()
         assert await files.forget_session(KEY, 1)
         assert await files.epoch(KEY) == 0
+
+
+@asynccontextmanager
+async def standing_still(db: Postgres) -> AsyncIterator[None]:
+    """The process of the server behind the only idle connection stands still during the block; afterwards it does what
+    has been sent to it meanwhile, finds that nobody is there any more, and ends."""
+    (pid,) = (await fetch(db, "SELECT pg_backend_pid()"))[0]
+    process = psutil.Process(pid)
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
+        await asyncio.to_thread(process.wait, 30)
+
+
+async def test_a_write_that_was_given_up_and_comes_late_is_not_done_again_behind_others() -> None:
+    async with postgres(hang=0.5) as db:
+        files = (await stores_on(db)).files
+        await files.raise_epoch(KEY, 1)
+        await files.append(KEY, 1, EVENTS, "0\n")
+        async with standing_still(db):
+            await files.append(KEY, 1, EVENTS, "1\n")  # given up, and repeated on another connection
+            await files.append(KEY, 1, EVENTS, "2\n")
+        assert await files.read(KEY, EVENTS) == "0\n1\n2\n"
+
+        async with standing_still(db):
+            await files.remove(KEY, 1, "/a", recursive=False, force=True)  # nothing to do, yet
+            await files.write(KEY, 1, "/a", "x")
+        async with standing_still(db):
+            await files.mkdir(KEY, 1, "/state", recursive=True)  # is there
+            await files.rename(KEY, 1, "/state", "/old")
+        async with standing_still(db):
+            with pytest.raises(FileNotFoundError):
+                await files.rename(KEY, 1, "/b", "/c")
+            await files.append(KEY, 1, "/b", "y")
+        async with standing_still(db):
+            await files.write(KEY, 1, "/a", "z")
+            await files.append(KEY, 1, "/a", "z")
+        assert [name for name, _ in await files.listdir(KEY, "/")] == ["a", "b", "old"]
+        assert await files.read(KEY, "/a") == "zz"
+        assert await files.total_bytes(KEY) == 6 + 3
+
+
+async def test_a_write_without_an_answer_is_done_by_the_time_of_the_next_look_or_never() -> None:
+    async with postgres(hang=0.5, deadline=0.2) as db:
+        files = (await stores_on(db)).files
+        await files.raise_epoch(KEY, 1)
+        await files.append(KEY, 1, EVENTS, "0\n")
+        async with standing_still(db):
+            with pytest.raises(StoreUnavailable):
+                await files.append(KEY, 1, EVENTS, "1\n")
+            assert await files.read(KEY, EVENTS) == "0\n"
+        assert await files.read(KEY, EVENTS) == "0\n"
+        async with standing_still(db):
+            with pytest.raises(StoreUnavailable):
+                await files.append(KEY, 1, EVENTS, "2\n")
+            await files.append(KEY, 1, EVENTS, "3\n")
+        assert await files.read(KEY, EVENTS) == "0\n3\n"
+
+
+async def test_a_write_whose_caller_went_away_is_settled_before_the_next() -> None:
+    async with losing_answers(deadline=0.0) as (stores, arm):
+        files = stores.files
+        await files.raise_epoch(KEY, 1)
+        arm()
+        with pytest.raises(StoreUnavailable):
+            await files.append(KEY, 1, EVENTS, "1\n")  # done, without an answer
+        await files.append(KEY, 1, EVENTS, "2\n")
+        assert await files.read(KEY, EVENTS) == "1\n2\n"
+        arm()
+        with pytest.raises(StoreUnavailable):
+            await files.append(KEY, 1, EVENTS, "3\n")
+        arm()
+        with pytest.raises(StoreUnavailable):
+            await files.read(KEY, EVENTS)  # the settling, this time
+        assert await files.read(KEY, EVENTS) == "1\n2\n3\n"
+        await files.append(KEY, 1, EVENTS, "4\n")
+        assert await files.read(KEY, EVENTS) == "1\n2\n3\n4\n"
+
+
+async def test_a_program_that_has_not_announced_the_epoch_itself_goes_on_from_the_last_write() -> None:
+    async with postgres() as db:
+        first, second = PostgresFileStore(db), PostgresFileStore(db)
+        await first.open()
+        await first.raise_epoch(KEY, 1)
+        await first.append(KEY, 1, EVENTS, "1\n")
+        await second.append(KEY, 1, EVENTS, "2\n")
+        # What it has not written itself has been written by somebody who should not have.
+        with pytest.raises(Fenced):
+            await first.append(KEY, 1, EVENTS, "3\n")
+        assert await first.read(KEY, EVENTS) == "1\n2\n"
 
 
 async def test_a_row_whose_answer_is_lost_is_written_once_and_counts_as_ours() -> None:

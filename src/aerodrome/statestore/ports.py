@@ -5,7 +5,8 @@ Every write names the epoch of the activation that makes it. An activation annou
 before it reads or writes; the store keeps the highest epoch announced for each session and refuses a write of any
 other **in the same transaction as the write**, so that a node that was paused past its lease and wakes up cannot
 fork a history, whatever its clock says (trap 8). A session without an announced epoch, which is also one that was
-deleted, takes no writes at all: a late writer cannot bring a deleted session back.
+deleted, takes no writes at all: a late writer cannot bring a deleted session back. Only the node that has announced an
+epoch writes in it; a store may refuse whoever else tries.
 
 A deletion begins here, in one transaction: `delete_session` removes the files unless somebody newer has announced an
 epoch, and leaves a mark that lets nobody announce one. The mark goes last (`forget_session`), when nothing else of the

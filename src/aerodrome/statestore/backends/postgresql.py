@@ -1,9 +1,12 @@
-"""Session files in PostgreSQL: a write is one call of a function there (`postgresql_files_001_pre_files.sql`), which
-compares the epoch, changes the files and counts their bytes in one transaction.
+"""Session files in PostgreSQL: a write is one call of a function there (`postgresql_files_001_pre_files.sql` and
+`..._003_pre_order.sql`), which compares the epoch, changes the files and counts their bytes in one transaction.
 
 The writes of one session go one after another, in the order of the calls: over several connections they could
 overtake each other, and an event log that is appended to out of order is another log. So the number of the last write
-is enough to find out whether one whose answer was lost had been done.
+is enough to find out whether one whose answer was lost had been done. Each names the number of the one before it, too:
+an attempt that was given up and repeated, and that reaches the server when later writes are done, changes nothing.
+One of which no answer came at all is *settled* before the session is read or written to again: if it has not been done
+until then, it will not be (ADR 0047).
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import secrets
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -31,6 +35,8 @@ _MiB = 1 << 20
 MAX_PATH = 2000
 #: Text longer than this is decoded off the loop.
 _LONG = 1 << 20
+#: Sessions of which the last write is remembered; of others it is looked up first.
+_REMEMBERED = 10_000
 
 
 class _Path(NamedTuple):
@@ -76,6 +82,7 @@ class PostgresFileStore:
         self._compact_after = compact_after
         self._queries = load_queries(__package__, "postgresql_files.sql")
         self._turns = _Turns()
+        self._known = _Known(_REMEMBERED)
 
     @staticmethod
     def schema() -> PostgresSchema:
@@ -95,8 +102,10 @@ class PostgresFileStore:
         return 0 if row is None else int(row[0])
 
     async def raise_epoch(self, key: SessionKey, epoch: int) -> None:
-        if await self._one("raise_epoch", key, epoch=epoch, write=_number()) is None:
+        number = _number()
+        if await self._one("raise_epoch", key, epoch=epoch, write=number) is None:
             raise await self._refusal(key, epoch)
+        self._known.put(key, epoch, number)
 
     # Writing
 
@@ -158,14 +167,28 @@ class PostgresFileStore:
         """Call the function behind the query, and raise what it answers. `paths`: what `OSError`s are about."""
         number = _number()
         async with self._turns.of(key):
-            row = await self._one(query, key, epoch=epoch, write=number, **paths[0].way, **parameters)
-        assert row is not None
-        code, detail = row
-        match code:
-            case "ok" | "again":
+            earlier = await self._last_write(key, epoch)
+            try:
+                row = await self._one(
+                    query, key, epoch=epoch, write=number, earlier=earlier, **paths[0].way, **parameters
+                )
+            except BaseException:
+                self._known.doubt(key, number)
+                raise
+            assert row is not None
+            code, detail = row
+            if code in ("ok", "again"):
+                self._known.put(key, epoch, number)
                 return
+            if code in ("fenced", "overtaken"):
+                self._known.drop(key)
+        match code:
             case "fenced":
                 raise _fenced(key, epoch, detail)
+            case "overtaken":
+                raise Fenced(
+                    f"the files of session {key} are not as this activation has left them; its write is refused"
+                )
             case "too_large_file":
                 limit = self._max_file_bytes
                 raise TooLarge(f"the file would have {detail} bytes; at most {limit} are allowed", limit=limit)
@@ -177,10 +200,37 @@ class PostgresFileStore:
         path = paths[-1 if which else 0].path
         raise os_error(getattr(errno, name), path.rpartition(b"/")[0] if which == "PARENT" else path)
 
+    async def _last_write(self, key: SessionKey, epoch: int) -> int:
+        """The number of the last write of this epoch; whatever else may be on its way will not be done any more."""
+        last = self._known.get(key)
+        if last is not None and last.epoch == epoch:
+            return last.number if last.doubtful is None else await self._settle(key, last, last.doubtful)
+        row = await self._one("last_write", key)
+        if row is None or row[0] != epoch:
+            return 0  # the write will be told so
+        self._known.put(key, epoch, row[1])
+        return int(row[1])
+
+    async def _settle(self, key: SessionKey, last: _Last, doubtful: int) -> int:
+        # As if it had been done: should it come now, it finds its own number.
+        settled = await self._database.execute(
+            self._queries["settle"], _named(key, epoch=last.epoch, earlier=last.number, write=doubtful)
+        )
+        if settled.count == 1:
+            self._known.put(key, last.epoch, doubtful)
+        else:
+            self._known.drop(key)  # somebody newer has the session
+        return doubtful
+
     # Reading
 
     async def read(self, key: SessionKey, path: str) -> str:
         where = _path(path)
+        if (last := self._known.get(key)) is not None and last.doubtful is not None:
+            # Whoever looks whether a write has been done must not see it come afterwards.
+            async with self._turns.of(key):
+                if (last := self._known.get(key)) is not None and last.doubtful is not None:
+                    await self._settle(key, last, last.doubtful)
         if not where.path:
             raise os_error(errno.EISDIR, path)
         found = await self._database.execute(self._queries["read"], _named(key, **where.own), binary=True)
@@ -232,6 +282,40 @@ class PostgresFileStore:
     async def _one(self, query: str, key: SessionKey, **parameters: Any) -> tuple[Any, ...] | None:
         found = await self._database.execute(self._queries[query], _named(key, **parameters))
         return found.row
+
+
+class _Last(NamedTuple):
+    epoch: int
+    #: Of the last write that is known to be done.
+    number: int
+    #: Of one after it of which no answer came.
+    doubtful: int | None = None
+
+
+class _Known:
+    """The last write of each session that this program writes to, of as many as it may remember."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._last: OrderedDict[SessionKey, _Last] = OrderedDict()
+
+    def get(self, key: SessionKey) -> _Last | None:
+        return self._last.get(key)
+
+    def put(self, key: SessionKey, epoch: int, number: int) -> None:
+        self._last[key] = _Last(epoch, number)
+        self._last.move_to_end(key)
+        if len(self._last) > self._most:
+            self._last.popitem(last=False)
+
+    def doubt(self, key: SessionKey, number: int) -> None:
+        """This one may have been done, or be done at some later time."""
+        if (last := self._last.get(key)) is not None:
+            self._last[key] = last._replace(doubtful=number)
+            self._last.move_to_end(key)
+
+    def drop(self, key: SessionKey) -> None:
+        self._last.pop(key, None)
 
 
 class _Turns:

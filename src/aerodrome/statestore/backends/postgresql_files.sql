@@ -13,28 +13,37 @@ WHERE s.deleted_of IS NULL
 RETURNING epoch
 
 -- name: put
-SELECT code, number FROM file_put_1(
-    %(tenant)s, %(session)s, %(epoch)s, %(write)s, %(parents)s::bytea[], %(names)s::bytea[],
+SELECT code, number FROM file_put_2(
+    %(tenant)s, %(session)s, %(epoch)s, %(write)s, %(earlier)s, %(parents)s::bytea[], %(names)s::bytea[],
     %(content)s, %(replace)s, %(now)s, %(max_file)s, %(max_session)s, %(compact_after)s, %(compacted_bytes)s
 )
 
 -- name: mkdir
-SELECT code, number FROM file_mkdir_1(
-    %(tenant)s, %(session)s, %(epoch)s, %(write)s, %(parents)s::bytea[], %(names)s::bytea[], %(recursive)s, %(now)s
+SELECT code, number FROM file_mkdir_2(
+    %(tenant)s, %(session)s, %(epoch)s, %(write)s, %(earlier)s, %(parents)s::bytea[], %(names)s::bytea[],
+    %(recursive)s, %(now)s
 )
 
 -- name: remove
-SELECT code, number FROM file_remove_1(
-    %(tenant)s, %(session)s, %(epoch)s, %(write)s, %(parents)s::bytea[], %(names)s::bytea[], %(path)s,
-    %(recursive)s, %(force)s
+SELECT code, number FROM file_remove_2(
+    %(tenant)s, %(session)s, %(epoch)s, %(write)s, %(earlier)s, %(parents)s::bytea[], %(names)s::bytea[],
+    %(path)s, %(recursive)s, %(force)s
 )
 
 -- name: rename
-SELECT code, number FROM file_rename_1(
-    %(tenant)s, %(session)s, %(epoch)s, %(write)s,
+SELECT code, number FROM file_rename_2(
+    %(tenant)s, %(session)s, %(epoch)s, %(write)s, %(earlier)s,
     %(parents)s::bytea[], %(names)s::bytea[], %(path)s,
     %(to_parents)s::bytea[], %(to_names)s::bytea[], %(to_path)s, %(max_path)s
 )
+
+-- name: last_write
+SELECT epoch, last_write FROM file_session WHERE tenant = %(tenant)s AND session = %(session)s
+
+-- name: settle
+-- A write of which no answer came counts as done; if it was not until now, it will not be.
+UPDATE file_session SET last_write = %(write)s
+WHERE tenant = %(tenant)s AND session = %(session)s AND epoch = %(epoch)s AND last_write IN (%(earlier)s, %(write)s)
 
 -- name: delete_session
 SELECT file_delete_session_1(%(tenant)s, %(session)s, %(epoch)s, %(created_at)s)
