@@ -160,10 +160,10 @@ class CoordinationMachine(RuleBasedStateMachine):
         if not full:
             self.places |= {(cap, place): incarnation for cap in caps}
 
-    @rule(place=places)
-    def vacate(self, place: str) -> None:
-        self.ask_both(lambda store: store.vacate(place))
-        self.places = {at: whose for at, whose in self.places.items() if at[1] != place}
+    @rule(place=places, incarnation=incarnations)
+    def vacate(self, place: str, incarnation: str) -> None:
+        self.ask_both(lambda store: store.vacate(place, incarnation))
+        self.places = {at: whose for at, whose in self.places.items() if (at[1], whose) != (place, incarnation)}
 
     @invariant()
     def the_store_agrees_with_the_model(self) -> None:

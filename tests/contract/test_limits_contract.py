@@ -62,12 +62,25 @@ async def test_places_hold_over_two_nodes_until_they_are_given_back(pair: Pair) 
     assert await pair.b.admit("t-2", "b-1", caps=[CAP]) == Admission()
     assert await pair.a.admit("t-1", "a-1", caps=[CAP]) == Admission()  # it has it already
     assert await pair.b.admit("t-3", "b-1", caps=[CAP]) == Admission(full=CAP)
-    await pair.b.vacate("t-3")
+    await pair.b.vacate("t-3", "b-1")
     assert await pair.b.admit("t-3", "b-1", caps=[CAP]) == Admission(full=CAP)
-    await pair.b.vacate("t-1")
-    await pair.b.vacate("t-1")
+    await pair.b.vacate("t-1", "a-1")
+    await pair.b.vacate("t-1", "a-1")
     assert await pair.b.admit("t-3", "b-1", caps=[CAP]) == Admission()
     assert await pair.a.admit("t-1", "a-1", caps=[CAP]) == Admission(full=CAP)
+
+
+async def test_a_place_is_given_back_by_whoever_has_it(pair: Pair) -> None:
+    """A turn that has moved keeps its place, whatever its first node says late."""
+    await join_both(pair)
+    one, other = Cap("one", 1), Cap("other", 1)
+    assert await pair.a.admit("t-1", "a-1", caps=[one, other]) == Admission()
+    assert await pair.b.admit("t-1", "b-1", caps=[one]) == Admission()
+    await pair.a.vacate("t-1", "a-1")
+    assert await pair.b.admit("t-2", "b-1", caps=[one]) == Admission(full=one)
+    assert await pair.b.admit("t-2", "b-1", caps=[other]) == Admission()
+    await pair.b.vacate("t-1", "b-1")
+    assert await pair.b.admit("t-3", "b-1", caps=[one]) == Admission()
 
 
 async def test_a_place_is_taken_under_every_cap_or_none(pair: Pair) -> None:
@@ -78,7 +91,7 @@ async def test_a_place_is_taken_under_every_cap_or_none(pair: Pair) -> None:
     assert await pair.b.admit("t-2", "b-1", caps=[tenant, CAP]) == Admission(full=CAP)
     assert await pair.b.admit("t-3", "b-1", caps=[tenant]) == Admission()
     assert await pair.b.admit("t-4", "b-1", caps=[tenant]) == Admission(full=tenant)
-    await pair.a.vacate("t-0")
+    await pair.a.vacate("t-0", "a-1")
     assert await pair.b.admit("t-4", "b-1", caps=[tenant, CAP]) == Admission()
 
 
@@ -93,7 +106,7 @@ async def test_the_places_of_a_dead_node_are_free(pair: Pair) -> None:
     for number in (2, 3):
         assert await pair.b.admit(f"t-{number}", "b-1", caps=[CAP]) == Admission()
     assert await pair.b.admit("t-4", "b-1", caps=[CAP]) == Admission(full=CAP)
-    await pair.a.vacate("t-0")  # it wakes up, and gives back what is no more
+    await pair.a.vacate("t-0", "a-1")  # it wakes up, and gives back what is no more
     assert await pair.b.admit("t-4", "b-1", caps=[CAP]) == Admission(full=CAP)
 
 
@@ -116,5 +129,5 @@ async def test_names_may_hold_anything(pair: Pair) -> None:
     for cap in caps:
         assert await pair.b.admit("t-2", "b-1", caps=[cap]) == Admission(full=cap)
         assert (await pair.b.admit("t-2", "b-1", rates=[Rate(cap.name, 1, 60.0)])).exceeded is not None
-    await pair.a.vacate("ü-1")
+    await pair.a.vacate("ü-1", "a-1")
     assert await pair.b.admit("t-2", "b-1", caps=caps) == Admission()

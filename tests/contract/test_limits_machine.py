@@ -125,11 +125,12 @@ class LimitsMachine(RuleBasedStateMachine):
         """Places of the living."""
         return {at for at, whose in self.places.items() if self.lives.get(whose, Fraction(0)) > self.now}
 
-    @rule(place=st.sampled_from(PLACES))
-    def vacate(self, place: str) -> None:
+    @rule(place=st.sampled_from(PLACES), node=st.sampled_from(NODES))
+    def vacate(self, place: str, node: str) -> None:
+        incarnation = self.incarnations[node]
         for store in self.stores:
-            self.runner.run(store.vacate(place))
-        self.places = {at: whose for at, whose in self.places.items() if at[1] != place}
+            self.runner.run(store.vacate(place, incarnation))
+        self.places = {at: whose for at, whose in self.places.items() if (at[1], whose) != (place, incarnation)}
 
     @invariant()
     def no_cap_is_passed(self) -> None:

@@ -51,7 +51,7 @@ async def works(coordination: RedisCoordination) -> None:
     assert lease == Lease(KEY, "a-1", 5)
     admission = await coordination.admit("t", "a-1", rates=[Rate("r", 1, 60.0)], caps=[Cap("c", 1)])
     assert (admission.exceeded, admission.full) == (None, None)
-    await coordination.vacate("t")
+    await coordination.vacate("t", "a-1")
     heard: list[ClusterEvent] = []
     coordination.listen(heard.append)
     await coordination.publish(ClusterEvent("k", "s"))

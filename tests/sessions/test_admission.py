@@ -29,9 +29,9 @@ def counted(node: ScriptedNode) -> list[tuple[str, tuple[str, ...], tuple[str, .
         calls.append(("admit", tuple(rate.name for rate in rates), tuple(cap.name for cap in caps)))
         return await admit(place, incarnation, rates=rates, caps=caps)
 
-    async def vacating(place: str) -> None:
+    async def vacating(place: str, incarnation: str) -> None:
         calls.append(("vacate", (), ()))
-        await vacate(place)
+        await vacate(place, incarnation)
 
     store.admit, store.vacate = admitting, vacating  # type: ignore[method-assign]
     return calls

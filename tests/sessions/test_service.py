@@ -30,6 +30,7 @@ from aerodrome.sessions.janitor import LEASE
 from aerodrome.sessions.machine import State
 from aerodrome.sessions.run import TurnRun
 from support.scripted_node import ALICE, BOB, ScriptedNode, Stores, scripted_node, settle
+from support.waiting import until
 
 
 async def running(node: ScriptedNode, session_id: str = "s1", prompt: str = "one") -> TurnRun:
@@ -581,6 +582,8 @@ async def test_a_drain_while_the_store_is_away_ends_all_the_same() -> None:
             await run.wait()
         node.stores.slow_directory.fails.clear()
         node.stores.slow_coordination.fails.clear()
+        await until(lambda: not node.tasks._tasks)  # what it could not give back it has given back now
+        assert await node.stores.coordination.holder(SessionKey("acme", "a")) is None
         async with scripted_node(node.stores, name="b") as after:
             node.stores.slow_ledger.fails.clear()
             await node.stores.coordination.leave(node.incarnation)

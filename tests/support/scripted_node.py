@@ -28,6 +28,7 @@ from aerodrome.sessions.context import SessionContext, SessionOptions
 from aerodrome.sessions.janitor import Janitor
 from aerodrome.sessions.patience import patient_directory, patient_files, patient_leases, patient_ledger
 from aerodrome.sessions.residents import Residents
+from aerodrome.sessions.returns import OwnLeases
 from aerodrome.sessions.run import TurnRun
 from aerodrome.sessions.service import SessionService
 from aerodrome.statestore.history import messages
@@ -218,7 +219,12 @@ class ScriptedNode:
         self.context = SessionContext(
             options=SessionOptions(**options),
             directory=patient_directory(cast("Any", stores.slow_directory), patience),
-            leases=patient_leases(cast("Any", stores.slow_coordination), patience),
+            leases=OwnLeases(
+                patient_leases(cast("Any", stores.slow_coordination), patience),
+                lambda: self.incarnation,
+                self.tasks,
+                late=0.0,
+            ),
             membership=cast("Any", stores.slow_coordination),
             ledger=patient_ledger(cast("Any", stores.slow_ledger), patience),
             files=patient_files(cast("Any", stores.slow_files), patience),
@@ -243,6 +249,7 @@ class ScriptedNode:
                 timeout=5.0,
                 backlog=backlog,
                 per_runtime=turns_per_runtime,
+                late=0.0,
             ),
             residents=Residents(ceilings, timeout=5.0, changed=lambda: self.pool._changed),
             patience=patience,

@@ -66,6 +66,7 @@ from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.janitor import Janitor
 from aerodrome.sessions.patience import patient_directory, patient_files, patient_leases, patient_ledger
 from aerodrome.sessions.recovery import EARLIER
+from aerodrome.sessions.returns import OwnLeases
 from aerodrome.sessions.service import SessionService
 
 log = structlog.get_logger(__name__)
@@ -427,7 +428,9 @@ class Node:
         return SessionContext(
             options=session_options(self.settings),
             directory=patient_directory(self.stores.directory, state_patience),
-            leases=patient_leases(self.stores.coordination, patience),
+            leases=OwnLeases(
+                patient_leases(self.stores.coordination, patience), lambda: self._heartbeat.incarnation, tasks
+            ),
             membership=self.stores.coordination,
             ledger=patient_ledger(self.stores.ledger, state_patience),
             files=patient_files(self.stores.files, state_patience),

@@ -193,8 +193,9 @@ class Limits(Protocol):
         """
         ...
 
-    async def vacate(self, place: str) -> None:
-        """Give the place back under every cap it was taken under. One that was not taken is no error."""
+    async def vacate(self, place: str, incarnation: str) -> None:
+        """Give the place back under every cap under which it is this incarnation's. One that was not taken is no error:
+        it may be called again until it has got through, while somebody else works on the same turn."""
         ...
 
 

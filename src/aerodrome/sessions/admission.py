@@ -6,6 +6,8 @@ ceilings (`fairness.gate`), then, as the first of its user or tenant here, for a
 
 The store of the limits is asked at most twice a turn: once for the rate and the place together, when the session is
 idle and the turn is about to run, and once to give the place back. Without limits over all nodes it is never asked.
+Giving back is tried until it has got through, and done once more where it is not known whether, or when, the store has
+given the place (`sessions.returns`).
 
 The node's own ceilings have those of tenants and users, too: a user whose turns wait for places in other nodes keeps
 no more of this node's places from others than they may have.
@@ -22,7 +24,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import structlog
@@ -34,6 +36,7 @@ from aerodrome.fairness.line import Ceilings
 from aerodrome.model import TurnRow
 from aerodrome.runtime.ports import Runtime
 from aerodrome.sessions.backlog import Backlog, BacklogLimits
+from aerodrome.sessions.returns import LATE, give_back
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +57,13 @@ class TurnLimits:
     at_once_of_tenant: int | None = None
 
 
+class _Place(NamedTuple):
+    #: Whose it is: with the end of that it is free.
+    incarnation: str
+    #: The store has said so; else it may have given it, or be about to.
+    sure: bool
+
+
 class TurnAdmission:
     """Args:
     gate: The ceilings of this node.
@@ -62,6 +72,7 @@ class TurnAdmission:
     incarnation: Whose the places are.
     later: Does something in the background.
     timeout: Seconds to wait for a place before `Capacity`.
+    late: Seconds after which a place that the store may have given without our knowing is given back once more.
     """
 
     def __init__(
@@ -75,6 +86,7 @@ class TurnAdmission:
         timeout: float = 30.0,
         backlog: BacklogLimits = BacklogLimits(),  # noqa: B008 - immutable
         per_runtime: int | None = None,
+        late: float = LATE,
     ) -> None:
         self.gate = gate
         #: Prompts that wait: for their session, for a place.
@@ -87,8 +99,9 @@ class TurnAdmission:
         self._timeout = timeout
         self._per_runtime = per_runtime
         self._runtimes: WeakKeyDictionary[Runtime, FairGate] = WeakKeyDictionary()
-        #: Ids of the turns that have a place.
-        self._placed: set[str] = set()
+        self._late = late
+        #: By the id of the turn that has it.
+        self._placed: dict[str, _Place] = {}
         #: The turn of each user, or tenant, that looks for a place; the others wait behind it, in order.
         self._heads: dict[str, tuple[asyncio.Lock, int]] = {}
         #: Set, and replaced by a new one, when a place has been given back here.
@@ -125,18 +138,26 @@ class TurnAdmission:
                 retry_after=answer.retry_after,
                 limit=answer.exceeded.limit,
             )
-        if wants_place and (answer is None or answer.full is None):
-            self._placed.add(turn.id)
         return True
 
     def withdraw(self, turn: TurnRow) -> None:
         """An accepted prompt comes to nothing, or its turn has ended: what it holds is given back."""
-        if turn.id in self._placed:
-            self._placed.discard(turn.id)
+        place = self._placed.pop(turn.id, None)
+        if place is not None:
             self._vacated.set()
             self._vacated = asyncio.Event()
             if self._later is not None and self._store is not None:
-                self._later(self._store.vacate(turn.id), "vacate")
+                self._later(self._give_back(self._store, turn.id, place), "vacate")
+
+    async def _give_back(self, store: Limits, name: str, place: _Place) -> None:
+        def wanted() -> bool:
+            return self._incarnation() == place.incarnation
+
+        await give_back(lambda: store.vacate(name, place.incarnation), wanted)
+        if not place.sure:
+            # The question may be on its way still, and be heard behind this.
+            await asyncio.sleep(self._late)
+            await give_back(lambda: store.vacate(name, place.incarnation), wanted)
 
     @property
     def limits_runtimes(self) -> bool:
@@ -180,7 +201,6 @@ class TurnAdmission:
                     vacated = self._vacated
                     answer = await self._ask(turn, (), self._caps(turn))
                     if answer is None or answer.full is None:
-                        self._placed.add(turn.id)
                         return
                     # Jitter: the nodes shall not all look in the same moment.
                     pause = _LOOK_AGAIN * random.uniform(1, 2)  # noqa: S311
@@ -218,19 +238,23 @@ class TurnAdmission:
         return f"{turn.key.tenant}/{turn.author}" if self._limits.at_once is not None else turn.key.tenant
 
     async def _ask(self, turn: TurnRow, rates: Sequence[Rate], caps: Sequence[Cap]) -> Admission | None:
-        """``None``: the store is away."""
+        """Takes the place under the caps, if there are any. ``None``: the store is away, and the limits are open."""
         assert self._store is not None
+        incarnation = self._incarnation()
+        answer: Admission | None = None
         try:
             async with asyncio.timeout(_DEADLINE):
-                return await self._store.admit(turn.id, self._incarnation(), rates=rates, caps=caps)
+                answer = await self._store.admit(turn.id, incarnation, rates=rates, caps=caps)
         except (StoreUnavailable, TimeoutError) as error:
             log.warning("limits.open", reason=str(error) or "no answer in time")
-            return None
         except asyncio.CancelledError:
             if caps:
-                self._placed.add(turn.id)  # perhaps it has one
+                self._placed[turn.id] = _Place(incarnation, sure=False)
                 self.withdraw(turn)
             raise
+        if caps and (answer is None or (answer.exceeded is None and answer.full is None)):
+            self._placed[turn.id] = _Place(incarnation, sure=answer is not None)
+        return answer
 
     def _rates(self, turn: TurnRow) -> list[Rate]:
         # A slash is in no name of a tenant or user.

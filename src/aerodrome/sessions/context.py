@@ -22,6 +22,7 @@ from aerodrome.sessions.admission import TurnAdmission
 from aerodrome.sessions.ports import Ledger
 from aerodrome.sessions.quarantine import Suspicions
 from aerodrome.sessions.residents import Residents
+from aerodrome.sessions.returns import give_back
 from aerodrome.statestore.ports import SessionFileStore, SharedVolume
 from aerodrome.telemetry import SILENT, Telemetry
 
@@ -118,7 +119,9 @@ class SessionContext:
         return self.tasks.start(work, name, expected=AerodromeError)
 
     def release_lease(self, lease: Lease) -> None:
-        self.later(self.leases.release(lease), "release lease")
+        """In the background, however long the store is away."""
+        ours = lambda: lease.incarnation == self.incarnation()  # noqa: E731
+        self.later(give_back(lambda: self.leases.release(lease), ours), "release lease")
 
 
 def runtime_key(row: SessionRow) -> RuntimeKey:

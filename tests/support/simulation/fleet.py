@@ -19,6 +19,7 @@ from aerodrome.errors import AerodromeError, SessionBusy, StoreUnavailable
 from aerodrome.model import SessionKey, SessionRow, TurnRow, TurnStatus
 from aerodrome.sessions.context import SessionContext, SessionOptions
 from aerodrome.sessions.deletion import delete
+from aerodrome.sessions.returns import OwnLeases
 from aerodrome.sessions.wake import repair_history, take_lease
 from aerodrome.statestore.provider import EVENTS_PATH, SessionFs
 from support.simulation.history import Histories, chain, record
@@ -121,7 +122,7 @@ class SimulatedNode:
         self.context = SessionContext(
             options=SessionOptions(),
             directory=durable,
-            leases=leases,
+            leases=OwnLeases(leases, lambda: self.heartbeat.incarnation, self.tasks),
             membership=leases,
             files=durable,
             clock=self.clock,

@@ -160,8 +160,9 @@ class MemoryCoordination:
             self._places[cap.name][place] = incarnation
         return Admission()
 
-    async def vacate(self, place: str) -> None:
+    async def vacate(self, place: str, incarnation: str) -> None:
         for name, taken in list(self._places.items()):
-            taken.pop(place, None)
+            if taken.get(place) == incarnation:
+                del taken[place]
             if not taken:
                 del self._places[name]

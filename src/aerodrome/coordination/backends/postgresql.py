@@ -160,8 +160,8 @@ class PostgresCoordination:
             return Admission(full=caps[which - 1])
         return Admission()
 
-    async def vacate(self, place: str) -> None:
-        await self._run("vacate", {"place": ascii_name(place)})
+    async def vacate(self, place: str, incarnation: str) -> None:
+        await self._run("vacate", {"place": ascii_name(place), "incarnation": incarnation})
 
     async def _run(self, query: str, values: dict[str, Any] | None = None, *, urgent: bool = False) -> Result:
         database, deadline = (self._beats, self._beat_deadline) if urgent else (self._database, None)

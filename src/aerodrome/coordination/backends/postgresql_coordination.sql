@@ -82,4 +82,4 @@ SELECT verdict, which, wait FROM coordination_admit(
 )
 
 -- name: vacate
-DELETE FROM place WHERE place = %(place)s
+DELETE FROM place WHERE place = %(place)s AND incarnation = %(incarnation)s

@@ -166,8 +166,8 @@ class RedisCoordination:
             return Admission(full=caps[rest[0] - 1])
         return Admission()
 
-    async def vacate(self, place: str) -> None:
-        await self._run(_VACATE, ascii_name(place))
+    async def vacate(self, place: str, incarnation: str) -> None:
+        await self._run(_VACATE, ascii_name(place), incarnation)
 
     async def _run(self, script: Script, *arguments: str | int, keys: Sequence[str] = (), urgent: bool = False) -> Any:
         ahead = 0 if self._offset is None else _micro(self._offset())

@@ -224,8 +224,8 @@ class SqliteCoordination:
             lambda connection: sqlite_limits.admit(connection, self._now(), ascii_name(place), incarnation, rates, caps)
         )
 
-    async def vacate(self, place: str) -> None:
-        await self._database.write(lambda connection: sqlite_limits.vacate(connection, ascii_name(place)))
+    async def vacate(self, place: str, incarnation: str) -> None:
+        await self._database.write(lambda connection: sqlite_limits.vacate(connection, ascii_name(place), incarnation))
 
 
 def read_boot_id(path: str = "/proc/sys/kernel/random/boot_id") -> str:

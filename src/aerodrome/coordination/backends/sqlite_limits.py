@@ -60,8 +60,8 @@ def admit(
     return Admission()
 
 
-def vacate(connection: sqlite3.Connection, place: str) -> None:
-    connection.execute("DELETE FROM place WHERE place = ?", (place,))
+def vacate(connection: sqlite3.Connection, place: str, incarnation: str) -> None:
+    connection.execute("DELETE FROM place WHERE place = ? AND incarnation = ?", (place, incarnation))
 
 
 def _arrival(connection: sqlite3.Connection, rate: Rate, now: float) -> float:

@@ -48,3 +48,25 @@ local function bury(incarnation)
   redis.call('SREM', DRAIN, incarnation)
 end
 
+-- Give the place back under each cap where `gone` says so of whoever has it; somebody else may have taken it since.
+local function give_back(place, gone)
+  local taken = redis.call('HGET', PLACES, place)
+  if not taken then
+    return
+  end
+  taken = cjson.decode(taken)
+  local left = {}
+  for _, cap in ipairs(taken.caps) do
+    local whose = redis.call('HGET', cap, place)
+    if whose and gone(whose) then
+      redis.call('HDEL', cap, place)
+    elseif whose then
+      left[#left + 1] = cap
+    end
+  end
+  if #left > 0 then
+    redis.call('HSET', PLACES, place, cjson.encode({ whose = taken.whose, caps = left }))
+  else
+    redis.call('HDEL', PLACES, place)
+  end
+end

@@ -11,12 +11,8 @@ redis.call('HSET', TTL, incarnation, ttl)
 redis.call('HSET', LOAD, incarnation, load)
 local places = redis.call('HGETALL', PLACES)
 for i = 1, #places, 2 do
-  local place = cjson.decode(places[i + 1])
-  if not alive(place.whose) then
-    redis.call('HDEL', PLACES, places[i])
-    for _, cap in ipairs(place.caps) do
-      redis.call('HDEL', cap, places[i])
-    end
+  if not alive(cjson.decode(places[i + 1]).whose) then
+    give_back(places[i], function(whose) return not alive(whose) end)
   end
 end
 return 1

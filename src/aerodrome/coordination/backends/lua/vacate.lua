@@ -1,9 +1,3 @@
--- ARGV: offset, place.
-local taken = redis.call('HGET', PLACES, ARGV[2])
-if taken then
-  redis.call('HDEL', PLACES, ARGV[2])
-  for _, cap in ipairs(cjson.decode(taken).caps) do
-    redis.call('HDEL', cap, ARGV[2])
-  end
-end
+-- ARGV: offset, place, incarnation.
+give_back(ARGV[2], function(whose) return whose == ARGV[3] end)
 return 1
