@@ -151,14 +151,33 @@ async def migrate(settings: Settings, *, check: bool = False, post: bool = False
     return done
 
 
+#: Of which no commit waits for any. Every role may see that there are some, and some may see no more; base backups and
+#: subscribers are not meant, as far as can be seen.
+_ASYNCHRONOUS_STANDBYS = """
+    SELECT count(*) FROM pg_stat_replication AS r
+    WHERE r.state IS DISTINCT FROM 'backup'
+      AND NOT EXISTS (SELECT FROM pg_replication_slots AS s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')
+      AND (current_setting('synchronous_standby_names') = ''
+           OR current_setting('synchronous_commit') IN ('local', 'off'))
+"""
+
+
 async def durability(settings: Settings) -> list[str]:
-    """What the server is set to that lets acknowledged writes be lost, as `name = value`."""
+    """What lets the server lose acknowledged writes, each with when it does."""
     async with Postgres(settings.state.tables_url, max_connections=1) as database:
         found = await database.execute(
             "SELECT name || ' = ' || setting FROM pg_settings"
             " WHERE name IN ('fsync', 'synchronous_commit', 'full_page_writes') AND setting = 'off' ORDER BY name"
         )
-        return [text for (text,) in found.rows]
+        weak = [text for (text,) in found.rows]
+        said = [f"{' and '.join(weak)}: a crash of the server loses what was acknowledged"] if weak else []
+        ((standbys,),) = (await database.execute(_ASYNCHRONOUS_STANDBYS)).rows
+        if standbys:
+            said.append(
+                f"commits that wait for none of its standby servers ({standbys}): a fail-over to one loses what was"
+                " acknowledged last (synchronous_standby_names)"
+            )
+        return said
 
 
 def _address(store: StateSettings | CoordinationSettings) -> StoreUrl:
@@ -183,6 +202,9 @@ async def facts(
             " UNION ALL SELECT 'connections', count(*)::text FROM pg_stat_activity"
         )
         known: dict[str, str] = dict(found.rows)
+        if isinstance(store, StateSettings):  # nothing of the living is missed
+            ((standbys,),) = (await database.execute(_ASYNCHRONOUS_STANDBYS)).rows
+            known["asynchronous_standbys"] = str(standbys)
         problems = [(await schema.status(database)).problem for schema in schemas]
         known["tables"] = "\n".join(problem for problem in problems if problem is not None)
         asked_at = time.time()

@@ -92,6 +92,7 @@ def test_nobody_there() -> None:
         (replace(POSTGRESQL, facts={"fsync": "off"}), "fsync = off: a crash"),
         (replace(POSTGRESQL, facts={"server_version_num": "130004"}), "it is version 13"),
         (replace(POSTGRESQL, facts={"in_recovery": "true"}), "it is a standby"),
+        (replace(POSTGRESQL, facts={"asynchronous_standbys": "2"}), "its commits wait for no standby server (2)"),
         (replace(POSTGRESQL, facts={"max_connections": "100", "connections": "95"}), "95 of 100 connections"),
         (replace(POSTGRESQL, facts={"tables": "they are behind"}), "they are behind"),
         (replace(POSTGRESQL, free=5 << 20), "5 MiB free"),

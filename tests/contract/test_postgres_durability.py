@@ -9,12 +9,16 @@ import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+import psycopg
 import pytest
 
+from aerodrome import postgresql_stores
 from aerodrome._util.postgres import Postgres
+from aerodrome.config import Settings, load_settings
 from aerodrome.coordination.backends.postgresql_directory import PostgresDirectory
 from aerodrome.errors import Fenced, StoreUnavailable
 from aerodrome.identity.backends.postgresql import PostgresKeyStore
@@ -22,7 +26,7 @@ from aerodrome.identity.ports import KeyInfo, StoredKey
 from aerodrome.model import Role, SessionKey, SessionRow, TurnRow, TurnStatus
 from aerodrome.sessions.backends.postgresql import PostgresLedger
 from aerodrome.statestore.backends.postgresql import PostgresFileStore
-from support.postgres import fetch, fresh_schema, postgres, server, shared_server
+from support.postgres import fetch, fresh_schema, postgres, server, shared_server, standby_of
 from support.relay import relaying
 
 KEY = SessionKey("acme", "chat")
@@ -370,3 +374,24 @@ async def test_every_store_says_that_the_server_is_away_and_goes_on_afterwards()
             assert await stores.files.read(KEY, EVENTS) == "kept"
             assert await stores.ledger.turns(KEY) == []
             assert await stores.directory.count() == 0
+
+
+async def test_a_standby_that_no_commit_waits_for_is_seen_by_every_role(tmp_path: Path) -> None:
+    def settings(url: str) -> Settings:
+        path = tmp_path / "aerodrome.toml"
+        path.write_text(f'[server]\ndata_dir = "{tmp_path}"\n[state]\nurl = "{url}"\n')
+        return load_settings(path, env={})
+
+    # The servers of the tests do not wait for their disk.
+    with server({"fsync": "on"}) as own:
+        with psycopg.connect(own.url, autocommit=True) as connection:
+            connection.execute("CREATE ROLE poor LOGIN")
+        poor = settings(own.url.replace("postgres@", "poor@"))
+        assert await postgresql_stores.durability(poor) == []
+        with standby_of(own):
+            (told,) = await postgresql_stores.durability(poor)
+            assert told.startswith("commits that wait for none of its standby servers (1)")
+            known, _ = await postgresql_stores.facts(poor.state, [])
+            assert known["asynchronous_standbys"] == "1"
+    with server({"fsync": "on", "synchronous_standby_names": "*"}) as own, standby_of(own):
+        assert await postgresql_stores.durability(settings(own.url)) == []

@@ -49,7 +49,7 @@ async def test_trap_08_a_dump_that_is_restored_is_fenced_against_whoever_came_af
         await stores.directory.insert(SessionRow(SessionKey("acme", "once"), "alice", kind=SessionKind.EPHEMERAL))
         await stores.ledger.accept(TurnRow(old, "t-1", "alice", TurnStatus.RUNNING, "hello", incarnation="a-1"))
         await stores.ledger.accept(TurnRow(SessionKey("acme", "gone"), "t-1", "alice", TurnStatus.RUNNING, "hello"))
-        first = await stores.coordination.acquire(old, "a-1", floor=epoch_floor(0, 1000.0))
+        first = await stores.coordination.acquire(old, "a-1", floor=epoch_floor(0, 1000.0, 1000.0))
         assert first is not None
         await stores.files.raise_epoch(old, first.epoch)
         await stores.files.append(old, first.epoch, "/events", "before\n")
@@ -59,7 +59,7 @@ async def test_trap_08_a_dump_that_is_restored_is_fenced_against_whoever_came_af
         # What the paused node had done since: both sessions, in epochs that the dump knows nothing of.
         held = {}
         for key in (old, new):
-            lease = await stores.coordination.acquire(key, "a-1", floor=epoch_floor(0, 1000.0))
+            lease = await stores.coordination.acquire(key, "a-1", floor=epoch_floor(0, 1000.0, 1000.0))
             assert lease is not None
             await stores.files.raise_epoch(key, lease.epoch)
             held[key] = lease.epoch
@@ -81,7 +81,9 @@ async def test_trap_08_a_dump_that_is_restored_is_fenced_against_whoever_came_af
             # Straight after the restore, and once the session has been loaded again.
             with pytest.raises(Fenced):
                 await stores.files.append(key, held[key], "/events", "late\n")
-            lease = await stores.coordination.acquire(key, "b-1", floor=epoch_floor(await stores.files.epoch(key), 1.0))
+            lease = await stores.coordination.acquire(
+                key, "b-1", floor=epoch_floor(await stores.files.epoch(key), 1.0, 1.0)
+            )
             assert lease is not None
             assert lease.epoch > held[key]
             await stores.files.raise_epoch(key, lease.epoch)

@@ -8,8 +8,9 @@ import pytest
 
 from aerodrome._util.patience import Patience
 from aerodrome.coordination.ports import Node
-from aerodrome.errors import SessionBusy, StoreUnavailable
+from aerodrome.errors import Fenced, SessionBusy, StoreUnavailable
 from aerodrome.model import SessionKey, SessionState, TurnStatus
+from aerodrome.statestore.provider import EVENTS_PATH
 from support.scripted_node import ALICE, ScriptedNode, Unsteady, scripted_node, settle
 from support.waiting import until
 
@@ -155,6 +156,29 @@ async def test_a_store_that_has_lost_its_memory_is_waited_for_until_it_knows_us_
         assert (await run.wait()).status is TurnStatus.COMPLETED
         assert node.prompts("s1") == ["one", "two"]
         assert node.stores.files.epochs[KEY] > epoch
+
+
+async def test_what_a_fail_over_has_lost_is_given_to_nobody_again() -> None:
+    """Both stores have gone over to a standby that was behind: a lease and its epoch are gone, the node that has them
+    is paused, and another one loads the session."""
+    async with scripted_node() as a, scripted_node(a.stores, name="b") as b:
+        await a.open("s1")
+        await a.say("s1", "one")
+        await a.service.hibernate(a.service.live[0])
+        await settle()
+        before = a.stores.files.epochs[KEY]
+        a.clock.advance(60.0)
+        await a.say("s1", "two")
+        lost = a.stores.files.epochs[KEY]
+        assert before < lost
+        a.stores.files.epochs[KEY] = before
+        coordination = a.stores.coordination
+        del coordination._leases[KEY]
+        b.clock.advance(60.001)
+        await b.say("s1", "three")
+        assert a.stores.files.epochs[KEY] > lost
+        with pytest.raises(Fenced):
+            await a.stores.files.append(KEY, lost, EVENTS_PATH, "late")
 
 
 # --- self-fencing ---

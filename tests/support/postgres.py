@@ -117,6 +117,25 @@ def server(options: dict[str, str] | None = None) -> Iterator[PostgresServer]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+@contextmanager
+def standby_of(primary: PostgresServer) -> Iterator[None]:
+    """Something that the server takes for a standby: a program that receives its write-ahead log."""
+    with tempfile.TemporaryDirectory() as directory:
+        if (user := account()) is not None:
+            os.chown(directory, pwd.getpwnam(user).pw_uid, -1)
+        command = [str(binaries() / "pg_receivewal"), "-D", directory, "-d", primary.url, "--no-loop"]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, user=user, cwd=directory) as process:
+            try:
+                with psycopg.connect(primary.url, autocommit=True) as connection:
+                    deadline = time.monotonic() + 30
+                    while connection.execute("SELECT count(*) FROM pg_stat_replication").fetchone() != (1,):
+                        assert time.monotonic() < deadline
+                        time.sleep(0.02)
+                yield
+            finally:
+                process.terminate()
+
+
 _shared: list[tuple[Any, PostgresServer]] = []
 
 

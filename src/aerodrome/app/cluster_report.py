@@ -281,6 +281,11 @@ def postgresql_facts(facts: dict[str, str]) -> Iterator[tuple[str, str]]:
         yield f"it is version {version // 10000}", "PostgreSQL 14 or later"
     if facts.get("in_recovery") == "true":
         yield "it is a standby", "add target_session_attrs=read-write to its address, with all hosts"
+    if int(standbys := facts.get("asynchronous_standbys", "0")):
+        yield (
+            f"its commits wait for no standby server ({standbys}): a fail-over to one loses what was acknowledged last",
+            "set synchronous_standby_names, or never make such a one the primary (docs/operations.md)",
+        )
     most, used = int(facts.get("max_connections", 0)), int(facts.get("connections", 0))
     if most and used > 0.9 * most:
         yield f"{used} of {most} connections are used", "raise max_connections, or lower state.connections"

@@ -3,9 +3,9 @@
 Between the backup and its restore a session may have been loaded, with epochs that the restored stores know nothing
 of. A node that was paused in that time, or cut off, still believes in such an epoch; if the restored store gave it out
 again, its late writes would be taken (trap 8). So every session gets an epoch above all that were ever given out:
-epochs begin at the milliseconds of the time a session was opened and grow by one for each loading
-(`sessions.erase.epoch_floor`), which takes longer than one, so that the present time is above all of them. That goes
-for sessions without files, too.
+each is that of the milliseconds of the time it was given out at, or one more than the one before it
+(`sessions.erase.epoch_floor`), so that the present time is above all of them. That goes for sessions without files,
+too.
 
 What is about the living (nodes, leases, limits in use, hints) is of another life, and goes. What has no row in the
 directory was deleted while the backup was made, and goes as well; so do ephemeral sessions, whose callers have gone.

@@ -174,7 +174,7 @@ async def _stores(settings: Settings) -> str:
 
         where = f"{settings.state.tables_url.masked} (schema {settings.state.database_schema})"
         if weak := await postgresql_stores().durability(settings):
-            raise _Warning(f"{where} has {' and '.join(weak)}: a crash of the server loses what was acknowledged")
+            raise _Warning(f"{where} has {'; and '.join(weak)}")
     if settings.state.volume is not None:
         where += f", session files on the volume {settings.state.volume}"
     coordination = settings.coordination

@@ -97,7 +97,7 @@ async def repair(stores: Stores, rows: list[SessionRow], incarnation: str, clock
 
 
 async def _repair(stores: Stores, row: SessionRow, incarnation: str, clock: Clock) -> Condition:
-    floor = epoch_floor(await stores.files.epoch(row.key), row.created_at)
+    floor = epoch_floor(await stores.files.epoch(row.key), row.created_at, clock.time())
     lease = await stores.coordination.acquire(row.key, incarnation, floor=floor)
     if lease is None:
         raise SessionBusy("a node has the session loaded")

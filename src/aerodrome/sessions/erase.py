@@ -42,15 +42,17 @@ class Stores(Protocol):
     def files(self) -> SessionFileStore: ...
 
 
-def epoch_floor(stored: int, created_at: float) -> int:
+def epoch_floor(stored: int, created_at: float, now: float) -> int:
     """What an epoch of the session has to be above.
 
     Args:
         stored: The highest that the file store knows.
         created_at: When the session was opened: one that was deleted and made anew must not begin with epochs that its
             earlier life has used.
+        now: The present time: stores that have lost their last moments, as in a fail-over to a standby that was behind,
+            must not give out again what they gave out then (ADR 0048).
     """
-    return max(stored, int(created_at * 1000))
+    return max(stored, int(max(created_at, now) * 1000))
 
 
 async def announce(stores: Stores, lease: Lease) -> None:

@@ -9,7 +9,7 @@ from aerodrome.coordination.heartbeat import name_in
 from aerodrome.errors import AerodromeError, Fenced, NotFound, TurnInterrupted
 from aerodrome.model import LastTurn, SessionKey, SessionKind, SessionState, TurnRow, TurnStatus
 from aerodrome.sessions.context import SessionContext
-from aerodrome.sessions.erase import NO_SESSION, announce, erase
+from aerodrome.sessions.erase import NO_SESSION, announce, epoch_floor, erase
 from aerodrome.sessions.registry import LiveSessions
 from aerodrome.sessions.run import error_of
 from aerodrome.telemetry.meter import EndedTurn
@@ -142,7 +142,8 @@ class Orphans:
         context = self._context
         if await context.directory.get(key) is not None:
             return False
-        lease = await context.leases.acquire(key, context.incarnation(), floor=await context.files.epoch(key))
+        floor = epoch_floor(await context.files.epoch(key), NO_SESSION, context.clock.time())
+        lease = await context.leases.acquire(key, context.incarnation(), floor=floor)
         if lease is None:
             return False  # somebody is at it, or about to find out
         try:

@@ -158,7 +158,7 @@ class Eraser:
     async def _try(self, row: SessionRow) -> bool:
         """``False``: somebody else has it."""
         stores = self._stores
-        floor = epoch_floor(await stores.files.epoch(row.key), row.created_at)
+        floor = epoch_floor(await stores.files.epoch(row.key), row.created_at, self._clock.time())
         lease = await stores.coordination.acquire(row.key, self._incarnation, floor=floor)
         if lease is None:
             return False

@@ -86,7 +86,7 @@ def taken_over() -> SessionElsewhere:
 async def acquire(context: SessionContext, row: SessionRow) -> Lease:
     """The lease, once this node may have one. Raises `SessionElsewhere` and `StoreUnavailable` as `take_lease`."""
     key = row.key
-    floor = epoch_floor(await context.files.epoch(key), row.created_at)
+    floor = epoch_floor(await context.files.epoch(key), row.created_at, context.clock.time())
 
     async def acquire_once() -> Lease:
         await context.serving()
