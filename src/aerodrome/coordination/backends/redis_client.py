@@ -54,11 +54,13 @@ class _Trouble(NamedTuple):
     passing: bool = False
 
 
+_NO_RIGHT = _Trouble("does not let this user do what is needed; see its ACL")
+
 #: The first that fits counts.
 _TROUBLE: tuple[tuple[type[Exception], _Trouble], ...] = (
     (failures.AuthenticationError, _Trouble("refuses the user or the password")),
     (failures.AuthorizationError, _Trouble("refuses the user or the password")),
-    (failures.NoPermissionError, _Trouble("does not let this user do what is needed; see its ACL")),
+    (failures.NoPermissionError, _NO_RIGHT),
     (failures.BusyLoadingError, _Trouble("is loading its data", passing=True)),
     (failures.ReadOnlyError, _Trouble("is a read-only replica", passing=True)),
     (failures.MasterDownError, _Trouble("is a replica without its primary", passing=True)),
@@ -88,6 +90,8 @@ def trouble_of(error: Exception) -> _Trouble:
             return trouble
     # Lua's own message begins with a word for its kind.
     word = str(error).partition(" ")[0]
+    if word in ("ACL", "NOPERM"):
+        return _NO_RIGHT
     if word == "OOM":
         return _Trouble("is out of memory; raise its maxmemory")
     if word == "READONLY":
