@@ -13,11 +13,12 @@ import pytest
 
 from aerodrome._util.postgres import Postgres, Transaction
 from aerodrome.coordination.backends.postgresql import PostgresCoordination
-from aerodrome.coordination.ports import Beat, Cap, ClusterEvent, Node
+from aerodrome.coordination.ports import Admission, Beat, Cap, ClusterEvent, Node, Rate
 from aerodrome.errors import StoreUnavailable
 from aerodrome.model import SessionKey
 from support.coordination import TTL, taken
-from support.postgres import fetch, fresh_schema, postgres, server
+from support.postgres import fetch, fresh_schema, postgres, server, shared_server
+from support.relay import relaying
 from support.stores import paused
 from support.waiting import until
 
@@ -188,3 +189,47 @@ async def test_a_heartbeat_waits_for_no_other_call() -> None:
             await a.nodes()
         done.set()
         await holding
+
+
+async def test_an_admission_whose_answer_is_lost_is_counted_once() -> None:
+    schema, lose = fresh_schema(), False
+
+    def tap(link: int, up: bool, data: bytes) -> None:
+        nonlocal lose
+        if lose and not up:
+            lose = False
+            raise ConnectionResetError
+
+    host, _, port = shared_server().url.partition("@")[2].partition("/")[0].partition(":")
+    async with (
+        relaying(host, int(port), lambda: tap) as address,
+        postgres(schema, url=f"postgresql://postgres@{address}/postgres", max_connections=1) as db,
+        store(db) as a,
+    ):
+        await a.join(Node("a", "a-1"), LONG)
+        rate, cap = Rate("r", 2, 600.0), Cap("c", 1)
+        for number in range(2):
+            lose = True
+            assert await a.admit(f"t-{number}", "a-1", rates=[rate]) == Admission()
+            assert not lose
+        lose = True
+        assert (await a.admit("t-2", "a-1", rates=[rate])).exceeded == rate
+        # One that was refused is not taken for counted, and a cap that is full is so for the repetition, too.
+        await a.admit("t-3", "a-1", caps=[cap])
+        lose = True
+        assert (await a.admit("t-4", "a-1", rates=[Rate("other", 2, 600.0)], caps=[cap])).full == cap
+        assert (await a.admit("t-4", "a-1", rates=[Rate("other", 2, 600.0)])).exceeded is None
+        assert (await a.admit("t-4", "a-1", rates=[Rate("other", 2, 600.0)])).exceeded is not None
+        found = await fetch(db, "SELECT count(*) FROM rate WHERE name LIKE 'admission %'")
+        assert found == [(4,)]  # until a minute has passed
+
+
+async def test_the_numbers_of_admissions_do_not_pile_up() -> None:
+    ahead = 0.0
+    async with postgres() as db, store(db, offset=lambda: ahead) as a:
+        await a.join(Node("a", "a-1"), LONG)
+        for number in range(30):
+            await a.admit(f"t-{number}", "a-1", rates=[Rate("r", 1000, 60.0)])
+            ahead += 20.0
+        ((left,),) = await fetch(db, "SELECT count(*) FROM rate WHERE name LIKE 'admission %'")
+        assert left <= 5

@@ -20,10 +20,11 @@ import pytest
 from aerodrome._util.redis_url import RedisUrl
 from aerodrome.coordination.backends.redis import RedisCoordination
 from aerodrome.coordination.backends.redis_client import RedisClient, Script, load_script
-from aerodrome.coordination.ports import Beat, Cap, ClusterEvent, Lease, Node, Rate
+from aerodrome.coordination.ports import Admission, Beat, Cap, ClusterEvent, Lease, Node, Rate
 from aerodrome.errors import ConfigError, StoreUnavailable
 from aerodrome.model import SessionKey
 from support.coordination import TTL, taken
+from support.relay import relaying
 from support.stores import ValkeyServer, paused, valkey
 from support.waiting import until
 
@@ -225,6 +226,34 @@ async def test_refusals_say_what_is_wrong_and_tell_no_secret() -> None:
         async with store(f"redis://default:s3cret%2F%23x@{at}", prefix="another") as a:
             with pytest.raises(StoreUnavailable, match="see its ACL"):
                 await a.nodes()
+
+
+async def test_an_admission_whose_answer_is_lost_is_counted_once(valkey_server: ValkeyServer) -> None:
+    prefix, lose = f"test-{secrets.token_hex(6)}", False
+
+    def tap(link: int, up: bool, data: bytes) -> None:
+        nonlocal lose
+        if lose and not up and b"NOSCRIPT" not in data:
+            lose = False
+            raise ConnectionResetError
+
+    async with (
+        relaying("127.0.0.1", valkey_server.port, lambda: tap) as address,
+        store(f"redis://{address}", prefix=prefix) as a,
+    ):
+        await a.join(Node("a", "a-1"), LONG)
+        await a.admit("t", "a-1")
+        rate, cap = Rate("r", 2, 600.0), Cap("c", 1)
+        for number in range(2):
+            lose = True
+            assert await a.admit(f"t-{number}", "a-1", rates=[rate]) == Admission()
+            assert not lose
+        assert (await a.admit("t-2", "a-1", rates=[rate])).exceeded == rate
+        await a.admit("t-3", "a-1", caps=[cap])
+        lose = True
+        assert (await a.admit("t-4", "a-1", rates=[Rate("other", 2, 600.0)], caps=[cap])).full == cap
+        assert (await a.admit("t-4", "a-1", rates=[Rate("other", 2, 600.0)])).exceeded is None
+        assert (await a.admit("t-4", "a-1", rates=[Rate("other", 2, 600.0)])).exceeded is not None
 
 
 async def test_a_socket_and_a_database_of_its_own() -> None:

@@ -8,6 +8,7 @@ What the server forgets in a crash is filled again by those who are there (ADR 0
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -143,6 +144,7 @@ class PostgresCoordination:
         result = await self._run(
             "admit",
             {
+                "number": secrets.randbits(62),
                 "place": ascii_name(place),
                 "incarnation": incarnation,
                 "rates": [ascii_name(rate.name) for rate in rates],

@@ -76,8 +76,8 @@ UPDATE lease SET incarnation = NULL WHERE (tenant, session) IN (
 SELECT pg_notify(%(channel)s, %(payload)s)
 
 -- name: admit
-SELECT verdict, which, wait FROM coordination_admit(
-    %(place)s, %(incarnation)s, %(rates)s::text[], %(limits)s::integer[], %(periods)s::double precision[],
+SELECT verdict, which, wait FROM coordination_admit_2(
+    %(number)s, %(place)s, %(incarnation)s, %(rates)s::text[], %(limits)s::integer[], %(periods)s::double precision[],
     %(caps)s::text[], %(sizes)s::integer[], %(ahead)s
 )
 

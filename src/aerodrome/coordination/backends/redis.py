@@ -13,6 +13,7 @@ in a cluster they are in one slot, where scripts can be atomic; several fleets i
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -154,7 +155,9 @@ class RedisCoordination:
     async def admit(
         self, place: str, incarnation: str, *, rates: Sequence[Rate] = (), caps: Sequence[Cap] = ()
     ) -> Admission:
-        keys = [f"{self._prefix}rate:{ascii_name(rate.name)}" for rate in rates]
+        # By its number a repetition is known: the rates are counted once.
+        keys = [f"{self._prefix}admission:{secrets.token_hex(8)}"]
+        keys += [f"{self._prefix}rate:{ascii_name(rate.name)}" for rate in rates]
         keys += [f"{self._prefix}cap:{ascii_name(cap.name)}" for cap in caps]
         numbers: list[int] = [number for rate in rates for number in (rate.limit, _micro(rate.period))]
         numbers += [cap.limit for cap in caps]

@@ -1,29 +1,33 @@
 -- ARGV: offset, place, incarnation, number of rates, then limit and period of each rate, then limit of each cap.
--- KEYS[9...]: those of the rates, then those of the caps.
+-- KEYS[9...]: that of this admission, those of the rates, those of the caps.
 -- Returns {0}: admitted, {1, number of the rate, microseconds to wait}, or {2, number of the cap}.
 local place, incarnation, rates = ARGV[2], ARGV[3], tonumber(ARGV[4])
-local caps = #KEYS - 8 - rates
+local admission, caps = KEYS[9], #KEYS - 9 - rates
 
--- A rate is the time at which the next admission is due if all came evenly (GCRA).
-local arrivals = {}
-for i = 1, rates do
-  local limit, period = tonumber(ARGV[3 + 2 * i]), tonumber(ARGV[4 + 2 * i])
-  local arrival = math.max(tonumber(redis.call('GET', KEYS[8 + i]) or 0), now)
-  local wait = arrival - now - period * (limit - 1) / limit
-  -- Each admission may have been rounded by a microsecond.
-  if wait > limit then
-    return { 1, i, whole(wait) }
+-- One whose answer was lost has been counted, and is not counted again.
+if rates > 0 and not redis.call('GET', admission) then
+  -- A rate is the time at which the next admission is due if all came evenly (GCRA).
+  local arrivals = {}
+  for i = 1, rates do
+    local limit, period = tonumber(ARGV[3 + 2 * i]), tonumber(ARGV[4 + 2 * i])
+    local arrival = math.max(tonumber(redis.call('GET', KEYS[9 + i]) or 0), now)
+    local wait = arrival - now - period * (limit - 1) / limit
+    -- Each admission may have been rounded by a microsecond.
+    if wait > limit then
+      return { 1, i, whole(wait) }
+    end
+    arrivals[i] = arrival + period / limit
   end
-  arrivals[i] = arrival + period / limit
-end
-for i = 1, rates do
-  -- Once it lies in the past it says as much as none.
-  redis.call('SET', KEYS[8 + i], whole(arrivals[i]), 'PX', whole(math.ceil((arrivals[i] - now) / 1000) + 1000))
+  for i = 1, rates do
+    -- Once it lies in the past it says as much as none.
+    redis.call('SET', KEYS[9 + i], whole(arrivals[i]), 'PX', whole(math.ceil((arrivals[i] - now) / 1000) + 1000))
+  end
+  redis.call('SET', admission, '1', 'PX', 60000)
 end
 
 local names = {}
 for i = 1, caps do
-  local cap, limit = KEYS[8 + rates + i], tonumber(ARGV[4 + 2 * rates + i])
+  local cap, limit = KEYS[9 + rates + i], tonumber(ARGV[4 + 2 * rates + i])
   if redis.call('HEXISTS', cap, place) == 0 and redis.call('HLEN', cap) >= limit then
     -- Only now does it matter who among them is dead.
     local taken = redis.call('HGETALL', cap)
