@@ -68,6 +68,41 @@ async def until_waiting(db: Postgres, count: int) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_a_lease_that_changes_hands_while_those_of_the_dead_are_cleared_is_left_alone() -> None:
+    """The clearing sees the tables as they were when it began: not the node that has joined since."""
+    schema, slow = fresh_schema(), 0.125
+    async with (
+        postgres(schema) as first,
+        postgres(schema) as second,
+        store(first, offset=lambda: slow) as clearing_one,
+        store(second) as a,
+    ):
+        # Its clock can be held, once it has begun.
+        await second.execute(
+            "CREATE OR REPLACE FUNCTION coordination_clock(ahead double precision) RETURNS double precision"
+            " LANGUAGE plpgsql VOLATILE AS $$ BEGIN"
+            f" IF ahead = {slow} THEN PERFORM pg_advisory_xact_lock_shared(7); END IF;"
+            " RETURN extract(epoch FROM clock_timestamp())::double precision; END $$"
+        )
+        for incarnation in ("a-1", "c-1"):
+            await a.join(Node(incarnation, incarnation), LONG)
+        stale = SessionKey("acme", "stale")
+        for key in (KEY, stale):
+            await taken(a, key, "a-1")
+        await a.leave("a-1")
+        holding = await second.connect()
+        await holding.execute("SELECT pg_advisory_lock(7)")
+        clearing = asyncio.create_task(clearing_one.clear_dead())
+        await until_waiting(second, 1)
+        await a.join(Node("b", "b-1"), LONG)
+        lease = await taken(a, KEY, "b-1")
+        await holding.close()
+        assert await clearing == 1
+        assert await a.holder(KEY) == lease
+        assert await a.release(lease)
+        assert await taken(a, stale, "b-1")
+
+
 async def test_a_session_that_is_forgotten_while_it_is_taken_keeps_its_epochs_rising() -> None:
     schema = fresh_schema()
     async with postgres(schema) as first, postgres(schema) as second, store(first) as a, store(second) as b:

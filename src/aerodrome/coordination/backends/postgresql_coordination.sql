@@ -63,14 +63,21 @@ WITH gone AS (
 UPDATE epoch_floor SET epoch = greatest(epoch_floor.epoch, gone.epoch) FROM gone
 
 -- name: clear_dead
--- Whoever changes one of them at this moment leaves it to the next time.
-UPDATE lease SET incarnation = NULL WHERE (tenant, session) IN (
-    SELECT tenant, session FROM lease
+-- What is seen here may be old: a node may have joined since, and taken one of them. So only what is still as it was
+-- seen is cleared. Whoever changes one of them at this moment leaves it to the next time.
+WITH clock AS MATERIALIZED (
+    SELECT coordination_clock(%(ahead)s) AS now
+), dead AS MATERIALIZED (
+    SELECT tenant, session, incarnation, epoch FROM lease
     WHERE incarnation IS NOT NULL AND NOT EXISTS (
-        SELECT FROM node WHERE node.incarnation = lease.incarnation AND dies_at > coordination_clock(%(ahead)s)
+        SELECT FROM node, clock WHERE node.incarnation = lease.incarnation AND dies_at > clock.now
     )
-    FOR UPDATE SKIP LOCKED
+), kept AS (
+    SELECT lease.tenant, lease.session FROM lease
+    JOIN dead USING (tenant, session, incarnation, epoch)
+    FOR UPDATE OF lease SKIP LOCKED
 )
+UPDATE lease SET incarnation = NULL FROM kept WHERE lease.tenant = kept.tenant AND lease.session = kept.session
 
 -- name: publish
 SELECT pg_notify(%(channel)s, %(payload)s)
