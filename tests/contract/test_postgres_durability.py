@@ -18,6 +18,7 @@ import pytest
 
 from aerodrome import postgresql_stores
 from aerodrome._util.postgres import Postgres
+from aerodrome._util.postgres_lost import LostConnections
 from aerodrome.config import Settings, load_settings
 from aerodrome.coordination.backends.postgresql_directory import PostgresDirectory
 from aerodrome.errors import Fenced, StoreUnavailable
@@ -176,6 +177,17 @@ async def standing_still(db: Postgres) -> AsyncIterator[None]:
         await asyncio.to_thread(process.wait, 30)
 
 
+@pytest.fixture
+def not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that do not answer cannot be ended, as behind a pooler."""
+
+    async def nothing(lost: LostConnections, connection: Any) -> None:
+        return None
+
+    monkeypatch.setattr(LostConnections, "end", nothing)
+
+
+@pytest.mark.usefixtures("not_ended")
 async def test_a_write_that_was_given_up_and_comes_late_is_not_done_again_behind_others() -> None:
     async with postgres(hang=0.5) as db:
         files = (await stores_on(db)).files
@@ -204,6 +216,7 @@ async def test_a_write_that_was_given_up_and_comes_late_is_not_done_again_behind
         assert await files.total_bytes(KEY) == 6 + 3
 
 
+@pytest.mark.usefixtures("not_ended")
 async def test_a_write_without_an_answer_is_done_by_the_time_of_the_next_look_or_never() -> None:
     async with postgres(hang=0.5, deadline=0.2) as db:
         files = (await stores_on(db)).files
@@ -239,6 +252,67 @@ async def test_a_write_whose_caller_went_away_is_settled_before_the_next() -> No
         assert await files.read(KEY, EVENTS) == "1\n2\n3\n"
         await files.append(KEY, 1, EVENTS, "4\n")
         assert await files.read(KEY, EVENTS) == "1\n2\n3\n4\n"
+
+
+async def test_what_was_given_up_is_not_done_behind_what_has_followed_it() -> None:
+    """Anywhere: the process that has not read it yet is ended."""
+    async with postgres(hang=0.5) as db:
+        stores = await stores_on(db)
+        key = StoredKey(KeyInfo("k-1", "acme", "alice", frozenset(), None, 1.0), b"digest")
+        async with standing_still(db):
+            assert await stores.keys.insert(key)
+            assert await stores.keys.remove("k-1")
+        assert await stores.keys.get("k-1") is None
+        session = SessionRow(KEY, "alice")
+        async with standing_still(db):
+            assert await stores.directory.insert(session) is None
+            assert await stores.directory.remove(KEY, session.created_at)
+        assert await stores.directory.get(KEY) is None
+        assert await stores.directory.insert(session) is None
+        async with standing_still(db):
+            await stores.directory.update(KEY, title="one")
+            await stores.directory.update(KEY, title="two")
+        row = await stores.directory.get(KEY)
+        assert row is not None
+        assert row.title == "two"
+
+
+async def test_what_nobody_waits_for_any_more_is_not_done_later_either() -> None:
+    async with postgres(hang=0.5, deadline=0.2) as db:
+        stores = await stores_on(db)
+        await stores.directory.insert(SessionRow(KEY, "alice"))
+        async with standing_still(db):
+            with pytest.raises(StoreUnavailable):
+                await stores.directory.update(KEY, title="one")
+            await stores.directory.update(KEY, title="two")
+        row = await stores.directory.get(KEY)
+        assert row is not None
+        assert row.title == "two"
+        async with standing_still(db):
+            updating = asyncio.create_task(stores.directory.update(KEY, title="three"))
+            await asyncio.wait([updating], timeout=0.1)
+            updating.cancel()
+            await asyncio.wait([updating])
+            await stores.directory.update(KEY, title="four")
+        row = await stores.directory.get(KEY)
+        assert row is not None
+        assert row.title == "four"
+
+
+async def test_one_epoch_that_was_given_out_twice_is_written_in_by_one() -> None:
+    async with postgres() as db:
+        first, second = PostgresFileStore(db), PostgresFileStore(db)
+        await first.open()
+        await first.raise_epoch(KEY, 7)
+        await first.append(KEY, 7, EVENTS, "1\n")
+        await first.raise_epoch(KEY, 8)
+        # A fail-over to a server that has not heard of the last.
+        await db.execute("UPDATE file_session SET epoch = 7, last_write = 1")
+        await second.raise_epoch(KEY, 8)
+        await second.append(KEY, 8, EVENTS, "2\n")
+        with pytest.raises(Fenced):
+            await first.append(KEY, 8, EVENTS, "late\n")
+        assert await first.read(KEY, EVENTS) == "1\n2\n"
 
 
 async def test_a_program_that_has_not_announced_the_epoch_itself_goes_on_from_the_last_write() -> None:
@@ -300,6 +374,7 @@ _SESSIONS = 4
 _APPENDER = """
 import asyncio, sys
 from aerodrome._util.postgres import Postgres
+from aerodrome._util.postgres_lost import LostConnections
 from aerodrome.model import SessionKey
 from aerodrome.statestore.backends.postgresql import PostgresFileStore
 

@@ -9,6 +9,9 @@ attempt whose connection was lost while its commit was under way is *in doubt*: 
 passed here must bear being done twice, or find out: `repeated` of the `Result` or `Transaction` says that an earlier
 attempt is in doubt, and a row that is there already may then be one's own.
 
+**Late.** A connection that is given up without an answer may still be read at the server, behind the repetition. Its
+process there is ended first (`_util.postgres_lost`).
+
 **Hanging.** The server ends a statement after `statement_timeout` and a wait for a lock after `lock_timeout`; a server
 that does not answer at all has its connection cut a little later, on our side.
 
@@ -37,6 +40,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 
+from aerodrome._util.postgres_lost import LostConnections
 from aerodrome._util.postgres_trouble import Trouble, of_connecting, of_statement
 from aerodrome.errors import AerodromeError, ConfigError, StoreUnavailable
 
@@ -132,6 +136,7 @@ class Postgres:
             idle=sql.Literal(round(statement_timeout * 2000)),
         )
         self._pool = _Pool(self.connect, max_connections)
+        self._lost = LostConnections(self._patience)
         self._health = _Health()
 
     async def open(self) -> None:
@@ -248,14 +253,23 @@ class Postgres:
             try:
                 async with self._pool.lend(give_up) as connection:
                     fresh = False
+                    pid = connection.info.backend_pid  # which a broken one does not know any more
                     try:
+                        with _watched(connection, self._patience):
+                            await self._lost.end(connection)
                         result = await attempt(connection, doubt)
                     except psycopg.Error as error:
                         trouble = of_statement(error)
-                        doubt.ends(trouble.lost)
+                        if doubt.ends(trouble.lost) and error.sqlstate is None:
+                            self._lost.add(pid)
                         if trouble.lost:
                             await connection.close()
                         failure: psycopg.Error = error
+                    except BaseException:
+                        # Cancelled, and the server did not confirm it.
+                        if doubt.ends(connection.closed):
+                            self._lost.add(pid)
+                        raise
                     else:
                         self._health.well()
                         return result
@@ -285,10 +299,12 @@ class _Doubt:
         """From here on the server may commit."""
         self._committing = True
 
-    def ends(self, lost: bool) -> None:
-        """The attempt failed. With an answer from the server it was certainly not done."""
-        self.repeated = self.repeated or (self._committing and lost)
+    def ends(self, lost: bool) -> bool:
+        """The attempt failed: whether it may have been done. With an answer from the server it was certainly not."""
+        doubtful = self._committing and lost
+        self.repeated = self.repeated or doubtful
         self._committing = False
+        return doubtful
 
 
 class _Pool:
