@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import stat
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from aerodrome._util import trees
-from aerodrome._util.trees import remove_tree
+from aerodrome._util.trees import clear_tree, remove_tree
 
 
 def test_a_tree_goes_with_all_that_is_in_it(tmp_path: Path) -> None:
@@ -66,3 +69,95 @@ def test_names_are_taken_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
     os.close(descriptor)
     remove_tree(tmp_path / "root")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_stays_that_is_only_to_be_emptied(tmp_path: Path) -> None:
+    (tmp_path / "root/a/b").mkdir(parents=True)
+    (tmp_path / "root/file").touch()
+    clear_tree(tmp_path / "root")
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_a_directory_may_be_named_from_another(tmp_path: Path) -> None:
+    (tmp_path / "root/a/b").mkdir(parents=True)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        remove_tree("root", descriptor)
+    finally:
+        os.close(descriptor)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_filled_as_fast_as_it_is_emptied_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    some = trees._some
+
+    def and_there_is_another(directory: int) -> list[str]:
+        (root / "again").touch()
+        return some(directory)
+
+    monkeypatch.setattr(trees, "_some", and_there_is_another)
+    with pytest.raises(TimeoutError):
+        remove_tree(root, within=0.1)
+
+
+def test_who_is_at_work_in_it_leads_a_removal_nowhere_else(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    root.mkdir()
+    outside.mkdir()
+    (outside / "file").write_text("x")
+    stop = threading.Event()
+
+    def fill() -> None:
+        while not stop.is_set():
+            with suppress(OSError):  # it has just gone
+                (root / "a/b").mkdir(parents=True)
+                (root / "a/file").touch()
+                (root / "a/link").symlink_to(outside)
+                (root / "a").rename(root / "c")
+                (root / "a").symlink_to(outside)
+
+    filling = threading.Thread(target=fill)
+    filling.start()
+    try:
+        for _ in range(50):
+            with suppress(OSError):
+                remove_tree(root, within=0.05)
+            root.mkdir(exist_ok=True)
+    finally:
+        stop.set()
+        filling.join()
+    assert (outside / "file").read_text() == "x"
+
+
+def test_what_others_remove_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    for number in range(10):
+        (root / str(number)).touch()
+    some = trees._some
+
+    def and_one_is_gone(directory: int) -> list[str]:
+        names = some(directory)
+        for name in names[:3]:
+            (root / name).unlink()
+        return names
+
+    monkeypatch.setattr(trees, "_some", and_one_is_gone)
+    remove_tree(root)
+    assert not root.exists()
+
+
+def test_no_mode_is_changed_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir(mode=0o755)
+    (tmp_path / "link").symlink_to("outside")
+    (tmp_path / "locked").mkdir(mode=0)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(NotADirectoryError):
+            trees._unlock("link", descriptor)
+        trees._unlock("locked", descriptor)
+    finally:
+        os.close(descriptor)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("outside", "locked")] == [0o755, 0o700]
