@@ -74,7 +74,7 @@ async def open_stores(settings: Settings, telemetry: Telemetry = SILENT) -> Asyn
         observed_keys = observed(state.keys, "keys", telemetry)
         patient_keys = patient(observed_keys, Patience(settings.state.patience, clock=clock), ("get", "list"))
         keys = KeyService(patient_keys, clock=clock, cache_ttl=settings.auth.key_cache, announce=announce)
-        volume = await _open_volume(settings, state)
+        volume = await _open_volume(settings, state, stack)
         yield Stores(
             keys,
             coordination,
@@ -86,11 +86,12 @@ async def open_stores(settings: Settings, telemetry: Telemetry = SILENT) -> Asyn
         )
 
 
-async def _open_volume(settings: Settings, state: _State) -> VolumeFileStore | None:
+async def _open_volume(settings: Settings, state: _State, stack: AsyncExitStack) -> VolumeFileStore | None:
     if (root := settings.state.volume) is None:
         return None
     limits = settings.state
     volume = VolumeFileStore(root, state.files, max_file_bytes=limits.max_file, max_session_bytes=limits.max_session)
+    stack.push_async_callback(volume.aclose)
     await volume.open()
     return volume
 

@@ -48,8 +48,9 @@ ADVICE: dict[str, Advice] = {
     ),
     "conflict": Advice(
         "An idempotency key was used for two prompts; a server is attached already; on a volume, the session's id "
-        "belongs to files that others have made.",
-        "A key names one prompt; `aerodrome runtimes detach`; another id.",
+        "belongs to files that others have made, or there is a link, a pipe or a directory in the place of one of its "
+        "files, or one that the node may not use.",
+        "A key names one prompt; `aerodrome runtimes detach`; another id; look at the tenant's directory.",
     ),
     "too_large": Advice(
         "A body, prompt, frame, file or history is over its limit.",

@@ -57,6 +57,9 @@ class SessionFileStore(Protocol):
     Writing methods raise `Fenced` when `epoch` is not the announced one, and `TooLarge` when a file or
     the session's total would pass its limit; neither leaves anything changed. Reading methods raise
     `FileNotFoundError`, `IsADirectoryError` and `NotADirectoryError` as the operating system would.
+
+    Where others write the files, too, all methods but `epoch` and `sessions` raise `Conflict` when these are not the
+    session's, or are none.
     """
 
     async def open(self) -> None: ...

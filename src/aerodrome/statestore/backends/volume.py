@@ -9,28 +9,28 @@ the file and not together with it, and what the servers write by themselves is c
 lease that keeps two from writing; the epoch catches most of those whose lease was lost, not all (ADR 0027).
 
 A directory that was not made for a session of ours, by servers that somebody also uses in other ways, is never read,
-changed or deleted: its id cannot be had.
+changed or deleted: its id cannot be had. What is in the tenant's directory is not trusted (`volume_places`, ADR 0041).
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
-import fcntl
 import os
-import re
 import secrets
-import shutil
 import stat
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Literal, TypeVar
+from typing import TypeVar
 
-from aerodrome._util.sqlite import to_blob
+from aerodrome._util.threads import Threads
+from aerodrome._util.trees import clear_tree, remove_tree
 from aerodrome.errors import Conflict, Fenced, StoreUnavailable, TooLarge
 from aerodrome.model import SessionKey
+from aerodrome.statestore.backends import beneath
+from aerodrome.statestore.backends.beneath import Astray, descend, look
 from aerodrome.statestore.backends.tree import os_error, parse
+from aerodrome.statestore.backends.volume_places import LOCK, REMOVED_WITHIN, Places, is_outermost, is_root
 from aerodrome.statestore.ports import FileInfo, Holder, SessionFileStore
 from aerodrome.statestore.provider import STATE_PATH
 
@@ -38,10 +38,8 @@ T = TypeVar("T")
 
 _MiB = 1 << 20
 MARKER = ".aerodrome-volume"
-_OWN = ".aerodrome"
-#: What the runtime leaves beside a session's files to tell others that it is there; no content of the session.
-_LOCK = re.compile(r"inuse\.(\d+)\.(lock|hold)|\.workspace-fork\.lock")
-_OPERATION_LOCKS = ".session-operation-locks"
+#: Calls at a time, and those of one tenant: a share of its own may hang.
+_THREADS, _OF_ONE_TENANT = 16, 4
 #: Refusals of any file system, told to the caller as they are. Everything else means that the volume cannot be used.
 _ORDINARY = frozenset(
     getattr(errno, name)
@@ -55,7 +53,8 @@ class VolumeFileStore:
     Args:
         root: The mounted volume.
         fence: Where epochs and marks are; its maker opens and closes it. No file is stored there.
-        max_file_bytes, max_session_bytes: For what we write; what servers write by themselves is not bounded here.
+        max_file_bytes, max_session_bytes: For what we write. What servers write by themselves is not bounded; of a
+            larger file nothing is read.
     """
 
     def __init__(
@@ -67,14 +66,16 @@ class VolumeFileStore:
         max_session_bytes: int = 256 * _MiB,
     ) -> None:
         self._root = root
+        self._places = Places(root)
         self._fence = fence
         self._max_file_bytes = max_file_bytes
         self._max_session_bytes = max_session_bytes
+        self._threads = Threads("volume", _THREADS, _OF_ONE_TENANT)
 
     async def open(self) -> None:
         """Raises `StoreUnavailable` when the directory is not the volume that the known sessions are on."""
         known = bool(await self._fence.sessions(limit=1))
-        await asyncio.to_thread(self._open, known)
+        await self._threads.run("", lambda: self._open(known))
 
     def _open(self, known: bool) -> None:
         marker = self._root / MARKER
@@ -87,12 +88,18 @@ class VolumeFileStore:
         except OSError as error:
             raise StoreUnavailable(f"the volume {self._root} cannot be used: {error}") from error
 
+    def _is_there(self) -> bool:
+        try:
+            return (self._root / MARKER).exists()
+        except OSError as error:
+            raise StoreUnavailable(f"the volume {self._root} cannot be used: {error}") from error
+
     async def aclose(self) -> None:
-        """Nothing to do."""
+        """End the threads. What still hangs on the volume is not waited for."""
+        self._threads.close()
 
     def directory(self, tenant: str) -> Path:
-        """What the servers of a tenant have as their `session-state`."""
-        return self._root / tenant
+        return self._places.directory(tenant)
 
     # Fence
 
@@ -101,35 +108,20 @@ class VolumeFileStore:
 
     async def raise_epoch(self, key: SessionKey, epoch: int) -> None:
         await self._fence.raise_epoch(key, epoch)
-        await self._do(lambda: self._claim(key))
-
-    def _claim(self, key: SessionKey) -> None:
-        if not self._session(key).exists():
-            self.directory(key.tenant).mkdir(mode=0o700, exist_ok=True)
-            self._own(key).mkdir(mode=0o700, parents=True, exist_ok=True)
+        await self._do(key.tenant, lambda: self._places.claim(key))
 
     async def delete_session(self, key: SessionKey, epoch: int, created_at: float) -> None:
         await self._fence.delete_session(key, epoch, created_at)
-        await self._do(lambda: self._erase(key))
+        await self._do(key.tenant, lambda: self._places.erase(key, claim=False))
 
     async def forget_session(self, key: SessionKey, epoch: int) -> bool:
         if await self._fence.epoch(key) == epoch:
-            # What a server has written since `delete_session`, and the claim of one that was never begun.
-            await self._do(lambda: self._erase(key))
+            # What a server has written since `delete_session`, and the claim, also of one that was never begun.
+            await self._do(key.tenant, lambda: self._places.erase(key, claim=True))
         return await self._fence.forget_session(key, epoch)
 
     async def sessions(self, after: SessionKey | None = None, limit: int = 100) -> list[SessionKey]:
         return await self._fence.sessions(after, limit)
-
-    def _erase(self, key: SessionKey) -> None:
-        if not self._own(key).exists():
-            return  # it is not ours
-        # The claim goes last: a deletion that was cut short finds it again.
-        for directory in (self._session(key), self._own(key)):
-            with suppress(FileNotFoundError):
-                shutil.rmtree(directory)
-        with suppress(FileNotFoundError):
-            (self._root / key.tenant / _OPERATION_LOCKS / f"{key.id}.lock").unlink()
 
     # Writing
 
@@ -137,14 +129,9 @@ class VolumeFileStore:
         data = _encode(content)
 
         def append() -> None:
-            target = self._locate(key, path)
-            if target.is_dir():
-                raise os_error(errno.EISDIR, path)
-            size = target.stat().st_size if target.exists() else 0
-            self._check_size(key, size + len(data), len(data))
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _open(target, "ab") as file:
-                _write_all(file, data)
+            self._check_size(key, self._size(key, path) + len(data), len(data))
+            with self._places.at(key, path, make=True) as (parent, name):
+                beneath.append(parent, name, data)
 
         await self._write(key, epoch, append)
 
@@ -152,59 +139,60 @@ class VolumeFileStore:
         data = _encode(content)
 
         def write() -> None:
-            target = self._locate(key, path)
-            if target.is_dir():
-                raise os_error(errno.EISDIR, path)
-            size = target.stat().st_size if target.exists() else 0
-            self._check_size(key, len(data), len(data) - size)
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # In one piece: a reader on another machine sees the old file or the new one.
-            fresh = target.with_name(f".{target.name}.aerodrome-{os.getpid()}")
-            try:
-                with _open(fresh, "wb") as file:
-                    _write_all(file, data)
-                fresh.replace(target)
-            finally:
-                fresh.unlink(missing_ok=True)
+            self._check_size(key, len(data), len(data) - self._size(key, path))
+            with self._places.at(key, path, make=True) as (parent, name):
+                beneath.replace(parent, name, data)
 
         await self._write(key, epoch, write)
 
     async def mkdir(self, key: SessionKey, epoch: int, path: str, *, recursive: bool) -> None:
         def mkdir() -> None:
-            target = self._locate(key, path)
-            if target.exists() and not (recursive and target.is_dir()):
-                raise os_error(errno.EEXIST, path)
-            if not recursive and not target.parent.is_dir() and target.parent not in self._roots(key):
-                raise os_error(errno.ENOENT, path)
-            target.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with self._places.at(key, path, make=recursive or is_outermost(path)) as (parent, name):
+                found = look(parent, name)
+                if found is None:
+                    os.mkdir(name, 0o700, dir_fd=parent)
+                elif not (recursive and stat.S_ISDIR(found.st_mode)):
+                    raise os_error(errno.EEXIST, path)
 
         await self._write(key, epoch, mkdir)
 
     async def remove(self, key: SessionKey, epoch: int, path: str, *, recursive: bool, force: bool) -> None:
         def remove() -> None:
-            target = self._locate(key, path)
-            if not target.exists():
-                if not force:
-                    raise os_error(errno.ENOENT, path)
-            elif not target.is_dir():
-                target.unlink()
-            elif not recursive:
-                raise os_error(errno.EISDIR, path)
-            else:
-                shutil.rmtree(target)
+            with self._places.at(key, path) as (parent, name):
+                # Links and pipes may go, too.
+                if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                    os.unlink(name, dir_fd=parent)
+                elif not recursive:
+                    raise os_error(errno.EISDIR, path)
+                elif path != "/":
+                    remove_tree(name, parent, within=REMOVED_WITHIN)
+                else:
+                    clear_tree(name, parent, within=REMOVED_WITHIN)  # the session is ours all the same
+                    with self._places.tenant(key.tenant) as tenant:
+                        beneath.remove(tenant, key.id, within=REMOVED_WITHIN)
 
-        await self._write(key, epoch, remove)
+        def remove_if_there() -> None:
+            try:
+                remove()
+            except FileNotFoundError:
+                if not force:
+                    raise os_error(errno.ENOENT, path) from None
+
+        await self._write(key, epoch, remove_if_there)
 
     async def rename(self, key: SessionKey, epoch: int, source: str, target: str) -> None:
         def rename() -> None:
-            old, new = self._locate(key, source), self._locate(key, target)
-            if {old, new} & set(self._roots(key)):
+            for path in (source, target):
+                parse(path)
+            if is_root(source) or is_root(target):
                 raise os_error(errno.EBUSY, source)
-            if not old.exists() or not (new.parent.is_dir() or new.parent in self._roots(key)):
-                raise os_error(errno.ENOENT, source)
-            if new.is_dir() and not old.is_dir():
-                raise os_error(errno.EISDIR, target)
-            old.rename(new)
+            with self._places.at(key, source) as old, self._places.at(key, target, make=is_outermost(target)) as new:
+                moved, replaced = look(*old), look(*new)
+                if moved is None:
+                    raise os_error(errno.ENOENT, source)
+                if replaced is not None and stat.S_ISDIR(replaced.st_mode) and not stat.S_ISDIR(moved.st_mode):
+                    raise os_error(errno.EISDIR, target)
+                os.rename(old[1], new[1], src_dir_fd=old[0], dst_dir_fd=new[0])
 
         await self._write(key, epoch, rename)
 
@@ -212,13 +200,24 @@ class VolumeFileStore:
         present = await self._fence.epoch(key)
         if present != epoch:
             raise Fenced(f"session {key} is at epoch {present}; a write of epoch {epoch} is refused")
-        await self._do(change)
+        await self._do(key.tenant, change, ordinary=True)
+
+    def _size(self, key: SessionKey, path: str) -> int:
+        """Of the file as it is; 0 when there is none."""
+        if is_root(path):
+            raise os_error(errno.EISDIR, path)
+        with suppress(FileNotFoundError), self._places.at(key, path) as (parent, name):
+            if (found := look(parent, name)) is not None:
+                if stat.S_ISDIR(found.st_mode):
+                    raise os_error(errno.EISDIR, path)
+                return found.st_size
+        return 0
 
     def _check_size(self, key: SessionKey, size: int, grown: int) -> None:
         if size > self._max_file_bytes:
             limit = self._max_file_bytes
             raise TooLarge(f"the file would have {size} bytes; at most {limit} are allowed", limit=limit)
-        total = sum(path.stat().st_size for path in self._contents(key))
+        total = self._places.total_bytes(key)
         if grown > 0 and total + grown > self._max_session_bytes:
             limit = self._max_session_bytes
             raise TooLarge(
@@ -228,156 +227,102 @@ class VolumeFileStore:
     # Reading
 
     async def read(self, key: SessionKey, path: str) -> str:
-        def read() -> str:
-            target = self._locate(key, path)
-            if target.is_dir() or path == "/":
-                raise os_error(errno.EISDIR, path)
-            with _open(target, "rb") as file:
-                return _decode(file.read())
+        """Raises `TooLarge` above the largest size of a file, whoever has written it."""
 
-        return await self._do(read)
+        def read() -> str:
+            if path == "/":
+                raise os_error(errno.EISDIR, path)
+            with self._places.at(key, path) as (parent, name):
+                return _decode(beneath.read(parent, name, self._max_file_bytes))
+
+        return await self._do(key.tenant, read, ordinary=True)
 
     async def stat(self, key: SessionKey, path: str) -> FileInfo:
-        def look() -> FileInfo:
-            target = self._locate(key, path)
-            if path == "/" and not target.exists():
-                return FileInfo(is_directory=True, size=0, modified_at=0.0, created_at=0.0)  # it is always there
-            return _info(target.stat())
+        def find() -> FileInfo:
+            with suppress(FileNotFoundError), self._places.at(key, path) as (parent, name):
+                if (found := look(parent, name)) is not None:
+                    return _info(found)
+            if path != "/":
+                raise os_error(errno.ENOENT, path)
+            return FileInfo(is_directory=True, size=0, modified_at=0.0, created_at=0.0)  # it is always there
 
-        return await self._do(look)
+        return await self._do(key.tenant, find, ordinary=True)
 
     async def listdir(self, key: SessionKey, path: str) -> list[tuple[str, FileInfo]]:
         def listdir() -> list[tuple[str, FileInfo]]:
-            target = self._locate(key, path)
-            found = list(target.iterdir()) if target.is_dir() or path != "/" else []
-            if path == "/" and self._session(key).is_dir():
-                found.append(self._session(key))
-            session, name = self._session(key), STATE_PATH.lstrip("/")
-            shown = (each for each in found if not _LOCK.fullmatch(each.name) and not each.is_symlink())
-            names = {each: name if each == session else _decode(os.fsencode(each.name)) for each in shown}
-            return sorted((name, _info(each.stat())) for each, name in names.items())
+            found: dict[str, FileInfo] = {}
+            try:
+                with self._places.at(key, path) as (parent, name), descend(parent, [name]) as directory:
+                    for entry, status in beneath.entries(directory):
+                        if not LOCK.fullmatch(entry):
+                            found[_decode(os.fsencode(entry))] = _info(status)
+            except FileNotFoundError:
+                if path != "/":
+                    raise os_error(errno.ENOENT, path) from None
+            if path == "/":
+                with suppress(FileNotFoundError), self._places.at(key, STATE_PATH) as (parent, name):
+                    if (status_of := look(parent, name)) is not None:
+                        found[STATE_PATH.lstrip("/")] = _info(status_of)
+            return sorted(found.items(), key=lambda each: each[0])
 
-        return await self._do(listdir)
+        return await self._do(key.tenant, listdir, ordinary=True)
 
     async def total_bytes(self, key: SessionKey) -> int:
-        return await self._do(lambda: sum(path.stat().st_size for path in self._contents(key)))
+        return await self._do(key.tenant, lambda: self._places.total_bytes(key))
 
     # What the servers leave
 
     async def holders(self, key: SessionKey) -> list[Holder]:
-        return await self._do(lambda: [Holder(pid, held) for pid, held, _ in self._locks(key)])
+        locks = await self._do(key.tenant, lambda: self._places.locks(key))
+        return [Holder(pid, held) for pid, held in locks]
 
     async def clear_stale(self, key: SessionKey) -> int:
-        def clear() -> int:
-            stale = [paths for _, held, paths in self._locks(key) if not held]
-            for path in (path for paths in stale for path in paths):
-                path.unlink(missing_ok=True)
-            return len(stale)
-
-        return await self._do(clear)
+        return await self._do(key.tenant, lambda: self._places.clear_stale(key))
 
     async def check_sight(self, tenant: str, sees: Callable[[str], Awaitable[bool]]) -> bool:
         name = f"aerodrome-sight-{secrets.token_hex(8)}"
-        probe = self.directory(tenant) / name
 
         def lay_out() -> None:
-            probe.parent.mkdir(mode=0o700, exist_ok=True)
-            probe.mkdir(mode=0o700)
-            (probe / "events.jsonl").touch(mode=0o600)
+            with self._places.tenant(tenant, make=True) as at, descend(at, [name], make=True) as probe:
+                os.close(beneath.open_file(probe, "events.jsonl", os.O_WRONLY | os.O_CREAT))
+
+        def clear() -> None:
+            with self._places.tenant(tenant) as at:
+                beneath.remove(at, name, within=REMOVED_WITHIN)
 
         try:
-            await self._do(lay_out)
+            try:
+                await self._do(tenant, lay_out)
+            except Conflict as error:
+                raise StoreUnavailable(error.detail) from error  # to a server all the same
             return await sees(name)
         finally:
-            await asyncio.to_thread(shutil.rmtree, probe, ignore_errors=True)
+            with suppress(StoreUnavailable, Conflict):
+                await self._do(tenant, clear)
 
-    def _locks(self, key: SessionKey) -> Iterator[tuple[int, bool, list[Path]]]:
-        directory = self._session(key)
-        if not directory.is_dir() or not self._own(key).is_dir():
-            return
-        by_pid: dict[int, list[Path]] = {}
-        for path in directory.iterdir():
-            if (found := _LOCK.fullmatch(path.name)) and found[1]:
-                by_pid.setdefault(int(found[1]), []).append(path)
-        for pid, paths in sorted(by_pid.items()):
-            yield pid, any(_is_held(path) for path in paths), paths
+    async def _do(self, tenant: str, work: Callable[[], T], *, ordinary: bool = False) -> T:
+        """Work on the volume, in a thread: it may be a network away.
 
-    # Places
-
-    def _session(self, key: SessionKey) -> Path:
-        return self._root / key.tenant / key.id
-
-    def _own(self, key: SessionKey) -> Path:
-        return self._root / key.tenant / _OWN / key.id
-
-    def _roots(self, key: SessionKey) -> tuple[Path, Path]:
-        return self._session(key), self._own(key)
-
-    def _locate(self, key: SessionKey, path: str) -> Path:
-        """Where a file of the session is. Never outside of its directories, whatever links somebody has left there."""
-        parse(path)
-        session, own = self._roots(key)
-        if session.exists() and not own.exists():
-            raise Conflict("the volume has files under this id that belong to no session of this host")
-        inside = path == STATE_PATH or path.startswith(f"{STATE_PATH}/")
-        root, rest = (session, path[len(STATE_PATH) :]) if inside else (own, path)
-        target = root / os.fsdecode(to_blob(rest.lstrip("/")))
-        above = target
-        while above != root.parent:
-            if above.is_symlink():
-                raise os_error(errno.EINVAL, path)
-            if above != target and above.exists() and not above.is_dir():
-                raise os_error(errno.ENOTDIR, path)
-            above = above.parent
-        return target
-
-    def _contents(self, key: SessionKey) -> Iterator[Path]:
-        for root in self._roots(key):
-            for parent, _, names in os.walk(root):
-                for path in (Path(parent, name) for name in names if not _LOCK.fullmatch(name)):
-                    if not path.is_symlink() and path.exists():
-                        yield path
-
-    async def _do(self, work: Callable[[], T]) -> T:
-        """Work on the volume, in a thread: it may be a network away."""
+        Args:
+            ordinary: The caller may be told what any file system refuses.
+        """
 
         def checked() -> T:
-            if not (self._root / MARKER).exists():
+            if not self._is_there():
                 raise StoreUnavailable(f"the volume {self._root} is not there (any more): is it mounted?")
             try:
                 return work()
+            except Astray as error:
+                raise Conflict(f"on the volume, {error} is not a file or directory of the session") from error
+            except PermissionError as error:
+                # Waiting mends none, and is not for one tenant to make others do.
+                raise Conflict(f"on the volume, the node may not use what it finds: {error}") from error
             except OSError as error:
-                if error.errno in _ORDINARY:
+                if ordinary and error.errno in _ORDINARY:
                     raise
                 raise StoreUnavailable(f"the volume cannot be used: {error}") from error
 
-        return await asyncio.to_thread(checked)
-
-
-def _open(path: Path, mode: Literal["ab", "rb", "wb"]) -> IO[bytes]:
-    """No link is followed: what it leads to is none of the session's files."""
-    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600))
-
-
-def _write_all(file: IO[bytes], data: bytes) -> None:
-    file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _is_held(path: Path) -> bool:
-    """Whether a living process has the lock: its end gives it back, however it came."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return False  # gone at this moment
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+        return await self._threads.run(tenant, checked)
 
 
 def _info(found: os.stat_result) -> FileInfo:
@@ -393,7 +338,7 @@ def _encode(content: str) -> bytes:
     return content.encode("utf-8", "surrogatepass")
 
 
-def _decode(data: bytes) -> str:
+def _decode(data: bytes | bytearray) -> str:
     for errors in ("strict", "surrogatepass"):
         with suppress(UnicodeDecodeError):
             return data.decode("utf-8", errors)
