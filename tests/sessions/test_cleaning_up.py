@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from dataclasses import replace
 
 import pytest
 
 from aerodrome.coordination.ports import Node
-from aerodrome.errors import NotFound
-from aerodrome.model import SessionKey, TurnStatus, valid_name
+from aerodrome.errors import Conflict, NotFound, StoreUnavailable
+from aerodrome.model import SessionKey, SessionKind, TurnStatus, valid_name
 from aerodrome.sessions import recovery
 from aerodrome.sessions.janitor import LEASE
-from support.scripted_node import ALICE, ScriptedNode, scripted_node, settle
+from support.scripted_node import ALICE, MemoryFiles, ScriptedNode, scripted_node, settle
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -216,3 +217,81 @@ async def test_a_deletion_that_was_cut_short_can_be_repeated_on_another_node() -
         assert b.nothing_left("s1")
         with pytest.raises(NotFound):
             await b.service.get(ALICE, "s1")
+
+
+def undeletable(node: ScriptedNode, error: Exception, *sessions: str) -> None:
+    """Have the store refuse to delete their files, in whatever way."""
+    delete = MemoryFiles.delete_session
+
+    async def delete_session(key: SessionKey, epoch: int, created_at: float) -> None:
+        if key.id in sessions:
+            raise error
+        await delete(node.stores.files, key, epoch, created_at)
+
+    node.stores.files.delete_session = delete_session  # type: ignore[method-assign]
+
+
+ERRORS = [
+    StoreUnavailable("it is away"),
+    Conflict("it is a link"),
+    NotADirectoryError(errno.ENOTDIR, "not a directory"),
+    RecursionError("too deep"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+async def test_a_session_that_cannot_be_deleted_keeps_no_other_from_expiring(error: Exception) -> None:
+    async with scripted_node(ttl=100.0) as a:
+        for session_id in ("bad", "s1", "s2"):
+            await a.open(session_id)
+            a.clock.advance(1.0)
+        undeletable(a, error, "bad")
+        a.clock.advance(101.0)
+        await a.janitor.sweep()
+        assert [row.key.id for row in (await a.stores.directory.list("acme")).rows] == ["bad"]
+        undeletable(a, error)
+        await a.janitor.sweep()
+        assert (await a.stores.directory.list("acme")).rows == []
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+async def test_remains_that_cannot_be_cleared_keep_no_others(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "_LOOKED_AT", 2)
+    async with scripted_node() as a:
+        for session_id in ("s0", "s1", "s2", "s3"):
+            await a.open(session_id)
+            await a.say(session_id, "one")
+        for live in a.service.live:
+            await a.service.hibernate(live)
+        await settle()
+        for session_id in ("s0", "s1", "s2", "s3"):
+            await a.remove_row(session_id)
+        undeletable(a, error, "s0")
+        for _ in range(4):
+            await a.janitor.sweep()
+            await settle()
+        assert [session_id for session_id in ("s0", "s1", "s2", "s3") if not a.nothing_left(session_id)] == ["s0"]
+        undeletable(a, error)
+        for _ in range(4):
+            await a.janitor.sweep()
+            await settle()
+        assert a.nothing_left("s0")
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+async def test_an_ephemeral_session_that_cannot_be_deleted_keeps_no_other(error: Exception) -> None:
+    async with scripted_node() as a:
+        ids = ("bad", "good")
+        undeletable(a, error, *ids)
+        for session_id in ids:
+            await a.open(session_id, kind=SessionKind.EPHEMERAL)
+            await a.say(session_id, "one")
+        await settle()
+        undeletable(a, error, "bad")
+        await a.janitor.sweep()
+        await settle()
+        assert [session_id for session_id in ids if not a.nothing_left(session_id)] == ["bad"]
+        undeletable(a, error)
+        await a.janitor.sweep()
+        await settle()
+        assert a.nothing_left("bad")

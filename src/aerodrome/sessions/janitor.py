@@ -19,6 +19,7 @@ import structlog
 from aerodrome.coordination.ports import Lease
 from aerodrome.errors import AerodromeError
 from aerodrome.model import SessionKey
+from aerodrome.sessions import setbacks
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.recovery import Orphans
 from aerodrome.sessions.service import SessionService
@@ -97,8 +98,8 @@ class Janitor:
             for row in rows:
                 try:
                     gone += await self._service.expire(row, before)
-                except AerodromeError as error:
-                    log.warning("session.not_expired", session=str(row.key), reason=error.detail)
+                except Exception as error:
+                    setbacks.tell("session.not_expired", row.key, error)
             if gone:
                 log.info("sessions.expired", sessions=gone)
             deleted += gone

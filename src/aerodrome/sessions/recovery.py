@@ -6,8 +6,9 @@ from __future__ import annotations
 import structlog
 
 from aerodrome.coordination.heartbeat import name_in
-from aerodrome.errors import AerodromeError, Fenced, NotFound, TurnInterrupted
+from aerodrome.errors import Fenced, NotFound, TurnInterrupted
 from aerodrome.model import LastTurn, SessionKey, SessionKind, SessionState, TurnRow, TurnStatus
+from aerodrome.sessions import setbacks
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.erase import NO_SESSION, announce, epoch_floor, erase
 from aerodrome.sessions.registry import LiveSessions
@@ -77,8 +78,8 @@ async def _interrupt(turn: TurnRow, context: SessionContext, sessions: LiveSessi
     if row is not None and row.kind is SessionKind.EPHEMERAL:
         try:
             await sessions.delete(row)
-        except AerodromeError as error:
-            log.warning("session.not_deleted", session=str(row.key), reason=error.detail)
+        except Exception as error:
+            setbacks.tell("session.not_deleted", row.key, error)
             return False
         return True
     finished = await context.ledger.finish(
@@ -124,16 +125,19 @@ class Orphans:
 
     async def sweep(self) -> int:
         """Look at the next page of each store, and at the first one again after the last. Returns how many sessions
-        were cleared away.
+        were cleared away. What of one cannot be is left for the next time.
 
         Raises:
-            StoreUnavailable: Not all have been looked at.
+            StoreUnavailable: Which there are cannot be found out.
         """
         files = await self._context.files.sessions(self._files_after, _LOOKED_AT)
         turns = await self._context.ledger.sessions(self._turns_after, _LOOKED_AT)
         cleared = 0
         for key in sorted({*files, *turns}):
-            cleared += await self._clear(key)
+            try:
+                cleared += await self._clear(key)
+            except Exception as error:
+                setbacks.tell("session.remains_not_cleared", key, error)
         self._files_after = files[-1] if len(files) == _LOOKED_AT else None
         self._turns_after = turns[-1] if len(turns) == _LOOKED_AT else None
         return cleared

@@ -16,6 +16,7 @@ from aerodrome.errors import AerodromeError, Draining, NotFound
 from aerodrome.model import LastTurn, RuntimeKey, SessionKey, SessionRow
 from aerodrome.policy.session_params import Credentials
 from aerodrome.runtime.ports import Runtime
+from aerodrome.sessions import setbacks
 from aerodrome.sessions.activation import Activation
 from aerodrome.sessions.context import SessionContext, runtime_key
 from aerodrome.sessions.deletion import delete
@@ -197,8 +198,8 @@ class LiveSessions:
         for row in list(self._undeleted.values()):
             try:
                 await self.delete(row)
-            except AerodromeError as error:
-                log.warning("session.not_deleted", session=str(row.key), reason=error.detail)
+            except Exception as error:
+                setbacks.tell("session.not_deleted", row.key, error)
 
     def give_up_all(self, reason: str, within: float = 0.0) -> None:
         """Our leases are void, or will be in `within` seconds, and other nodes may run our sessions then.

@@ -31,6 +31,7 @@ from aerodrome.errors import (
 from aerodrome.events import SessionEvent
 from aerodrome.fairness.estimate import Rate, retry_after
 from aerodrome.model import OnBusy, SessionKind, SessionRow
+from aerodrome.sessions import setbacks
 from aerodrome.sessions.activation import Activation
 from aerodrome.sessions.attempts import Attempts
 from aerodrome.sessions.books import TurnBooks
@@ -388,8 +389,8 @@ class Turns:
         async def erase_and_tell() -> None:
             try:
                 await self._erase(self._updates.row)
-            except AerodromeError as error:
-                log.warning("session.not_deleted", session=str(run.row.key), reason=error.detail)
+            except Exception as error:
+                setbacks.tell("session.not_deleted", run.row.key, error)
             finally:
                 run.resolve(run.row)
 
