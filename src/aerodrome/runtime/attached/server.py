@@ -81,21 +81,25 @@ class AttachedServer:
         delay = RETRY
         while True:
             runtime = AttachedRuntime(self._endpoint, self.entry, self._options, self._observed)
+            used = False
             try:
-                try:
-                    await self._connect(runtime)
-                except AerodromeError as error:  # or the volume is away
-                    self._note(error.detail)
-                    await runtime.aclose()
-                    await self._sleep(delay)
-                    delay = min(MOST_RETRY, delay * 2)
-                    continue
-                delay = RETRY
+                await self._connect(runtime)
+                used = True
                 await self._use(runtime)
+            except AerodromeError as error:  # or the volume is away
+                self._note(error.detail)
+            except Exception as error:
+                # A bug, or what nobody thought of: it would be the last that anybody hears of this server.
+                self._note(f"internal error: {type(error).__name__}", error)
             finally:
                 self.runtime = None
                 await runtime.aclose()
-            await self._sleep(SETTLES)
+            if used:
+                delay = RETRY
+                await self._sleep(SETTLES)
+            else:
+                await self._sleep(delay)
+                delay = min(MOST_RETRY, delay * 2)
 
     async def _connect(self, runtime: AttachedRuntime) -> None:
         await runtime.open()
@@ -122,7 +126,7 @@ class AttachedServer:
     def _observed(self, answered: bool, seconds: float) -> None:
         self._owner.observed(self, answered, seconds)
 
-    def _note(self, reason: str) -> None:
+    def _note(self, reason: str, error: Exception | None = None) -> None:
         if reason != self.reason:
-            log.warning("runtime.detached", server=self.name, address=self.entry.address, reason=reason)
+            log.warning("runtime.detached", server=self.name, address=self.entry.address, reason=reason, exc_info=error)
         self.reason = reason
