@@ -11,6 +11,8 @@ import os
 import shutil
 import signal
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +103,80 @@ async def test_a_link_on_the_volume_leads_nowhere(acme: Host, volume: Path, tmp_
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     target.symlink_to(tmp_path / "secret" / link)
     response = await alice.http.get("/sessions/s1/messages")
+    assert (response.status_code, response.json()["code"]) == (409, "conflict")
     assert "a secret" not in response.text
+
+
+async def test_something_else_in_the_place_of_a_history_is_told_and_can_be_deleted(acme: Host, volume: Path) -> None:
+    alice = await acme.user("alice")
+    await alice.open("s1")
+    await alice.say("s1", "one")
+    await acme.node.sessions.empty_runtime()
+    events_of(volume).unlink()
+    for lay in (events_of(volume).mkdir, partial(os.mkfifo, events_of(volume))):
+        lay()
+        assert (await alice.say("s1", "two", expect=409))["code"] == "conflict"
+        assert (await alice.http.get("/sessions/s1/messages")).status_code == 409
+        with suppress(NotADirectoryError):
+            events_of(volume).rmdir()
+    assert (await alice.http.delete("/sessions/s1")).status_code == 204
+    assert not (volume / "acme" / "s1").exists()
+
+
+@pytest.mark.parametrize("size", [100_000, 1 << 40])
+async def test_a_history_that_others_have_made_too_long_is_not_read(
+    tmp_path: Path, volume: Path, model: ModelServer, size: int
+) -> None:
+    limits = {"large_history": "40kB", "max_history": "80kB"}
+    async with host(tmp_path / "data", model, state=on(volume), sessions=limits) as acme:
+        alice = await acme.user("alice")
+        await alice.open("s1")
+        await alice.say("s1", "one")
+        await acme.node.sessions.empty_runtime()
+        before = events_of(volume).stat().st_size
+        os.truncate(events_of(volume), size)  # which takes no room on the disk
+        assert (await alice.say("s1", "two", expect=413))["code"] == "too_large"
+        assert events_of(volume).stat().st_size == size, "nor mended"
+        if size > 64 << 20:
+            assert (await alice.http.get("/sessions/s1/messages")).status_code == 413
+        os.truncate(events_of(volume), before)
+        assert await alice.prompts_seen("s1") == ["one"]
+
+
+async def test_an_export_has_all_but_what_is_no_file_or_too_large(
+    tmp_path: Path, volume: Path, model: ModelServer
+) -> None:
+    async with host(tmp_path / "data", model, state=on(volume)) as acme:
+        alice = await acme.user("alice")
+        for session in ("odd", "sound", "stolen"):
+            await alice.open(session)
+            await alice.say(session, "one")
+    deep = volume / "acme" / "odd"
+    for _ in range(90):
+        deep = deep / "deep"
+        deep.mkdir()
+    (deep / "file").write_text("x")
+    os.mkfifo(volume / "acme" / "odd" / "pipe")
+    (volume / "acme" / "odd" / "big").touch()
+    os.truncate(volume / "acme" / "odd" / "big", 1 << 40)
+    (volume / "acme" / ".aerodrome" / "stolen").rename(volume / "acme" / "elsewhere")
+    config = tmp_path / "aerodrome.toml"
+    config.write_text(f'[server]\ndata_dir = "{tmp_path / "data"}"\n[state]\nurl = "volume:{volume}"\n')
+    arguments = ("sessions", "export", "--tenant", "acme", "--all", "--config", str(config))
+    done = await run_aerodrome(*arguments)
+    taken = {each["session"]["id"]: each for each in map(json.loads, done.out.splitlines())}
+    for session in ("odd", "sound"):
+        assert '"one"' in taken[session]["files"]["/state/events.jsonl"]
+    assert taken["odd"]["files"]["/state" + "/deep" * 90 + "/file"] == "x"
+    assert "/state/pipe" not in taken["odd"]["files"]
+    assert {session: list(each["left_out"]) for session, each in taken.items()} == {
+        "odd": ["/state/big"],
+        "sound": [],
+        "stolen": ["/"],
+    }
+    assert (await run_aerodrome(*arguments, "--to", str(tmp_path / "out"))).code == 0
+    told = json.loads((tmp_path / "out" / "sessions" / "odd" / "session.json").read_text())
+    assert list(told["left_out"]) == ["/state/big"]
 
 
 async def test_a_volume_that_is_not_mounted_is_not_taken_for_an_empty_one(

@@ -19,6 +19,7 @@ from aerodrome.errors import Conflict, StoreUnavailable, TooLarge
 from aerodrome.model import SessionKey
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
 from aerodrome.statestore.backends.volume import VolumeFileStore
+from aerodrome.statestore.walk import walk
 from support.databases import database
 
 pytestmark = pytest.mark.timeout(60)
@@ -323,6 +324,18 @@ async def test_no_more_is_read_of_a_file_than_one_may_have(store: VolumeFileStor
     with pytest.raises(TooLarge) as refused:
         await store.read(MINE, path)
     assert refused.value.extra == {"limit": MAX_FILE}
+
+
+@pytest.mark.parametrize(("depth", "whole"), [(90, True), (1500, False)])
+async def test_a_walk_ends_however_deep_it_is(store: VolumeFileStore, root: Path, depth: int, whole: bool) -> None:
+    session = root / "acme" / "payroll"
+    nest(session, depth)
+    (session / "d" / "d" / "notes").write_text("x")
+    os.mkfifo(session / "d" / "pipe")
+    found = {path: error async for path, error in walk(store, MINE, "/")}
+    assert {path for path, error in found.items() if error is None} == {EVENTS, "/@home/notes", "/state/d/d/notes"}
+    assert any(found.values()) != whole, "what is too deep is told"
+    remove_tree(session)
 
 
 # Who sees a tenant's directory

@@ -52,7 +52,8 @@ def _directory(target: Path, taken: dict[str, Any]) -> None:
         _write(target / "memberships" / f"{membership['session']}.json", json.dumps(membership, indent=2))
         return
     directory = target / "sessions" / taken["session"]["id"]
-    _write(directory / "session.json", json.dumps({**taken["session"], "options": taken["options"]}, indent=2))
+    told = {**taken["session"], "options": taken["options"], "left_out": taken["left_out"]}
+    _write(directory / "session.json", json.dumps(told, indent=2))
     _write(directory / "turns.jsonl", "".join(json.dumps(turn) + "\n" for turn in taken["turns"]))
     for path, text in taken["files"].items():
         # Paths are absolute and have no "..": the store sees to that. Names may hold what only bytes can.

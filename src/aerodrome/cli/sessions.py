@@ -120,9 +120,9 @@ def export(
 ) -> None:
     """Print or write everything stored of a session, or with --all of a tenant or of one user.
 
-    One session is printed as JSON: its row, its turns, its files. Several are JSON lines, one a session, or, with
-    --to DIRECTORY, a directory for each. Of a user's memberships in sessions of others there is the role and what
-    the user wrote.
+    One session is printed as JSON: its row, its turns, its files, and in `left_out` what is no file or too large, on a
+    volume. Several are JSON lines, one a session, or, with --to DIRECTORY, a directory for each. Of a user's
+    memberships in sessions of others there is the role and what the user wrote.
     """
     whose = whose_of(tenant, session_id, user, everything)
 

@@ -6,12 +6,11 @@ is done here, on the stored files: all of them, the history up to the event that
 
 from __future__ import annotations
 
-import posixpath
 from functools import partial
 
 import msgspec
 
-from aerodrome.errors import Invalid
+from aerodrome.errors import Conflict, Invalid
 from aerodrome.fairness.gate import FairGate
 from aerodrome.fairness.line import Ceilings
 from aerodrome.model import SessionKey, SessionRow
@@ -20,6 +19,7 @@ from aerodrome.sessions.parsing import parse
 from aerodrome.sessions.wake import read_history, take_lease
 from aerodrome.statestore.history import cut_unanswered
 from aerodrome.statestore.provider import EVENTS_PATH, STATE_PATH
+from aerodrome.statestore.walk import walk
 
 
 def fork_places(timeout: float = 30.0) -> FairGate:
@@ -35,16 +35,19 @@ async def copy_files(context: SessionContext, source: SessionKey, target: Sessio
 
     Raises:
         Invalid: There is no such event.
+        Conflict: On a volume, what is to be copied is no file of the session.
+        TooLarge: One of its files is.
         StoreUnavailable: Not all was copied.
     """
     work = partial(forked_history, source_id=source.id, target_id=target.key.id, to_event_id=to_event_id)
     history = await parse(work, await read_history(context, source))
     lease, _ = await take_lease(context, target)
     try:
-        for path in await _files(context, source, STATE_PATH):
+        async for path, error in walk(context.files, source, STATE_PATH):
+            if error is not None:
+                raise Conflict(f"{path} of the session cannot be read: {error}") from error
             if path != EVENTS_PATH:
-                content = await context.files.read(source, path)
-                await context.files.write(target.key, lease.epoch, path, content)
+                await _copy(context, source, target.key, lease.epoch, path)
         if history:
             await context.files.write(target.key, lease.epoch, EVENTS_PATH, history)
     finally:
@@ -75,13 +78,11 @@ def forked_history(text: str, source_id: str, target_id: str, to_event_id: str |
     return "".join(lines)
 
 
-async def _files(context: SessionContext, key: SessionKey, directory: str) -> list[str]:
+async def _copy(context: SessionContext, source: SessionKey, target: SessionKey, epoch: int, path: str) -> None:
     try:
-        entries = await context.files.listdir(key, directory)
+        content = await context.files.read(source, path)
     except FileNotFoundError:
-        return []
-    paths: list[str] = []
-    for name, info in entries:
-        path = posixpath.join(directory, name)
-        paths += await _files(context, key, path) if info.is_directory else [path]
-    return paths
+        return  # removed since it was listed
+    except OSError as error:
+        raise Conflict(f"{path} of the session cannot be read: {error}") from error
+    await context.files.write(target, epoch, path, content)

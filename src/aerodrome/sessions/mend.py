@@ -14,11 +14,12 @@ from typing import Any
 import structlog
 
 from aerodrome._util.clock import Clock
+from aerodrome.errors import Conflict
 from aerodrome.model import SessionKey
 from aerodrome.sessions.parsing import parse
 from aerodrome.statestore.ports import Holder, SessionFileStore, SharedVolume
 from aerodrome.statestore.provider import EVENTS_PATH
-from aerodrome.statestore.transcript import Damage, Examination, examine
+from aerodrome.statestore.transcript import Damage, examine
 
 log = structlog.get_logger(__name__)
 
@@ -60,8 +61,8 @@ class Condition:
 
 
 async def look_at(files: SessionFileStore, volume: SharedVolume | None, key: SessionKey) -> Condition:
-    """How the session's files are; changes nothing. Raises `StoreUnavailable`."""
-    examination = await _examine(files, key)
+    """How the session's files are; changes nothing. Raises what `stored_history` does."""
+    examination = await parse(examine, await stored_history(files, key))
     holders = tuple(await volume.holders(key)) if volume is not None else ()
     return Condition(examination.events, examination.damages, holders)
 
@@ -76,17 +77,18 @@ async def mend(
 
     Raises:
         Fenced: Somebody newer has taken the session over.
-        StoreUnavailable: They could not be read, or written.
+        StoreUnavailable, Conflict, TooLarge: They could not be read, or written.
     """
     holders: tuple[Holder, ...] = ()
     if volume is not None:
         holders = tuple(await _when_unloaded(volume, key, clock))
         await volume.clear_stale(key)
-    examination = await _examine(files, key)
+    text = await stored_history(files, key)
+    examination = await parse(examine, text)
     backup = None
     if examination.damages:
         backup = f"{EVENTS_PATH}.damaged-{epoch}"
-        await files.write(key, epoch, backup, await files.read(key, EVENTS_PATH))
+        await files.write(key, epoch, backup, text)
         await files.write(key, epoch, EVENTS_PATH, examination.mended)
     return Condition(examination.events, examination.damages, holders, backup)
 
@@ -101,12 +103,20 @@ async def _when_unloaded(volume: SharedVolume, key: SessionKey, clock: Clock) ->
         await asyncio.sleep(_LOOK)
 
 
-async def _examine(files: SessionFileStore, key: SessionKey) -> Examination:
+async def stored_history(files: SessionFileStore, key: SessionKey) -> str:
+    """The stored events of the session, as text; empty when there are none.
+
+    Raises:
+        StoreUnavailable: They cannot be read now.
+        Conflict: On a volume, there is something else in their place.
+        TooLarge: On a volume, they are larger than a file may be.
+    """
     try:
-        text = await files.read(key, EVENTS_PATH)
+        return await files.read(key, EVENTS_PATH)
     except FileNotFoundError:
-        text = ""
-    return await parse(examine, text)
+        return ""
+    except OSError as error:
+        raise Conflict(f"there is something else in the place of the session's history: {error.strerror}") from error
 
 
 def report(key: SessionKey, condition: Condition) -> None:

@@ -15,13 +15,14 @@ from typing import Any, Protocol
 
 from aerodrome._util.clock import Clock
 from aerodrome.coordination.ports import ClusterEvent, Coordination, Directory, Leases, Node
-from aerodrome.errors import Fenced, NotFound, StoreUnavailable
+from aerodrome.errors import Conflict, Fenced, NotFound, StoreUnavailable, TooLarge
 from aerodrome.model import SessionKey, SessionRow
 from aerodrome.sessions.erase import announce, epoch_floor, erase
 from aerodrome.sessions.hints import DELETED, MEMBERS
 from aerodrome.sessions.operator import operator_node
 from aerodrome.sessions.ports import Ledger
 from aerodrome.statestore.ports import SessionFileStore
+from aerodrome.statestore.walk import walk
 
 _PAGE = 200
 #: Seconds between two tries for a lease that is taken.
@@ -69,24 +70,33 @@ async def rows_of(directory: Directory, whose: Whose) -> list[SessionRow]:
 
 
 async def take_out(row: SessionRow, *, files: SessionFileStore, ledger: Ledger) -> dict[str, Any]:
-    """Everything stored of a session, as JSON values: `options`, `turns`, `files` (path -> text)."""
+    """Everything stored of a session, as JSON values: `options`, `turns`, `files` (path -> text).
+
+    Where others write the files, too, there may be such that are larger than a file may be, or are none: they are in
+    `left_out` (path -> why).
+
+    Raises:
+        StoreUnavailable: Not all could be read.
+    """
     turns = [asdict(turn) for turn in await ledger.turns(row.key)]
-    contents = {path: await files.read(row.key, path) for path in await _paths(files, row.key, "/")}
-    return {"options": row.options, "turns": turns, "files": contents}
+    contents: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    async for path, error in walk(files, row.key, "/"):
+        try:
+            if error is not None:
+                raise error
+            contents[path] = await files.read(row.key, path)
+        except FileNotFoundError:
+            continue  # removed since it was listed
+        except (OSError, Conflict, TooLarge) as reason:
+            left_out[path] = str(reason)
+    return {"options": row.options, "turns": turns, "files": contents, "left_out": left_out}
 
 
 async def take_out_membership(row: SessionRow, user: str, *, ledger: Ledger) -> dict[str, Any]:
     """What is a member's in a session of somebody else: `role`, and the `turns` they wrote."""
     turns = [asdict(turn) for turn in await ledger.turns(row.key) if turn.author == user]
     return {"tenant": row.key.tenant, "session": row.key.id, "role": row.members.get(user), "turns": turns}
-
-
-async def _paths(files: SessionFileStore, key: SessionKey, directory: str) -> list[str]:
-    found: list[str] = []
-    for name, info in await files.listdir(key, directory):
-        path = f"{directory.rstrip('/')}/{name}"
-        found += await _paths(files, key, path) if info.is_directory else [path]
-    return found
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ answered is cut off the history, so that it stands in it once after it has been 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import structlog
 
@@ -25,7 +25,7 @@ from aerodrome.sessions.attachments import Attachments
 from aerodrome.sessions.context import SessionContext, runtime_key
 from aerodrome.sessions.erase import announce, epoch_floor
 from aerodrome.sessions.hints import DELETED
-from aerodrome.sessions.mend import Condition, mend, report
+from aerodrome.sessions.mend import Condition, mend, report, stored_history
 from aerodrome.sessions.parsing import parse
 from aerodrome.sessions.requests import OpenRequest
 from aerodrome.statestore.history import cut_unanswered
@@ -103,21 +103,14 @@ async def acquire(context: SessionContext, row: SessionRow) -> Lease:
 
 
 async def read_history(context: SessionContext, key: SessionKey) -> str:
-    """The stored events of the session, as text; empty when there are none."""
-    try:
-        return await context.files.read(key, EVENTS_PATH)
-    except FileNotFoundError:
-        return ""
+    """The stored events of the session, as text; empty when there are none. Raises what `stored_history` does."""
+    return await stored_history(context.files, key)
 
 
 async def repair_history(context: SessionContext, key: SessionKey, epoch: int) -> str:
     """Cut an unanswered prompt off the history; returns what is left. Raises `TooLarge` when it may not be loaded."""
     text = await read_history(context, key)
-    if len(text) > (most := context.options.max_history):
-        raise TooLarge(
-            f"the session's history has {len(text)} characters, over the limit of {most} (sessions.max_history) up to "
-            "which one is loaded; make a copy of an earlier part of it (`sessions.fork`), or open a new session"
-        )
+    _check_length(context, len(text), "characters")
     kept = await parse(cut_unanswered, text)
     if kept != text:
         await context.files.write(key, epoch, EVENTS_PATH, kept)
@@ -125,10 +118,21 @@ async def repair_history(context: SessionContext, key: SessionKey, epoch: int) -
     return kept
 
 
+def _check_length(context: SessionContext, length: int, unit: str) -> None:
+    if length > (most := context.options.max_history):
+        raise TooLarge(
+            f"the session's history has {length} {unit}, over the limit of {most} (sessions.max_history) up to "
+            "which one is loaded; make a copy of an earlier part of it (`sessions.fork`), or open a new session"
+        )
+
+
 async def _put_in_order(context: SessionContext, key: SessionKey, epoch: int) -> Condition | None:
     volume = context.volume
     if volume is None:
         return None  # what only we write is whole
+    with suppress(OSError):  # there is none; or something else, which mending finds
+        # Before it is read: what a server has written is bounded by nothing.
+        _check_length(context, (await context.files.stat(key, EVENTS_PATH)).size, "bytes")
     condition = await context.state_patience(lambda: mend(context.files, volume, key, epoch, context.clock))
     report(key, condition)
     return condition
@@ -158,6 +162,7 @@ async def wake(
         NotFound: It has been deleted.
         Quarantined: It has made runtimes end.
         TooLarge: It has grown too large to be loaded.
+        Conflict: On a volume, its files are those of others, or none.
         StoreUnavailable: Lease or files could not be read or written.
     """
     with ExitStack() as undo:
