@@ -11,10 +11,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from aerodrome.demo.model import ModelServer
 from support.faults import Wire, wire
+from support.host import User, sse_events
 from support.nodes import Nodes, eventually, nodes
 from support.sdk_clients import requests_of
 from support.selection import cases
@@ -23,6 +25,7 @@ from support.server import write_config
 pytestmark = pytest.mark.cli
 
 FAULTS = ["slow", "cut", "half-open"]
+QUESTION = '[[gate: held]][[tool: ask_user {"question": "Which colour?"}]][[then]]two'
 
 
 class Apart:
@@ -132,6 +135,110 @@ async def test_a_node_that_cannot_be_reached_is_told_within_a_deadline(
     apart.between.heal()
     assert await at_a.text("s", "[[say: three]]", key="three") == "three"
     assert await at_b.prompts_seen("s") == [f"[[say: {word}]]" for word in ("one", "two", "four", "three")]
+
+
+@pytest.mark.parametrize("told", ["its beginning", "nothing"])
+async def test_a_streamed_turn_goes_on_behind_a_short_cut(apart: Apart, model: ModelServer, told: str) -> None:
+    """Whatever its stream has told by then, it tells the rest: also what somebody has to answer."""
+    await begun_at_b(apart)
+    at_a, at_b = await apart.fleet.user("a"), await apart.fleet.user("b")
+    before = None
+    if told == "nothing":
+        # It waits for the one before it, so that it has not begun when the link is cut.
+        before = asyncio.create_task(at_b.say("s", "[[gate: before]] before"))
+        await model.gate_reached("before")
+    stream = Streamed(at_a, QUESTION)
+    if before is None:
+        await model.gate_reached("held")
+        await eventually(lambda: "user.message" in stream.kinds)
+    else:
+        await eventually(lambda: stream.response is not None)
+    apart.fault("cut")
+    apart.between.heal()
+    if before is not None:
+        model.open_gate("before")
+        await before
+    model.open_gate("held")
+    asked = await eventually(lambda: stream.first("user_input.requested"))
+    answered = await at_a.http.post(
+        f"/sessions/s/requests/{asked['data']['data']['requestId']}", json={"answer": "blue"}
+    )
+    assert answered.status_code == 204, answered.text
+    await stream.whole()
+    assert stream.first("end")["data"]["turn"]["status"] == "completed"
+    assert stream.said == [QUESTION]
+    assert await at_b.prompts_seen("s") == [
+        "[[say: one]]",
+        *(["[[gate: before]] before"] if before is not None else []),
+        QUESTION,
+    ]
+
+
+@pytest.mark.parametrize("told", ["its beginning", "nothing"])
+async def test_a_streamed_turn_that_ends_while_the_link_is_cut_is_told_whole(
+    apart: Apart, model: ModelServer, told: str
+) -> None:
+    """Out of the history; and nothing of the turn behind it."""
+    await begun_at_b(apart)
+    at_a, at_b = await apart.fleet.user("a"), await apart.fleet.user("b")
+    before = None
+    if told == "nothing":
+        before = asyncio.create_task(at_b.say("s", "[[gate: before]] before"))
+        await model.gate_reached("before")
+    prompt = "[[gate: held]] two"
+    stream = Streamed(at_a, prompt)
+    if before is None:
+        await model.gate_reached("held")
+        await eventually(lambda: "user.message" in stream.kinds)
+    else:
+        await eventually(lambda: stream.response is not None)
+    apart.fault("cut")
+    if before is not None:
+        model.open_gate("before")
+        await before
+    behind = asyncio.create_task(at_b.say("s", "behind"))
+    model.open_gate("held")
+    await behind
+    await stream.whole()
+    assert stream.first("end")["data"]["message"]["content"] == "echo: two"
+    assert stream.said == [prompt]
+    assert stream.kinds.count("assistant.message") == 1
+
+
+class Streamed:
+    """A prompt whose turn is told as a stream."""
+
+    def __init__(self, user: User, prompt: str) -> None:
+        self.seen: list[dict[str, Any]] = []
+        self.response: httpx.Response | None = None
+        self._reading = asyncio.create_task(self._read(user, prompt))
+
+    async def _read(self, user: User, prompt: str) -> None:
+        headers = {"Accept": "text/event-stream"}
+        async with user.http.stream(
+            "POST", "/sessions/s/messages", json={"prompt": prompt}, headers=headers
+        ) as self.response:
+            assert self.response is not None
+            async for event in sse_events(self.response):
+                self.seen.append(event)
+
+    @property
+    def kinds(self) -> list[str]:
+        return [event["event"] for event in self.seen]
+
+    @property
+    def said(self) -> list[str]:
+        return [event["data"]["data"]["content"] for event in self.seen if event["event"] == "user.message"]
+
+    def first(self, kind: str) -> Any:
+        return next((event for event in self.seen if event["event"] == kind), None)
+
+    async def whole(self) -> None:
+        """To its end, each event once."""
+        await asyncio.wait_for(self._reading, 30)
+        assert self.kinds[-1] == "end", self.seen[-1]
+        told = [event["id"] for event in self.seen if "id" in event]
+        assert len(told) == len(set(told))
 
 
 async def ended(user: Any, turns: int) -> bool:

@@ -26,6 +26,7 @@ from aerodrome.gateway.peering import PeerServer
 from aerodrome.model import Principal, SessionKey, TurnRow, TurnStatus
 from aerodrome.peers import shapes, turns
 from aerodrome.peers.cluster import Cluster
+from aerodrome.peers.events import Source
 from aerodrome.peers.link import PeerGone, PeerLink, PeerLinks, address_of
 from aerodrome.peers.sessions import ClusterSessions
 from aerodrome.peers.shapes import SessionMoved
@@ -363,7 +364,10 @@ async def test_a_turn_whose_node_goes_ends_as_the_ledger_says(far: Far, monkeypa
 
 
 async def sent(link: PeerLink, read: Any = None) -> RemoteTurn:
-    turn = RemoteTurn(link, read, reader_bytes=1 << 20)
+    async def rejoin(turn: TurnRow, after: str | None) -> Source:
+        raise NotFound("it is not to be found again")
+
+    turn = RemoteTurn(link, read, rejoin, reader_bytes=1 << 20)
     link.begin(turn.stream)
     params = {"who": shapes.to_wire(ALICE), "session": "s", "message": {"prompt": "hello"}, "stream": turn.stream.id}
     turn.accepted(shapes.turn_row_of(await link.request(shapes.SEND, params)))

@@ -81,6 +81,14 @@ async def test_what_was_there_before_comes_first_and_is_no_lag() -> None:
         await anext(channel)
 
 
+async def test_what_was_there_before_is_told_also_when_nothing_more_will_come() -> None:
+    channel = Channel(10_000)
+    channel.put(event(2))
+    channel.finish()
+    channel.preload([event(1)])
+    assert [found.id async for found in channel] == ["e1", "e2"]
+
+
 async def test_a_closed_channel_takes_nothing_and_tells_once() -> None:
     told: list[Channel] = []
     channel = Channel(10_000, told.append)

@@ -1038,6 +1038,39 @@ async def test_a_reader_of_a_session_that_is_deleted_as_it_comes_is_not_left_wai
         assert node.service._sessions._hubs == {}
 
 
+async def test_a_turn_s_events_are_told_again_from_its_first_or_behind_a_cursor() -> None:
+    async with scripted_node() as node:
+        await node.open("s1")
+        await node.say("s1", "before")
+        run = await running(node)
+        queued = await node.send("s1", "behind")
+        node.loaded("s1").emit("assistant.intent", ephemeral=True)
+        assert await node.service.turn_events(ALICE, "s1", "turn_unknown") is None
+        whole = await node.service.turn_events(ALICE, "s1", run.id)
+        unbegun = await node.service.turn_events(ALICE, "s1", queued.id)
+        assert whole is not None
+        assert unbegun is not None
+        first, *others = whole.backlog
+        assert first.type == "user.message"
+        assert others[-1].type == "assistant.intent"
+        behind = await node.service.turn_events(ALICE, "s1", run.id, after=others[-1].cursor)
+        assert behind is not None
+        assert behind.backlog == ()
+        await node.loaded("s1").answer()
+        await ended(run)
+        told = [event.type async for event in whole]
+        assert told[-1] == "session.idle"
+        assert [event.type async for event in behind] == told[told.index("assistant.intent") + 1 :]
+        assert await node.service.turn_events(ALICE, "s1", run.id) is None
+        with pytest.raises(NotFound):
+            await node.service.turn_events(BOB, "s1", queued.id)
+        await settle()
+        await node.loaded("s1").answer()
+        await ended(queued)
+        told = [event.type async for event in unbegun]
+        assert told[0] == "user.message"
+
+
 # --- requests ---
 
 

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aerodrome._util.surrogates import replace_lone_surrogates
-from aerodrome.statestore.history import cut_unanswered, events_after, messages, tail
+from aerodrome.statestore.history import cut_unanswered, events_after, messages, rest_of_turn, tail
 
 
 @dataclass
@@ -350,3 +350,37 @@ def test_an_event_that_is_not_stored(event_id: str) -> None:
 
 def test_behind_the_last_event_there_is_nothing() -> None:
     assert events_after(history(PLAIN), "e5") == []
+
+
+def test_the_rest_of_a_turn_ends_where_the_next_begins() -> None:
+    writer = Writer()
+    writer.start()
+    writer.ask("before")  # e1
+    writer.answer("done")
+    writer.ask("which?")  # e6, as m6
+    writer.call_tool()
+    writer.ask("no, rather this", delivery="steering")
+    writer.ask("go and look", agentId="agent-1")
+    writer.answer("I have looked", agentId="agent-1")
+    writer.answer("done")
+    end = len(writer.lines)
+    text = writer.text()
+    writer.ask("behind")
+    writer.answer("done")
+
+    def rest(message_id: str | None, after: str | None) -> list[str] | None:
+        found = rest_of_turn(writer.text(), message_id=message_id, after=after)
+        return None if found is None else [event.id for event in found]
+
+    def ids(start: int, stop: int) -> list[str]:
+        return [f"e{number}" for number in range(start, stop)]
+
+    assert rest("m6", None) == ids(6, end)
+    assert rest("m6", "e8") == ids(9, end)
+    assert rest("m6", f"e{end - 1}") == []
+    assert rest("m1", "") == ids(0, 6)
+    # Of one that no runtime has taken it is only known what came behind the cursor.
+    assert rest(None, "e8") == ids(9, end)
+    assert rest(None, None) == rest("unknown", None) == []
+    assert rest("m6", "unknown") is None
+    assert rest_of_turn(text, message_id="m6", after=None) == rest_of_turn(writer.text(), message_id="m6", after=None)

@@ -43,6 +43,8 @@ class _Request(msgspec.Struct):
     #: Where in a trace the caller stands; nodes of releases before 0.2 say nothing of it.
     trace: dict[str, Any] = msgspec.field(default_factory=dict)
     after: str | None = None
+    #: Id of a turn: only its events, and until it ends.
+    turn: str = ""
     name: str = ""
     arguments: list[Any] = msgspec.field(default_factory=list)
 
@@ -122,8 +124,7 @@ class PeerServer:
                 with within(TraceContext.parse(request.trace.get("traceparent"), request.trace.get("tracestate"))):
                     return {"value": await self._send(who, request)}
             if method == shapes.EVENTS:
-                await self._subscribe(who, request)
-                return {"value": None}
+                return {"value": await self._subscribe(who, request)}
             if method == shapes.CALL:
                 return {"value": await self._call(who, request)}
         except SessionElsewhere as error:
@@ -208,14 +209,22 @@ class PeerServer:
 
     # --- events ---
 
-    async def _subscribe(self, who: Principal, request: _Request) -> None:
+    async def _subscribe(self, who: Principal, request: _Request) -> bool:
+        """``False``: of a turn that is not under way here."""
         await self._must_be_here(who, request.session)
-        events = await self._sessions.events(who, request.session, after=request.after)
+        events: EventStream | None
+        if request.turn:
+            events = await self._sessions.turn_events(who, request.session, request.turn, after=request.after)
+        else:
+            events = await self._sessions.events(who, request.session, after=request.after)
+        if events is None:
+            return False
         if self._unwanted(request.stream):
             events.close()
-            return
+            return True
         self._events[request.stream] = events
         self._tasks.start(self._tell_all(request.stream, events), "tell events", expected=LinkClosed)
+        return True
 
     async def _tell_all(self, number: int, events: EventStream) -> None:
         try:

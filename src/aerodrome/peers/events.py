@@ -38,7 +38,9 @@ class Source(Protocol):
 
     #: Where it is: the incarnation.
     where: str
-    events: EventStream
+
+    @property
+    def events(self) -> EventStream: ...
 
     @property
     def broken(self) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -17,7 +18,7 @@ import structlog
 
 from aerodrome.coordination.ports import Node, Page
 from aerodrome.errors import Draining, NotFound, RuntimeUnavailable, SessionBusy, SessionElsewhere
-from aerodrome.model import Principal, Role, SessionKey, SessionRow
+from aerodrome.model import Principal, Role, SessionKey, SessionRow, TurnRow
 from aerodrome.peers import shapes
 from aerodrome.peers.cluster import Cluster
 from aerodrome.peers.events import FollowingStream, Source
@@ -232,15 +233,7 @@ class ClusterSessions:
 
         async def there(link: PeerLink) -> Source:
             source = _There(link, self._reader_bytes)
-            link.begin(source.stream)
-            try:
-                await link.request(
-                    shapes.EVENTS,
-                    {"who": shapes.to_wire(who), "session": session_id, "after": after, "stream": source.stream.id},
-                )
-            except BaseException:
-                source.events.close()
-                raise
+            await self._follow_there(source, link, who, session_id, after=after)
             return source
 
         return await self._where_it_runs(who, session_id, here, there)
@@ -256,8 +249,61 @@ class ClusterSessions:
             if not streams:
                 del self._following[key]
 
+    async def _rejoin(self, who: Principal, turn: TurnRow, after: str | None) -> Source:
+        """What is left to be told of a turn whose link was lost, by the node that works on it; out of the history, once
+        it has ended.
+
+        Raises:
+            RuntimeUnavailable, StoreUnavailable: Neither is to be had now.
+            NotFound: The session is deleted, or shared no more.
+        """
+        try:
+            node = await self._cluster.elsewhere(turn.key)
+            if node is not None:
+                there = await self._rejoin_there(await self._links.to(node), who, turn, after)
+                if there is not None:
+                    return there
+        except (SessionElsewhere, PeerGone) as error:
+            log.debug("peers.turn_not_rejoined", turn=turn.id, reason=error.detail)
+        row = await self._read_turn(turn.key, turn.id)
+        if row is None:
+            raise NotFound("the session has been deleted")
+        if not row.status.is_final:
+            raise RuntimeUnavailable("the node that works on the turn is not to be found")
+        rest = Channel(self._reader_bytes)
+        rest.preload(await self._local.rest_of_turn(who, turn.key.id, row, after=after))
+        rest.finish()
+        return _Here(self._cluster.own, rest)
+
+    async def _rejoin_there(self, link: PeerLink, who: Principal, turn: TurnRow, after: str | None) -> Source | None:
+        """``None``: the turn is not under way there (any more)."""
+        source = _There(link, self._reader_bytes)
+        return source if await self._follow_there(source, link, who, turn.key.id, after=after, turn=turn.id) else None
+
+    async def _follow_there(
+        self, source: _There, link: PeerLink, who: Principal, session_id: str, **what: str | None
+    ) -> bool:
+        link.begin(source.stream)
+        begun = False
+        try:
+            value = await link.request(
+                shapes.EVENTS,
+                {"who": shapes.to_wire(who), "session": session_id, "stream": source.stream.id, **what},
+            )
+            begun = value is True or "turn" not in what
+        finally:
+            if not begun:
+                source.events.close()
+        return begun
+
     async def _send_there(self, link: PeerLink, who: Principal, session_id: str, message: SendMessage) -> Turn:
-        turn = RemoteTurn(link, self._read_turn, reader_bytes=self._reader_bytes, on_over=self._turns.discard)
+        turn = RemoteTurn(
+            link,
+            self._read_turn,
+            partial(self._rejoin, who),
+            reader_bytes=self._reader_bytes,
+            on_over=self._turns.discard,
+        )
         link.begin(turn.stream)
         try:
             with self._tracer.span("forward", kind="client", attributes={"aerodrome.node": link.node.name}) as span:

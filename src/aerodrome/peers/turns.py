@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from aerodrome.errors import AerodromeError, NotFound, StoreUnavailable
 from aerodrome.model import SessionKey, TurnRow
 from aerodrome.peers import shapes
+from aerodrome.peers.events import FollowingStream, Source
 from aerodrome.peers.link import PeerLink, PeerStream
+from aerodrome.sessions.api import EventStream
 from aerodrome.sessions.hub import Channel
 
 #: Seconds between two looks at the ledger for the end of a turn whose node has gone.
@@ -17,14 +20,34 @@ _LOOK = 0.25
 ReadTurn = Callable[[SessionKey, str], Awaitable[TurnRow | None]]
 
 
+class Rejoin(Protocol):
+    """Finds what is left to be told of a turn whose link was lost, behind a cursor (``None``: all of it)."""
+
+    async def __call__(self, turn: TurnRow, after: str | None) -> Source: ...
+
+
+class _Linked:
+    """The events as they come by the link (`peers.events.Source`)."""
+
+    def __init__(self, where: str, events: Channel) -> None:
+        self.where = where
+        self.events = events
+        self.broken = False
+
+    def lose(self) -> None:
+        self.broken = True
+        self.events.finish()
+
+
 class RemoteTurn:
     """Made before it is sent, so that nothing of it is missed.
 
-    When the other node is lost, the outcome is what the ledger says in the end: that node's own, if it lives, or that
-    the turn was interrupted.
+    When the other node is lost, or the link to it, the outcome is what the ledger says in the end: that node's own, if
+    it lives, or that the turn was interrupted. Its events go on from wherever they are to be had.
 
     Args:
         read: Reads a turn in the ledger.
+        rejoin: Where they are to be had then.
         reader_bytes: How far a reader of its events may be behind.
     on_over: Called when its caller has its outcome, or has gone.
     """
@@ -33,6 +56,7 @@ class RemoteTurn:
         self,
         link: PeerLink,
         read: ReadTurn,
+        rejoin: Rejoin,
         *,
         reader_bytes: int,
         on_over: Callable[[RemoteTurn], None] = lambda _: None,
@@ -40,10 +64,12 @@ class RemoteTurn:
         self.stream = PeerStream(link, on_told=self._on_told, on_ended=self._on_ended)
         self._link = link
         self._read = read
+        self._rejoin = rejoin
         self._reader_bytes = reader_bytes
         self._row: TurnRow | None = None
-        self._channel: Channel | None = None
+        self._events: _Linked | None = None
         self._asked_for_events = False
+        self._lost = False
         self._result: asyncio.Future[TurnRow | None] = asyncio.get_running_loop().create_future()
         self._result.add_done_callback(lambda result: result.cancelled() or result.exception())
         self._on_over = on_over
@@ -81,14 +107,18 @@ class RemoteTurn:
                 return found
             await asyncio.sleep(_LOOK)
 
-    def events(self, reader: str | None = None) -> Channel:
-        channel = Channel(self._reader_bytes, lambda _: None)
-        if self._result.done() or self._asked_for_events:
-            channel.finish()
+    def events(self, reader: str | None = None) -> EventStream:
+        source = _Linked(self._link.node.incarnation, Channel(self._reader_bytes))
+        if self._asked_for_events or (self._result.done() and not self._lost):
+            source.events.finish()
+        elif self._lost:
+            source.lose()
         else:
-            self._channel = channel
+            self._events = source
             self._want_events(True)
-        return channel
+        return FollowingStream(
+            lambda cursor: self._rejoin(self.row, cursor), source=source, cursor=None, on_close=lambda _: None
+        )
 
     def abandon(self) -> None:
         self.stream.say(shapes.ABANDON)
@@ -101,14 +131,17 @@ class RemoteTurn:
             self._link.tell(shapes.FOLLOW, {"stream": self.stream.id, "events": wanted})
 
     def _on_told(self, event: shapes.EventOnWire) -> None:
-        if self._channel is not None:
-            self._channel.put(shapes.event_of(event))
+        if self._events is not None:
+            self._events.events.put(shapes.event_of(event))
 
     def _on_ended(self, ended: shapes.Ended | None) -> None:
-        if self._channel is not None:
-            if ended is not None and ended.lagging:
-                self._channel.cut_off()
-            self._channel.finish()
+        self._lost = ended is None
+        if self._events is not None:
+            if ended is None:
+                self._events.lose()
+            elif ended.lagging:
+                self._events.events.cut_off()
+            self._events.events.finish()
         if self._result.done():
             return
         if ended is None:

@@ -108,11 +108,11 @@ class Delivery:
             if run.tracker.ended:
                 self._changed.set()
 
-    def tell(self, event: SessionEvent, *, but: TurnRun | None) -> None:
+    def tell(self, event: SessionEvent, behind: str, *, but: TurnRun | None) -> None:
         """An event for those who follow one of the prompts."""
         for run in self._runs:
             if run is not but:
-                run.publish(event)
+                run.publish(event, behind)
 
     async def change(self, lost: asyncio.Future[Loss]) -> None:
         """Wait until a prompt may have ended, come, gone or become overdue, or the activation is lost."""

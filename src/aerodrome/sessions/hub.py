@@ -41,7 +41,7 @@ class Channel:
         #: How many at the head of the backlog were put there by `preload`.
         self._preloaded = 0
         self._ready = asyncio.Event()
-        self._finished = False
+        self._finished = self._closed = False
         self._finished_with: AerodromeError | None = None
         self._lagging = False
         self._error: Exception | None = None
@@ -73,8 +73,9 @@ class Channel:
         self._bytes = sum(map(size_of, self._backlog))
 
     def preload(self, events: Sequence[SessionEvent]) -> None:
-        """Put events that are there already before everything else; they do not count as lag."""
-        if self._finished or self._lagging or self._error is not None:
+        """Put events that are there already before everything else; they do not count as lag. No events may come any
+        more by now: they still come first."""
+        if self._closed or self._lagging or self._error is not None:
             return
         self._backlog.extendleft(reversed(events))
         self._preloaded += len(events)
@@ -104,6 +105,7 @@ class Channel:
     def close(self) -> None:
         """The reader has gone. Safe to call twice."""
         self.finish()
+        self._closed = True
         self._backlog.clear()
         if self._on_close is not None:
             on_close, self._on_close = self._on_close, None
@@ -151,6 +153,11 @@ class EventHub:
     @property
     def has_readers(self) -> bool:
         return bool(self._channels)
+
+    @property
+    def latest(self) -> str:
+        """The cursor behind which the next event comes; empty as long as we know of none."""
+        return self._kept[-1].cursor if self._kept else self.position
 
     def publish(self, event: SessionEvent) -> SessionEvent:
         """Give the event its cursor, keep it for a while, and hand it to every reader."""

@@ -346,8 +346,9 @@ class LiveSession:
         self._tell(event, from_host=True)
 
     def _tell(self, event: SessionEvent, *, from_host: bool = False) -> None:
+        behind = self.hub.latest
         event = self.hub.publish(event)
-        self.turns.tell(event)
+        self.turns.tell(event, behind)
         if self.attachments:
             self.attachments.tell(event, from_host=from_host)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from aerodrome.events import SessionEvent
-from aerodrome.model import Principal, SessionRow
+from aerodrome.model import Principal, SessionRow, TurnRow
 from aerodrome.sessions.api import MessagePage
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.history import history_page
@@ -16,7 +16,7 @@ from aerodrome.sessions.parsing import parse
 from aerodrome.sessions.registry import LiveSessions
 from aerodrome.sessions.replay import BEGINNING, behind, behind_latest, last_id, missed, seen_elsewhere
 from aerodrome.sessions.wake import read_history
-from aerodrome.statestore.history import stored_events
+from aerodrome.statestore.history import rest_of_turn, stored_events
 
 
 class Reading:
@@ -51,6 +51,36 @@ class Reading:
             channel.close()
             raise
         return channel
+
+    async def turn_events(
+        self, who: Principal, session_id: str, turn_id: str, *, after: str | None = None
+    ) -> Channel | None:
+        """What happens in a turn that is under way here: all of it, or what comes behind a cursor. It ends with the
+        turn. ``None``: that has ended, or is not here."""
+        row = await allowed(self._context, self._sessions, who, session_id)
+        live = self._sessions.find(row.key)
+        run = live.find(turn_id) if live is not None else None
+        if live is None or run is None or run.ended:
+            return None
+        channel, kept = run.events(who.user), live.hub.kept()
+        try:
+            await allowed(self._context, self._sessions, who, session_id)
+            if run.begun_behind is not None:
+                place = after or run.begun_behind or BEGINNING
+                channel.preload(await self._missed(row, live.hub, channel, kept, place))
+        except BaseException:
+            channel.close()
+            raise
+        return channel
+
+    async def rest_of_turn(
+        self, who: Principal, session_id: str, turn: TurnRow, *, after: str | None = None
+    ) -> Sequence[SessionEvent]:
+        """What the history has of a turn that has ended: all of it, or what comes behind a cursor."""
+        text = await read_history(self._context, (await allowed(self._context, self._sessions, who, session_id)).key)
+        place = after.partition("~")[0] if after else None
+        found = await parse(partial(rest_of_turn, message_id=turn.message_id, after=place), text)
+        return [self._context.host_event("aerodrome.gap", {"after": after})] if found is None else found
 
     async def position(self, who: Principal, session_id: str) -> str:
         """The cursor at which the session's events stand now."""

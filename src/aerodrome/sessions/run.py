@@ -42,6 +42,8 @@ class TurnRun:
         self._told_at_end = told_at_end
         #: The id under which the runtime took the prompt first; a client knows its message by it.
         self.first_message_id: str | None = None
+        #: The session's cursor before the first of its events; ``None``: nothing was told of it yet.
+        self.begun_behind: str | None = None
         #: True once the ledger has it, False when it could not be recorded and must not be sent.
         self.recorded: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         #: Set when the turn is to end: with ``None`` it is aborted, with an error it ends with that.
@@ -151,7 +153,9 @@ class TurnRun:
         self.first_message_id = self.first_message_id or message_id
         self._taken.set()
 
-    def publish(self, event: SessionEvent) -> None:
+    def publish(self, event: SessionEvent, behind: str = "") -> None:
+        if self.begun_behind is None:
+            self.begun_behind = behind
         for channel in self._channels:
             channel.put(event)
 

@@ -335,6 +335,18 @@ class SessionService:
             raise Draining("this node is shutting down; try again", retry_after=1.0)
         return await self._reading.events(who, session_id, after=after)
 
+    async def turn_events(
+        self, who: Principal, session_id: str, turn_id: str, *, after: str | None = None
+    ) -> Channel | None:
+        """See `Reading.turn_events`."""
+        return await self._reading.turn_events(who, session_id, turn_id, after=after)
+
+    async def rest_of_turn(
+        self, who: Principal, session_id: str, turn: TurnRow, *, after: str | None = None
+    ) -> Sequence[SessionEvent]:
+        """See `Reading.rest_of_turn`."""
+        return await self._reading.rest_of_turn(who, session_id, turn, after=after)
+
     async def position(self, who: Principal, session_id: str) -> str:
         """See `Reading.position`."""
         return await self._reading.position(who, session_id)

@@ -125,12 +125,16 @@ class Turns:
         """An event of the runtime: what becomes of the turns is read out of these."""
         self._delivery.feed(event)
 
-    def tell(self, event: SessionEvent) -> None:
-        """An event for those who follow a turn."""
+    def tell(self, event: SessionEvent, behind: str) -> None:
+        """An event for those who follow a turn.
+
+        Args:
+            behind: The session's cursor before it.
+        """
         current = self._current
         if current is not None:
-            current.publish(event)
-        self._delivery.tell(event, but=current)
+            current.publish(event, behind)
+        self._delivery.tell(event, behind, but=current)
 
     @property
     def followed(self) -> bool:

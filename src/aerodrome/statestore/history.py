@@ -153,6 +153,37 @@ def events_after(text: str, event_id: str) -> list[SessionEvent] | None:
     return found
 
 
+def rest_of_turn(text: str, *, message_id: str | None, after: str | None) -> list[SessionEvent] | None:
+    """The stored events of the turn whose prompt has this id, up to where the next turn begins.
+
+    Args:
+        after: Only those behind the event with this id; "" is the beginning of the history.
+
+    Returns:
+        ``None`` when `after` is not in the history (any more).
+    """
+    found: list[SessionEvent] | None = [] if after == "" else None
+    begun, over = message_id is None, False
+    for _, raw, line in _lines(text):
+        talk = line.agentId is None
+        if talk and line.type == "user.message":
+            if begun and over and found is not None:
+                break
+            own = message_id is not None and (_message(line).messageId or line.id) == message_id
+            begun, over = begun or own, False
+            if own and after is None:
+                found = []
+        elif talk and line.type == "assistant.message":
+            over = not _message(line).toolRequests
+        elif talk and line.type in ("abort", "session.error"):
+            over = True
+        if found is not None:
+            found.append(SessionEvent(id=line.id, type=line.type, raw=raw))
+        if after and line.id == after:
+            found = []
+    return found if found is not None or after else []
+
+
 def _unix(timestamp: str) -> float:
     try:
         return datetime.fromisoformat(timestamp).timestamp()
