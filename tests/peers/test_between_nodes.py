@@ -70,7 +70,7 @@ class Sessions:
         await self._say()
         return self.run
 
-    async def events(self, who: Principal, session_id: str, *, after: str | None = None) -> Channel:
+    async def events_elsewhere(self, who: Principal, session_id: str, *, after: str | None = None) -> Channel:
         await self._say()
         return self.channel
 

@@ -557,6 +557,37 @@ async def test_sessions_leave_a_draining_node_as_soon_as_they_are_quiet() -> Non
         assert b.prompts("s1") == ["hello of s1", "one", "three"]
 
 
+async def test_other_nodes_pass_on_what_is_for_a_session_that_is_still_here_and_wake_none_up() -> None:
+    async with scripted_node() as node:
+        await idle(node, "s1", "s2")
+        run = await running(node, "s1")
+        draining = asyncio.create_task(node.service.drain(30.0))
+        await settle()
+        with pytest.raises(Draining):
+            await node.service.live_session(ALICE, "s1")
+        for session_id in ("s2", "s3"):
+            with pytest.raises(Draining):
+                await node.service.live_session(ALICE, session_id, leaving=True)
+            with pytest.raises(Draining):
+                await node.service.events_elsewhere(ALICE, session_id)
+        live = await node.service.live_session(ALICE, "s1", leaving=True)
+        events = await node.service.events_elsewhere(ALICE, "s1")
+        node.runtime.held.add("session.detach")
+        await node.loaded("s1").answer()
+        await settle()
+        # It is being put to sleep: who comes now does not wake it up again here.
+        late = asyncio.create_task(live.awake())
+        await settle()
+        node.runtime.release("session.detach")
+        with pytest.raises(Draining):
+            await late
+        await draining
+        assert await ended(run) is TurnStatus.COMPLETED
+        assert node.resident == 0
+        with pytest.raises(Draining):
+            assert [event.type async for event in events]
+
+
 async def test_a_drain_waits_until_nothing_is_left_of_questions() -> None:
     """The stores are closed behind it."""
 

@@ -246,7 +246,7 @@ class Answers:
         return {"messageId": message_id}
 
     async def _abort(self, client: GatewayClient, request: Request, params: Params) -> Answer:
-        live = await self._gateway.sessions.live_session(client.who, _session_id(params), Role.WRITER)
+        live = await self._gateway.sessions.live_session(client.who, _session_id(params), Role.WRITER, leaving=True)
         if not live.turns.stop_running() and (activation := live.loaded) is not None:
             # Perhaps the runtime is at work on something that no prompt of ours began.
             await activation.abort()

@@ -372,7 +372,8 @@ class GatewayClient:
             await self._place_anywhere(request)
             return
         least = request.rule.role or Role.READER
-        live = await self.gateway.sessions.live_session(self.who, request.session_id, least)
+        leaving = self.relayed and request.method not in ASK_THE_MODEL
+        live = await self.gateway.sessions.live_session(self.who, request.session_id, least, leaving=leaving)
         live.hold()
         request.on_done = lambda: self._release(live, request)
         if request.method in ASK_THE_MODEL:

@@ -216,7 +216,7 @@ class PeerServer:
         if request.turn:
             events = await self._sessions.turn_events(who, request.session, request.turn, after=request.after)
         else:
-            events = await self._sessions.events(who, request.session, after=request.after)
+            events = await self._sessions.events_elsewhere(who, request.session, after=request.after)
         if events is None:
             return False
         if self._unwanted(request.stream):

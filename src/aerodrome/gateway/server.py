@@ -147,7 +147,9 @@ class Gateway:
         """
         while self._clients:
             for client in self.clients:
-                if client.idle and not client.gone:
+                # What another node has opened for a session that is still here is idle until it has attached to it.
+                begins = client.relayed and not client.attachments
+                if client.idle and not client.gone and not begins:
                     client.close(Draining("this node is shutting down; connect again"))
             await asyncio.sleep(_LOOK_AGAIN)
 

@@ -97,7 +97,8 @@ async def _attach(
     assert client.router.profile is not None
     session_id, who, role = row.key.id, client.who, row.role_of(client.who)
     passive = role is Role.READER
-    live = await gateway.sessions.live_session(who, session_id)
+    # Its own node takes it along when the session leaves this one.
+    live = await gateway.sessions.live_session(who, session_id, leaving=client.relayed)
     attachment = client.attachments.get(session_id)
     anew = attachment is not None and attachment.live is live
     if attachment is not None and anew:

@@ -350,7 +350,8 @@ class ClusterSessions:
                 with itself, until it is known that the node is dead.
 
         Raises:
-            SessionBusy: It is not to be found within `patience` seconds, or whatever was asked says so.
+            SessionBusy: It is not to be found within `patience` seconds, or stays for as long at a node that drains, or
+                whatever was asked says so.
         """
         key = SessionKey(who.tenant, session_id)
         loop = asyncio.get_running_loop()
@@ -363,7 +364,8 @@ class ClusterSessions:
                     return await here()
                 return await there(await self._links.to(node))
             except (SessionElsewhere, PeerGone, Draining) as error:
-                # Draining here: it is for the caller to go to another node, not for us.
+                # Draining here: it is for the caller to go to another node, not for us. There: as soon as no turn of
+                # the session runs there, it is anybody's.
                 if loop.time() >= give_up or (node is None and isinstance(error, Draining)):
                     raise _for_callers(error, node) from error
                 lost = lost or isinstance(error, PeerGone)
@@ -375,7 +377,10 @@ class ClusterSessions:
 
 def _for_callers(error: SessionElsewhere | PeerGone | Draining, node: Node | None) -> Exception:
     if isinstance(error, Draining):
-        return error
+        if node is None:
+            return error
+        detail = f"a turn of the session still runs at the node {node.name}, which takes nothing new; try again"
+        return SessionBusy(detail, retry_after=2.0)
     if isinstance(error, SessionElsewhere):
         return SessionBusy("the session is moving between nodes; try again", retry_after=1.0)
     name = node.name if node is not None else "?"

@@ -206,6 +206,10 @@ class LiveSession:
         if not self.busy:
             await self._residency.drop(reason)
 
+    def leave(self, error: AerodromeError) -> None:
+        """Let nobody in any more: it is quiet, and about to leave this node."""
+        self._residency.leave(error)
+
     async def close(self, error: AerodromeError) -> None:
         """Give the session up for good: what runs or waits in it ends with the error."""
         self.turns.shut(error)

@@ -338,6 +338,8 @@ class LiveSessions:
                 async with asyncio.timeout_at(deadline):
                     await live.turns.quiet()
             async with at_once:
+                # Those that other nodes pass on came in until now.
+                live.leave(Draining("this node is shutting down; go on at another", retry_after=1.0))
                 if not await self.hibernate(live):
                     await live.close(Draining("this node stopped before the turn had ended"))
                     await live.updates.flush()

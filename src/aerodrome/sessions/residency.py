@@ -234,6 +234,10 @@ class Residency:
                 log.info("session.lost_runtime", session=self._key, reason=reason)
                 await self._drop()
 
+    def leave(self, error: AerodromeError) -> None:
+        """It is about to be hibernated for good: nobody comes in any more, and nothing is loaded."""
+        self._closed_with = self._closed_with or error
+
     def shut(self, error: AerodromeError) -> None:
         """For good: nothing is loaded any more, and what is loaded is cut off."""
         self._machine.apply(Stimulus.CLOSE)

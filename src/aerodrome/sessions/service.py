@@ -236,8 +236,13 @@ class SessionService:
 
     # --- clients with a connection of their own ---
 
-    async def live_session(self, who: Principal, session_id: str, least: Role = Role.READER) -> LiveSession:
+    async def live_session(
+        self, who: Principal, session_id: str, least: Role = Role.READER, *, leaving: bool = False
+    ) -> LiveSession:
         """The session, for a native client: to attach to it, or to ask something of its runtime.
+
+        Args:
+            leaving: Also while this node drains, as long as it has the session loaded for a turn.
 
         Raises:
             NotFound: There is no such session that the principal may read.
@@ -245,9 +250,16 @@ class SessionService:
             Quarantined: The session is loaded no more.
             Draining, StoreUnavailable: This node takes no work now.
         """
-        await self._serving()
+        key = SessionKey(who.tenant, session_id)
+        leaving = leaving and self._draining
+        if leaving:
+            self._still_here(key)
+        else:
+            await self._serving()
         row = await self._allowed(who, session_id, least)
         self._context.suspicions.check(row)
+        if leaving:
+            self._still_here(key)
         return self._sessions.ensure(row)
 
     def still_allowed(self, who: Principal, live: LiveSession, least: Role = Role.READER) -> None:
@@ -334,6 +346,21 @@ class SessionService:
         if self._draining:
             raise Draining("this node is shutting down; try again", retry_after=1.0)
         return await self._reading.events(who, session_id, after=after)
+
+    async def events_elsewhere(self, who: Principal, session_id: str, *, after: str | None = None) -> Channel:
+        """As `events`, for a reader at another node, who goes where the session goes: also while this one drains, as
+        long as it has the session loaded for a turn."""
+        if not self._draining:
+            return await self._reading.events(who, session_id, after=after)
+        key = SessionKey(who.tenant, session_id)
+        self._still_here(key)
+        channel = await self._reading.events(who, session_id, after=after)
+        try:
+            self._still_here(key)
+        except BaseException:
+            channel.close()
+            raise
+        return channel
 
     async def turn_events(
         self, who: Principal, session_id: str, turn_id: str, *, after: str | None = None
@@ -454,6 +481,11 @@ class SessionService:
             raise Draining("this node is shutting down; try again", retry_after=1.0)
         if not self._context.may_serve():
             raise StoreUnavailable("this node cannot reach its coordination store", retry_after=1.0)
+
+    def _still_here(self, key: SessionKey) -> None:
+        """Raises `Draining`: the session has left this node, which does."""
+        if not self.is_loaded(key):
+            raise Draining("this node is shutting down; try again", retry_after=1.0)
 
     def _check(self, who: Principal, request: OpenSession) -> None:
         if request.id is not None and not valid_session_id(request.id):
