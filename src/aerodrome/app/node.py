@@ -381,6 +381,7 @@ class Node:
             incarnation=lambda: self._heartbeat.incarnation,
             loaded=lambda key: self.sessions.is_loaded(key),
             interval=self.settings.coordination.heartbeat,
+            patience=Patience(self.settings.coordination.patience, clock=self._clock),
         )
         self._links = PeerLinks(
             own=lambda: self._heartbeat.incarnation, timeout=_PEER_TIMEOUT, silence=peer_silence(self.settings)

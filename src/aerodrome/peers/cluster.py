@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from aerodrome._util.patience import Patience
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.coordination.ports import ClusterEvent, ClusterEvents, Leases, Membership, Node
 from aerodrome.errors import AerodromeError, SessionElsewhere
@@ -25,6 +26,7 @@ class Cluster:
     incarnation: The one this node lives in now.
     loaded: Whether a session is loaded here, under a lease that holds.
     interval: Seconds between two looks at who lives.
+    patience: With the coordination store, when it is asked who runs a session.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Cluster:
         incarnation: Callable[[], str],
         loaded: Callable[[SessionKey], bool],
         interval: float,
+        patience: Patience | None = None,
     ) -> None:
         #: Told of the session that a node has loaded, and which one that is.
         self.on_awake: list[Callable[[SessionKey, str], None]] = []
@@ -53,6 +56,7 @@ class Cluster:
         self._incarnation = incarnation
         self._loaded = loaded
         self._interval = interval
+        self._patience = patience or Patience(0.0)
         self._nodes: dict[str, Node] = {}
         #: One look after the other: the answer to an earlier one must not replace that to a later one.
         self._looking = asyncio.Lock()
@@ -90,8 +94,11 @@ class Cluster:
 
         Raises:
             SessionElsewhere: It is, and says of no address where it could be asked.
-            StoreUnavailable: Who runs it cannot be found out.
+            StoreUnavailable: Who runs it could not be found out within the patience.
         """
+        return await self._patience(lambda: self._elsewhere(key))
+
+    async def _elsewhere(self, key: SessionKey) -> Node | None:
         if self.alone or self._loaded(key):
             return None
         lease = await self._leases.holder(key)
