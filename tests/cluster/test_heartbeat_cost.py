@@ -7,34 +7,17 @@ import json
 from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from aerodrome.demo.model import ModelServer
-from support.host import Host, host, until
+from support.counting import counted
+from support.host import host, until
 
 pytestmark = pytest.mark.cli
 
 SESSIONS = 20
 BEATS = 10
-
-
-def counted(running: Host) -> Counter[str]:
-    """Calls of the node's coordination store from now on, each of which is a round trip."""
-    calls: Counter[str] = Counter()
-    store: Any = running.node.stores.coordination
-
-    def count(name: str, method: Any) -> Any:
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            calls[name] += 1
-            return await method(*args, **kwargs)
-
-        return call
-
-    for name in ("heartbeat", "nodes", "holder", "holders", "acquire", "release", "publish", "admit", "join"):
-        setattr(store, name, count(name, getattr(store, name)))
-    return calls
 
 
 async def test_heartbeats_cost_the_same_with_any_number_of_sessions(tmp_path: Path, model: ModelServer) -> None:

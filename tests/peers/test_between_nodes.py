@@ -152,6 +152,11 @@ class Found:
         self.followed: list[Any] = []
         self._nodes = list(nodes)
 
+    def remembered(self, key: SessionKey) -> Node | None:
+        return None
+
+    def forget(self, key: SessionKey) -> None: ...
+
     async def elsewhere(self, key: SessionKey) -> Node | None:
         return self._nodes.pop(0) if len(self._nodes) > 1 else self._nodes[0]
 

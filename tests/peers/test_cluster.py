@@ -11,6 +11,7 @@ from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.coordination.ports import ClusterEvent, Node
 from aerodrome.errors import SessionElsewhere
 from aerodrome.model import SessionKey
+from aerodrome.peers import cluster as peers_cluster
 from aerodrome.peers.cluster import Cluster
 from aerodrome.sessions.hints import AWAKE, DELETED
 
@@ -81,6 +82,63 @@ async def test_a_node_without_an_address_cannot_be_asked(store: MemoryCoordinati
     await cluster.refresh()
     with pytest.raises(SessionElsewhere, match=r"server\.advertise"):
         await cluster.elsewhere(KEY)
+
+
+async def test_who_runs_a_session_is_remembered_until_something_speaks_against_it(store: MemoryCoordination) -> None:
+    loaded: set[SessionKey] = set()
+    cluster = cluster_of(store, loaded)
+    await cluster.refresh()
+    assert await cluster.elsewhere(KEY) is None
+    assert cluster.remembered(KEY) is None
+    lease = await store.acquire(KEY, "b-1")
+    assert lease is not None
+
+    async def asked() -> bool:
+        """Ask, and say whether the answer is remembered."""
+        await cluster.elsewhere(KEY)
+        node = cluster.remembered(KEY)
+        return node is not None and node.name == "b"
+
+    assert await asked()
+    cluster._on_event(ClusterEvent(AWAKE, str(KEY), "b-1"))
+    assert cluster.remembered(KEY) is not None
+    reasons: list[Callable[[], None]] = [
+        lambda: cluster.forget(KEY),
+        lambda: cluster._on_event(ClusterEvent(AWAKE, str(KEY), "c-1")),
+        lambda: cluster._on_event(ClusterEvent(DELETED, str(KEY), "b-1")),
+        lambda: cluster.announce(DELETED, KEY),
+        lambda: loaded.add(KEY),
+    ]
+    for against in reasons:
+        assert await asked()
+        against()
+        assert cluster.remembered(KEY) is None
+        loaded.clear()
+    await store.release(lease)
+    assert await cluster.elsewhere(KEY) is None
+    assert cluster.remembered(KEY) is None
+    await store.acquire(KEY, "b-1")
+    assert await asked()
+    await store.leave("b-1")
+    await cluster.refresh()
+    assert cluster.remembered(KEY) is None
+    await cluster.aclose()
+
+
+async def test_the_sessions_that_were_asked_for_last_are_remembered(
+    store: MemoryCoordination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers_cluster, "_REMEMBERED", 2)
+    cluster = cluster_of(store, set())
+    await cluster.refresh()
+    first, second, third = keys = [SessionKey("acme", name) for name in ("first", "second", "third")]
+    for key in keys:
+        await store.acquire(key, "b-1")
+    await cluster.elsewhere(first)
+    await cluster.elsewhere(second)
+    assert cluster.remembered(first) is not None
+    await cluster.elsewhere(third)
+    assert [key.id for key in keys if cluster.remembered(key) is not None] == ["first", "third"]
 
 
 async def test_an_earlier_look_does_not_replace_a_later_one(store: MemoryCoordination) -> None:

@@ -38,6 +38,8 @@ _LAST_WORDS = 2.0
 class _Request(msgspec.Struct):
     who: dict[str, Any]
     session: str
+    #: The other node has not asked the store who runs the session.
+    remembered: bool = False
     stream: int = 0
     message: dict[str, Any] | None = None
     #: Where in a trace the caller stands; nodes of releases before 0.2 say nothing of it.
@@ -170,7 +172,7 @@ class PeerServer:
     # --- turns ---
 
     async def _send(self, who: Principal, request: _Request) -> Any:
-        await self._must_be_here(who, request.session)
+        await self._must_be_here(who, request)
         message = shapes.message_of(request.message)
         run = await self._sessions.send(who, request.session, message)
         stream = _TurnStream(run, who.user)
@@ -211,7 +213,7 @@ class PeerServer:
 
     async def _subscribe(self, who: Principal, request: _Request) -> bool:
         """``False``: of a turn that is not under way here."""
-        await self._must_be_here(who, request.session)
+        await self._must_be_here(who, request)
         events: EventStream | None
         if request.turn:
             events = await self._sessions.turn_events(who, request.session, request.turn, after=request.after)
@@ -251,7 +253,7 @@ class PeerServer:
     # --- what is done at once ---
 
     async def _call(self, who: Principal, request: _Request) -> Any:
-        await self._must_be_here(who, request.session)
+        await self._must_be_here(who, request)
         sessions, session = self._sessions, request.session
         match request.name, request.arguments:
             case "retitle", [str(title)]:
@@ -268,9 +270,11 @@ class PeerServer:
                 return await sessions.answer(who, session, request_id, answer)
         raise Invalid(f"no call {request.name!r}: the nodes run different versions")
 
-    async def _must_be_here(self, who: Principal, session_id: str) -> None:
-        """Raises `SessionMoved`: another node runs it, which the one that asks has to find out."""
-        if await self._moved(SessionKey(who.tenant, session_id)) is not None:
+    async def _must_be_here(self, who: Principal, request: _Request) -> None:
+        """Raises `SessionMoved`: another node runs it, or may have it, which the one that asks has to find out."""
+        key = SessionKey(who.tenant, request.session)
+        moved = not self._sessions.holds(key) if request.remembered else await self._moved(key) is not None
+        if moved:
             raise shapes.SessionMoved("the session has moved to another node")
 
 

@@ -2,6 +2,9 @@
 
 The list of the living is read about once a heartbeat. Who runs a session is asked of the coordination store when it is
 not loaded here, and never when there is nobody else. Hints (`ClusterEvents`) only make things faster.
+
+The answer is remembered: for whoever sends something there and says that it comes from memory (`remembered`), because
+the node that is asked then looks whether it has the session, and does not take it otherwise.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from aerodrome.model import SessionKey
 from aerodrome.sessions.hints import AWAKE, DELETED, MEMBERS
 
 log = structlog.get_logger(__name__)
+
+#: Sessions of which is remembered who runs them: the latest that were asked for.
+_REMEMBERED = 10_000
 
 
 class Cluster:
@@ -58,6 +64,8 @@ class Cluster:
         self._interval = interval
         self._patience = patience or Patience(0.0)
         self._nodes: dict[str, Node] = {}
+        #: Incarnations that run sessions, the one that was asked for last at the end.
+        self._known: dict[SessionKey, str] = {}
         #: One look after the other: the answer to an earlier one must not replace that to a later one.
         self._looking = asyncio.Lock()
         self._tasks = TaskOwner("cluster")
@@ -89,8 +97,19 @@ class Cluster:
     def node(self, incarnation: str) -> Node | None:
         return self._nodes.get(incarnation)
 
+    def remembered(self, key: SessionKey) -> Node | None:
+        """The other node that ran the session when the store was last asked (`elsewhere`), if that is remembered. It
+        may not any more: `forget` it then."""
+        if self._loaded(key) or (incarnation := self._known.pop(key, None)) is None:
+            return None
+        self._known[key] = incarnation
+        return self._nodes.get(incarnation)
+
+    def forget(self, key: SessionKey) -> None:
+        self._known.pop(key, None)
+
     async def elsewhere(self, key: SessionKey) -> Node | None:
-        """The node that runs the session, if it is another one.
+        """The node that runs the session, if it is another one: asked of the store.
 
         Raises:
             SessionElsewhere: It is, and says of no address where it could be asked.
@@ -102,6 +121,7 @@ class Cluster:
         if self.alone or self._loaded(key):
             return None
         lease = await self._leases.holder(key)
+        self.forget(key)
         if lease is None or lease.incarnation == self.own:
             return None
         if lease.incarnation not in self._nodes:
@@ -112,6 +132,10 @@ class Cluster:
                 f"the session is active on the node {node.name}, which other nodes cannot reach (server.advertise)",
                 retry_after=1.0,
             )
+        if node is not None:
+            self._known[key] = node.incarnation
+            if len(self._known) > _REMEMBERED:
+                del self._known[next(iter(self._known))]
         return node
 
     def announce(self, kind: str, key: SessionKey) -> None:
@@ -129,6 +153,7 @@ class Cluster:
             gone = frozenset(self._nodes) - frozenset(nodes)
             self._nodes = nodes
         if gone:
+            self._known = {key: node for key, node in self._known.items() if node not in gone}
             log.info("cluster.nodes_gone", incarnations=sorted(gone))
             for callback in self.on_gone:
                 callback(gone)
@@ -161,6 +186,8 @@ class Cluster:
             return
         tenant, _, session_id = event.subject.partition("/")
         key = SessionKey(tenant, session_id)
+        if event.kind == DELETED:
+            self.forget(key)
         if event.kind == AWAKE:
             self._awake(key, event.node)
         elif event.node != self.own:
@@ -168,5 +195,7 @@ class Cluster:
                 callback(key)
 
     def _awake(self, key: SessionKey, incarnation: str) -> None:
+        if self._known.get(key) != incarnation:
+            self.forget(key)
         for callback in self.on_awake:
             callback(key, incarnation)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -22,7 +22,9 @@ from aerodrome.model import Principal, Role, SessionKey, SessionRow, TurnRow
 from aerodrome.peers import shapes
 from aerodrome.peers.cluster import Cluster
 from aerodrome.peers.events import FollowingStream, Source
-from aerodrome.peers.link import PeerGone, PeerLink, PeerLinks, PeerStream
+from aerodrome.peers.link import PeerGone, PeerLinks
+from aerodrome.peers.shapes import SessionMoved
+from aerodrome.peers.there import At, Here, There
 from aerodrome.peers.turns import ReadTurn, RemoteTurn
 from aerodrome.sessions.api import Ask, EventStream, MessagePage, OpenSession, SendMessage, Turn
 from aerodrome.sessions.hub import Channel
@@ -38,34 +40,6 @@ T = TypeVar("T")
 _RETRY = 0.1
 #: Idempotency keys of our own, for prompts that are forwarded without one: sent twice, they count once.
 _OWN_KEY = "aerodrome-forwarded-"
-
-
-@dataclass(slots=True)
-class _Here:
-    where: str
-    events: EventStream
-    broken: bool = False
-
-
-class _There:
-    """A subscription at another node."""
-
-    def __init__(self, link: PeerLink, reader_bytes: int) -> None:
-        self.where = link.node.incarnation
-        self.broken = False
-        self._channel = Channel(reader_bytes, lambda _: self.stream.close())
-        self.events: EventStream = self._channel
-        self.stream = PeerStream(link, on_told=self._on_told, on_ended=self._on_ended)
-
-    def _on_told(self, event: shapes.EventOnWire) -> None:
-        self._channel.put(shapes.event_of(event))
-
-    def _on_ended(self, ended: shapes.Ended | None) -> None:
-        # An error (no member any more) is told by whoever is asked next.
-        self.broken = ended is None or ended.error is not None
-        if ended is not None and ended.lagging:
-            self._channel.cut_off()
-        self._channel.finish()
 
 
 class ClusterSessions:
@@ -127,7 +101,7 @@ class ClusterSessions:
             who,
             session_id,
             lambda: self._local.retitle(who, session_id, title),
-            lambda link: self._call(link, who, session_id, "retitle", title),
+            lambda at: self._call(at, who, session_id, "retitle", title),
         )
         return value if isinstance(value, SessionRow) else shapes.session_row_of(value)
 
@@ -136,7 +110,7 @@ class ClusterSessions:
             who,
             session_id,
             lambda: self._local.set_member(who, session_id, user, role),
-            lambda link: self._call(link, who, session_id, "set_member", user, role),
+            lambda at: self._call(at, who, session_id, "set_member", user, role),
         )
         return value if isinstance(value, SessionRow) else shapes.session_row_of(value)
 
@@ -145,17 +119,17 @@ class ClusterSessions:
             who,
             session_id,
             lambda: self._local.remove_member(who, session_id, user),
-            lambda link: self._call(link, who, session_id, "remove_member", user),
+            lambda at: self._call(at, who, session_id, "remove_member", user),
         )
 
     async def delete(self, who: Principal, session_id: str) -> None:
         asked = False
 
-        async def there(link: PeerLink) -> None:
+        async def there(at: At) -> None:
             nonlocal asked
             again, asked = asked, True
             try:
-                await self._call(link, who, session_id, "delete")
+                await self._call(at, who, session_id, "delete")
             except NotFound:
                 if not again:
                     raise
@@ -175,7 +149,7 @@ class ClusterSessions:
                 who,
                 session_id,
                 lambda: self._local.abort(who, session_id),
-                lambda link: self._call(link, who, session_id, "abort"),
+                lambda at: self._call(at, who, session_id, "abort"),
             )
         )
 
@@ -184,7 +158,7 @@ class ClusterSessions:
             who,
             session_id,
             lambda: self._local.answer(who, session_id, request_id, answer),
-            lambda link: self._call(link, who, session_id, "answer", request_id, answer),
+            lambda at: self._call(at, who, session_id, "answer", request_id, answer),
         )
 
     async def send(self, who: Principal, session_id: str, message: SendMessage) -> Turn:
@@ -200,7 +174,7 @@ class ClusterSessions:
                 who,
                 session_id,
                 lambda: self._local.send(who, session_id, message),
-                lambda link: self._send_there(link, who, session_id, message),
+                lambda at: self._send_there(at, who, session_id, message),
                 once=True,
             )
         finally:
@@ -229,11 +203,11 @@ class ClusterSessions:
 
     async def _subscribe(self, who: Principal, session_id: str, after: str | None) -> Source:
         async def here() -> Source:
-            return _Here(self._cluster.own, await self._local.events(who, session_id, after=after))
+            return Here(self._cluster.own, await self._local.events(who, session_id, after=after))
 
-        async def there(link: PeerLink) -> Source:
-            source = _There(link, self._reader_bytes)
-            await self._follow_there(source, link, who, session_id, after=after)
+        async def there(at: At) -> Source:
+            source = There(at.link, self._reader_bytes)
+            await source.begin(at, who, session_id, after=after)
             return source
 
         return await self._where_it_runs(who, session_id, here, there)
@@ -260,9 +234,10 @@ class ClusterSessions:
         try:
             node = await self._cluster.elsewhere(turn.key)
             if node is not None:
-                there = await self._rejoin_there(await self._links.to(node), who, turn, after)
-                if there is not None:
-                    return there
+                link = await self._links.to(node)
+                source = There(link, self._reader_bytes)
+                if await source.begin(At(link), who, turn.key.id, after=after, turn=turn.id):
+                    return source
         except (SessionElsewhere, PeerGone) as error:
             log.debug("peers.turn_not_rejoined", turn=turn.id, reason=error.detail)
         row = await self._read_turn(turn.key, turn.id)
@@ -273,30 +248,10 @@ class ClusterSessions:
         rest = Channel(self._reader_bytes)
         rest.preload(await self._local.rest_of_turn(who, turn.key.id, row, after=after))
         rest.finish()
-        return _Here(self._cluster.own, rest)
+        return Here(self._cluster.own, rest)
 
-    async def _rejoin_there(self, link: PeerLink, who: Principal, turn: TurnRow, after: str | None) -> Source | None:
-        """``None``: the turn is not under way there (any more)."""
-        source = _There(link, self._reader_bytes)
-        return source if await self._follow_there(source, link, who, turn.key.id, after=after, turn=turn.id) else None
-
-    async def _follow_there(
-        self, source: _There, link: PeerLink, who: Principal, session_id: str, **what: str | None
-    ) -> bool:
-        link.begin(source.stream)
-        begun = False
-        try:
-            value = await link.request(
-                shapes.EVENTS,
-                {"who": shapes.to_wire(who), "session": session_id, "stream": source.stream.id, **what},
-            )
-            begun = value is True or "turn" not in what
-        finally:
-            if not begun:
-                source.events.close()
-        return begun
-
-    async def _send_there(self, link: PeerLink, who: Principal, session_id: str, message: SendMessage) -> Turn:
+    async def _send_there(self, at: At, who: Principal, session_id: str, message: SendMessage) -> Turn:
+        link = at.link
         turn = RemoteTurn(
             link,
             self._read_turn,
@@ -307,15 +262,13 @@ class ClusterSessions:
         link.begin(turn.stream)
         try:
             with self._tracer.span("forward", kind="client", attributes={"aerodrome.node": link.node.name}) as span:
-                row = await link.request(
+                row = await at.request(
                     shapes.SEND,
-                    {
-                        "who": shapes.to_wire(who),
-                        "session": session_id,
-                        "message": shapes.to_wire(message),
-                        "stream": turn.stream.id,
-                        "trace": span.context.fields() if span.context is not None else {},
-                    },
+                    who,
+                    session_id,
+                    message=shapes.to_wire(message),
+                    stream=turn.stream.id,
+                    trace=span.context.fields() if span.context is not None else {},
                 )
         except asyncio.CancelledError:
             turn.abandon()
@@ -328,18 +281,15 @@ class ClusterSessions:
         self._turns.add(turn)
         return turn
 
-    async def _call(self, link: PeerLink, who: Principal, session_id: str, name: str, *arguments: Any) -> Any:
-        return await link.request(
-            shapes.CALL,
-            {"who": shapes.to_wire(who), "session": session_id, "name": name, "arguments": arguments},
-        )
+    async def _call(self, at: At, who: Principal, session_id: str, name: str, *arguments: Any) -> Any:
+        return await at.request(shapes.CALL, who, session_id, name=name, arguments=arguments)
 
     async def _where_it_runs(
         self,
         who: Principal,
         session_id: str,
         here: Callable[[], Awaitable[T]],
-        there: Callable[[PeerLink], Awaitable[T]],
+        there: Callable[[At], Awaitable[T]],
         *,
         once: bool = False,
     ) -> T:
@@ -358,12 +308,17 @@ class ClusterSessions:
         give_up = loop.time() + self._patience
         lost = False
         while True:
-            node = await self._cluster.elsewhere(key)
+            # As long as the node says that it has the session, nobody need be asked.
+            known = self._cluster.remembered(key)
+            node = known or await self._cluster.elsewhere(key)
             try:
                 if node is None:
                     return await here()
-                return await there(await self._links.to(node))
+                return await there(At(await self._links.to(node), remembered=known is not None))
             except (SessionElsewhere, PeerGone, Draining) as error:
+                self._cluster.forget(key)
+                if known is not None and isinstance(error, SessionMoved):
+                    continue
                 # Draining here: it is for the caller to go to another node, not for us. There: as soon as no turn of
                 # the session runs there, it is anybody's.
                 if loop.time() >= give_up or (node is None and isinstance(error, Draining)):

@@ -19,7 +19,8 @@ from aerodrome.sessions.api import SendMessage
 
 T = TypeVar("T")
 
-#: Requests of the node that forwards: `{"who", "session", ...}`.
+#: Requests of the node that forwards: `{"who", "session", "remembered", ...}`. The last says that the one that asks
+#: remembers who runs the session, and has not asked the store: who does not any more is not to load it.
 SEND = "aerodrome.send"
 EVENTS = "aerodrome.events"
 CALL = "aerodrome.call"
