@@ -20,8 +20,9 @@ from support.stores import valkey
 pytestmark = pytest.mark.cli
 
 USERS = 6
-#: Seconds for which a store is away: longer than the nodes' time to live, so that they fence themselves.
-AWAY = 5.0
+#: Seconds for which a store is away: longer than the nodes' time to live, so that they fence themselves, and nearly as
+#: long as nobody is to notice.
+AWAY = 9.0
 
 
 @pytest.mark.soak
@@ -33,15 +34,9 @@ async def test_restarts_of_the_stores_fail_no_turn(tmp_path: Path, model: ModelS
     async def talk(user: User, session: str) -> None:
         while not enough.is_set():
             prompt = f"[[say: {session} {len(said[session])}]]"
-            while True:
-                answer = await user.http.post(
-                    f"/sessions/{session}/messages", json={"prompt": prompt}, headers={"Idempotency-Key": prompt}
-                )
-                if answer.status_code == 200:
-                    break
-                # On a busy machine the stores may be away for longer than requests wait.
-                assert (answer.json()["code"], answer.json()["retryable"]) == ("store_unavailable", True), answer.text
-                outcomes["asked again"] += 1
+            # Asked once: who waits long enough is not told of the stores at all.
+            answer = await user.http.post(f"/sessions/{session}/messages", json={"prompt": prompt})
+            assert answer.status_code == 200, answer.text
             turn = answer.json()["turn"]
             outcomes[turn["status"]] += 1
             outcomes["retried"] += turn["retried"]
@@ -84,7 +79,7 @@ async def test_restarts_of_the_stores_fail_no_turn(tmp_path: Path, model: ModelS
             await all_go_on()
         enough.set()
         await asyncio.gather(*talks)
-        assert set(outcomes) <= {"completed", "retried", "asked again"}, outcomes
+        assert set(outcomes) <= {"completed", "retried"}, outcomes
         for user, (session, prompts) in zip(users, said.items(), strict=True):
             assert await user.prompts_seen(session) == prompts
     print(dict(outcomes))

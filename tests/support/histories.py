@@ -63,6 +63,17 @@ class Shape:
     def answers(self) -> list[str]:
         return [event.text for event in self.events if event.type == "assistant.message"]
 
+    @property
+    def exchanges(self) -> list[tuple[str, str]]:
+        """Each prompt and the last that was said before the next one; nothing, if nothing was."""
+        found: list[tuple[str, str]] = []
+        for event in self.events:
+            if event.type == "user.message":
+                found.append((event.text, ""))
+            elif event.type == "assistant.message" and event.text and found:
+                found[-1] = (found[-1][0], event.text)
+        return found
+
     def __str__(self) -> str:
         """One event a line, by its number in the file and that of the one it follows."""
         numbers = {event.id: number for number, event in enumerate(self.events)}

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from support.fleet_chaos.options import Options, arguments
-from support.fleet_chaos.report import table
+from support.fleet_chaos.report import table, too_slow
 from support.fleet_chaos.run import chaos
 
 
@@ -26,11 +26,16 @@ def main() -> int:
     (directory / "chaos.log").write_text("\n".join(result.log) + "\n")
     if result.measured:
         print(table(result.measured))
+        for prompt in result.measured["in_the_history_unexpectedly"]:
+            print(f"in the history: {prompt}")
+        if (slow := too_slow(result.measured)) is not None:
+            result.wrong.append(slow)
         if options.json:
             Path(options.json).write_text(json.dumps({**result.measured, "wrong": result.wrong}, indent=2) + "\n")
     for wrong in result.wrong:
         print(f"WRONG: {wrong}", file=sys.stderr)
-    print(f"seed {given.seed}: {'failed; see ' + str(directory) if result.wrong else 'every history is as told'}")
+    said = f"failed; see {directory}" if result.wrong else "every history is as told, and recovery is fast enough"
+    print(f"seed {given.seed}: {said}")
     return bool(result.wrong)
 
 

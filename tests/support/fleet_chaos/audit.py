@@ -33,7 +33,10 @@ async def audit_histories(world: World, sessions: Sequence[Session], users: dict
 async def _audit(world: World, session: Session, owner: HttpUser) -> list[str]:
     prompts = world.transcript.of(session.id)
     shape = Shape(await asyncio.to_thread(world.fleet.history, session.tenant, session.id))
-    wrong = [f"{session.id}, as stored: {what}" for what in [*compare(prompts, shape.prompts), *_line(shape)]]
+    found = [*compare(prompts, shape.prompts), *compare_answers(prompts, shape.exchanges), *_line(shape)]
+    wrong = [f"{session.id}, as stored: {what}" for what in found]
+    for prompt in besides(prompts, shape.prompts):
+        world.transcript.stands(prompt)
     if wrong:
         wrong.append(str(shape))
         wrong += await asyncio.to_thread(_evidence, world, session, prompts, shape)
@@ -61,6 +64,26 @@ def compare(prompts: Sequence[Prompt], stored: Sequence[str]) -> list[str]:
             if (first.ended or 0.0) <= second.began and at[first.text] > at[second.text]:
                 wrong.append(f"{second} stands before {first}, which was acknowledged before it was said")
     return wrong
+
+
+def compare_answers(prompts: Sequence[Prompt], stored: Sequence[tuple[str, str]]) -> list[str]:
+    """What is wrong with the answers in a history: each user was told what stands in it.
+
+    Args:
+        stored: User turns with their answers.
+    """
+    answers = dict(stored)
+    return [
+        f"{prompt} was answered {prompt.told!r}, and {answers[prompt.text]!r} is stored"
+        for prompt in prompts
+        if prompt.told is not None and answers.get(prompt.text, prompt.told) != prompt.told
+    ]
+
+
+def besides(prompts: Sequence[Prompt], stored: Sequence[str]) -> list[Prompt]:
+    """The prompts that stand in a history of these user turns and were not acknowledged."""
+    present = set(stored)
+    return [prompt for prompt in prompts if prompt.outcome is not Outcome.ACKNOWLEDGED and prompt.text in present]
 
 
 def _evidence(world: World, session: Session, prompts: Sequence[Prompt], shape: Shape) -> list[str]:

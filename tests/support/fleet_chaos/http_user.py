@@ -85,6 +85,7 @@ class HttpUser(Placed):
         if turn["status"] == "completed":
             said = (answer["message"] or {}).get("content")
             assert said == prompt.answer, f"{prompt} was answered {answer}"
+            prompt.told = said
         self.world.transcript.end(prompt, Outcome.ACKNOWLEDGED, turn["status"])
 
     async def _try(self, prompt: Prompt) -> dict[str, Any] | None:

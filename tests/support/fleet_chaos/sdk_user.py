@@ -80,7 +80,9 @@ class SdkUser(Placed):
                 elif kind == "session.error" and (ours or data.originating_message_id == message):
                     ours, error = True, data
                 elif kind == "session.idle" and ours and (answered or error is not None):
-                    return self._end(answered, error)
+                    if error is None:
+                        prompt.told = prompt.answer
+                    return self._end(error)
             if len(chat.events) > seen:
                 seen, quiet = len(chat.events), time.monotonic()
             await asyncio.sleep(0.05)
@@ -88,7 +90,7 @@ class SdkUser(Placed):
                 await self._ping()
                 quiet = time.monotonic()
 
-    def _end(self, answered: bool, error: Any) -> tuple[Outcome, str]:
+    def _end(self, error: Any) -> tuple[Outcome, str]:
         if error is None:
             return Outcome.ACKNOWLEDGED, ""
         detail = f"{error.error_type}: {error.message}"

@@ -15,7 +15,8 @@ SLOW = 8.0
 class Outcome(StrEnum):
     #: The turn has ended and its caller was told so: it stands in the history, once.
     ACKNOWLEDGED = "acknowledged"
-    #: Reported as interrupted or failed: it stands there at most once.
+    #: Reported as interrupted or failed: it stands there at most once. So do the following, and how many of them do is
+    #: told (`audit.besides`): of an interrupted one everybody expects that it may.
     INTERRUPTED = "interrupted"
     FAILED = "failed"
     #: Its caller could not learn it (an SDK client that lost its connection): at most once.
@@ -36,6 +37,8 @@ class Prompt:
     ended: float | None = None
     outcome: Outcome | None = None
     detail: str = ""
+    #: The answer that its user was given; ``None``: none, because the turn was aborted, or has another outcome.
+    told: str | None = None
     #: Ids of the events by which its user knows the outcome, with their types.
     seen: list[tuple[str, str]] = field(default_factory=list)
 
@@ -60,6 +63,8 @@ class Transcript:
         self.kills: list[NodeKill] = []
         #: Beginning and end of each fault, with its kind.
         self.faults: list[tuple[float, float, str]] = []
+        #: Prompts that stand in their history although nobody was told that they would, or might.
+        self.unexpected: list[str] = []
         self.log: list[str] = []
 
     def say(self, text: str) -> None:
@@ -71,6 +76,12 @@ class Transcript:
         taken = prompt.ended - prompt.began
         if outcome is not Outcome.ACKNOWLEDGED or taken > SLOW:
             self.say(f"{prompt}: {outcome} after {taken:.1f} s {detail}".rstrip())
+
+    def stands(self, prompt: Prompt) -> None:
+        """It was not acknowledged, and is in the history all the same."""
+        self.counts[f"in the history: {prompt.outcome}"] += 1
+        if prompt.outcome is not Outcome.INTERRUPTED:
+            self.unexpected.append(f"{prompt}, {prompt.outcome}: {prompt.detail}".rstrip(": "))
 
     def of(self, session: str) -> list[Prompt]:
         return [prompt for prompt in self.prompts if prompt.session == session]
