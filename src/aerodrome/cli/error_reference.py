@@ -43,7 +43,8 @@ ADVICE: dict[str, Advice] = {
     ),
     "session_busy": Advice(
         "A turn is running and `on_busy` is `reject`: `turn` and `author` say which and whose. Or the session is "
-        "moving between nodes, its node was killed less than `coordination.ttl` ago, or cannot be reached by this one.",
+        "moving between nodes, its node was killed less than `coordination.ttl` ago, drains while a turn of the "
+        "session goes on, or cannot be reached by this one.",
         "Wait for `retry_after`. With several nodes, is `server.advertise` right (`aerodrome nodes ls`)?",
     ),
     "conflict": Advice(
