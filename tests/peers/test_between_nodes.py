@@ -74,6 +74,9 @@ class Sessions:
         await self._say()
         return self.channel
 
+    async def turn_events(self, *_: Any, **__: Any) -> tuple[TurnRun, Channel]:
+        return self.run, self.run.events()
+
     async def set_member(self, *_: Any) -> None:
         raise AssertionError("it was not refused")
 
@@ -330,6 +333,22 @@ async def test_a_caller_that_waits_for_another_node_is_known_until_it_has_its_an
         assert sessions.waits
         gone.abandon()
         assert not sessions.waits
+
+
+async def test_who_leaves_a_turn_behind_a_cut_of_its_link_has_abandoned_it(far: Far) -> None:
+    async with sessions_of(Found(far.node)) as sessions:
+        turn = await sessions.send(ALICE, "s", SendMessage("hello"))
+        events = turn.events()
+        reading = asyncio.ensure_future(anext(aiter(events)))
+        far.servers[0]._link.connection.abort("cut by the test")
+        await until(lambda: len(far.servers) == 2 and bool(far.servers[1]._rejoined))
+        far.sessions.run.publish(SessionEvent("e1", "assistant.message", b"{}"))
+        assert (await reading).id == "e1"
+        assert far.sessions.abandoned == []
+        turn.abandon()
+        events.close()
+        await until(lambda: bool(far.sessions.abandoned))
+        await until(lambda: far.servers[1]._rejoined == {})
 
 
 async def test_a_node_that_drains_takes_no_prompt_for_others() -> None:

@@ -26,6 +26,7 @@ from aerodrome.errors import (
 from aerodrome.model import OnBusy, RuntimeKey, SessionKey, SessionKind, SessionRow, SessionState, TurnStatus
 from aerodrome.sessions.api import Ask, OpenSession, SendMessage
 from aerodrome.sessions.attachments import Attachment
+from aerodrome.sessions.hub import Channel
 from aerodrome.sessions.janitor import LEASE
 from aerodrome.sessions.machine import State
 from aerodrome.sessions.run import TurnRun
@@ -1077,15 +1078,18 @@ async def test_a_turn_s_events_are_told_again_from_its_first_or_behind_a_cursor(
         queued = await node.send("s1", "behind")
         node.loaded("s1").emit("assistant.intent", ephemeral=True)
         assert await node.service.turn_events(ALICE, "s1", "turn_unknown") is None
-        whole = await node.service.turn_events(ALICE, "s1", run.id)
-        unbegun = await node.service.turn_events(ALICE, "s1", queued.id)
-        assert whole is not None
-        assert unbegun is not None
+
+        async def again(turn: TurnRun, after: str | None = None) -> Channel:
+            found = await node.service.turn_events(ALICE, "s1", turn.id, after=after)
+            assert found is not None
+            assert found[0] is turn
+            return found[1]
+
+        whole, unbegun = await again(run), await again(queued)
         first, *others = whole.backlog
         assert first.type == "user.message"
         assert others[-1].type == "assistant.intent"
-        behind = await node.service.turn_events(ALICE, "s1", run.id, after=others[-1].cursor)
-        assert behind is not None
+        behind = await again(run, others[-1].cursor)
         assert behind.backlog == ()
         await node.loaded("s1").answer()
         await ended(run)

@@ -97,6 +97,8 @@ class PeerServer:
         self._on_closed = on_closed
         self._turns: dict[int, _TurnStream] = {}
         self._events: dict[int, EventStream] = {}
+        #: Of these, the turns whose link was lost before, and that are followed by this one now.
+        self._rejoined: dict[int, TurnRun] = {}
         #: Streams that are being begun, and what the other node has said of them meanwhile: that it wants them no more.
         self._starting: dict[int, str | None] = {}
         self._tasks = TaskOwner("peer server")
@@ -147,8 +149,10 @@ class PeerServer:
             self._starting[about.stream] = self._starting[about.stream] or method
         if method == shapes.FOLLOW and turn is not None:
             turn.follow(about.events)
-        elif method == shapes.ABANDON and turn is not None:
-            turn.run.abandon()
+        elif method == shapes.ABANDON:
+            run = turn.run if turn is not None else self._rejoined.get(about.stream)
+            if run is not None:
+                run.abandon()
         elif method == shapes.CLOSE:
             if turn is not None:
                 turn.follow(False)
@@ -214,17 +218,23 @@ class PeerServer:
     async def _subscribe(self, who: Principal, request: _Request) -> bool:
         """``False``: of a turn that is not under way here."""
         await self._must_be_here(who, request)
-        events: EventStream | None
+        events: EventStream
+        run: TurnRun | None = None
         if request.turn:
-            events = await self._sessions.turn_events(who, request.session, request.turn, after=request.after)
+            found = await self._sessions.turn_events(who, request.session, request.turn, after=request.after)
+            if found is None:
+                return False
+            run, events = found
         else:
             events = await self._sessions.events_elsewhere(who, request.session, after=request.after)
-        if events is None:
-            return False
+        if run is not None and self._starting.get(request.stream) == shapes.ABANDON:
+            run.abandon()
         if self._unwanted(request.stream):
             events.close()
             return True
         self._events[request.stream] = events
+        if run is not None:
+            self._rejoined[request.stream] = run
         self._tasks.start(self._tell_all(request.stream, events), "tell events", expected=LinkClosed)
         return True
 
@@ -238,6 +248,7 @@ class PeerServer:
         finally:
             events.close()
             self._events.pop(number, None)
+            self._rejoined.pop(number, None)
 
     async def _tell_events(self, number: int, events: EventStream) -> bool:
         """``False``: the other node did not keep up."""

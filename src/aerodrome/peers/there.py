@@ -73,6 +73,10 @@ class There:
                 self._channel.close()
         return begun
 
+    def abandon(self) -> None:
+        """The caller of the turn has gone away."""
+        self._stream.say(shapes.ABANDON)
+
     def _on_told(self, event: shapes.EventOnWire) -> None:
         self._channel.put(shapes.event_of(event))
 

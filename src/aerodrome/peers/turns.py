@@ -11,6 +11,7 @@ from aerodrome.model import SessionKey, TurnRow
 from aerodrome.peers import shapes
 from aerodrome.peers.events import FollowingStream, Source
 from aerodrome.peers.link import PeerLink, PeerStream
+from aerodrome.peers.there import There
 from aerodrome.sessions.api import EventStream
 from aerodrome.sessions.hub import Channel
 
@@ -68,6 +69,8 @@ class RemoteTurn:
         self._reader_bytes = reader_bytes
         self._row: TurnRow | None = None
         self._events: _Linked | None = None
+        #: Where its events are told since the link was lost.
+        self._again: Source | None = None
         self._asked_for_events = False
         self._lost = False
         self._result: asyncio.Future[TurnRow | None] = asyncio.get_running_loop().create_future()
@@ -116,12 +119,17 @@ class RemoteTurn:
         else:
             self._events = source
             self._want_events(True)
-        return FollowingStream(
-            lambda cursor: self._rejoin(self.row, cursor), source=source, cursor=None, on_close=lambda _: None
-        )
+        return FollowingStream(self._go_on, source=source, cursor=None, on_close=lambda _: None)
+
+    async def _go_on(self, cursor: str | None) -> Source:
+        self._again = await self._rejoin(self.row, cursor)
+        return self._again
 
     def abandon(self) -> None:
-        self.stream.say(shapes.ABANDON)
+        if isinstance(self._again, There):
+            self._again.abandon()
+        else:
+            self.stream.say(shapes.ABANDON)
         self._on_over(self)
 
     def _want_events(self, wanted: bool) -> None:

@@ -15,6 +15,7 @@ from aerodrome.sessions.members import allowed, tag
 from aerodrome.sessions.parsing import parse
 from aerodrome.sessions.registry import LiveSessions
 from aerodrome.sessions.replay import BEGINNING, behind, behind_latest, last_id, missed, seen_elsewhere
+from aerodrome.sessions.run import TurnRun
 from aerodrome.sessions.wake import read_history
 from aerodrome.statestore.history import rest_of_turn, stored_events
 
@@ -54,9 +55,9 @@ class Reading:
 
     async def turn_events(
         self, who: Principal, session_id: str, turn_id: str, *, after: str | None = None
-    ) -> Channel | None:
-        """What happens in a turn that is under way here: all of it, or what comes behind a cursor. It ends with the
-        turn. ``None``: that has ended, or is not here."""
+    ) -> tuple[TurnRun, Channel] | None:
+        """A turn that is under way here, and what happens in it until its end: all, or what comes behind a cursor.
+        ``None``: it has ended, or is not here."""
         row = await allowed(self._context, self._sessions, who, session_id)
         live = self._sessions.find(row.key)
         run = live.find(turn_id) if live is not None else None
@@ -71,7 +72,7 @@ class Reading:
         except BaseException:
             channel.close()
             raise
-        return channel
+        return run, channel
 
     async def rest_of_turn(
         self, who: Principal, session_id: str, turn: TurnRow, *, after: str | None = None

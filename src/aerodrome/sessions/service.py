@@ -364,7 +364,7 @@ class SessionService:
 
     async def turn_events(
         self, who: Principal, session_id: str, turn_id: str, *, after: str | None = None
-    ) -> Channel | None:
+    ) -> tuple[TurnRun, Channel] | None:
         """See `Reading.turn_events`."""
         return await self._reading.turn_events(who, session_id, turn_id, after=after)
 
