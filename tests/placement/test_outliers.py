@@ -139,6 +139,29 @@ def test_never_more_than_a_share_and_never_the_last(count: int) -> None:
     assert ejected == count // 2
 
 
+def test_the_last_that_can_be_used_is_not_ejected_and_one_that_becomes_it_comes_back() -> None:
+    found = detector(2)
+    found.keep(["s0", "s1"], absent={"s0"})
+    answer(found, "s1", good=False, times=10)
+    assert found.standing("s1") is Standing.HEALTHY
+    found.keep(["s0", "s1"])
+    answer(found, "s1", good=False, times=3)
+    assert found.standing("s1") is Standing.EJECTED
+    found.keep(["s0", "s1"], absent={"s0"})
+    assert found.admits("s1")
+
+
+def test_on_probation_it_gets_more_than_a_few_when_nobody_else_can_do_the_work() -> None:
+    found = detector(2)
+    answer(found, "s1", good=False, times=3)
+    found.look(10.0)
+    for _ in range(OPTIONS.probation_requests):
+        found.placed("s1")
+    assert not found.admits("s1")
+    found.keep(["s0", "s1"], absent={"s0"})
+    assert found.admits("s1")
+
+
 class Detector(RuleBasedStateMachine):
     """Whatever happens, in whatever order: no impossible transition, and the share holds."""
 
@@ -148,10 +171,11 @@ class Detector(RuleBasedStateMachine):
         self.names: list[str] = []
         self.now = 0.0
 
-    @rule(count=st.integers(0, 5))
-    def change(self, count: int) -> None:
-        self.names = [f"s{number}" for number in range(count)]
-        self.found.keep(self.names)
+    @rule(count=st.integers(0, 5), away=st.integers(0, 5))
+    def change(self, count: int, away: int) -> None:
+        names = [f"s{number}" for number in range(count)]
+        self.found.keep(names, names[:away])
+        self.names = names[away:]
 
     @rule(number=st.integers(0, 5), good=st.booleans(), seconds=st.sampled_from([0.01, 3.0]), times=st.integers(1, 8))
     def seen(self, number: int, good: bool, seconds: float, times: int) -> None:
@@ -172,6 +196,7 @@ class Detector(RuleBasedStateMachine):
     def somebody_is_left(self) -> None:
         if self.names:
             assert any(self.found.standing(name) is not Standing.EJECTED for name in self.names)
+            assert any(self.found.admits(name) for name in self.names)
 
 
 TestDetector = Detector.TestCase

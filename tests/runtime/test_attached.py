@@ -351,6 +351,63 @@ async def test_an_outlier_gets_nothing_for_a_while() -> None:
         assert (row["state"], row["reason"]) == ("ejected", "2 failures in a row")
 
 
+async def test_a_tenants_only_server_is_not_held_against_those_of_others() -> None:
+    tenants = ["acme", "globex", "initech", "umbrella"]
+    fakes = [FakeServer() for _ in tenants]
+    for fake in fakes:
+        await fake.start()
+    entries = [AttachEntry("127.0.0.1", f.port, tenant=t) for f, t in zip(fakes, tenants, strict=True)]
+    options = AttachedPoolOptions(capacity_timeout=10.0, outliers=OutlierOptions(consecutive_failures=2))
+    pool = AttachedPool(options, MemoryAttachStore(), Literal(), None, entries)
+    await pool.start()
+    try:
+        await until(lambda: len(pool.runtimes) == len(fakes))
+        runtime = await pool.reserve(ACME)
+        for tenant in tenants:
+            await pool.reserve(RuntimeKey(tenant, None))
+        for server in pool._all:
+            for _ in range(12):
+                pool.observed(server, True, 0.5 if server.entry.tenant == "acme" else 0.02)
+        pool._standings.look(0.0)
+        assert {row["state"] for row in pool.describe()} == {"claimed"}
+        server = next(s for s in pool._all if s.runtime is runtime)
+        for _ in range(4):
+            pool.observed(server, False, 0.0)
+        assert (await pool.reserve(ACME)) is runtime, "there is nobody else to do its work"
+    finally:
+        await pool.aclose()
+        for fake in fakes:
+            await fake.stop()
+
+
+async def test_an_ejected_server_comes_back_when_the_others_are_lost() -> None:
+    options = OutlierOptions(consecutive_failures=2, ejection=3600.0)
+    one, two = FakeServer(), FakeServer()
+    async with pool_of(one, two, tenant="acme", outliers=options) as pool:
+        held = [await pool.reserve(ACME), await pool.reserve(ACME)]
+        bad = next(s for s in pool._all if s.name == one.name)
+        for _ in range(2):
+            pool.observed(bad, False, 0.0)
+        assert {(await pool.reserve(ACME)).id for _ in range(3)} == {r.id for r in held if r is not bad.runtime}
+        await two.stop()
+        await until(lambda: len(pool.runtimes) == 1)
+        assert (await pool.reserve(ACME)) is bad.runtime
+        await two.start()
+
+
+async def test_who_waits_in_vain_is_told_of_ejected_servers() -> None:
+    options = OutlierOptions(consecutive_failures=2, ejection=3600.0)
+    async with pool_of(
+        FakeServer(), FakeServer(), tenant="acme", outliers=options, max_sessions=1, capacity_timeout=0.05
+    ) as pool:
+        held = await pool.reserve(ACME)
+        bad = next(s for s in pool._all if s.runtime is not held)
+        for _ in range(2):
+            pool.observed(bad, False, 0.0)
+        with pytest.raises(Capacity, match=f"{bad.name} is ejected for a while: 2 failures in a row"):
+            await pool.reserve(ACME)
+
+
 async def test_the_weight_may_change_under_the_sessions_and_the_token_may_not() -> None:
     fake = FakeServer()
     async with pool_of(fake, tenant="acme", drain_timeout=0.05) as pool:

@@ -5,7 +5,8 @@ Each server is `healthy`, `ejected` or on `probation`:
 - A healthy one is ejected after so many failures in a row; or when, since the last look, it has answered well less
   often than the others by a margin, or slower than the median of the others by a factor. Comparison with the others is
   the point: when all are slow, the model or the network is, and nobody is to be ejected for it.
-- Never more than a share of the servers is ejected, and never the last.
+- Never more than a share of the servers that can be used at all is ejected, and never the last of these. A detector is
+  for servers that do the same work for the same people, and can do that of each other.
 - An ejection lasts twice as long as the one before, up to a limit; time in health makes up for earlier ones.
 - Then it is on probation: it gets a few requests. If they go well it is healthy again; one that fails ejects it anew.
 """
@@ -13,7 +14,7 @@ Each server is `healthy`, `ejected` or on `probation`:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import median
@@ -39,7 +40,7 @@ class OutlierOptions:
     latency_floor: float = 0.1
     ejection: float = 15.0
     max_ejection: float = 300.0
-    #: Most of all servers that may be ejected at the same time.
+    #: Most of the servers that can be used that may be ejected at the same time.
     max_share: float = 0.5
     probation_requests: int = 3
 
@@ -67,6 +68,8 @@ TRANSITIONS: dict[tuple[Standing, Stimulus], Standing] = {
 @dataclass(slots=True)
 class _Server:
     machine: Machine[Standing, Stimulus] = field(default_factory=lambda: Machine(Standing.HEALTHY, TRANSITIONS))
+    #: Whether it can be used, apart from its standing.
+    present: bool = True
     failures_in_a_row: int = 0
     #: Since the last look.
     good: int = 0
@@ -92,10 +95,16 @@ class OutlierDetector:
         self._options = options or OutlierOptions()
         self._servers: dict[str, _Server] = {}
 
-    def keep(self, ids: Iterable[str]) -> None:
-        """These are the servers there are; others are forgotten."""
+    def keep(self, ids: Iterable[str], absent: Collection[str] = ()) -> None:
+        """These are the servers there are; others are forgotten.
+
+        Args:
+            absent: Those that cannot be used now, for reasons of their own: they do nobody's work.
+        """
         self._servers = {name: self._servers.get(name) or _Server() for name in sorted(ids)}
-        ejected = [s for s in self._servers.values() if s.machine.state is Standing.EJECTED]
+        for name, server in self._servers.items():
+            server.present = name not in absent
+        ejected = [s for s in self._present if s.machine.state is Standing.EJECTED]
         # Of fewer servers fewer may be ejected; those go first that would have come back first.
         for server in sorted(ejected, key=lambda s: s.until)[: max(0, len(ejected) - self._most_ejected)]:
             self._let_back(server)
@@ -114,7 +123,12 @@ class OutlierDetector:
         server = self._servers.get(name)
         if server is None or server.machine.state is Standing.HEALTHY:
             return True
-        return server.machine.state is Standing.PROBATION and server.given < self._options.probation_requests
+        if server.machine.state is Standing.EJECTED:
+            return False
+        if server.given < self._options.probation_requests:
+            return True
+        # With nobody else to do the work, to be careful would be to refuse it.
+        return not any(other.machine.state is Standing.HEALTHY for other in self._present)
 
     def placed(self, name: str) -> None:
         """It was given a session."""
@@ -176,8 +190,13 @@ class OutlierDetector:
         return ""
 
     @property
+    def _present(self) -> list[_Server]:
+        return [server for server in self._servers.values() if server.present]
+
+    @property
     def _most_ejected(self) -> int:
-        return min(int(len(self._servers) * self._options.max_share), len(self._servers) - 1)
+        present = len(self._present)
+        return max(0, min(int(present * self._options.max_share), present - 1))
 
     @staticmethod
     def _let_back(server: _Server) -> None:
@@ -186,7 +205,7 @@ class OutlierDetector:
 
     def _eject(self, name: str, reason: str, now: float) -> None:
         server = self._servers[name]
-        ejected = sum(s.machine.state is Standing.EJECTED for s in self._servers.values())
+        ejected = sum(s.machine.state is Standing.EJECTED for s in self._present)
         if ejected + 1 > self._most_ejected:
             if server.machine.state is Standing.PROBATION:
                 server.given = server.proved = 0  # it may try again: there is nobody to do its work

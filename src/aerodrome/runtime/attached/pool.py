@@ -25,11 +25,12 @@ from aerodrome._util.tasks import TaskOwner
 from aerodrome.errors import AerodromeError, Capacity, Draining, RuntimeUnavailable, StoreUnavailable
 from aerodrome.model import PlacementStrategy, RuntimeKey
 from aerodrome.placement.choose import Candidate, placement
-from aerodrome.placement.outliers import OutlierDetector, OutlierOptions, Standing
+from aerodrome.placement.outliers import OutlierOptions, Standing
 from aerodrome.runtime.attached.entry import AttachEntry, plan
 from aerodrome.runtime.attached.ports import AttachStore, Resolver, StoredServer
 from aerodrome.runtime.attached.runtime import AttachedOptions, AttachedRuntime
 from aerodrome.runtime.attached.server import AttachedServer
+from aerodrome.runtime.attached.standings import Standings
 from aerodrome.runtime.ports import MakeRoom, MoveSessions, Runtime
 from aerodrome.statestore.ports import SharedVolume
 
@@ -87,7 +88,7 @@ class AttachedPool:
         self._leaving: list[AttachedServer] = []
         self._runs: dict[AttachedServer, asyncio.Task[None]] = {}
         self._placement = placement(options.placement)
-        self._outliers = OutlierDetector(options.outliers)
+        self._standings = Standings(options.outliers, self._standing_changed)
         #: Held while it is changed or read whose servers are: a look that began before a change must not undo it.
         self._binding = asyncio.Lock()
         self._refreshing = asyncio.Lock()
@@ -184,28 +185,33 @@ class AttachedPool:
     def _with_room(
         self, key: RuntimeKey, session_id: str | None, user: str | None, *, alone: bool
     ) -> AttachedRuntime | None:
-        usable: dict[str, AttachedRuntime] = {}
+        usable: dict[str, AttachedServer] = {}
         candidates = []
         for server in self._connected(key):
             runtime = server.runtime
             assert runtime is not None
-            if runtime.lost.is_set() or session_id in runtime.letting_go or not self._outliers.admits(server.name):
+            if runtime.lost.is_set() or session_id in runtime.letting_go or not self._standings.admits(server):
                 continue
             if runtime.alone or (alone and runtime.reserved):
                 continue
-            usable[server.name] = runtime
+            usable[server.name] = server
             capacity = server.entry.max_sessions or self._options.max_sessions
             candidates.append(Candidate(server.name, runtime.reserved, capacity, server.entry.weight))
         chosen = self._placement.choose(candidates, user)
         if chosen is None:
             return None
-        self._outliers.placed(chosen)
-        return usable[chosen]
+        self._standings.placed(usable[chosen])
+        return usable[chosen].runtime
 
     def _nothing(self, key: RuntimeKey) -> AerodromeError:
         waited = self._options.capacity_timeout
-        if self._connected(key):
-            return Capacity(f"the attached servers are full, and stayed so for {waited:g} s", retry_after=waited)
+        if connected := self._connected(key):
+            ejected = [s for s in connected if self._standings.standing(s) is Standing.EJECTED]
+            besides = "; ".join(f"{s.name} is ejected for a while: {self._standings.reason(s)}" for s in ejected)
+            return Capacity(
+                f"the attached servers are full, and stayed so for {waited:g} s" + (f" ({besides})" if besides else ""),
+                retry_after=waited,
+            )
         reasons = [f"{s.name}: {s.reason or 'it is in use'}" for s in self._servers.values() if s.belongs_to(key)]
         return RuntimeUnavailable(f"no attached server can be used: {'; '.join(reasons) or 'there is none'}")
 
@@ -236,7 +242,7 @@ class AttachedPool:
         has_room = any(
             server.runtime is not None
             and server.runtime.reserved < (server.entry.max_sessions or self._options.max_sessions)
-            and self._outliers.standing(server.name) is not Standing.EJECTED
+            and self._standings.standing(server) is not Standing.EJECTED
             for server in self._connected(key)
         )
         return [] if has_room else own or free
@@ -258,6 +264,7 @@ class AttachedPool:
             return
         owner = await self._store.bind(server.name, server.entry.address, key)
         server.bind(owner)
+        self._standings.keep(self._servers.values())
         if owner == key:
             log.info("runtime.bound", server=server.name, key=str(key))
         self.notify()
@@ -328,7 +335,7 @@ class AttachedPool:
                 self._add(name, entry, bindings.get(name))
             elif (key := bindings.get(name)) is not None and self._servers[name].binding is None:
                 self._servers[name].bind(key)
-        self._outliers.keep(self._servers)
+        self._standings.keep(self._servers.values())
         self.notify()
 
     def _add(self, name: str, entry: AttachEntry, binding: RuntimeKey | None) -> None:
@@ -377,24 +384,23 @@ class AttachedPool:
     # --- ServerOwner ---
 
     def connected(self, server: AttachedServer) -> None:
+        self._standings.keep(self._servers.values())
         self.notify()
 
     def lost(self, server: AttachedServer, runtime: AttachedRuntime) -> None:
+        self._standings.keep(self._servers.values())
         if self.on_lost is not None:
             self.on_lost(runtime)
         self.notify()
 
     def observed(self, server: AttachedServer, answered: bool, seconds: float) -> None:
-        before = self._outliers.standing(server.name)
-        self._outliers.seen(server.name, good=answered, seconds=seconds, now=time.monotonic())
-        self._tell_standing(server.name, before)
+        self._standings.seen(server, good=answered, seconds=seconds, now=time.monotonic())
 
-    def _tell_standing(self, name: str, before: Standing) -> None:
-        now = self._outliers.standing(name)
-        if now is not before:
-            reason = self._outliers.reason(name) if now is Standing.EJECTED else None
-            log.warning("runtime.standing", server=name, standing=now.value, reason=reason)
-            self.notify()
+    def _standing_changed(self, server: AttachedServer) -> None:
+        now = self._standings.standing(server)
+        reason = self._standings.reason(server) if now is Standing.EJECTED else None
+        log.warning("runtime.standing", server=server.name, standing=now.value, reason=reason)
+        self.notify()
 
     # --- upkeep ---
 
@@ -410,14 +416,11 @@ class AttachedPool:
     async def _look_for_ever(self) -> None:
         while True:
             await asyncio.sleep(_LOOK)
-            before = {name: self._outliers.standing(name) for name in self._servers}
-            self._outliers.look(time.monotonic())
-            for name, standing in before.items():
-                self._tell_standing(name, standing)
+            self._standings.look(time.monotonic())
 
     def _row(self, server: AttachedServer) -> dict[str, Any]:
         runtime, key = server.runtime, server.binding
-        standing = self._outliers.standing(server.name)
+        standing = self._standings.standing(server)
         state = "draining" if server.draining else "failed" if runtime is None else "warm" if key is None else "claimed"
         if runtime is not None and not server.draining and standing is not Standing.HEALTHY:
             state = standing.value
@@ -430,5 +433,5 @@ class AttachedPool:
             "server": server.name,
             "address": server.entry.address,
             "weight": server.entry.weight,
-            "reason": server.reason or (self._outliers.reason(server.name) if state == standing.value else ""),
+            "reason": server.reason or (self._standings.reason(server) if state == standing.value else ""),
         }

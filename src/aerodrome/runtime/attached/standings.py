@@ -1,0 +1,84 @@
+"""How the servers of each key stand beside each other (`placement.outliers`).
+
+Servers compete for the sessions of one key, and are compared with the others of that key only: what another tenant's
+servers do says nothing of this one's, and another tenant's servers could not do its work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from aerodrome.model import RuntimeKey
+from aerodrome.placement.outliers import OutlierDetector, OutlierOptions, Standing
+from aerodrome.runtime.attached.server import AttachedServer
+
+
+class Standings:
+    """Args:
+    on_change: Called with a server whose standing is another one now.
+    """
+
+    def __init__(self, options: OutlierOptions, on_change: Callable[[AttachedServer], None]) -> None:
+        self._options = options
+        self._on_change = on_change
+        self._detectors: dict[RuntimeKey, OutlierDetector] = {}
+        self._servers: list[AttachedServer] = []
+
+    def keep(self, servers: Iterable[AttachedServer]) -> None:
+        """These are the servers there are. To be told whenever one comes, goes, is bound, connected or lost."""
+        self._servers = list(servers)
+        before = self._all()
+        groups: dict[RuntimeKey, list[AttachedServer]] = {}
+        for server in self._servers:
+            if server.binding is not None:
+                groups.setdefault(server.binding, []).append(server)
+        self._detectors = {key: self._detectors.get(key) or OutlierDetector(self._options) for key in groups}
+        for key, group in groups.items():
+            absent = {server.name for server in group if server.runtime is None}
+            self._detectors[key].keep((server.name for server in group), absent)
+        self._tell(before)
+
+    def standing(self, server: AttachedServer) -> Standing:
+        """One that is nobody's yet is healthy: it does nobody's work."""
+        detector = self._of(server)
+        return detector.standing(server.name) if detector is not None else Standing.HEALTHY
+
+    def reason(self, server: AttachedServer) -> str:
+        """Why it was last ejected; empty when it never was."""
+        detector = self._of(server)
+        return detector.reason(server.name) if detector is not None else ""
+
+    def admits(self, server: AttachedServer) -> bool:
+        """Whether it may get one more session now."""
+        detector = self._of(server)
+        return detector is None or detector.admits(server.name)
+
+    def placed(self, server: AttachedServer) -> None:
+        """It was given a session."""
+        if (detector := self._of(server)) is not None:
+            detector.placed(server.name)
+
+    def seen(self, server: AttachedServer, *, good: bool, seconds: float, now: float) -> None:
+        """A request was answered well after so many seconds, or was not."""
+        if (detector := self._of(server)) is not None:
+            before = self._all()
+            detector.seen(server.name, good=good, seconds=seconds, now=now)
+            self._tell(before)
+
+    def look(self, now: float) -> None:
+        """Judge what was seen since the last look."""
+        before = self._all()
+        for detector in self._detectors.values():
+            detector.look(now)
+        self._tell(before)
+
+    def _of(self, server: AttachedServer) -> OutlierDetector | None:
+        return self._detectors.get(server.binding) if server.binding is not None else None
+
+    def _all(self) -> dict[AttachedServer, Standing]:
+        return {server: self.standing(server) for server in self._servers}
+
+    def _tell(self, before: dict[AttachedServer, Standing]) -> None:
+        for server, standing in before.items():
+            if self.standing(server) is not standing:
+                self._on_change(server)
