@@ -14,7 +14,10 @@ from copilot import CopilotClient, PermissionHandler, RuntimeConnection
 
 from aerodrome.app.options import attach_entries, attach_tokens
 from aerodrome.demo.model import ModelServer
-from support.attached import Names, Servers, attached_host, attached_settings, of_acme
+from aerodrome.runtime.attached.entry import AttachEntry
+from aerodrome.runtime.attached.runtime import AttachedOptions, AttachedRuntime
+from aerodrome.runtime.link import RemoteError
+from support.attached import TOKEN, Names, Servers, attached_host, attached_settings, of_acme
 from support.cli import processes_at_home
 from support.host import Host, until
 
@@ -117,6 +120,57 @@ async def test_a_server_that_hangs_is_left_and_comes_back_when_it_answers(
         # It was not handed the prompt, which it would have answered now, into the same file.
         await alice.say("s1", "three")
         assert [content for role, content in await alice.history("s1") if role == "user"] == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("native", [False, True])
+async def test_a_server_that_refuses_every_session_is_found_out(
+    tmp_path: Path, volume: Path, servers: Servers, model: ModelServer, native: bool
+) -> None:
+    three = [await servers.start() for _ in range(3)]
+    async with attached_host(tmp_path / "d", model, volume, [of_acme(server) for server in three]) as acme:
+        await connected(acme, 3)
+        alice = await acme.user()
+        await alice.open("first")
+        await alice.say("first", "hello")  # all are bound, and what is bound is not looked at again
+        broken = next(server for server in three if server.address not in where(acme).values())
+        broken.lose_files()
+        connection = RuntimeConnection.for_uri(acme.gateway_address, connection_token=await acme.key())
+        async with CopilotClient(connection=connection, mode="empty") as client:
+            for number in range(12):
+                if native:
+                    approve = PermissionHandler.approve_all
+                    await client.create_session(
+                        session_id=f"s{number}", model="gpt-4.1", available_tools=[], on_permission_request=approve
+                    )
+                else:
+                    await alice.open(f"s{number}")
+                    assert (await alice.say(f"s{number}", "hello"))["turn"]["status"] == "completed"
+        assert len(where(acme)) == 13
+        assert broken.address not in where(acme).values()
+        row = rows(acme)[broken.address]
+        assert row["state"] == "ejected"
+        assert "5 sessions in a row refused that others took" in row["reason"]
+
+
+async def test_a_refusal_does_not_tell_whose_fault_it_is(servers: Servers) -> None:
+    server = await servers.start()
+    entry = AttachEntry("127.0.0.1", server.port, token=TOKEN)
+    runtime = AttachedRuntime(("127.0.0.1", server.port), entry, AttachedOptions(), lambda *_: None)
+    await runtime.open()
+    try:
+        refused = [await refusal(runtime, sessionId="a/b"), await refusal(runtime, model=7)]
+        server.lose_files()
+        refused.append(await refusal(runtime))
+        assert {error.code for error in refused} == {-32603}
+        assert "Not a directory" in refused[2].message
+    finally:
+        await runtime.aclose()
+
+
+async def refusal(runtime: AttachedRuntime, **params: Any) -> RemoteError:
+    with pytest.raises(RemoteError) as caught:
+        await runtime.control.request("session.create", {"sessionId": "s1", "workingDirectory": "/tmp", **params})
+    return caught.value
 
 
 # Who is served

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from aerodrome.placement.outliers import OutlierDetector, OutlierOptions, Standing
+from aerodrome.placement.outliers import Kind, OutlierDetector, OutlierOptions, Standing
 
 OPTIONS = OutlierOptions(consecutive_failures=3, min_requests=4, ejection=10.0, max_ejection=60.0)
 
@@ -107,6 +107,50 @@ def test_one_failure_on_probation_ejects_anew_and_for_longer_up_to_a_limit() -> 
     assert served == [10.0, 20.0, 40.0, 60.0, 60.0]
 
 
+def load(found: OutlierDetector, name: str, *, good: bool, now: float = 0.0) -> None:
+    found.seen(name, good=good, seconds=0.0, now=now, kind=Kind.LOAD)
+
+
+def test_one_that_answers_and_loads_nothing_is_ejected_until_it_loads_again() -> None:
+    found = detector()
+    for _ in range(3):
+        assert found.standing("s1") is Standing.HEALTHY
+        load(found, "s1", good=False)
+        answer(found, "s1")
+    assert found.standing("s1") is Standing.EJECTED
+    assert "refused" in found.reason("s1")
+    found.look(10.0)
+    answer(found, "s1", times=20)
+    assert found.standing("s1") is Standing.PROBATION, "it never was its answers"
+    for _ in range(OPTIONS.probation_requests):
+        load(found, "s1", good=True, now=10.0)
+    assert found.standing("s1") is Standing.HEALTHY
+
+
+def test_one_that_refuses_more_often_than_the_others_is_ejected() -> None:
+    found = detector()
+    for _ in range(10):
+        for number in range(4):
+            load(found, f"s{number}", good=True)
+        load(found, "s0", good=False)
+    found.look(0.0)
+    assert found.standing("s0") is Standing.EJECTED
+    assert "it took 50% of its sessions, the others 100%" in found.reason("s0")
+
+
+def test_on_probation_it_is_tried_again_when_nothing_came_of_what_it_was_given() -> None:
+    found = detector()
+    for _ in range(3):
+        load(found, "s1", good=False)
+    found.look(10.0)
+    for _ in range(OPTIONS.probation_requests):
+        found.placed("s1")
+    found.look(19.9)
+    assert not found.admits("s1")
+    found.look(20.0)
+    assert found.admits("s1")
+
+
 def test_time_in_health_makes_up_for_earlier_ejections() -> None:
     found = detector()
     answer(found, "s1", good=False, times=3)
@@ -177,10 +221,16 @@ class Detector(RuleBasedStateMachine):
         self.found.keep(names, names[:away])
         self.names = names[away:]
 
-    @rule(number=st.integers(0, 5), good=st.booleans(), seconds=st.sampled_from([0.01, 3.0]), times=st.integers(1, 8))
-    def seen(self, number: int, good: bool, seconds: float, times: int) -> None:
+    @rule(
+        number=st.integers(0, 5),
+        good=st.booleans(),
+        seconds=st.sampled_from([0.01, 3.0]),
+        times=st.integers(1, 8),
+        kind=st.sampled_from(Kind),
+    )
+    def seen(self, number: int, good: bool, seconds: float, times: int, kind: Kind) -> None:
         for _ in range(times):
-            self.found.seen(f"s{number}", good=good, seconds=seconds, now=self.now)
+            self.found.seen(f"s{number}", good=good, seconds=seconds, now=self.now, kind=kind)
 
     @rule(number=st.integers(0, 5))
     def placed(self, number: int) -> None:

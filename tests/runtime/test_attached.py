@@ -395,6 +395,58 @@ async def test_an_ejected_server_comes_back_when_the_others_are_lost() -> None:
         await two.start()
 
 
+async def test_one_that_refuses_every_session_is_passed_over_by_the_retry_and_then_ejected() -> None:
+    options = OutlierOptions(consecutive_failures=5, ejection=3600.0)
+    async with pool_of(FakeServer(), FakeServer(), FakeServer(), tenant="acme", outliers=options) as pool:
+        bad = (await pool.reserve(ACME, "s0")).id
+        for runtime in pool.runtimes:
+            runtime.reserved = 0
+        refusals = 0
+        for number in range(40):
+            runtime = await pool.reserve(ACME, f"s{number}")
+            if runtime.id == bad:
+                refusals += 1
+                runtime.note_load(f"s{number}", taken=False)
+                pool.release(runtime)
+                runtime = await pool.reserve(ACME, f"s{number}")
+                assert runtime.id != bad, "the retry comes to another one"
+            runtime.note_load(f"s{number}", taken=True)
+        assert refusals == 5
+        (row,) = [row for row in pool.describe() if row["state"] == "ejected"]
+        assert (row["id"], row["reason"]) == (bad, "5 sessions in a row refused that others took")
+
+
+async def test_what_every_server_refuses_is_held_against_none() -> None:
+    options = OutlierOptions(consecutive_failures=2, ejection=3600.0)
+    async with pool_of(FakeServer(), FakeServer(), FakeServer(), tenant="acme", outliers=options) as pool:
+        for number in range(10):
+            asked = set()
+            for _ in range(4):
+                runtime = await pool.reserve(ACME, f"s{number}")
+                asked.add(runtime.id)
+                runtime.note_load(f"s{number}", taken=False)
+                pool.release(runtime)
+            assert len(asked) == 3
+        assert {row["state"] for row in pool.describe()} == {"claimed"}
+
+
+async def test_who_has_refused_is_asked_again_when_the_others_are_full() -> None:
+    async with pool_of(FakeServer(), FakeServer(), tenant="acme", max_sessions=1) as pool:
+        asked: list[RuntimeKey | None] = []
+
+        async def make_room(key: RuntimeKey | None) -> bool:
+            asked.append(key)
+            return False
+
+        pool.make_room = make_room
+        await pool.reserve(ACME)
+        runtime = await pool.reserve(ACME, "s1")
+        runtime.note_load("s1", taken=False)
+        pool.release(runtime)
+        assert (await pool.reserve(ACME, "s1")) is runtime
+        assert asked == [ACME]
+
+
 async def test_who_waits_in_vain_is_told_of_ejected_servers() -> None:
     options = OutlierOptions(consecutive_failures=2, ejection=3600.0)
     async with pool_of(

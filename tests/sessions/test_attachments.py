@@ -10,6 +10,14 @@ from aerodrome.errors import AerodromeError, Refused, RuntimeUnavailable
 from aerodrome.sessions.attachments import Attachment, Attachments
 
 
+class Ours:
+    foreign = False
+
+
+class Theirs:
+    foreign = True
+
+
 class RefusedOne:
     """Was attached before, and the runtime refuses to have it again."""
 
@@ -18,8 +26,10 @@ class RefusedOne:
 
     def __init__(self) -> None:
         self.finished: list[AerodromeError] = []
+        self.asked = 0
 
     async def open(self, runtime: Any, *, resume: bool) -> None:
+        self.asked += 1
         raise Refused("session resume failed: this activation of the session is closed for writing")
 
     def finish(self, error: AerodromeError) -> None:
@@ -47,6 +57,17 @@ async def test_a_client_stays_when_the_activation_is_lost_while_the_session_is_l
 
 async def test_a_client_whose_demands_are_refused_leaves_the_others_their_session() -> None:
     attachments, one = attached()
-    assert await attachments.open_first(cast("Any", None), resume=True, lost=lambda: False) is None
+    assert await attachments.open_first(cast("Any", Ours), resume=True, lost=lambda: False) is None
     assert one not in attachments
     assert len(one.finished) == 1
+
+
+async def test_what_one_server_of_somebody_else_refuses_another_one_may_take() -> None:
+    attachments, one = attached()
+    with pytest.raises(Refused):
+        await attachments.open_first(cast("Any", Theirs), resume=True, lost=lambda: False)
+    assert one in attachments
+    assert one.finished == []
+    # Two have refused it: it is not the server.
+    assert await attachments.open_first(cast("Any", Theirs), resume=True, lost=lambda: False) is None
+    assert (one.asked, len(one.finished)) == (2, 1)

@@ -26,9 +26,10 @@ TOKEN = "the-token-of-others"
 class Server:
     """A running one."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, state: Path) -> None:
         self.process = process
         self.port = port
+        self._state = state
 
     @property
     def address(self) -> str:
@@ -42,6 +43,11 @@ class Server:
         """With -9."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(30)
+
+    def lose_files(self) -> None:
+        """It lives, and can load no session any more."""
+        self._state.unlink()
+        self._state.write_text("no directory")
 
     def suspend(self) -> None:
         psutil.Process(self.process.pid).suspend()
@@ -96,7 +102,7 @@ class Servers:
             [str(self._cli), *arguments], env=environment, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         listening = await asyncio.wait_for(asyncio.to_thread(_port, process), 60)
-        server = Server(process, listening)
+        server = Server(process, listening, copilot / "session-state")
         self._started.append(server)
         return server
 

@@ -167,6 +167,8 @@ class ScriptedRuntime:
         self.on_lost: Callable[[ScriptedRuntime], None] | None = None
         #: Answers every prompt by itself.
         self.auto = False
+        #: Sessions that it was asked to load, and whether it did.
+        self.loads: list[tuple[str, bool]] = []
         self.calls: list[tuple[str, dict[str, Any]]] = []
         #: Sessions that were ever unloaded in mid-turn or found loaded at a resume: neither may happen unnoticed.
         self.attached_twice: list[str] = []
@@ -225,6 +227,9 @@ class ScriptedRuntime:
         self.held.discard(method)
         self._released.set()
         self._released = asyncio.Event()
+
+    def note_load(self, session_id: str, *, taken: bool) -> None:
+        self.loads.append((session_id, taken))
 
     def asked(self, method: str) -> int:
         return sum(name == method for name, _ in self.calls)

@@ -2,13 +2,15 @@
 
 Each server is `healthy`, `ejected` or on `probation`:
 
-- A healthy one is ejected after so many failures in a row; or when, since the last look, it has answered well less
-  often than the others by a margin, or slower than the median of the others by a factor. Comparison with the others is
+- A healthy one is ejected after so many failures in a row; or when, since the last look, it has done well less often
+  than the others by a margin, or answered slower than their median by a factor. Comparison with the others is
   the point: when all are slow, the model or the network is, and nobody is to be ejected for it.
+- Whether it answers and whether it loads sessions is counted apart: a server with a full disk answers every ping.
 - Never more than a share of the servers that can be used at all is ejected, and never the last of these. A detector is
   for servers that do the same work for the same people, and can do that of each other.
 - An ejection lasts twice as long as the one before, up to a limit; time in health makes up for earlier ones.
-- Then it is on probation: it gets a few requests. If they go well it is healthy again; one that fails ejects it anew.
+- Then it is on probation: it gets a few sessions. If it does well what it was ejected for it is healthy again; one
+  failure ejects it anew.
 """
 
 from __future__ import annotations
@@ -51,6 +53,15 @@ class Standing(StrEnum):
     PROBATION = "probation"
 
 
+class Kind(StrEnum):
+    """What a server was asked."""
+
+    #: Something that takes no time.
+    ANSWER = "answer"
+    #: To load a session.
+    LOAD = "load"
+
+
 class Stimulus(StrEnum):
     OUTLIER = "outlier"
     TIME_SERVED = "time served"
@@ -65,27 +76,48 @@ TRANSITIONS: dict[tuple[Standing, Stimulus], Standing] = {
 }
 
 
+#: What so many failures in a row, and these shares of good ones, are told as.
+_IN_A_ROW = {Kind.ANSWER: "{} failures in a row", Kind.LOAD: "{} sessions in a row refused that others took"}
+_RATE = {
+    Kind.ANSWER: "{:.0%} of its answers were good, {:.0%} of the others'",
+    Kind.LOAD: "it took {:.0%} of its sessions, the others {:.0%}",
+}
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Of one kind of requests."""
+
+    #: Since the last look.
+    good: int = 0
+    bad: int = 0
+    failures_in_a_row: int = 0
+
+    @property
+    def requests(self) -> int:
+        return self.good + self.bad
+
+    @property
+    def rate(self) -> float:
+        return self.good / self.requests
+
+
 @dataclass(slots=True)
 class _Server:
     machine: Machine[Standing, Stimulus] = field(default_factory=lambda: Machine(Standing.HEALTHY, TRANSITIONS))
     #: Whether it can be used, apart from its standing.
     present: bool = True
-    failures_in_a_row: int = 0
+    tallies: dict[Kind, _Tally] = field(default_factory=lambda: {kind: _Tally() for kind in Kind})
     #: Since the last look.
-    good: int = 0
-    bad: int = 0
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_MEASURED))
     #: How often it was ejected, less what it has made up for.
     ejections: int = 0
     until: float = 0.0
-    #: On probation: requests that were handed to it, and that went well.
+    #: On probation: sessions that were handed to it, and requests that went well.
     given: int = 0
     proved: int = 0
+    ejected_for: Kind = Kind.ANSWER
     reason: str = ""
-
-    @property
-    def requests(self) -> int:
-        return self.good + self.bad
 
 
 class OutlierDetector:
@@ -135,54 +167,75 @@ class OutlierDetector:
         if (server := self._servers.get(name)) is not None:
             server.given += 1
 
-    def seen(self, name: str, *, good: bool, seconds: float, now: float) -> None:
-        """A request was answered well after so many seconds, or was not."""
+    def seen(self, name: str, *, good: bool, seconds: float, now: float, kind: Kind = Kind.ANSWER) -> None:
+        """A request went well after so many seconds, or did not.
+
+        Args:
+            seconds: Of an answer; how long it takes to load a session says more about the session.
+        """
         server = self._servers.get(name)
         if server is None or server.machine.state is Standing.EJECTED:
             return
+        tally, on_probation = server.tallies[kind], server.machine.state is Standing.PROBATION
         if good:
-            server.good += 1
-            server.failures_in_a_row = 0
-            server.latencies.append(seconds)
-            server.proved += 1
-            if server.machine.state is Standing.PROBATION and server.proved >= self._options.probation_requests:
+            tally.good += 1
+            tally.failures_in_a_row = 0
+            if kind is Kind.ANSWER:
+                server.latencies.append(seconds)
+            server.proved += kind is server.ejected_for
+            if on_probation and server.proved >= self._options.probation_requests:
                 server.machine.apply(Stimulus.PROVED)
             return
-        server.bad += 1
-        server.failures_in_a_row += 1
-        on_probation = server.machine.state is Standing.PROBATION
-        if on_probation or server.failures_in_a_row >= self._options.consecutive_failures:
-            again = "failed on probation" if on_probation else f"{server.failures_in_a_row} failures in a row"
-            self._eject(name, again, now)
+        tally.bad += 1
+        tally.failures_in_a_row += 1
+        if on_probation or tally.failures_in_a_row >= self._options.consecutive_failures:
+            again = "failed on probation" if on_probation else _IN_A_ROW[kind].format(tally.failures_in_a_row)
+            self._eject(name, again, now, kind)
 
     def look(self, now: float) -> None:
         """Judge what was seen since the last look, and let those on probation whose time is over."""
         for server in self._servers.values():
-            if server.machine.state is Standing.EJECTED and now >= server.until:
+            if now < server.until:
+                continue
+            if server.machine.state is Standing.EJECTED:
                 self._let_back(server)
+            elif server.machine.state is not Standing.PROBATION or server.given < self._options.probation_requests:
+                continue
+            else:
+                server.given = 0  # of what it was given nothing has come, neither good nor bad
+            server.until = now + self._options.ejection
         healthy = {n: s for n, s in self._servers.items() if s.machine.state is Standing.HEALTHY}
-        judged = {n: s for n, s in healthy.items() if s.requests >= self._options.min_requests}
         # All are judged by what was seen before any of them is ejected.
-        found = {name: verdict for name in judged if (verdict := self._verdict(name, judged))}
-        for name, server in judged.items():
+        found: dict[str, tuple[str, Kind]] = {}
+        done: set[str] = set()
+        for kind in Kind:
+            judged = {n: s for n, s in healthy.items() if s.tallies[kind].requests >= self._options.min_requests}
+            for name in judged:
+                if name not in found and (verdict := self._verdict(name, judged, kind)):
+                    found[name] = verdict, kind
+            done |= judged.keys()
+        for name in sorted(done):
+            server = healthy[name]
             if name in found:
-                self._eject(name, found[name], now)
+                self._eject(name, found[name][0], now, found[name][1])
             else:
                 server.ejections = max(0, server.ejections - 1)
-            server.good = server.bad = 0
+            for tally in server.tallies.values():
+                if tally.requests >= self._options.min_requests:
+                    tally.good = tally.bad = 0
             server.latencies.clear()
 
-    def _verdict(self, name: str, judged: dict[str, _Server]) -> str:
+    def _verdict(self, name: str, judged: dict[str, _Server], kind: Kind) -> str:
         """Why it is an outlier; empty when it is none."""
         options, server = self._options, judged[name]
         others = [other for other in judged if other != name]
         if not others:
             return ""
-        rate, usual = server.good / server.requests, median(judged[o].good / judged[o].requests for o in others)
+        rate, usual = server.tallies[kind].rate, median(judged[o].tallies[kind].rate for o in others)
         if rate < usual - options.success_margin:
-            return f"{rate:.0%} of its answers were good, {usual:.0%} of the others'"
+            return _RATE[kind].format(rate, usual)
         measured = [median(judged[o].latencies) for o in others if judged[o].latencies]
-        if not server.latencies or not measured:
+        if kind is Kind.LOAD or not server.latencies or not measured:
             return ""
         own, theirs = median(server.latencies), median(measured)
         if own > options.latency_factor * theirs and own - theirs > options.latency_floor:
@@ -201,9 +254,11 @@ class OutlierDetector:
     @staticmethod
     def _let_back(server: _Server) -> None:
         server.machine.apply(Stimulus.TIME_SERVED)
-        server.given = server.proved = server.failures_in_a_row = 0
+        server.given = server.proved = 0
+        for tally in server.tallies.values():
+            tally.failures_in_a_row = 0
 
-    def _eject(self, name: str, reason: str, now: float) -> None:
+    def _eject(self, name: str, reason: str, now: float, kind: Kind) -> None:
         server = self._servers[name]
         ejected = sum(s.machine.state is Standing.EJECTED for s in self._present)
         if ejected + 1 > self._most_ejected:
@@ -211,10 +266,10 @@ class OutlierDetector:
                 server.given = server.proved = 0  # it may try again: there is nobody to do its work
             return
         server.machine.apply(Stimulus.OUTLIER)
-        server.reason = reason
+        server.reason, server.ejected_for = reason, kind
         server.ejections += 1
         server.until = now + min(
             self._options.max_ejection, self._options.ejection * 2.0 ** min(server.ejections - 1, 32)
         )
-        server.failures_in_a_row = server.good = server.bad = 0
+        server.tallies = {each: _Tally() for each in Kind}
         server.latencies.clear()

@@ -190,6 +190,10 @@ class Runtime(Protocol):
         """Whether it answers, so that a prompt may be handed to it; it is lost if not."""
         ...
 
+    def note_load(self, session_id: str, *, taken: bool) -> None:
+        """It was asked to load the session, and has done so, or has refused."""
+        ...
+
     async def let_go(self, session_id: str) -> bool:
         """Have it unload a session. ``False``: it refuses, or has not done it in time."""
         ...

@@ -89,6 +89,9 @@ class ServingRuntime:
         with it: nothing need be asked."""
         return not self.lost.is_set()
 
+    def note_load(self, session_id: str, *, taken: bool) -> None:
+        """All processes of our own are alike, and are tried before they get a session: nothing follows from it."""
+
     async def let_go(self, session_id: str) -> bool:
         """Have it unload a session. ``False``: it refuses, or has not done it in time; in the latter case it is still
         expected to, and the session is in `letting_go` until then."""

@@ -49,6 +49,9 @@ class Loss:
 class ActivationRefused(RuntimeUnavailable):
     """The runtime could not load the session: it went away, or it refused."""
 
+    #: Servers of somebody else are not alike, and another one may take what this one has refused.
+    elsewhere = False
+
 
 class Activation:
     """Implements `runtime.control.SessionBinding`."""
@@ -136,10 +139,16 @@ class Activation:
                 await self.attach_last()
             if self.lost.done():
                 raise self.lost.result().error or ActivationRefused(self.lost.result().reason)
+            self.runtime.note_load(self.key.id, taken=True)
         except RuntimeUnavailable as error:
+            refused = ActivationRefused(error.detail)
+            # There are refusals that are not the runtime's, such as of a client that has gone.
+            if not self.lost.done() and isinstance(error, Refused) and isinstance(error.__cause__, RemoteError):
+                self.runtime.note_load(self.key.id, taken=False)
+                refused.elsewhere = self.runtime.foreign
             self.discard(error.detail)
             await self._undo(attachments)
-            raise ActivationRefused(error.detail) from error
+            raise refused from error
         except BaseException as error:
             self.discard(f"its opening ended with {type(error).__name__}")
             await self._undo(attachments)

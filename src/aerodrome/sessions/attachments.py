@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import structlog
 
@@ -118,6 +119,8 @@ class Attachments:
 
     def __init__(self) -> None:
         self._all: list[Attachment] = []
+        #: Those that a server of somebody else has refused: that may be the server's fault, and the next one says.
+        self._doubted: WeakSet[Attachment] = WeakSet()
         #: What clients are being asked at this moment.
         self._asking = 0
 
@@ -174,11 +177,15 @@ class Attachments:
                 raise RuntimeUnavailable("the activation was lost while the session was loaded") from error
             if not replay:
                 raise
+            if runtime.foreign and attachment not in self._doubted:
+                self._doubted.add(attachment)
+                raise
             # What it was attached with is not accepted any more. Others shall not be without their session for it.
             log.warning("attachment.refused", reason=error.detail)
             self.remove(attachment)
             attachment.finish(error)
             return False
+        self._doubted.discard(attachment)
         return True
 
     async def ask(self, method: str, params: Mapping[str, Any]) -> Any:

@@ -178,13 +178,16 @@ class Residency:
     async def _attach_and_wake(self, attachment: Attachment, known: bool) -> None:
         # First: nobody can join with its tools a session that was resumed for others but did not exist before.
         self.attachments.add(attachment, first=True)
+        replay = attachment.is_replay
         try:
             try:
                 await self._awake()
             except ActivationRefused as error:
-                if isinstance(error.__cause__, Refused):
+                # One that asked anew has what it had before again, and that is not what it waits for.
+                as_asked = attachment.is_replay == replay
+                if isinstance(error.__cause__, Refused) and not (error.elsewhere and as_asked):
                     raise
-                await self._awake()  # the runtime went while it loaded the session
+                await self._awake()  # the runtime went while it loaded the session, or another one may take it
         except BaseException:
             self._leave(attachment, known)
             raise

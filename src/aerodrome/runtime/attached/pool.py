@@ -17,6 +17,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import structlog
@@ -154,7 +155,12 @@ class AttachedPool:
             # Taken before we look, so that a change between the look and the wait is not missed.
             changed = self._changed
             await self._bind_for(key)
-            if (runtime := self._with_room(key, session_id, user, alone=alone)) is not None:
+            refused = self._standings.refused(key, session_id, time.monotonic())
+            runtime = self._with_room(key, session_id, user, refused, alone=alone)
+            if runtime is None and refused and (asked is not None or self.make_room is None):
+                # No room was to be made elsewhere: better asked again than not at all.
+                runtime = self._with_room(key, session_id, user, alone=alone)
+            if runtime is not None:
                 runtime.reserved += 1
                 runtime.alone = alone
                 return runtime
@@ -183,8 +189,19 @@ class AttachedPool:
         return [s for s in self._servers.values() if s.binding == key and s.runtime is not None]
 
     def _with_room(
-        self, key: RuntimeKey, session_id: str | None, user: str | None, *, alone: bool
+        self,
+        key: RuntimeKey,
+        session_id: str | None,
+        user: str | None,
+        besides: Collection[str] = (),
+        *,
+        alone: bool,
     ) -> AttachedRuntime | None:
+        """A server that has room.
+
+        Args:
+            besides: Names of those that are passed over, unless there are no others.
+        """
         usable: dict[str, AttachedServer] = {}
         candidates = []
         for server in self._connected(key):
@@ -197,7 +214,8 @@ class AttachedPool:
             usable[server.name] = server
             capacity = server.entry.max_sessions or self._options.max_sessions
             candidates.append(Candidate(server.name, runtime.reserved, capacity, server.entry.weight))
-        chosen = self._placement.choose(candidates, user)
+        others = [candidate for candidate in candidates if candidate.id not in besides]
+        chosen = self._placement.choose(others or candidates, user)
         if chosen is None:
             return None
         self._standings.placed(usable[chosen])
@@ -384,6 +402,8 @@ class AttachedPool:
     # --- ServerOwner ---
 
     def connected(self, server: AttachedServer) -> None:
+        assert server.runtime is not None
+        server.runtime.on_load = partial(self._loaded, server)
         self._standings.keep(self._servers.values())
         self.notify()
 
@@ -394,7 +414,10 @@ class AttachedPool:
         self.notify()
 
     def observed(self, server: AttachedServer, answered: bool, seconds: float) -> None:
-        self._standings.seen(server, good=answered, seconds=seconds, now=time.monotonic())
+        self._standings.answered(server, good=answered, seconds=seconds, now=time.monotonic())
+
+    def _loaded(self, server: AttachedServer, session_id: str, taken: bool) -> None:
+        self._standings.loaded(server, session_id, taken=taken, now=time.monotonic())
 
     def _standing_changed(self, server: AttachedServer) -> None:
         now = self._standings.standing(server)

@@ -69,6 +69,8 @@ class AttachedRuntime(ServingRuntime):
         self._options = options
         self._observe = observe
         self._retiring = False
+        #: Told of each session that it has loaded (true) or has refused to load.
+        self.on_load: Callable[[str, bool], None] | None = None
         self._connections: WeakSet[Cuttable] = WeakSet()
 
     @property
@@ -134,6 +136,10 @@ class AttachedRuntime(ServingRuntime):
     async def answers(self, unanswered: str) -> bool:
         self._observe(False, 0.0)
         return await super().answers(unanswered)
+
+    def note_load(self, session_id: str, *, taken: bool) -> None:
+        if self.on_load is not None:
+            self.on_load(session_id, taken)
 
     async def takes_prompts(self) -> bool:
         """It is asked first: the kernel of a server that hangs takes what it is sent, and the server reads that when it

@@ -9,8 +9,37 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from aerodrome.model import RuntimeKey
-from aerodrome.placement.outliers import OutlierDetector, OutlierOptions, Standing
+from aerodrome.placement.outliers import Kind, OutlierDetector, OutlierOptions, Standing
 from aerodrome.runtime.attached.server import AttachedServer
+
+#: Seconds for which it is remembered who has refused a session, and of how many sessions.
+_REMEMBERED = 60.0
+_MOST = 1000
+
+_Session = tuple[RuntimeKey, str]
+
+
+class _Refusals:
+    """Who has refused which session lately."""
+
+    def __init__(self) -> None:
+        #: The latest at the end: until when, and by whom.
+        self._by: dict[_Session, tuple[float, frozenset[str]]] = {}
+
+    def of(self, session: _Session, now: float) -> frozenset[str]:
+        until, names = self._by.get(session, (0.0, frozenset[str]()))
+        return names if now < until else frozenset()
+
+    def add(self, session: _Session, name: str, now: float) -> None:
+        names = self.pop(session, now) | {name}
+        self._by[session] = now + _REMEMBERED, names
+        if len(self._by) > _MOST:
+            del self._by[next(iter(self._by))]
+
+    def pop(self, session: _Session, now: float) -> frozenset[str]:
+        names = self.of(session, now)
+        self._by.pop(session, None)
+        return names
 
 
 class Standings:
@@ -23,6 +52,7 @@ class Standings:
         self._on_change = on_change
         self._detectors: dict[RuntimeKey, OutlierDetector] = {}
         self._servers: list[AttachedServer] = []
+        self._refusals = _Refusals()
 
     def keep(self, servers: Iterable[AttachedServer]) -> None:
         """These are the servers there are. To be told whenever one comes, goes, is bound, connected or lost."""
@@ -58,11 +88,34 @@ class Standings:
         if (detector := self._of(server)) is not None:
             detector.placed(server.name)
 
-    def seen(self, server: AttachedServer, *, good: bool, seconds: float, now: float) -> None:
-        """A request was answered well after so many seconds, or was not."""
+    def answered(self, server: AttachedServer, *, good: bool, seconds: float, now: float) -> None:
+        """A request was answered after so many seconds, or was not."""
+        self._seen(server, Kind.ANSWER, good, seconds, now)
+
+    def loaded(self, server: AttachedServer, session_id: str, *, taken: bool, now: float) -> None:
+        """The server has loaded a session, or has refused to.
+
+        What it says with that does not tell whose fault it is (docs/facts.md, "Sessions and connections"). So a refusal
+        counts once another server has taken the session; what all refuse is wrong with the session or its opener.
+        """
+        if (key := server.binding) is None:
+            return
+        if not taken:
+            self._refusals.add((key, session_id), server.name, now)
+            return
+        refusers = self._refusals.pop((key, session_id), now) - {server.name}
+        for other in [each for each in self._servers if each.name in refusers and each.binding == key]:
+            self._seen(other, Kind.LOAD, False, 0.0, now)
+        self._seen(server, Kind.LOAD, True, 0.0, now)
+
+    def refused(self, key: RuntimeKey, session_id: str | None, now: float) -> frozenset[str]:
+        """Names of the servers that have just refused the session."""
+        return self._refusals.of((key, session_id), now) if session_id is not None else frozenset()
+
+    def _seen(self, server: AttachedServer, kind: Kind, good: bool, seconds: float, now: float) -> None:
         if (detector := self._of(server)) is not None:
             before = self._all()
-            detector.seen(server.name, good=good, seconds=seconds, now=now)
+            detector.seen(server.name, good=good, seconds=seconds, now=now, kind=kind)
             self._tell(before)
 
     def look(self, now: float) -> None:
