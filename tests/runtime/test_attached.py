@@ -12,14 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aerodrome.errors import Capacity, Invalid, RuntimeUnavailable
+from aerodrome._util.clock import ManualClock
+from aerodrome.coordination.backends.memory import MemoryCoordination
+from aerodrome.errors import Capacity, Conflict, Invalid, RuntimeUnavailable
 from aerodrome.model import PlacementStrategy, RuntimeKey
 from aerodrome.placement.outliers import OutlierOptions
 from aerodrome.runtime.attached import server as server_module
-from aerodrome.runtime.attached.admin import normal_address
+from aerodrome.runtime.attached.admin import AttachAdmin, normal_address
 from aerodrome.runtime.attached.backends.memory import MemoryAttachStore
 from aerodrome.runtime.attached.entry import AttachEntry, plan
 from aerodrome.runtime.attached.pool import AttachedPool, AttachedPoolOptions
+from aerodrome.runtime.attached.ports import StoredServer
 from aerodrome.runtime.attached.runtime import AttachedOptions, AttachedRuntime
 from aerodrome.runtime.release import PINNED
 from support.peer import Peer
@@ -33,16 +36,34 @@ ACME, GLOBEX, ALICE = RuntimeKey("acme", None), RuntimeKey("globex", None), Runt
 
 def test_each_address_of_a_name_is_a_server() -> None:
     entry = AttachEntry("fleet", 4321)
-    found = plan([entry, AttachEntry("other", 1)], {"fleet": ["10.0.0.1", "fd00::1"], "other": []})
+    found = plan([entry, AttachEntry("other", 1)], {"fleet": ["10.0.0.1", "fd00::1"], "other": []}, {})
     assert found.servers == {"10.0.0.1:4321": entry, "[fd00::1]:4321": entry}
-    assert found.conflicts == {}
+    assert found.unused == {}
 
 
-def test_an_endpoint_of_two_entries_is_the_firsts() -> None:
-    ours, theirs = AttachEntry("a", 1, tenant="acme"), AttachEntry("b", 1, tenant="globex")
-    found = plan([ours, theirs], {"a": ["10.0.0.1"], "b": ["10.0.0.1"]})
-    assert found.servers == {"10.0.0.1:1": ours}
-    assert found.conflicts == {"10.0.0.1:1": theirs}
+OURS = AttachEntry("a", 1, tenant="acme", attached_at=2.0)
+THEIRS = AttachEntry("b", 1, tenant="globex", attached_at=1.0)
+OF_SETTINGS = AttachEntry("c", 1)
+SAME = {"a": ["10.0.0.1"], "b": ["10.0.0.1"], "c": ["10.0.0.1"]}
+
+
+@pytest.mark.parametrize(
+    ("entries", "owner", "used", "unused"),
+    [
+        ([OURS, THEIRS], None, THEIRS, (OURS,)),  # it was there first
+        ([OURS, THEIRS, OF_SETTINGS], None, OF_SETTINGS, (THEIRS, OURS)),
+        ([OURS, THEIRS], "acme", OURS, (THEIRS,)),
+        ([OURS, THEIRS, OF_SETTINGS], "acme", OF_SETTINGS, (OURS, THEIRS)),
+        ([OURS, THEIRS], "initech", THEIRS, (OURS,)),
+    ],
+)
+def test_an_endpoint_of_several_entries_is_whose_it_is_or_the_firsts(
+    entries: list[AttachEntry], owner: str | None, used: AttachEntry, unused: tuple[AttachEntry, ...]
+) -> None:
+    bindings = {"10.0.0.1:1": RuntimeKey(owner, None)} if owner is not None else {}
+    found = plan(entries, SAME, bindings)
+    assert found.servers == {"10.0.0.1:1": used}
+    assert found.unused == {"10.0.0.1:1": unused}
 
 
 @given(
@@ -51,7 +72,7 @@ def test_an_endpoint_of_two_entries_is_the_firsts() -> None:
 )
 def test_no_endpoint_is_two_servers_and_none_is_forgotten(names: list[str], addresses: dict[str, list[str]]) -> None:
     entries = [AttachEntry(name, 1, tenant=str(number)) for number, name in enumerate(names)]
-    found = plan(entries, addresses)
+    found = plan(entries, addresses, {})
     assert set(found.servers) == {f"{address}:1" for name in names for address in addresses.get(name, ())}
 
 
@@ -275,6 +296,78 @@ async def test_two_nodes_agree_whose_a_server_is() -> None:
             assert (await other.reserve(ACME)).key == ACME
         finally:
             await other.aclose()
+
+
+class Names:
+    """Names lead to this machine."""
+
+    async def resolve(self, host: str) -> Sequence[str]:
+        if host == "nowhere":
+            raise OSError("no such name")
+        return [host if host[0].isdigit() else "127.0.0.1"]
+
+
+def admin_of(store: MemoryAttachStore, *entries: AttachEntry) -> AttachAdmin:
+    return AttachAdmin(
+        store,
+        MemoryCoordination(ManualClock()),
+        tokens=lambda: None,
+        on_volume=True,
+        clock=ManualClock(),
+        resolver=Names(),
+        entries=lambda: entries,
+    )
+
+
+async def test_nobody_takes_a_server_over_by_attaching_it_under_another_name() -> None:
+    store, fake = MemoryAttachStore(), FakeServer()
+    await fake.start()
+    # Both are there already, as after two calls at once; by address the intruder comes first.
+    await store.attach(StoredServer(f"cli-1:{fake.port}", "acme", attached_at=1.0))
+    await store.attach(StoredServer(f"127.0.0.1:{fake.port}", "globex", weight=0.5, workspace="/x", attached_at=2.0))
+    pool = AttachedPool(AttachedPoolOptions(capacity_timeout=5.0), store, Names(), None, [])
+    await pool.start()
+    try:
+        await until(lambda: len(pool.runtimes) == 1)
+        runtime = await pool.reserve(ACME)
+        await pool.refresh()
+        assert not pool.has(GLOBEX)
+        assert (runtime.state.serves, str(runtime.workspace)) == (True, "/tmp")
+        used, unused = pool.describe()
+        assert (used["tenant"], used["state"], used["weight"]) == ("acme", "claimed", 1.0)
+        assert (unused["tenant"], unused["state"]) == ("globex", "unused")
+        assert unused["reason"] == f"{fake.name} is a server of another organisation already"
+        # What is left of the other one after a detach is not taken over either: somebody's turns may be in it.
+        await store.detach(f"cli-1:{fake.port}")
+        await pool.refresh()
+        pool.release(runtime)
+        await until(lambda: [row["state"] for row in pool.describe()] == ["unused"])
+        (row,) = pool.describe()
+        assert (row["tenant"], "serves another organisation" in row["reason"]) == ("globex", True)
+        assert not pool.has(GLOBEX)
+        assert not pool.has(ACME)
+    finally:
+        await pool.aclose()
+        await fake.stop()
+
+
+async def test_what_somebody_else_has_attached_cannot_be_attached() -> None:
+    store = MemoryAttachStore()
+    admin = admin_of(store, AttachEntry("cli-0", 4320, token="x"))
+    await admin.attach(StoredServer("cli-1:4321", "acme"))
+    for address, tenant, reason in (
+        ("cli-1:4321", "acme", "attached already; detach it first"),
+        ("cli-2:4321", "acme", "is attached already as cli-1:4321; detach that first"),
+        ("127.0.0.1:4321", "globex", "attached for another organisation"),
+        ("cli-0:4320", "acme", "is attached already as cli-0:4320"),
+    ):
+        with pytest.raises(Conflict, match=reason):
+            await admin.attach(StoredServer(address, tenant))
+    await store.bind("127.0.0.1:4399", "cli-9:4399", GLOBEX)
+    with pytest.raises(Conflict, match=r"127.0.0.1:4399 serves another organisation; detach 127.0.0.1:4399"):
+        await admin.attach(StoredServer("cli-9:4399", "acme"))
+    await admin.attach(StoredServer("cli-9:4399", "globex"))
+    await admin.attach(StoredServer("nowhere:1", "acme"))  # it may be known tomorrow
 
 
 async def test_full_servers_make_room_or_are_at_capacity() -> None:

@@ -37,12 +37,13 @@ async def examine_attached(settings: Settings, resolver: Resolver | None = None)
             found |= {
                 entry.address: f"the name cannot be looked up: {error}" for entry in entries if entry.host == host
             }
-    planned = plan(entries, addresses)
-    found |= {
-        f"{entry.address} ({endpoint})": "another entry leads to the same server, and counts"
-        for endpoint, entry in planned.conflicts.items()
-    }
     async with open_stores(settings) as stores:
+        planned = plan(entries, addresses, await stores.attached.bindings())
+        found |= {
+            f"{entry.address} ({endpoint})": "another entry leads to the same server, and counts"
+            for endpoint, unused in planned.unused.items()
+            for entry in unused
+        }
         asked = (_problem(endpoint, entry, settings, stores.volume) for endpoint, entry in planned.servers.items())
         problems = await asyncio.gather(*asked)
     for (endpoint, entry), problem in zip(planned.servers.items(), problems, strict=True):

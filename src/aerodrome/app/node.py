@@ -370,6 +370,8 @@ class Node:
             tokens=lambda: self.attached.tokens,
             on_volume=self.stores.volume is not None,
             clock=self._clock,
+            resolver=self._resolver,
+            entries=lambda: attach_entries(self._reloaded),
             rows=self.attached.describe,
         )
 

@@ -17,7 +17,8 @@ from aerodrome.gateway.limits import GatewayLimits
 from aerodrome.gateway.server import GatewayOptions
 from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.attached.entry import AttachEntry
-from aerodrome.runtime.attached.pool import DEFAULT_TOKEN, AttachedPoolOptions
+from aerodrome.runtime.attached.pool import AttachedPoolOptions
+from aerodrome.runtime.attached.roster import DEFAULT_TOKEN
 from aerodrome.runtime.attached.runtime import AttachedOptions
 from aerodrome.runtime.pool import PoolOptions
 from aerodrome.runtime.recycler import RecycleOptions

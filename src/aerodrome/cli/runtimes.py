@@ -143,11 +143,19 @@ def detach(address: AddressArgument, config: ConfigOption = None) -> None:
 async def _administer(settings: Settings, call: Callable[[AttachAdmin], Awaitable[T]]) -> T:
     from aerodrome._util.clock import SystemClock
     from aerodrome.app.stores import open_stores
+    from aerodrome.runtime.attached.entry import AttachEntry
+    from aerodrome.runtime.attached.resolver import SystemResolver
 
     async with open_stores(settings) as stores:
         names = settings.runtime.attach_tokens.keys()
         volume = stores.volume is not None
         admin = AttachAdmin(
-            stores.attached, stores.coordination, tokens=lambda: names, on_volume=volume, clock=SystemClock()
+            stores.attached,
+            stores.coordination,
+            tokens=lambda: names,
+            on_volume=volume,
+            clock=SystemClock(),
+            resolver=SystemResolver(),
+            entries=lambda: [AttachEntry(*server.address, tenant=server.tenant) for server in settings.runtime.attach],
         )
         return await call(admin)

@@ -295,7 +295,8 @@ class AttachedServer(BaseModel):
     address: str = Field(description="What it is attached as")
     state: str = Field(
         description="`claimed`; `warm`: nobody has needed it yet; `ejected`: it does worse than the others, for a "
-        "while; `probation`: and now gets a few sessions; `draining`; `failed`: it cannot be used"
+        "while; `probation`: and now gets a few sessions; `draining`; `failed`: it cannot be used; `unused`: the same "
+        "server is attached by another name, or serves others"
     )
     reason: str = Field(description="Why it cannot be used, or was ejected; else empty")
     tenant: str | None

@@ -23,6 +23,8 @@ class AttachEntry:
     max_sessions: int | None = None
     #: Working directory of its sessions, on the server's machine.
     workspace: str = "/tmp"  # noqa: S108 - not ours
+    #: Unix seconds; those of the settings were there first.
+    attached_at: float = field(default=0.0, compare=False)
 
     @property
     def address(self) -> str:
@@ -46,26 +48,36 @@ class Plan:
     """Endpoint (an IP address and a port) -> what it is attached as."""
 
     servers: dict[str, AttachEntry]
-    #: Endpoints that two entries lead to, with the entry that comes second and gets nothing.
-    conflicts: dict[str, AttachEntry]
+    #: Endpoints that several entries lead to, with those that get nothing.
+    unused: dict[str, tuple[AttachEntry, ...]]
 
 
-def plan(entries: Iterable[AttachEntry], addresses: Mapping[str, Iterable[str]]) -> Plan:
+def plan(
+    entries: Iterable[AttachEntry], addresses: Mapping[str, Iterable[str]], bindings: Mapping[str, RuntimeKey]
+) -> Plan:
     """The servers of these entries.
 
-    One endpoint is one server, whatever names lead to it: with two entries for it, of two tenants perhaps, the first
-    counts.
+    One endpoint is one server, whatever names lead to it. With two entries for it, of two tenants perhaps, that one
+    counts which is for whom the server serves already: who attaches somebody's server by another name must not take it
+    over. Otherwise the one that was there first.
 
     Args:
         addresses: Host -> the IP addresses that it leads to.
+        bindings: Endpoint -> whom it serves.
     """
-    servers: dict[str, AttachEntry] = {}
-    conflicts: dict[str, AttachEntry] = {}
+    found: dict[str, list[AttachEntry]] = {}
     for entry in entries:
-        for address in addresses.get(entry.host, ()):
-            endpoint = address_text(address, entry.port)
-            if endpoint in servers and servers[endpoint] != entry:
-                conflicts[endpoint] = entry
-            else:
-                servers[endpoint] = entry
-    return Plan(servers, conflicts)
+        for endpoint in dict.fromkeys(address_text(address, entry.port) for address in addresses.get(entry.host, ())):
+            if entry not in (known := found.setdefault(endpoint, [])):
+                known.append(entry)
+
+    def rank(endpoint: str, entry: AttachEntry) -> tuple[bool, float]:
+        owner = bindings.get(endpoint)
+        return owner is not None and not entry.may_serve(owner), entry.attached_at
+
+    servers, unused = dict[str, AttachEntry](), dict[str, tuple[AttachEntry, ...]]()
+    for endpoint, known in found.items():
+        servers[endpoint], *others = sorted(known, key=lambda entry: rank(endpoint, entry))
+        if others:
+            unused[endpoint] = tuple(others)
+    return Plan(servers, unused)

@@ -27,8 +27,10 @@ from aerodrome.errors import AerodromeError, Capacity, Draining, RuntimeUnavaila
 from aerodrome.model import PlacementStrategy, RuntimeKey
 from aerodrome.placement.choose import Candidate, placement
 from aerodrome.placement.outliers import OutlierOptions, Standing
-from aerodrome.runtime.attached.entry import AttachEntry, plan
-from aerodrome.runtime.attached.ports import AttachStore, Resolver, StoredServer
+from aerodrome.runtime.attached.entry import AttachEntry
+from aerodrome.runtime.attached.listing import row_of, unused_row
+from aerodrome.runtime.attached.ports import AttachStore, Resolver
+from aerodrome.runtime.attached.roster import Roster
 from aerodrome.runtime.attached.runtime import AttachedOptions, AttachedRuntime
 from aerodrome.runtime.attached.server import AttachedServer
 from aerodrome.runtime.attached.standings import Standings
@@ -40,8 +42,6 @@ log = structlog.get_logger(__name__)
 _BLIND = "its session-state is not the tenant's directory on the volume"
 #: Seconds between two looks for servers that do worse than the others.
 _LOOK = 5.0
-#: Name of the token for servers that name none.
-DEFAULT_TOKEN = "default"  # noqa: S105 - a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +78,10 @@ class AttachedPool:
     ) -> None:
         self._options = options
         self._store = store
-        self._resolver = resolver
         self._volume = volume
-        self._entries = list(entries)
-        self._tokens = dict(tokens or {})
-        self._addresses: dict[str, tuple[str, ...]] = {}
-        self._conflicts: dict[str, AttachEntry] = {}
+        self._roster = Roster(store, resolver, entries, tokens or {})
+        #: Entries that lead to a server of another one.
+        self._unused: dict[str, tuple[AttachEntry, ...]] = {}
         self._servers: dict[str, AttachedServer] = {}
         #: Removed ones that still hold sessions.
         self._leaving: list[AttachedServer] = []
@@ -117,21 +115,25 @@ class AttachedPool:
 
     async def reload(self, entries: Sequence[AttachEntry], tokens: Mapping[str, str]) -> None:
         """The settings have changed."""
-        self._entries, self._tokens = list(entries), dict(tokens)
+        self._roster.reload(entries, tokens)
         await self.refresh()
 
     @property
     def tokens(self) -> Collection[str]:
         """Names of the tokens that there are."""
-        return self._tokens.keys()
+        return self._roster.tokens
 
     @property
     def runtimes(self) -> list[AttachedRuntime]:
         return [server.runtime for server in self._all if server.runtime is not None]
 
     def describe(self) -> list[dict[str, Any]]:
-        """The rows of `aerodrome runtimes ls`, also of servers that are not connected."""
-        return [self._row(server) for server in self._all]
+        """The rows of `aerodrome runtimes ls`, also of servers that are not connected, and of entries not in use."""
+        rows = [row_of(server, self._standings) for server in self._all]
+        for endpoint, entries in self._unused.items():
+            if (server := self._servers.get(endpoint)) is not None:
+                rows += [unused_row(endpoint, entry, server.entry) for entry in entries]
+        return rows
 
     def has(self, key: RuntimeKey) -> bool:
         """Whether sessions of this key belong on attached servers: one is theirs, or is free and well."""
@@ -186,7 +188,7 @@ class AttachedPool:
         self._changed = asyncio.Event()
 
     def _connected(self, key: RuntimeKey) -> list[AttachedServer]:
-        return [s for s in self._servers.values() if s.binding == key and s.runtime is not None]
+        return [s for s in self._servers.values() if s.binding == key and s.belongs_to(key) and s.runtime is not None]
 
     def _with_room(
         self,
@@ -299,43 +301,15 @@ class AttachedPool:
         """Look again at the store and at the names."""
         async with self._refreshing:
             try:
-                entries = [*self._entries, *(self._entry_of(server) for server in await self._store.attached())]
-                await self._resolve({entry.host for entry in entries})
-                found = plan(entries, self._addresses)
+                await self._roster.look()
                 # Whom we bind while we look must not be missing in what we have seen.
                 async with self._binding:
-                    self._apply(found.servers, await self._store.bindings())
+                    bindings = await self._store.bindings()
+                    found = self._roster.plan(bindings)
+                    self._unused = found.unused
+                    self._apply(found.servers, bindings)
             except StoreUnavailable as error:
-                log.warning("runtime.attached_unknown", reason=error.detail)
-                return  # what is known goes on
-            for endpoint in found.conflicts.keys() - self._conflicts.keys():
-                log.warning("runtime.attached_twice", server=endpoint, ignored=found.conflicts[endpoint].address)
-            self._conflicts = found.conflicts
-
-    def _entry_of(self, server: StoredServer) -> AttachEntry:
-        host, _, port = server.address.rpartition(":")
-        given = {"workspace": server.workspace} if server.workspace else {}
-        return AttachEntry(
-            host.strip("[]"),
-            int(port),
-            token=self._tokens.get(server.token or DEFAULT_TOKEN, ""),
-            weight=server.weight,
-            tenant=server.tenant,
-            max_sessions=server.max_sessions,
-            **given,
-        )
-
-    async def _resolve(self, hosts: set[str]) -> None:
-        async def resolve(host: str) -> tuple[str, tuple[str, ...]]:
-            try:
-                found = tuple(await self._resolver.resolve(host))
-            except OSError as error:
-                log.warning("runtime.attached_unresolved", host=host, reason=str(error) or type(error).__name__)
-                found = ()
-            # A resolver that is away, or knows nothing for a moment, takes no server from its sessions.
-            return host, found or self._addresses.get(host, ())
-
-        self._addresses = dict(await asyncio.gather(*map(resolve, sorted(hosts))))
+                log.warning("runtime.attached_unknown", reason=error.detail)  # what is known goes on
 
     def _apply(self, wanted: Mapping[str, AttachEntry], bindings: Mapping[str, RuntimeKey]) -> None:
         for name, server in list(self._servers.items()):
@@ -440,21 +414,3 @@ class AttachedPool:
         while True:
             await asyncio.sleep(_LOOK)
             self._standings.look(time.monotonic())
-
-    def _row(self, server: AttachedServer) -> dict[str, Any]:
-        runtime, key = server.runtime, server.binding
-        standing = self._standings.standing(server)
-        state = "draining" if server.draining else "failed" if runtime is None else "warm" if key is None else "claimed"
-        if runtime is not None and not server.draining and standing is not Standing.HEALTHY:
-            state = standing.value
-        none = {"id": server.name, "pid": None, "sessions": 0, "turns": 0, "rss_bytes": 0, "started_at": None}
-        return {
-            **(runtime.describe() if runtime is not None else none),
-            "state": state,
-            "tenant": key.tenant if key else server.entry.tenant,
-            "user": key.user if key else None,
-            "server": server.name,
-            "address": server.entry.address,
-            "weight": server.entry.weight,
-            "reason": server.reason or (self._standings.reason(server) if state == standing.value else ""),
-        }

@@ -69,8 +69,13 @@ class AttachedServer:
     def belongs_to(self, key: RuntimeKey) -> bool:
         """Whether it serves this key, or would."""
         if self.binding is not None:
-            return self.binding == key
+            return self.binding == key and not self.misattached
         return self.entry.may_serve(key) and key.tenant not in self.unseen
+
+    @property
+    def misattached(self) -> bool:
+        """Whether it is attached for others than it has been given to: neither is served, until it is detached."""
+        return self.binding is not None and not self.entry.may_serve(self.binding)
 
     def bind(self, key: RuntimeKey) -> None:
         self.binding = key

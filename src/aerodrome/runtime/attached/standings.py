@@ -60,7 +60,7 @@ class Standings:
         before = self._all()
         groups: dict[RuntimeKey, list[AttachedServer]] = {}
         for server in self._servers:
-            if server.binding is not None:
+            if server.binding is not None and not server.misattached:
                 groups.setdefault(server.binding, []).append(server)
         self._detectors = {key: self._detectors.get(key) or OutlierDetector(self._options) for key in groups}
         for key, group in groups.items():
