@@ -362,6 +362,38 @@ async def test_an_administrator_attaches_and_detaches_servers(
         assert where(one) == {}
 
 
+async def test_a_detached_server_is_kept_from_others_while_another_node_runs_a_turn_in_it(
+    tmp_path: Path, volume: Path, servers: Servers, model: ModelServer
+) -> None:
+    server = await servers.start()
+    async with (
+        attached_host(tmp_path / "d", model, volume, [server.address]) as one,
+        attached_host(tmp_path / "d", model, volume, [server.address]) as two,
+    ):
+        await connected(one, 1)
+        await connected(two, 1)
+        alice = await two.user()
+        await alice.open("s1")
+        turn = asyncio.create_task(alice.say("s1", "[[gate: held]] wait"))
+        await model.gate_reached("held")
+        _, key = await one.node.stores.keys.create("acme", "root", frozenset({"admin"}))
+        gone = await alice.http.delete(f"/admin/runtimes/{server.address}", headers={"Authorization": f"Bearer {key}"})
+        assert gone.status_code == 204
+        await until(lambda: bool(one.node.attached.released))
+        await until(lambda: rows(two)[server.address]["state"] == "draining")
+        # Both have beaten since, and only one has let go.
+        loads: dict[str, dict[str, Any]] = {}
+        async with asyncio.timeout(30):
+            while not any(load.get("released") for load in loads.values()):
+                loads = {node.incarnation: node.load for node in await one.node.stores.coordination.nodes()}
+        await one.node.attached.refresh()
+        assert list(await one.node.stores.attached.bindings()) == [server.address]
+        model.open_gate("held")
+        assert (await turn)["turn"]["status"] == "completed"
+        await until(lambda: rows(one).get(server.address, {}).get("state") == "warm", 60)
+        assert await one.node.stores.attached.bindings() == {}
+
+
 # The other door, and sharing
 
 

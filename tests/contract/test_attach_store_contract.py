@@ -13,7 +13,7 @@ from aerodrome.model import RuntimeKey
 from aerodrome.runtime.attached.backends.memory import MemoryAttachStore
 from aerodrome.runtime.attached.backends.postgresql import PostgresAttachStore
 from aerodrome.runtime.attached.backends.sqlite import SqliteAttachStore
-from aerodrome.runtime.attached.ports import AttachStore, StoredServer
+from aerodrome.runtime.attached.ports import AttachStore, Binding, StoredServer
 from support.databases import database
 from support.postgres import fresh_schema, postgres
 
@@ -85,16 +85,40 @@ async def test_a_server_is_bound_to_the_first_and_stays_so(pair: Pair) -> None:
 
 
 async def test_a_user_and_a_tenant_are_not_the_same(pair: Pair) -> None:
-    assert await pair.a.bind("10.0.0.1:1", "cli-1:1", ALICE) == ALICE
-    assert await pair.b.bind("10.0.0.1:1", "cli-1:1", ACME) == ALICE
-    assert await pair.b.bind("10.0.0.2:1", "cli-2:1", ACME) == ACME
-    assert await pair.a.bindings() == {"10.0.0.1:1": ALICE, "10.0.0.2:1": ACME}
+    assert await pair.a.bind("10.0.0.1:1", "cli-1:1", ALICE) == Binding(ALICE)
+    assert await pair.b.bind("10.0.0.1:1", "cli-1:1", ACME) == Binding(ALICE)
+    assert await pair.b.bind("10.0.0.2:1", "cli-2:1", ACME) == Binding(ACME)
+    assert await pair.a.bindings() == {"10.0.0.1:1": Binding(ALICE), "10.0.0.2:1": Binding(ACME)}
 
 
-async def test_bindings_are_forgotten_by_name_and_by_endpoint(pair: Pair) -> None:
+async def test_bindings_are_released_by_name_and_by_endpoint(pair: Pair) -> None:
     for number in (1, 2, 3):
         await pair.a.bind(f"10.0.0.{number}:1", "cli:1" if number < 3 else "other:1", ACME)
-    assert await pair.b.unbind("cli:1") == 2
-    assert await pair.b.unbind("cli:1") == 0
-    assert await pair.a.unbind("10.0.0.3:1") == 1
-    assert await pair.a.bindings() == {}
+    assert await pair.b.release("cli:1", "r1") == 2
+    assert await pair.b.release("cli:1", "r2") == 0
+    assert await pair.a.release("10.0.0.3:1", "r3") == 1
+    found = {endpoint: binding.release for endpoint, binding in (await pair.a.bindings()).items()}
+    assert found == {"10.0.0.1:1": "r1", "10.0.0.2:1": "r1", "10.0.0.3:1": "r3"}
+
+
+async def test_what_is_released_is_nobody_elses_until_it_is_unbound(pair: Pair) -> None:
+    await pair.a.bind("10.0.0.1:1", "cli:1", ALICE)
+    await pair.b.release("cli:1", "r1")
+    assert await pair.a.bind("10.0.0.1:1", "cli:1", ACME) == Binding(ALICE, "r1")
+    assert not await pair.a.unbind("10.0.0.1:1", "r2")
+    assert not await pair.a.unbind("10.0.0.2:1", "r1")
+    assert await pair.b.unbind("10.0.0.1:1", "r1")
+    assert not await pair.b.unbind("10.0.0.1:1", "r1")
+    assert await pair.a.bind("10.0.0.1:1", "cli:1", ACME) == Binding(ACME)
+    assert not await pair.b.unbind("10.0.0.1:1", "r1"), "it serves somebody again"
+
+
+async def test_only_what_serves_the_tenant_is_released_for_it(pair: Pair) -> None:
+    await pair.a.bind("10.0.0.1:1", "cli:1", ACME)
+    await pair.a.bind("10.0.0.2:1", "cli:1", RuntimeKey("globex", None))
+    assert await pair.b.release("10.0.0.1:1", "r0", "globex") == 0
+    assert await pair.b.release("cli:1", "r1", "globex") == 1
+    assert await pair.a.bindings() == {
+        "10.0.0.1:1": Binding(ACME),
+        "10.0.0.2:1": Binding(RuntimeKey("globex", None), "r1"),
+    }

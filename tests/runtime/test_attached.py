@@ -14,15 +14,17 @@ from hypothesis import strategies as st
 
 from aerodrome._util.clock import ManualClock
 from aerodrome.coordination.backends.memory import MemoryCoordination
-from aerodrome.errors import Capacity, Conflict, Invalid, RuntimeUnavailable
+from aerodrome.coordination.ports import Node
+from aerodrome.errors import Capacity, Conflict, Invalid, NotFound, RuntimeUnavailable
 from aerodrome.model import PlacementStrategy, RuntimeKey
 from aerodrome.placement.outliers import OutlierOptions
 from aerodrome.runtime.attached import server as server_module
 from aerodrome.runtime.attached.admin import AttachAdmin, normal_address
 from aerodrome.runtime.attached.backends.memory import MemoryAttachStore
 from aerodrome.runtime.attached.entry import AttachEntry, plan
+from aerodrome.runtime.attached.fleet import HeartbeatFleet
 from aerodrome.runtime.attached.pool import AttachedPool, AttachedPoolOptions
-from aerodrome.runtime.attached.ports import StoredServer
+from aerodrome.runtime.attached.ports import Binding, StoredServer
 from aerodrome.runtime.attached.runtime import AttachedOptions, AttachedRuntime
 from aerodrome.runtime.release import PINNED
 from support.peer import Peer
@@ -212,7 +214,7 @@ async def test_a_server_that_hangs_takes_no_prompt_and_is_lost() -> None:
 
 
 class SlowStore(MemoryAttachStore):
-    async def bind(self, endpoint: str, address: str, key: RuntimeKey) -> RuntimeKey:
+    async def bind(self, endpoint: str, address: str, key: RuntimeKey) -> Binding:
         for _ in range(5):
             await asyncio.sleep(0)
         return await super().bind(endpoint, address, key)
@@ -233,7 +235,7 @@ class HeldStore(MemoryAttachStore):
         self.asked, self.go = asyncio.Event(), asyncio.Event()
         self.go.set()
 
-    async def bindings(self) -> dict[str, RuntimeKey]:
+    async def bindings(self) -> dict[str, Binding]:
         found = await super().bindings()
         self.asked.set()
         await self.go.wait()
@@ -571,7 +573,7 @@ async def test_a_server_that_is_set_free_drains_before_it_is_somebody_elses() ->
     store, fake = MemoryAttachStore(), FakeServer()
     async with pool_of(fake, store=store) as pool:
         runtime = await pool.reserve(ACME)
-        await store.unbind(fake.name)
+        await store.release(fake.name, "r1")
         await pool.refresh()
         assert [row["state"] for row in pool.describe()] == ["draining"]
         waiting = asyncio.create_task(pool.reserve(GLOBEX))
@@ -579,3 +581,98 @@ async def test_a_server_that_is_set_free_drains_before_it_is_somebody_elses() ->
         assert [row["tenant"] for row in pool.describe()] == ["acme"]
         pool.release(runtime)
         assert (await waiting).key == GLOBEX
+
+
+class Both:
+    """Implements `attached.ports.Fleet` for pools of one process."""
+
+    def __init__(self) -> None:
+        self.pools: list[AttachedPool] = []
+
+    async def has_let_go(self, endpoint: str, release: str) -> bool:
+        return all(pool.released.get(endpoint) == release for pool in self.pools)
+
+
+async def test_a_server_that_is_set_free_is_nobody_elses_while_another_node_runs_turns_in_it() -> None:
+    store, fake, fleet = MemoryAttachStore(), FakeServer(), Both()
+    await fake.start()
+    options = AttachedPoolOptions(capacity_timeout=10.0, refresh=0.05)
+    entries = [AttachEntry("127.0.0.1", fake.port, tenant="acme")]
+    one, two = (AttachedPool(options, store, Literal(), None, entries, fleet=fleet) for _ in range(2))
+    fleet.pools += [one, two]
+    try:
+        for pool in (one, two):
+            await pool.start()
+        await until(lambda: len(one.runtimes) == len(two.runtimes) == 1)
+        alices = await two.reserve(ALICE)
+        await one.refresh()
+        await admin_of(store).detach(fake.name)
+        # In the order in which it went wrong: one drains nothing, and is the first to look.
+        waiting = asyncio.create_task(one.reserve(RuntimeKey("acme", "bob")))
+        await one.refresh()
+        await until(lambda: bool(one.released))
+        await one.refresh()
+        assert (await store.bindings())[fake.name].key == ALICE
+        await two.refresh()
+        assert [(row["state"], row["user"]) for row in two.describe()] == [("draining", "alice")]
+        await one.refresh()
+        assert not waiting.done()
+        assert not two.released
+        two.release(alices)
+        assert (await waiting).key == RuntimeKey("acme", "bob")
+        assert (await store.bindings())[fake.name] == Binding(RuntimeKey("acme", "bob"))
+    finally:
+        await one.aclose()
+        await two.aclose()
+        await fake.stop()
+
+
+async def test_a_node_that_binds_what_is_being_released_leaves_it_alone() -> None:
+    store, fake, fleet = MemoryAttachStore(), FakeServer(), Both()
+    async with pool_of(fake, store=store, refresh=3600.0, capacity_timeout=0.2) as pool:
+        pool._fleet = fleet
+        fleet.pools = [pool, AttachedPool(AttachedPoolOptions(), store, Literal(), None)]
+        await store.bind(fake.name, fake.name, ALICE)
+        await store.release(fake.name, "r1")
+        with pytest.raises(RuntimeUnavailable):
+            await pool.reserve(ALICE)
+        await until(lambda: pool.released == {fake.name: "r1"})
+        assert await store.bindings() == {fake.name: Binding(ALICE, "r1")}
+        fleet.pools = [pool]
+        await pool.refresh()
+        assert await store.bindings() == {}
+
+
+async def test_the_fleet_has_let_go_when_every_living_node_has_said_so() -> None:
+    coordination = MemoryCoordination(ManualClock())
+    fleet = HeartbeatFleet(coordination, lambda: "a")
+    assert not await fleet.has_let_go("10.0.0.1:1", "r1"), "not a node itself"
+    said = {"10.0.0.1:1": "r1"}
+    await coordination.join(Node("a", "a", load={"released": said}), 5.0)
+    assert await fleet.has_let_go("10.0.0.1:1", "r1")
+    assert not await fleet.has_let_go("10.0.0.1:1", "r2")
+    loads: list[dict[str, Any]] = [{}, {"released": {}}, {"released": {"10.0.0.1:1": "r0"}}]
+    for load in loads:
+        await coordination.join(Node("b", "b", load=load), 5.0)
+        assert not await fleet.has_let_go("10.0.0.1:1", "r1")
+    await coordination.join(Node("b", "b", load={"released": said}), 5.0)
+    assert await fleet.has_let_go("10.0.0.1:1", "r1")
+
+
+async def test_detaching_releases_only_what_is_ones_own() -> None:
+    store = MemoryAttachStore()
+    admin = admin_of(store)
+    await store.attach(StoredServer("cli-1:1", "acme"))
+    await store.bind("10.0.0.1:1", "cli-1:1", ACME)
+    await store.attach(StoredServer("10.0.0.1:1", "globex"))  # unused
+    await admin.detach("10.0.0.1:1", "globex")
+    assert [server.address for server in await store.attached()] == ["cli-1:1"]
+    assert await store.bindings() == {"10.0.0.1:1": Binding(ACME)}
+    for address in ("10.0.0.1:1", "cli-1:1"):
+        with pytest.raises(NotFound):
+            await admin.detach(address, "globex")
+    await admin.detach("cli-1:1", "acme")
+    assert await store.attached() == []
+    assert (await store.bindings())["10.0.0.1:1"].release is not None
+    with pytest.raises(NotFound):
+        await admin.detach("cli-1:1", "acme")

@@ -38,7 +38,9 @@ async def examine_attached(settings: Settings, resolver: Resolver | None = None)
                 entry.address: f"the name cannot be looked up: {error}" for entry in entries if entry.host == host
             }
     async with open_stores(settings) as stores:
-        planned = plan(entries, addresses, await stores.attached.bindings())
+        bindings = (await stores.attached.bindings()).items()
+        owners = {endpoint: binding.key for endpoint, binding in bindings if binding.release is None}
+        planned = plan(entries, addresses, owners)
         found |= {
             f"{entry.address} ({endpoint})": "another entry leads to the same server, and counts"
             for endpoint, unused in planned.unused.items()

@@ -54,6 +54,7 @@ from aerodrome.peers.link import PeerLinks
 from aerodrome.peers.sessions import ClusterSessions
 from aerodrome.peers.versions import refusal
 from aerodrome.runtime.attached.admin import ATTACHED, AttachAdmin
+from aerodrome.runtime.attached.fleet import RELEASED, HeartbeatFleet
 from aerodrome.runtime.attached.pool import AttachedPool
 from aerodrome.runtime.attached.ports import Resolver
 from aerodrome.runtime.attached.resolver import SystemResolver
@@ -185,6 +186,7 @@ class Node:
             self.stores.volume,
             attach_entries(settings),
             attach_tokens(settings),
+            HeartbeatFleet(self.stores.coordination, lambda: self._heartbeat.incarnation),
         )
         self._runtimes = AttachedOrLaunched(self.attached, self.pool)
         self._desk = RequestDesk(
@@ -498,5 +500,6 @@ class Node:
             "version": aerodrome.__version__,
             "beat_at": self._clock.time(),
             "secrets": self.secrets.problems,
+            RELEASED: self.attached.released,
             EARLIER: list(self._heartbeat.earlier),
         }

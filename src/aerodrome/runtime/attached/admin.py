@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import secrets
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -87,9 +88,9 @@ class AttachAdmin:
 
         refusals = []
         for endpoint in endpoints(new):
-            owner = bindings.get(endpoint)
+            bound = bindings.get(endpoint)
             known = next((entry for entry in others if endpoint in endpoints(entry)), None)
-            if owner is not None and not new.may_serve(owner):
+            if bound is not None and bound.release is None and not new.may_serve(bound.key):
                 refusals.append(
                     f"{endpoint} serves another organisation; detach {endpoint} there, and restart it before it serves "
                     "another one"
@@ -110,8 +111,8 @@ class AttachAdmin:
             return ()  # to be found out by whoever uses it
 
     async def detach(self, address: str, tenant: str | None = None) -> None:
-        """Have all nodes drain the server, and forget whom it has served. A server of the settings stays in use, and is
-        anybody's again.
+        """Have all nodes drain the server, and then forget whom it has served. A server of the settings stays in use,
+        and is anybody's again.
 
         Args:
             tenant: Only if it is this tenant's.
@@ -121,12 +122,11 @@ class AttachAdmin:
         """
         address = normal_address(address)
         stored = {server.address: server.tenant for server in await self._store.attached()}
-        bound = (await self._store.bindings()).get(address)
-        owner = stored.get(address) or (bound.tenant if bound is not None else None)
-        if tenant is not None and owner != tenant:
-            raise NotFound(f"no server {address} is attached")
-        detached = await self._store.detach(address)
-        if not await self._store.unbind(address) and not detached:
+        owner = stored.get(address)
+        detached = owner is not None and tenant in (None, owner) and await self._store.detach(address)
+        # It may lead to a server that others have attached by another name, and that serves those.
+        whose = tenant if tenant is not None else owner
+        if not await self._store.release(address, secrets.token_hex(8), whose) and not detached:
             raise NotFound(f"no server {address} is attached")
         await self._announce(address)
 

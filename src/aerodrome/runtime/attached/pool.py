@@ -29,7 +29,7 @@ from aerodrome.placement.choose import Candidate, placement
 from aerodrome.placement.outliers import OutlierOptions, Standing
 from aerodrome.runtime.attached.entry import AttachEntry
 from aerodrome.runtime.attached.listing import row_of, unused_row
-from aerodrome.runtime.attached.ports import AttachStore, Resolver
+from aerodrome.runtime.attached.ports import AttachStore, Fleet, Resolver
 from aerodrome.runtime.attached.roster import Roster
 from aerodrome.runtime.attached.runtime import AttachedOptions, AttachedRuntime
 from aerodrome.runtime.attached.server import AttachedServer
@@ -40,6 +40,8 @@ from aerodrome.statestore.ports import SharedVolume
 log = structlog.get_logger(__name__)
 
 _BLIND = "its session-state is not the tenant's directory on the volume"
+#: Seconds between two looks at whether all nodes have let go of what is detached.
+_RELEASE = 1.0
 #: Seconds between two looks for servers that do worse than the others.
 _LOOK = 5.0
 
@@ -65,6 +67,7 @@ class AttachedPool:
     Args:
         entries: From the settings; `reload` gives others.
         tokens: By name, for servers that are attached at run time.
+        fleet: ``None``: there are no other nodes.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class AttachedPool:
         volume: SharedVolume | None,
         entries: Sequence[AttachEntry] = (),
         tokens: Mapping[str, str] | None = None,
+        fleet: Fleet | None = None,
     ) -> None:
         self._options = options
         self._store = store
@@ -82,6 +86,9 @@ class AttachedPool:
         self._roster = Roster(store, resolver, entries, tokens or {})
         #: Entries that lead to a server of another one.
         self._unused: dict[str, tuple[AttachEntry, ...]] = {}
+        #: Endpoints of servers that are being detached.
+        self._releases: dict[str, str] = {}
+        self._fleet = fleet
         self._servers: dict[str, AttachedServer] = {}
         #: Removed ones that still hold sessions.
         self._leaving: list[AttachedServer] = []
@@ -282,10 +289,13 @@ class AttachedPool:
             server.unseen.add(key.tenant)
             log.warning("runtime.not_bound", server=server.name, key=str(key), reason=server.reason or _BLIND)
             return
-        owner = await self._store.bind(server.name, server.entry.address, key)
-        server.bind(owner)
+        binding = await self._store.bind(server.name, server.entry.address, key)
+        if binding.release is not None:
+            self._remove(server)  # another node may still run turns of whom it has served
+            return
+        server.bind(binding.key)
         self._standings.keep(self._servers.values())
-        if owner == key:
+        if binding.key == key:
             log.info("runtime.bound", server=server.name, key=str(key))
         self.notify()
 
@@ -302,14 +312,34 @@ class AttachedPool:
         async with self._refreshing:
             try:
                 await self._roster.look()
-                # Whom we bind while we look must not be missing in what we have seen.
-                async with self._binding:
-                    bindings = await self._store.bindings()
-                    found = self._roster.plan(bindings)
-                    self._unused = found.unused
-                    self._apply(found.servers, bindings)
+                await self._look_at_bindings()
+                if await self._end_releases():
+                    await self._look_at_bindings()
             except StoreUnavailable as error:
                 log.warning("runtime.attached_unknown", reason=error.detail)  # what is known goes on
+
+    async def _look_at_bindings(self) -> None:
+        # Whom we bind while we look must not be missing in what we have seen.
+        async with self._binding:
+            bindings = await self._store.bindings()
+            found = self._roster.plan(bindings)
+            self._unused = found.unused
+            self._releases = {name: b.release for name, b in bindings.items() if b.release is not None}
+            self._apply(found.servers, {name: b.key for name, b in bindings.items() if b.release is None})
+
+    @property
+    def released(self) -> dict[str, str]:
+        """Servers that are being detached, and of which this node has let go: endpoint -> release."""
+        held = {server.name for server in self._all}
+        return {name: release for name, release in self._releases.items() if name not in held}
+
+    async def _end_releases(self) -> bool:
+        """Forget whom servers have served that no node holds anything in. Whether there were any."""
+        ended = False
+        for name, release in self.released.items():
+            if self._fleet is None or await self._fleet.has_let_go(name, release):
+                ended |= await self._store.unbind(name, release)
+        return ended
 
     def _apply(self, wanted: Mapping[str, AttachEntry], bindings: Mapping[str, RuntimeKey]) -> None:
         for name, server in list(self._servers.items()):
@@ -403,7 +433,7 @@ class AttachedPool:
 
     async def _refresh_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(self._options.refresh)
+            await asyncio.sleep(min(self._options.refresh, _RELEASE) if self._releases else self._options.refresh)
             try:
                 await self.refresh()
             except Exception:

@@ -26,6 +26,16 @@ class StoredServer:
     attached_by: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Whom a server serves."""
+
+    key: RuntimeKey
+    #: Identifies the detaching that is under way: nobody gets sessions on the server any more, and it is nobody else's
+    #: as long as any node holds something in it.
+    release: str | None = None
+
+
 class AttachStore(Protocol):
     """Servers attached at run time, and whom each server serves. All methods raise `StoreUnavailable`."""
 
@@ -45,7 +55,7 @@ class AttachStore(Protocol):
         """By address."""
         ...
 
-    async def bind(self, endpoint: str, address: str, key: RuntimeKey) -> RuntimeKey:
+    async def bind(self, endpoint: str, address: str, key: RuntimeKey) -> Binding:
         """Give the server to whom it is for from now on, unless it is somebody's already. Returns whose it is.
 
         Args:
@@ -54,12 +64,31 @@ class AttachStore(Protocol):
         """
         ...
 
-    async def bindings(self) -> dict[str, RuntimeKey]:
+    async def bindings(self) -> dict[str, Binding]:
         """Endpoint -> whom it serves."""
         ...
 
-    async def unbind(self, address: str) -> int:
-        """Forget whom the servers of this address, or of this endpoint, served. Returns how many there were."""
+    async def release(self, address: str, release: str, tenant: str | None = None) -> int:
+        """Begin to forget whom the servers of this address, or of this endpoint, serve. Returns for how many this is
+        new.
+
+        Args:
+            release: Chosen by the caller, and not used before.
+            tenant: Only those that serve this tenant.
+        """
+        ...
+
+    async def unbind(self, endpoint: str, release: str) -> bool:
+        """Forget whom the server has served, after no node holds anything in it. ``False``: this release is over."""
+        ...
+
+
+class Fleet(Protocol):
+    """What this node knows of the others."""
+
+    async def has_let_go(self, endpoint: str, release: str) -> bool:
+        """Whether all living nodes, this one among them, have said that they hold nothing in the server since this
+        release began. Raises `StoreUnavailable`."""
         ...
 
 

@@ -7,9 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 import structlog
 
-from aerodrome.model import RuntimeKey
 from aerodrome.runtime.attached.entry import AttachEntry, Plan, plan
-from aerodrome.runtime.attached.ports import AttachStore, Resolver, StoredServer
+from aerodrome.runtime.attached.ports import AttachStore, Binding, Resolver, StoredServer
 
 log = structlog.get_logger(__name__)
 
@@ -48,18 +47,16 @@ class Roster:
         await self._resolve({entry.host for entry in entries})
         self._seen = entries
 
-    def plan(self, bindings: Mapping[str, RuntimeKey]) -> Plan:
-        """The servers, as they were when they were looked at.
-
-        Args:
-            bindings: Endpoint -> whom it serves.
-        """
-        found = plan(self._seen, self._addresses, bindings)
+    def plan(self, bindings: Mapping[str, Binding]) -> Plan:
+        """The servers, as they were when they were looked at, but for those that are being released."""
+        owners = {endpoint: binding.key for endpoint, binding in bindings.items() if binding.release is None}
+        found = plan(self._seen, self._addresses, owners)
         unused = {(endpoint, entry.address) for endpoint, entries in found.unused.items() for entry in entries}
         for endpoint, address in sorted(unused - self._told):
             log.warning("runtime.attached_twice", server=endpoint, ignored=address)
         self._told = frozenset(unused)
-        return found
+        released = bindings.keys() - owners.keys()
+        return Plan({name: entry for name, entry in found.servers.items() if name not in released}, found.unused)
 
     def _entry_of(self, server: StoredServer) -> AttachEntry:
         return entry_of(server, self._tokens.get(server.token or DEFAULT_TOKEN, ""))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from aerodrome.model import RuntimeKey
-from aerodrome.runtime.attached.ports import StoredServer
+from aerodrome.runtime.attached.ports import Binding, StoredServer
 
 
 class MemoryAttachStore:
@@ -12,7 +14,7 @@ class MemoryAttachStore:
     def __init__(self) -> None:
         self._servers: dict[str, StoredServer] = {}
         #: Endpoint -> what it is attached as, whom it serves.
-        self._bindings: dict[str, tuple[str, RuntimeKey]] = {}
+        self._bindings: dict[str, tuple[str, Binding]] = {}
 
     async def open(self) -> None:
         pass
@@ -29,14 +31,25 @@ class MemoryAttachStore:
     async def attached(self) -> list[StoredServer]:
         return [self._servers[address] for address in sorted(self._servers)]
 
-    async def bind(self, endpoint: str, address: str, key: RuntimeKey) -> RuntimeKey:
-        return self._bindings.setdefault(endpoint, (address, key))[1]
+    async def bind(self, endpoint: str, address: str, key: RuntimeKey) -> Binding:
+        return self._bindings.setdefault(endpoint, (address, Binding(key)))[1]
 
-    async def bindings(self) -> dict[str, RuntimeKey]:
-        return {endpoint: key for endpoint, (_, key) in self._bindings.items()}
+    async def bindings(self) -> dict[str, Binding]:
+        return {endpoint: binding for endpoint, (_, binding) in self._bindings.items()}
 
-    async def unbind(self, address: str) -> int:
-        found = [endpoint for endpoint, (of, _) in self._bindings.items() if address in (endpoint, of)]
+    async def release(self, address: str, release: str, tenant: str | None = None) -> int:
+        found = [
+            endpoint
+            for endpoint, (of, binding) in self._bindings.items()
+            if address in (endpoint, of) and binding.release is None and tenant in (None, binding.key.tenant)
+        ]
         for endpoint in found:
-            del self._bindings[endpoint]
+            of, binding = self._bindings[endpoint]
+            self._bindings[endpoint] = of, replace(binding, release=release)
         return len(found)
+
+    async def unbind(self, endpoint: str, release: str) -> bool:
+        if endpoint not in self._bindings or self._bindings[endpoint][1].release != release:
+            return False
+        del self._bindings[endpoint]
+        return True

@@ -9,7 +9,7 @@ from aerodrome._util.migrations import PostgresSchema
 from aerodrome._util.postgres import Postgres
 from aerodrome._util.queries import load_queries
 from aerodrome.model import RuntimeKey
-from aerodrome.runtime.attached.ports import StoredServer
+from aerodrome.runtime.attached.ports import Binding, StoredServer
 
 
 class PostgresAttachStore:
@@ -41,15 +41,20 @@ class PostgresAttachStore:
     async def attached(self) -> list[StoredServer]:
         return [StoredServer(*row) for row in (await self._database.execute(self._queries["attached"], {})).rows]
 
-    async def bind(self, endpoint: str, address: str, key: RuntimeKey) -> RuntimeKey:
+    async def bind(self, endpoint: str, address: str, key: RuntimeKey) -> Binding:
         values = {"endpoint": endpoint, "address": address, "tenant": key.tenant, "user": key.user}
         row = (await self._database.execute(self._queries["bind"], values)).row
         assert row is not None
-        return RuntimeKey(*row)
+        return Binding(RuntimeKey(*row[:2]), row[2])
 
-    async def bindings(self) -> dict[str, RuntimeKey]:
+    async def bindings(self) -> dict[str, Binding]:
         rows = (await self._database.execute(self._queries["bindings"], {})).rows
-        return {endpoint: RuntimeKey(tenant, user) for endpoint, tenant, user in rows}
+        return {endpoint: Binding(RuntimeKey(tenant, user), release) for endpoint, tenant, user, release in rows}
 
-    async def unbind(self, address: str) -> int:
-        return (await self._database.execute(self._queries["unbind"], {"address": address})).count
+    async def release(self, address: str, release: str, tenant: str | None = None) -> int:
+        values = {"address": address, "release": release, "tenant": tenant}
+        return (await self._database.execute(self._queries["release"], values)).count
+
+    async def unbind(self, endpoint: str, release: str) -> bool:
+        gone = await self._database.execute(self._queries["unbind"], {"endpoint": endpoint, "release": release})
+        return gone.count == 1 or gone.repeated

@@ -21,10 +21,17 @@ FROM attached_server ORDER BY address
 INSERT INTO attached_binding AS b (endpoint, address, tenant, user_name)
 VALUES (%(endpoint)s, %(address)s, %(tenant)s, %(user)s)
 ON CONFLICT (endpoint) DO UPDATE SET tenant = b.tenant
-RETURNING tenant, user_name
+RETURNING tenant, user_name, release_id
 
 -- name: bindings
-SELECT endpoint, tenant, user_name FROM attached_binding
+SELECT endpoint, tenant, user_name, release_id FROM attached_binding
+
+-- name: release
+-- One of ours that is there already, because the first answer was lost, counts as new.
+UPDATE attached_binding SET release_id = %(release)s
+WHERE (address = %(address)s OR endpoint = %(address)s)
+    AND (release_id IS NULL OR release_id = %(release)s)
+    AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
 
 -- name: unbind
-DELETE FROM attached_binding WHERE address = %(address)s OR endpoint = %(address)s
+DELETE FROM attached_binding WHERE endpoint = %(endpoint)s AND release_id = %(release)s

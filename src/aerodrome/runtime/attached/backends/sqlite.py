@@ -7,7 +7,7 @@ import sqlite3
 from aerodrome._util.schema import Schema
 from aerodrome._util.sqlite import Database
 from aerodrome.model import RuntimeKey
-from aerodrome.runtime.attached.ports import StoredServer
+from aerodrome.runtime.attached.ports import Binding, StoredServer
 
 _COLUMNS = "address, tenant, token, weight, max_sessions, workspace, attached_at, attached_by"
 
@@ -53,28 +53,42 @@ class SqliteAttachStore:
 
         return await self._database.read(attached)
 
-    async def bind(self, endpoint: str, address: str, key: RuntimeKey) -> RuntimeKey:
-        def bind(connection: sqlite3.Connection) -> RuntimeKey:
+    async def bind(self, endpoint: str, address: str, key: RuntimeKey) -> Binding:
+        def bind(connection: sqlite3.Connection) -> Binding:
             connection.execute(
                 "INSERT INTO attached_binding (endpoint, address, tenant, user) VALUES (?, ?, ?, ?)"
                 " ON CONFLICT (endpoint) DO NOTHING",
                 (endpoint, address, *key),
             )
-            row = connection.execute("SELECT tenant, user FROM attached_binding WHERE endpoint = ?", (endpoint,))
-            return RuntimeKey(*row.fetchone())
+            row = connection.execute(
+                "SELECT tenant, user, release_id FROM attached_binding WHERE endpoint = ?", (endpoint,)
+            ).fetchone()
+            return Binding(RuntimeKey(*row[:2]), row[2])
 
         return await self._database.write(bind)
 
-    async def bindings(self) -> dict[str, RuntimeKey]:
-        def bindings(connection: sqlite3.Connection) -> dict[str, RuntimeKey]:
-            rows = connection.execute("SELECT endpoint, tenant, user FROM attached_binding")
-            return {endpoint: RuntimeKey(tenant, user) for endpoint, tenant, user in rows}
+    async def bindings(self) -> dict[str, Binding]:
+        def bindings(connection: sqlite3.Connection) -> dict[str, Binding]:
+            rows = connection.execute("SELECT endpoint, tenant, user, release_id FROM attached_binding")
+            return {endpoint: Binding(RuntimeKey(tenant, user), release) for endpoint, tenant, user, release in rows}
 
         return await self._database.read(bindings)
 
-    async def unbind(self, address: str) -> int:
-        def unbind(connection: sqlite3.Connection) -> int:
-            gone = connection.execute("DELETE FROM attached_binding WHERE address = ?1 OR endpoint = ?1", (address,))
-            return gone.rowcount
+    async def release(self, address: str, release: str, tenant: str | None = None) -> int:
+        def begin(connection: sqlite3.Connection) -> int:
+            return connection.execute(
+                "UPDATE attached_binding SET release_id = ?2 WHERE (address = ?1 OR endpoint = ?1)"
+                " AND release_id IS NULL AND (?3 IS NULL OR tenant = ?3)",
+                (address, release, tenant),
+            ).rowcount
+
+        return await self._database.write(begin)
+
+    async def unbind(self, endpoint: str, release: str) -> bool:
+        def unbind(connection: sqlite3.Connection) -> bool:
+            gone = connection.execute(
+                "DELETE FROM attached_binding WHERE endpoint = ? AND release_id = ?", (endpoint, release)
+            )
+            return gone.rowcount == 1
 
         return await self._database.write(unbind)
