@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from aerodrome._util.clock import ManualClock
 from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.coordination.ports import Node
-from aerodrome.errors import Capacity, Conflict, Invalid, NotFound, RuntimeUnavailable
+from aerodrome.errors import Capacity, Conflict, Invalid, NotFound, RuntimeUnavailable, StoreUnavailable
 from aerodrome.model import PlacementStrategy, RuntimeKey
 from aerodrome.placement.outliers import OutlierOptions
 from aerodrome.runtime.attached import server as server_module
@@ -27,6 +27,7 @@ from aerodrome.runtime.attached.pool import AttachedPool, AttachedPoolOptions
 from aerodrome.runtime.attached.ports import Binding, StoredServer
 from aerodrome.runtime.attached.runtime import AttachedOptions, AttachedRuntime
 from aerodrome.runtime.release import PINNED
+from aerodrome.statestore.ports import SharedVolume
 from support.peer import Peer
 from support.waiting import until
 
@@ -104,9 +105,16 @@ def test_no_token_is_shown() -> None:
 class FakeServer:
     """Answers `connect`, `ping` and `session.getMetadata`, as far as it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, *sees: str) -> None:
+        """Args:
+        sees: Tenants whose directory it says to see.
+        """
+        self.sees = sees
         self.port = 0
         self.connections = 0
+        #: Set while it answers which sessions it sees.
+        self.tells = asyncio.Event()
+        self.tells.set()
         #: Set while it answers pings.
         self.awake = asyncio.Event()
         self.awake.set()
@@ -137,6 +145,10 @@ class FakeServer:
                 return {"ok": True, "protocolVersion": 3, "version": PINNED.version}
             if request["method"] == "ping":
                 await self.awake.wait()
+            if request["method"] == "session.getMetadata":
+                await self.tells.wait()
+                if request["params"]["sessionId"] in self.sees:
+                    return {"session": {"sessionId": request["params"]["sessionId"]}}
             return {}
 
         await Peer(reader, writer).serve(perform)
@@ -218,6 +230,99 @@ class SlowStore(MemoryAttachStore):
         for _ in range(5):
             await asyncio.sleep(0)
         return await super().bind(endpoint, address, key)
+
+
+class Volume:
+    """Implements what attached servers need of `statestore.ports.SharedVolume`: a session is called like its tenant."""
+
+    error: StoreUnavailable | None = None
+
+    async def check_sight(self, tenant: str, sees: Callable[[str], Awaitable[bool]]) -> bool:
+        if self.error is not None:
+            raise self.error
+        return await sees(tenant)
+
+
+@asynccontextmanager
+async def pool_on(
+    volume: Volume, *entries: tuple[FakeServer, str | None], **options: Any
+) -> AsyncIterator[AttachedPool]:
+    for fake, _ in entries:
+        await fake.start()
+    made = AttachedPoolOptions(**{"capacity_timeout": 10.0, **options})
+    attached = [AttachEntry("127.0.0.1", fake.port, tenant=tenant) for fake, tenant in entries]
+    pool = AttachedPool(made, MemoryAttachStore(), Literal(), cast("SharedVolume", volume), attached)
+    await pool.start()
+    try:
+        await until(lambda: len(pool.runtimes) == len(entries))
+        yield pool
+    finally:
+        for fake, _ in entries:
+            fake.tells.set()
+        await pool.aclose()
+        for fake, _ in entries:
+            await fake.stop()
+
+
+async def test_a_server_that_does_not_say_what_it_sees_holds_up_nobody_else() -> None:
+    mute, other, of_globex = FakeServer("acme"), FakeServer("acme"), FakeServer("globex")
+    mute.tells.clear()
+    async with pool_on(Volume(), (mute, None), (of_globex, "globex"), capacity_timeout=0.3) as pool:
+        waiting = asyncio.create_task(pool.reserve(ACME))
+        await until(lambda: any("sight" in task.get_name() for task in asyncio.all_tasks()))
+        # Others are bound, and the list is read.
+        assert (await pool.reserve(GLOBEX)).key == GLOBEX
+        await pool.refresh()
+        with pytest.raises(RuntimeUnavailable):
+            await waiting
+        await other.start()
+        entries = [AttachEntry("127.0.0.1", fake.port) for fake in (mute, other)]
+        await pool.reload(entries, {})
+        await until(lambda: any(s.name == other.name and s.runtime is not None for s in pool._all))
+        # The one that answers is taken.
+        runtime = await pool.reserve(ACME)
+        assert next(s.name for s in pool._all if s.runtime is runtime) == other.name
+    await other.stop()
+
+
+async def test_a_store_that_does_not_answer_keeps_a_request_no_longer_than_its_deadline() -> None:
+    class Stuck(MemoryAttachStore):
+        async def bind(self, endpoint: str, address: str, key: RuntimeKey) -> Binding:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async with pool_of(FakeServer(), store=Stuck(), capacity_timeout=0.1) as pool:
+        async with asyncio.timeout(5):
+            with pytest.raises(RuntimeUnavailable):
+                await pool.reserve(ACME)
+
+
+async def test_who_finds_no_server_of_its_own_is_told_at_once() -> None:
+    async with pool_on(Volume(), (FakeServer("globex"), None), capacity_timeout=3600.0) as pool:
+        assert pool.has(ACME), "it may be"
+        with pytest.raises(RuntimeUnavailable):
+            await pool.reserve(ACME)
+        assert not pool.has(ACME)
+        assert (await pool.reserve(GLOBEX)).key == GLOBEX
+
+
+async def test_a_volume_that_is_away_is_told_and_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aerodrome.runtime.attached.sights._FRESH", 0.05)
+    volume = Volume()
+    async with pool_on(volume, (FakeServer("acme"), None)) as pool:
+        volume.error = StoreUnavailable("the volume is away")
+        with pytest.raises(StoreUnavailable, match="the volume is away"):
+            await pool.reserve(ACME)
+        volume.error = None
+
+        async def bound() -> bool:
+            with suppress(StoreUnavailable):
+                return (await pool.reserve(ACME)).key == ACME
+            return False
+
+        async with asyncio.timeout(10):
+            while not await bound():
+                await asyncio.sleep(0.01)
 
 
 async def test_many_at_once_bind_one_server() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from aerodrome.errors import RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.attached.pool import AttachedPool
 from aerodrome.runtime.attached.runtime import AttachedRuntime
@@ -64,7 +65,12 @@ class AttachedOrLaunched:
         self, key: RuntimeKey, session_id: str | None = None, user: str | None = None, *, alone: bool = False
     ) -> Runtime:
         if self._attached.has(key):
-            return await self._attached.reserve(key, session_id, user, alone=alone)
+            try:
+                return await self._attached.reserve(key, session_id, user, alone=alone)
+            except RuntimeUnavailable:
+                if self._attached.has(key):
+                    raise
+                # A free server that has turned out to be another tenant's.
         return await self._launched.reserve(key, session_id, user, alone=alone)
 
     def release(self, runtime: Runtime) -> None:

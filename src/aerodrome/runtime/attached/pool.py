@@ -33,13 +33,13 @@ from aerodrome.runtime.attached.ports import AttachStore, Fleet, Resolver
 from aerodrome.runtime.attached.roster import Roster
 from aerodrome.runtime.attached.runtime import AttachedOptions, AttachedRuntime
 from aerodrome.runtime.attached.server import AttachedServer
+from aerodrome.runtime.attached.sights import Sights
 from aerodrome.runtime.attached.standings import Standings
 from aerodrome.runtime.ports import MakeRoom, MoveSessions, Runtime
 from aerodrome.statestore.ports import SharedVolume
 
 log = structlog.get_logger(__name__)
 
-_BLIND = "its session-state is not the tenant's directory on the volume"
 #: Seconds between two looks at whether all nodes have let go of what is detached.
 _RELEASE = 1.0
 #: Seconds between two looks for servers that do worse than the others.
@@ -82,7 +82,6 @@ class AttachedPool:
     ) -> None:
         self._options = options
         self._store = store
-        self._volume = volume
         self._roster = Roster(store, resolver, entries, tokens or {})
         #: Entries that lead to a server of another one.
         self._unused: dict[str, tuple[AttachEntry, ...]] = {}
@@ -101,6 +100,7 @@ class AttachedPool:
         #: Set, and replaced by a new one, whenever something has changed that a waiter may wait for.
         self._changed = asyncio.Event()
         self._tasks = TaskOwner("attached")
+        self._sights = Sights(volume, self._tasks, self.notify)
         self._closing = False
         self.make_room: MakeRoom | None = None
         self.on_lost: Callable[[Runtime], None] | None = None
@@ -150,6 +150,11 @@ class AttachedPool:
             for server in self._servers.values()
         )
 
+    def _may_get_one(self, key: RuntimeKey) -> bool:
+        """Whether there is anything to wait for: free servers may have turned out to be others'."""
+        coming_back = self._leaving or self._releases or self._refreshing.locked()
+        return bool(coming_back) or any(server.belongs_to(key) for server in self._servers.values())
+
     # --- places ---
 
     async def reserve(
@@ -163,7 +168,11 @@ class AttachedPool:
                 raise Draining("this node is shutting down")
             # Taken before we look, so that a change between the look and the wait is not missed.
             changed = self._changed
-            await self._bind_for(key)
+            try:
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    await self._bind_for(key)
+            except TimeoutError:
+                raise self._nothing(key) from None
             refused = self._standings.refused(key, session_id, time.monotonic())
             runtime = self._with_room(key, session_id, user, refused, alone=alone)
             if runtime is None and refused and (asked is not None or self.make_room is None):
@@ -177,6 +186,8 @@ class AttachedPool:
                 asked = changed
                 await self.make_room(key)
                 continue
+            if not self._may_get_one(key):
+                raise self._nothing(key)
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                     await changed.wait()
@@ -249,12 +260,20 @@ class AttachedPool:
 
         Under isolation `user` the servers of a tenant are shared out to its users as they need them.
         """
-        if not self._lacking(key):
-            return
-        async with self._binding:
-            # Again for each, because others have gone before us.
-            while lacking := self._lacking(key):
-                await self._bind(lacking[0], key)
+        # Again for each, because others may have gone before us.
+        while seen := self._seen(key):
+            async with self._binding:
+                if seen[0] in self._lacking(key):
+                    await self._bind(seen[0], key)
+
+    def _seen(self, key: RuntimeKey) -> list[AttachedServer]:
+        """Of the free servers that the key should have, those that are known to see its directory."""
+        try:
+            return [server for server in self._lacking(key) if self._sights.sees(server, key.tenant)]
+        except StoreUnavailable:
+            if self._connected(key):
+                return []  # it has others
+            raise
 
     def _lacking(self, key: RuntimeKey) -> list[AttachedServer]:
         """Free servers that the key should have."""
@@ -275,20 +294,6 @@ class AttachedPool:
         return [] if has_room else own or free
 
     async def _bind(self, server: AttachedServer, key: RuntimeKey) -> None:
-        runtime = server.runtime
-        if runtime is None:
-            return
-        try:
-            seen = await self.sees_volume(runtime, key.tenant)
-        except RuntimeUnavailable as error:
-            seen = False
-            server.reason = error.detail
-        if not seen:
-            # Another tenant's, perhaps: whose directory it is can be seen on the server only. Asked anew when it has
-            # been connected to anew.
-            server.unseen.add(key.tenant)
-            log.warning("runtime.not_bound", server=server.name, key=str(key), reason=server.reason or _BLIND)
-            return
         binding = await self._store.bind(server.name, server.entry.address, key)
         if binding.release is not None:
             self._remove(server)  # another node may still run turns of whom it has served
@@ -300,10 +305,7 @@ class AttachedPool:
         self.notify()
 
     async def sees_volume(self, runtime: AttachedRuntime, tenant: str) -> bool:
-        volume = self._volume
-        if volume is None:
-            return True
-        return await runtime.sees(lambda has: volume.check_sight(tenant, has))
+        return await self._sights.look(runtime, tenant)
 
     # --- which there are ---
 
