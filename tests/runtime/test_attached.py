@@ -23,7 +23,8 @@ from aerodrome.runtime.attached.admin import AttachAdmin, normal_address
 from aerodrome.runtime.attached.backends.memory import MemoryAttachStore
 from aerodrome.runtime.attached.entry import AttachEntry, plan
 from aerodrome.runtime.attached.fleet import HeartbeatFleet
-from aerodrome.runtime.attached.pool import AttachedPool, AttachedPoolOptions
+from aerodrome.runtime.attached.places import AttachedPoolOptions
+from aerodrome.runtime.attached.pool import AttachedPool
 from aerodrome.runtime.attached.ports import Binding, StoredServer
 from aerodrome.runtime.attached.runtime import AttachedOptions, AttachedRuntime
 from aerodrome.runtime.release import PINNED
@@ -494,6 +495,70 @@ async def test_full_servers_make_room_or_are_at_capacity() -> None:
         with pytest.raises(Capacity):
             await pool.reserve(ACME)
         assert set(asked) == {ACME}
+
+
+async def test_users_take_turns_for_the_places_of_their_tenant() -> None:
+    async with pool_of(FakeServer(), tenant="acme", max_sessions=1) as pool:
+        held = await pool.reserve(ACME, "s0", "alice")
+        order: list[str] = []
+
+        async def one(user: str, number: int) -> None:
+            runtime = await pool.reserve(ACME, f"{user}-{number}", user)
+            order.append(user)
+            await asyncio.sleep(0)
+            pool.release(runtime)
+
+        alices = [asyncio.create_task(one("alice", number)) for number in range(30)]
+        await until(lambda: pool._queue.waiting == {"acme": 30})
+        bobs = asyncio.create_task(one("bob", 0))
+        await until(lambda: pool._queue.waiting == {"acme": 31})
+        pool.release(held)
+        await asyncio.gather(*alices, bobs)
+        assert order.index("bob") <= 1
+        assert pool._queue.waiting == {}
+
+
+async def test_when_to_come_again_is_told_by_how_many_wait_and_how_fast_places_come_back() -> None:
+    async with pool_of(FakeServer(), tenant="acme", max_sessions=1, capacity_timeout=0.05) as pool:
+        for number in range(20):
+            pool.release(await pool.reserve(ACME, f"s{number}"))
+        await pool.reserve(ACME)
+        refused = await asyncio.gather(*(pool.reserve(ACME) for _ in range(3)), return_exceptions=True)
+        for error in refused:
+            assert isinstance(error, Capacity)
+            assert error.retry_after is not None
+            assert error.retry_after >= 1.0, "and not the time-out"
+
+
+async def test_a_user_has_a_line_of_its_own_and_that_has_an_end() -> None:
+    async with pool_of(FakeServer(), tenant="acme", max_sessions=1, max_waiting_per_user=2) as pool:
+        held = await pool.reserve(ACME, "s0", "alice")
+        waiting = [asyncio.create_task(pool.reserve(ACME, f"s{number}", "alice")) for number in (1, 2)]
+        await until(lambda: pool._queue.waiting == {"acme": 2})
+        with pytest.raises(Capacity, match="2 requests of yours"):
+            await pool.reserve(ACME, "s3", "alice")
+        bobs = asyncio.create_task(pool.reserve(ACME, "s4", "bob"))
+        waiting[0].cancel()  # whoever goes away leaves the line
+        await until(lambda: pool._queue.waiting == {"acme": 2})
+        for _ in range(2):
+            pool.release(held)
+            await asyncio.wait({waiting[1], bobs}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.gather(waiting[1], bobs)
+
+
+async def test_who_waits_for_a_server_to_let_go_of_its_session_keeps_nobody_waiting() -> None:
+    async with pool_of(FakeServer(), tenant="acme") as pool:
+        runtime = await pool.reserve(ACME)
+        task = asyncio.create_task(asyncio.sleep(60, result=False))
+        runtime.letting_go["s1"] = task
+        waiting = asyncio.create_task(pool.reserve(ACME, "s1", "alice"))
+        await asyncio.sleep(0)
+        assert (await pool.reserve(ACME, "s2", "alice")) is runtime
+        assert not waiting.done()
+        del runtime.letting_go["s1"]
+        task.cancel()
+        pool.notify()
+        assert (await waiting) is runtime
 
 
 async def test_a_session_does_not_come_to_a_server_that_has_not_let_go_of_it() -> None:

@@ -17,7 +17,7 @@ from aerodrome.gateway.limits import GatewayLimits
 from aerodrome.gateway.server import GatewayOptions
 from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.attached.entry import AttachEntry
-from aerodrome.runtime.attached.pool import AttachedPoolOptions
+from aerodrome.runtime.attached.places import AttachedPoolOptions
 from aerodrome.runtime.attached.roster import DEFAULT_TOKEN
 from aerodrome.runtime.attached.runtime import AttachedOptions
 from aerodrome.runtime.pool import PoolOptions
@@ -88,6 +88,8 @@ def attached_options(settings: Settings) -> AttachedPoolOptions:
         ),
         max_sessions=runtime.max_sessions,
         capacity_timeout=runtime.capacity_timeout,
+        max_waiting_per_tenant=settings.limits.max_waiting_per_tenant,
+        max_waiting_per_user=settings.limits.max_waiting_per_user,
         refresh=runtime.attach_refresh,
         drain_timeout=settings.server.drain_timeout,
         placement=runtime.placement,

@@ -8,7 +8,8 @@ The list of servers is made anew whenever the settings change, somebody attaches
 other addresses. One that is not in it any more is drained: it gets no sessions, idle ones leave it, and it is let go of
 when none is left or `drain_timeout` is over.
 
-Nobody waits for anything in particular: whatever changes wakes all who wait, and each looks again.
+Who finds no room waits in a line of its key, in which the users that share its servers take turns (`queueing`). Nobody
+waits for anything in particular: whatever changes wakes all who wait, and each looks again.
 """
 
 from __future__ import annotations
@@ -16,26 +17,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import structlog
 
 from aerodrome._util.tasks import TaskOwner
-from aerodrome.errors import AerodromeError, Capacity, Draining, RuntimeUnavailable, StoreUnavailable
-from aerodrome.model import PlacementStrategy, RuntimeKey
-from aerodrome.placement.choose import Candidate, placement
-from aerodrome.placement.outliers import OutlierOptions, Standing
+from aerodrome.errors import AerodromeError, Draining, RuntimeUnavailable, StoreUnavailable
+from aerodrome.fairness.line import Ticket
+from aerodrome.model import RuntimeKey
+from aerodrome.placement.outliers import Standing
 from aerodrome.runtime.attached.entry import AttachEntry
 from aerodrome.runtime.attached.listing import row_of, unused_row
+from aerodrome.runtime.attached.places import AttachedPoolOptions, Places
 from aerodrome.runtime.attached.ports import AttachStore, Fleet, Resolver
 from aerodrome.runtime.attached.roster import Roster
-from aerodrome.runtime.attached.runtime import AttachedOptions, AttachedRuntime
+from aerodrome.runtime.attached.runtime import AttachedRuntime
 from aerodrome.runtime.attached.server import AttachedServer
 from aerodrome.runtime.attached.sights import Sights
 from aerodrome.runtime.attached.standings import Standings
 from aerodrome.runtime.ports import MakeRoom, MoveSessions, Runtime
+from aerodrome.runtime.queueing import RuntimeQueue
 from aerodrome.statestore.ports import SharedVolume
 
 log = structlog.get_logger(__name__)
@@ -44,21 +46,6 @@ log = structlog.get_logger(__name__)
 _RELEASE = 1.0
 #: Seconds between two looks for servers that do worse than the others.
 _LOOK = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class AttachedPoolOptions:
-    """Times in seconds."""
-
-    server: AttachedOptions = field(default_factory=AttachedOptions)
-    #: Resident sessions a server, where its entry says nothing else.
-    max_sessions: int = 50
-    capacity_timeout: float = 30.0
-    #: Between two looks at the store and at the names.
-    refresh: float = 5.0
-    drain_timeout: float = 60.0
-    placement: PlacementStrategy = PlacementStrategy.LEAST_LOADED
-    outliers: OutlierOptions = field(default_factory=OutlierOptions)
 
 
 class AttachedPool:
@@ -92,8 +79,9 @@ class AttachedPool:
         #: Removed ones that still hold sessions.
         self._leaving: list[AttachedServer] = []
         self._runs: dict[AttachedServer, asyncio.Task[None]] = {}
-        self._placement = placement(options.placement)
+        self._queue = RuntimeQueue(lambda _: 1.0, options.max_waiting_per_tenant, options.max_waiting_per_user)
         self._standings = Standings(options.outliers, self._standing_changed)
+        self._places = Places(options, self._standings)
         #: Held while it is changed or read whose servers are: a look that began before a change must not undo it.
         self._binding = asyncio.Lock()
         self._refreshing = asyncio.Lock()
@@ -161,7 +149,23 @@ class AttachedPool:
         self, key: RuntimeKey, session_id: str | None = None, user: str | None = None, *, alone: bool = False
     ) -> AttachedRuntime:
         """See `runtime.ports.Runtimes`."""
+        ticket = self._queue.join(key, user or "")
+        served = False
+        try:
+            runtime = await self._find_room(key, session_id, user, ticket, alone=alone)
+            runtime.reserved += 1
+            runtime.alone = alone
+            served = True
+            return runtime
+        finally:
+            if self._queue.leave(key, ticket, served=served):
+                self.notify()  # another one is the first now
+
+    async def _find_room(
+        self, key: RuntimeKey, session_id: str | None, user: str | None, ticket: Ticket, *, alone: bool
+    ) -> AttachedRuntime:
         deadline = time.monotonic() + self._options.capacity_timeout
+        #: The state of things in which we have asked for room.
         asked: asyncio.Event | None = None
         while True:
             if self._closing:
@@ -172,27 +176,29 @@ class AttachedPool:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                     await self._bind_for(key)
             except TimeoutError:
-                raise self._nothing(key) from None
-            refused = self._standings.refused(key, session_id, time.monotonic())
-            runtime = self._with_room(key, session_id, user, refused, alone=alone)
-            if runtime is None and refused and (asked is not None or self.make_room is None):
-                # No room was to be made elsewhere: better asked again than not at all.
-                runtime = self._with_room(key, session_id, user, alone=alone)
-            if runtime is not None:
-                runtime.reserved += 1
-                runtime.alone = alone
-                return runtime
-            if asked is not changed and self._connected(key) and self.make_room is not None:
-                asked = changed
-                await self.make_room(key)
-                continue
+                raise self._nothing(key, ticket) from None
+            stuck = any(s.runtime is not None and session_id in s.runtime.letting_go for s in self._connected(key))
+            if (stuck or alone) and self._queue.leave(key, ticket):
+                self.notify()  # what it cannot take shall not be kept from others
+            if self._queue.is_first(key, ticket):
+                refused = self._standings.refused(key, session_id, time.monotonic())
+                runtime = self._places.find(self._connected(key), session_id, user, refused, alone=alone)
+                if runtime is None and refused and (asked is not None or self.make_room is None):
+                    # No room was to be made elsewhere: better asked again than not at all.
+                    runtime = self._places.find(self._connected(key), session_id, user, alone=alone)
+                if runtime is not None:
+                    return runtime
+                if asked is not changed and self._connected(key) and self.make_room is not None:
+                    asked = changed
+                    await self.make_room(key)
+                    continue
             if not self._may_get_one(key):
-                raise self._nothing(key)
+                raise self._nothing(key, ticket)
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                     await changed.wait()
             except TimeoutError:
-                raise self._nothing(key) from None
+                raise self._nothing(key, ticket) from None
 
     def release(self, runtime: Runtime) -> None:
         runtime.reserved -= 1
@@ -205,53 +211,14 @@ class AttachedPool:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _connected(self, key: RuntimeKey) -> list[AttachedServer]:
-        return [s for s in self._servers.values() if s.binding == key and s.belongs_to(key) and s.runtime is not None]
-
-    def _with_room(
-        self,
-        key: RuntimeKey,
-        session_id: str | None,
-        user: str | None,
-        besides: Collection[str] = (),
-        *,
-        alone: bool,
-    ) -> AttachedRuntime | None:
-        """A server that has room.
-
-        Args:
-            besides: Names of those that are passed over, unless there are no others.
-        """
-        usable: dict[str, AttachedServer] = {}
-        candidates = []
-        for server in self._connected(key):
-            runtime = server.runtime
-            assert runtime is not None
-            if runtime.lost.is_set() or session_id in runtime.letting_go or not self._standings.admits(server):
-                continue
-            if runtime.alone or (alone and runtime.reserved):
-                continue
-            usable[server.name] = server
-            capacity = server.entry.max_sessions or self._options.max_sessions
-            candidates.append(Candidate(server.name, runtime.reserved, capacity, server.entry.weight))
-        others = [candidate for candidate in candidates if candidate.id not in besides]
-        chosen = self._placement.choose(others or candidates, user)
-        if chosen is None:
-            return None
-        self._standings.placed(usable[chosen])
-        return usable[chosen].runtime
-
-    def _nothing(self, key: RuntimeKey) -> AerodromeError:
-        waited = self._options.capacity_timeout
+    def _nothing(self, key: RuntimeKey, ticket: Ticket) -> AerodromeError:
         if connected := self._connected(key):
-            ejected = [s for s in connected if self._standings.standing(s) is Standing.EJECTED]
-            besides = "; ".join(f"{s.name} is ejected for a while: {self._standings.reason(s)}" for s in ejected)
-            return Capacity(
-                f"the attached servers are full, and stayed so for {waited:g} s" + (f" ({besides})" if besides else ""),
-                retry_after=waited,
-            )
+            return self._places.full(connected, self._queue.retry_after(key, ticket.user))
         reasons = [f"{s.name}: {s.reason or 'it is in use'}" for s in self._servers.values() if s.belongs_to(key)]
         return RuntimeUnavailable(f"no attached server can be used: {'; '.join(reasons) or 'there is none'}")
+
+    def _connected(self, key: RuntimeKey) -> list[AttachedServer]:
+        return [s for s in self._servers.values() if s.binding == key and s.belongs_to(key) and s.runtime is not None]
 
     # --- whose they are ---
 
@@ -285,13 +252,7 @@ class AttachedPool:
         own = [server for server in free if server.entry.tenant is not None]
         if own and key.user is None:
             return own
-        has_room = any(
-            server.runtime is not None
-            and server.runtime.reserved < (server.entry.max_sessions or self._options.max_sessions)
-            and self._standings.standing(server) is not Standing.EJECTED
-            for server in self._connected(key)
-        )
-        return [] if has_room else own or free
+        return [] if self._places.any(self._connected(key)) else own or free
 
     async def _bind(self, server: AttachedServer, key: RuntimeKey) -> None:
         binding = await self._store.bind(server.name, server.entry.address, key)
