@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -26,6 +27,7 @@ from aerodrome.runtime.attached.fleet import HeartbeatFleet
 from aerodrome.runtime.attached.places import AttachedPoolOptions
 from aerodrome.runtime.attached.pool import AttachedPool
 from aerodrome.runtime.attached.ports import Binding, StoredServer
+from aerodrome.runtime.attached.resolver import SystemResolver
 from aerodrome.runtime.attached.runtime import AttachedOptions, AttachedRuntime
 from aerodrome.runtime.release import PINNED
 from aerodrome.statestore.ports import SharedVolume
@@ -98,6 +100,23 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 def test_no_token_is_shown() -> None:
     assert "hush" not in repr(AttachEntry("a", 1, token="hush"))
+
+
+async def test_a_name_with_two_families_leads_to_each_server_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    four = [(socket.AF_INET, 1, 6, "", (f"10.0.0.{number}", 0)) for number in (2, 1)]
+    six = [(socket.AF_INET6, 1, 6, "", (f"fd00::{number}", 0, 0, 0)) for number in (1, 2)]
+    answer: list[Any] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: answer)
+    resolver = SystemResolver()
+    for found, expected in (
+        ([*six, *four], ["fd00::1", "fd00::2"]),
+        ([*four, *six], ["fd00::1", "fd00::2"]),  # and stays with what it has begun with
+        (four, ["10.0.0.1", "10.0.0.2"]),
+        ([*six, *four], ["10.0.0.1", "10.0.0.2"]),
+        ([], []),
+    ):
+        answer = found
+        assert await resolver.resolve("cli-1") == expected
 
 
 # The pool, over servers that speak just enough
