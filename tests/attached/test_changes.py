@@ -117,6 +117,41 @@ async def test_the_commands_attach_and_detach(
         assert server.alive
 
 
+async def test_a_server_is_drained_for_its_restart(
+    tmp_path: Path, volume: Path, servers: Servers, model: ModelServer
+) -> None:
+    one, two = await servers.start(), await servers.start()
+    config = config_of(tmp_path, model, volume, [one.address, two.address])
+    key = await new_key(config)
+    arguments = (one.address, "--config", str(config))
+    async with serve(config) as running, user_of(running, key) as alice:
+        await listed(config, {one.address: "warm", two.address: "warm"})
+        for session in ("s1", "s2"):
+            await alice.open(session)
+            await alice.say(session, "My name is Ada")
+        rows = await listed(config, {one.address: "claimed", two.address: "claimed"})
+        assert [row["sessions"] for row in rows] == [1, 1]
+        refused = await run_aerodrome("runtimes", "recycle", *arguments)
+        assert (refused.code, f"aerodrome runtimes drain {one.address}" in refused.err) == (1, True)
+        done = await aerodrome("runtimes", "drain", *arguments, "--json")
+        assert done["state"] == "done"
+        rows = await listed(config, {one.address: "drained", two.address: "claimed"})
+        assert next(row["sessions"] for row in rows if row["server"] == one.address) == 0
+        for session in ("s1", "s2"):
+            assert "Ada" in await alice.text(session, "What is my name?")
+        one.kill()
+        await servers.start(port=one.port)
+        await listed(config, {one.address: "drained", two.address: "claimed"})
+    async with serve(config):
+        rows = await listed(config, {one.address: "drained", two.address: "claimed"})  # a restart keeps it
+        by_id = next(row["id"] for row in rows if row["server"] == one.address)
+        assert (await aerodrome("runtimes", "drain", by_id, "--config", str(config), "--json"))["state"] == "done"
+        await aerodrome("runtimes", "undrain", *arguments, json_output=False)
+        await listed(config, {one.address: "claimed", two.address: "claimed"})
+        again = await run_aerodrome("runtimes", "undrain", *arguments)
+        assert (again.code, "no server" in again.err) == (1, True)
+
+
 async def test_without_a_volume_nothing_can_be_attached(tmp_path: Path, model: ModelServer) -> None:
     config = write_config(tmp_path, model.base_url)
     refused = await run_aerodrome("runtimes", "attach", "cli-1:4321", "--tenant", "acme", "--config", str(config))

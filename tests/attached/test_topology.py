@@ -350,6 +350,19 @@ async def test_an_administrator_attaches_and_detaches_servers(
         assert where(one) == {"s1": server.address}
         listed = (await alice.http.get("/admin/servers", headers=admin)).json()["servers"]
         assert [(row["server"], row["state"], row["sessions"]) for row in listed] == [(server.address, "claimed", 1)]
+        # Drained, which any node can be asked for, and undrained.
+        async with asyncio.timeout(30):
+            told: list[dict[str, Any]] = []
+            while sum(row.get("server") == server.address for row in told) < 2:
+                told = (await alice.http.get("/admin/runtimes", headers=admin)).json()["runtimes"]
+        drained = await alice.http.post(f"/admin/runtimes/{server.address}/drain", headers=admin)
+        assert (drained.status_code, drained.json()["state"]) == (200, "done")
+        assert {rows(host)[server.address]["state"] for host in (one, two)} == {"drained"}
+        assert (await alice.http.post(f"/admin/runtimes/{server.address}/undrain")).status_code == 403
+        for status in (204, 404):
+            undrained = await alice.http.post(f"/admin/runtimes/{server.address}/undrain", headers=admin)
+            assert undrained.status_code == status
+        await until(lambda: {rows(host)[server.address]["state"] for host in (one, two)} == {"claimed"}, 30)
         _, other = await one.node.stores.keys.create("globex", "root", frozenset({"admin"}))
         elses = await alice.http.delete(
             f"/admin/runtimes/{server.address}", headers={"Authorization": f"Bearer {other}"}

@@ -57,7 +57,11 @@ def test_an_empty_database_is_migrated_by_the_command(run: Run, config: Path, sc
         "ledger": ["postgresql_ledger_001_pre_ledger.sql"],
         "keys": ["postgresql_keys_001_pre_keys.sql"],
         "directory": ["postgresql_directory_001_pre_directory.sql"],
-        "attached": ["postgresql_attached_001_pre_attached.sql", "postgresql_attached_002_pre_release.sql"],
+        "attached": [
+            "postgresql_attached_001_pre_attached.sql",
+            "postgresql_attached_002_pre_release.sql",
+            "postgresql_attached_003_pre_drain.sql",
+        ],
     }
     assert all(not row["pre"] and not row["post"] and row["problem"] is None for row in done.json)
     assert run("migrate", "-c", config, "--check").code == 0

@@ -122,3 +122,16 @@ async def test_only_what_serves_the_tenant_is_released_for_it(pair: Pair) -> Non
         "10.0.0.1:1": Binding(ACME),
         "10.0.0.2:1": Binding(RuntimeKey("globex", None), "r1"),
     }
+
+
+async def test_a_server_is_drained_until_it_is_undrained(pair: Pair) -> None:
+    assert await pair.a.drained() == frozenset()
+    for number in (1, 2, 3):
+        await pair.a.drain(f"10.0.0.{number}:1", "cli:1" if number < 3 else "other:1")
+    await pair.b.drain("10.0.0.1:1", "cli:1")
+    assert await pair.b.drained() == {"10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"}
+    assert not await pair.b.undrain("10.0.0.3:1", endpoints=False)
+    assert await pair.b.undrain("10.0.0.3:1")
+    assert await pair.b.undrain("cli:1", endpoints=False)
+    assert not await pair.b.undrain("cli:1")
+    assert await pair.a.drained() == frozenset()

@@ -58,6 +58,7 @@ def test_the_routes_are_those_of_the_design() -> None:
         "GET /api/v1/admin/servers",
         "POST /api/v1/admin/runtimes",
         "DELETE /api/v1/admin/runtimes/{address}",
+        "POST /api/v1/admin/runtimes/{address}/undrain",
         "POST /api/v1/sessions",
         "GET /api/v1/sessions",
         "GET /api/v1/sessions/{session_id}",

@@ -29,6 +29,7 @@ from aerodrome.runtime.attached.pool import AttachedPool
 from aerodrome.runtime.attached.ports import Binding, StoredServer
 from aerodrome.runtime.attached.resolver import SystemResolver
 from aerodrome.runtime.attached.runtime import AttachedOptions, AttachedRuntime
+from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.release import PINNED
 from aerodrome.statestore.ports import SharedVolume
 from support.peer import Peer
@@ -781,6 +782,10 @@ class Both:
     async def has_let_go(self, endpoint: str, release: str) -> bool:
         return all(pool.released.get(endpoint) == release for pool in self.pools)
 
+    async def has_drained(self, endpoint: str) -> bool:
+        rows = [row for pool in self.pools for row in pool.describe() if row["server"] == endpoint]
+        return all(row["state"] == "drained" for row in rows)
+
 
 async def test_a_server_that_is_set_free_is_nobody_elses_while_another_node_runs_turns_in_it() -> None:
     store, fake, fleet = MemoryAttachStore(), FakeServer(), Both()
@@ -865,3 +870,105 @@ async def test_detaching_releases_only_what_is_ones_own() -> None:
     assert (await store.bindings())["10.0.0.1:1"].release is not None
     with pytest.raises(NotFound):
         await admin.detach("cli-1:1", "acme")
+
+
+async def test_a_drained_server_is_empty_at_every_node_and_gets_nothing_until_it_is_undrained() -> None:
+    store, fleet = MemoryAttachStore(), Both()
+    servers = FakeServer(), FakeServer()
+    for fake in servers:
+        await fake.start()
+    entries = [AttachEntry("127.0.0.1", fake.port, tenant="acme") for fake in servers]
+    options = AttachedPoolOptions(capacity_timeout=10.0, refresh=0.05)
+    one, two = (AttachedPool(options, store, Literal(), None, entries, fleet=fleet) for _ in range(2))
+    fleet.pools += [one, two]
+    moved: list[AttachedRuntime] = []
+
+    async def move(runtime: Any, reload: bool) -> bool:
+        moved.append(runtime)
+        one.release(runtime)
+        return True
+
+    one.move_sessions = move
+    try:
+        for pool in (one, two):
+            await pool.start()
+        await until(lambda: len(one.runtimes) == len(two.runtimes) == 2)
+        idle = [await one.reserve(ACME), await one.reserve(ACME)]
+        busy = [await two.reserve(ACME), await two.reserve(ACME)]
+        server = one.find(servers[0].name)
+        assert server is not None
+        assert server.runtime in idle
+        assert one.find(server.runtime.id) is server
+        draining = asyncio.create_task(one.drains.drain(server))
+        await until(lambda: bool(moved))
+        assert moved == [server.runtime]
+        held = next(r for r in busy if r.address[1] == servers[0].port)
+        await until(lambda: held.state is RuntimeState.RETIRING)
+        assert {(await pool.reserve(ACME)).address[1] for pool in (one, two)} == {servers[1].port}
+        assert not draining.done(), "another node runs a turn in it"
+        two.release(held)
+        await draining
+        assert {r["state"] for p in (one, two) for r in p.describe() if r["server"] == server.name} == {"drained"}
+        # It outlives a restart of the server, and of the node.
+        await servers[0].stop()
+        await until(lambda: len(one.runtimes) == 1)
+        await servers[0].start()
+        await until(lambda: len(one.runtimes) == 2)
+        assert (await one.reserve(ACME)).address[1] == servers[1].port
+        await admin_of(store).undrain(server.name)
+        await one.refresh()
+        assert (await one.reserve(ACME)).address[1] == servers[0].port
+        with pytest.raises(NotFound):
+            await admin_of(store).undrain(server.name)
+    finally:
+        await one.aclose()
+        await two.aclose()
+        for fake in servers:
+            await fake.stop()
+
+
+async def test_a_drain_that_is_taken_back_says_so_and_the_sessions_stay() -> None:
+    store = MemoryAttachStore()
+    async with pool_of(FakeServer(), store=store, tenant="acme", capacity_timeout=0.05) as pool:
+        runtime = await pool.reserve(ACME)
+        (server,) = pool._all
+        draining = asyncio.create_task(pool.drains.drain(server))
+        await until(lambda: runtime.state is RuntimeState.RETIRING)
+        with pytest.raises(RuntimeUnavailable, match="it is drained"):
+            await pool.reserve(ACME)
+        await store.undrain(server.name)
+        await pool.refresh()
+        with pytest.raises(Conflict):
+            await draining
+        assert runtime.state is RuntimeState.CLAIMED
+        assert (await pool.reserve(ACME)) is runtime
+
+
+async def test_to_detach_ends_a_drain_of_ones_own_server_only() -> None:
+    store = MemoryAttachStore()
+    admin = admin_of(store)
+    await store.attach(StoredServer("10.0.0.1:1", "globex"))  # unused
+    await store.attach(StoredServer("cli-1:1", "acme"))
+    await store.drain("10.0.0.1:1", "cli-1:1")
+    await admin.detach("10.0.0.1:1", "globex")
+    assert await store.drained() == {"10.0.0.1:1"}
+    await admin.detach("cli-1:1", "acme")
+    assert await store.drained() == frozenset()
+
+
+async def test_the_fleet_has_drained_when_no_living_node_has_sessions_there() -> None:
+    coordination = MemoryCoordination(ManualClock())
+    fleet = HeartbeatFleet(coordination, lambda: "a")
+    assert not await fleet.has_drained("10.0.0.1:1")
+
+    async def say(name: str, state: str) -> None:
+        rows = [{"server": "10.0.0.1:1", "state": state}, {"server": "10.0.0.2:1", "state": "claimed"}, {"id": "rt-1"}]
+        await coordination.join(Node(name, name, load={"runtimes": rows}), 5.0)
+
+    await say("a", "drained")
+    assert await fleet.has_drained("10.0.0.1:1")
+    for state in ("claimed", "draining", "failed"):
+        await say("b", state)
+        assert not await fleet.has_drained("10.0.0.1:1")
+    await say("b", "drained")
+    assert await fleet.has_drained("10.0.0.1:1")

@@ -189,8 +189,13 @@ class Node:
             HeartbeatFleet(self.stores.coordination, lambda: self._heartbeat.incarnation),
         )
         self._runtimes = AttachedOrLaunched(self.attached, self.pool)
+        self.attached.drains.announce = self._announce_attached
         self._desk = RequestDesk(
-            self.pool, own=lambda: self._heartbeat.incarnation, tasks=self._tasks, clock=self._clock, on_news=self._beat
+            self._runtimes,
+            own=lambda: self._heartbeat.incarnation,
+            tasks=self._tasks,
+            clock=self._clock,
+            on_news=self._beat,
         )
         self.cluster = self._cluster()
         context = self._session_context()
@@ -393,6 +398,10 @@ class Node:
         self._stack.push_async_callback(self._links.aclose)
         cluster.on_gone.append(self._links.nodes_gone)
         return cluster
+
+    def _announce_attached(self, endpoint: str) -> None:
+        """Have the other nodes look at their attached servers soon."""
+        self._soon(self.stores.coordination.publish(ClusterEvent(ATTACHED, endpoint)), "announce")
 
     def _beat(self) -> None:
         """Have others know soon what is new here."""

@@ -22,7 +22,10 @@ app = typer.Typer(no_args_is_help=True, help="The Copilot CLI processes of the r
 _MIB = 1 << 20
 
 AddressArgument = Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where it listens.")]
-Runtime = Annotated[str, typer.Argument(metavar="ID", help="As `aerodrome runtimes ls` shows it.")]
+Runtime = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="As `aerodrome runtimes ls` shows it; for an attached server, SERVER as well."),
+]
 
 
 @app.command("ls")
@@ -63,6 +66,7 @@ def recycle(
     """Replace a runtime of any node, and return when it has gone.
 
     First another one is started for its user or tenant; then its sessions move, those in a turn when that has ended.
+    Not of an attached server: that is whose to restart who runs it.
     """
     _retire(load_settings(config, resolve_secrets=False), runtime, "recycle", as_json)
 
@@ -75,7 +79,8 @@ def drain(
 ) -> None:
     """End a runtime of any node without a replacement, and return when it has gone.
 
-    Its turns end first; its sessions hibernate, and wake in another runtime with their next prompt.
+    Its turns end first; its sessions hibernate, and wake in another runtime with their next prompt. An attached server
+    stays attached and is used by no node, until `aerodrome runtimes undrain`.
     """
     _retire(load_settings(config, resolve_secrets=False), runtime, "drain", as_json)
 
@@ -102,6 +107,14 @@ async def _retired(settings: Settings, runtime: str, verb: str) -> dict[str, Any
 async def _runtimes(settings: Settings) -> list[dict[str, Any]]:
     async with administration(settings) as operators:
         return await operators.runtimes()
+
+
+@app.command("undrain")
+def undrain(address: AddressArgument, config: ConfigOption = None) -> None:
+    """Have all nodes use an attached server again that was drained."""
+    settings = load_settings(config, resolve_secrets=False)
+    asyncio.run(_administer(settings, lambda admin: admin.undrain(address)))
+    say(f"{address} is used again.")
 
 
 @app.command("attach")

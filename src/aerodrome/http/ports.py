@@ -58,6 +58,10 @@ class AttachedServers(Protocol):
         """Raises `NotFound`."""
         ...
 
+    async def undrain(self, address: str) -> None:
+        """Raises `Invalid` or `NotFound`."""
+        ...
+
     async def servers(self, tenant: str | None = None) -> list[dict[str, Any]]: ...
 
 

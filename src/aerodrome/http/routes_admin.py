@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import structlog
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from aerodrome.errors import Forbidden
+from aerodrome.errors import Forbidden, Invalid
 from aerodrome.http import schemas
 from aerodrome.http.door import caller_of, door_of
 from aerodrome.http.encoding import JsonResponse
@@ -36,6 +36,7 @@ class AdminRoute(ApiRoute):
 
 router = APIRouter(prefix="/api/v1/admin", tags=["admin"], route_class=AdminRoute)
 
+ServerAddress = Annotated[str, Path(description="`HOST:PORT` of the attached server", max_length=300)]
 RuntimeId = Annotated[str, Path(description="The runtime's id, as the listing has it", max_length=200)]
 NodeName = Annotated[str, Path(description="The node's name, or its incarnation", max_length=300)]
 Wait = Annotated[float, Query(ge=0, le=300, description="Seconds to wait for the end")]
@@ -66,14 +67,39 @@ async def list_runtimes(request: Request) -> Response:
 
 @router.post("/runtimes/{runtime_id}/recycle", responses=responses(_RETIRED, *_RETIRE_CODES))
 async def recycle_runtime(request: Request, runtime_id: RuntimeId, wait: Wait = 30.0) -> Response:
-    """Replace a runtime: its sessions move to another one, those in a turn when it has ended."""
+    """Replace a runtime: its sessions move to another one, those in a turn when it has ended.
+
+    An attached server is not replaced (`conflict`): drain it, and let whoever runs it restart it.
+    """
     return await _retire(request, runtime_id, Verb.RECYCLE, wait)
 
 
 @router.post("/runtimes/{runtime_id}/drain", responses=responses(_RETIRED, *_RETIRE_CODES))
 async def drain_runtime(request: Request, runtime_id: RuntimeId, wait: Wait = 30.0) -> Response:
-    """End a runtime without a replacement, once the turns in it have ended; its sessions hibernate."""
+    """End a runtime without a replacement, once the turns in it have ended; its sessions hibernate.
+
+    An attached server, named by its id or as `IP:PORT`, stays attached and is used by no node until it is undrained.
+    """
     return await _retire(request, runtime_id, Verb.DRAIN, wait)
+
+
+@router.post(
+    "/runtimes/{address}/undrain",
+    status_code=204,
+    response_class=Response,
+    responses=responses(
+        {204: {"description": "All nodes use it again in a moment"}},
+        *("invalid", "forbidden", "not_found", "store_unavailable"),
+    ),
+)
+async def undrain_server(request: Request, address: ServerAddress) -> Response:
+    """Have all nodes use an attached server again that was drained."""
+    log.info("admin.asked", verb="undrain", server=address)
+    servers = door_of(request).attached
+    if servers is None:
+        raise Invalid("no servers can be attached here")
+    await servers.undrain(address)
+    return Response(status_code=204)
 
 
 @router.get("/nodes", responses=responses({200: {"model": schemas.NodeList, "description": "All nodes"}}, *_READ_CODES))

@@ -295,8 +295,8 @@ class AttachedServer(BaseModel):
     address: str = Field(description="What it is attached as")
     state: str = Field(
         description="`claimed`; `warm`: nobody has needed it yet; `ejected`: it does worse than the others, for a "
-        "while; `probation`: and now gets a few sessions; `draining`; `failed`: it cannot be used; `unused`: the same "
-        "server is attached by another name, or serves others"
+        "while; `probation`: and now gets a few sessions; `draining`; `drained`: by an operator; `failed`: it "
+        "cannot be used; `unused`: the same server is attached by another name, or serves others"
     )
     reason: str = Field(description="Why it cannot be used, or was ejected; else empty")
     tenant: str | None
@@ -332,7 +332,10 @@ class RuntimeRow(BaseModel):
     id: str
     node: str = Field(description="The name of its node")
     pid: int | None
-    state: str = Field(description="`starting`, `warm`, `claimed`, `retiring`, `draining`, `stopped` or `failed`")
+    state: str = Field(
+        description="`starting`, `warm`, `claimed`, `retiring`, `draining`, `stopped` or `failed`; of an attached "
+        "server as in the list of those"
+    )
     tenant: str | None = Field(description="Whom it serves; null: nobody yet")
     user: str | None = Field(description="The one user whom it serves; null: all of the tenant")
     sessions: int = Field(description="Loaded in it, or about to be")

@@ -141,7 +141,8 @@ class Administration:
 
     async def _node_of(self, runtime_id: str) -> Node:
         for node in await self._store.nodes():
-            if any(row.get("id") == runtime_id for row in node.load.get("runtimes", [])):
+            # An attached server has an id at each node, and one name.
+            if any(runtime_id in (row.get("id"), row.get("server")) for row in node.load.get("runtimes", [])):
                 return node
         raise NotFound(f"no living node has a runtime {runtime_id}; `aerodrome runtimes ls` lists them")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from aerodrome.errors import RuntimeUnavailable
+from aerodrome.errors import Conflict, RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.attached.pool import AttachedPool
 from aerodrome.runtime.attached.runtime import AttachedRuntime
@@ -72,6 +72,23 @@ class AttachedOrLaunched:
                     raise
                 # A free server that has turned out to be another tenant's.
         return await self._launched.reserve(key, session_id, user, alone=alone)
+
+    async def recycle(self, runtime_id: str, reason: str) -> None:
+        """See `RuntimePool.recycle`. A server of somebody else is not ours to replace: raises `Conflict`."""
+        if (server := self._attached.find(runtime_id)) is not None:
+            raise Conflict(
+                f"somebody else runs {server.name}: drain it (`aerodrome runtimes drain {server.name}`), restart it, "
+                f"and have it used again (`aerodrome runtimes undrain {server.name}`)"
+            )
+        await self._launched.recycle(runtime_id, reason)
+
+    async def drain(self, runtime_id: str) -> None:
+        """See `RuntimePool.drain`. A server of somebody else is not ours to end: it is not used until it is undrained
+        (see `attached.drains`)."""
+        if (server := self._attached.find(runtime_id)) is not None:
+            await self._attached.drains.drain(server)
+        else:
+            await self._launched.drain(runtime_id)
 
     def release(self, runtime: Runtime) -> None:
         source = self._attached if isinstance(runtime, AttachedRuntime) else self._launched

@@ -128,6 +128,16 @@ class AttachAdmin:
         whose = tenant if tenant is not None else owner
         if not await self._store.release(address, secrets.token_hex(8), whose) and not detached:
             raise NotFound(f"no server {address} is attached")
+        if tenant is None or detached:
+            # By the endpoint it might be what others have attached by another name.
+            await self._store.undrain(address, endpoints=tenant is None)
+        await self._announce(address)
+
+    async def undrain(self, address: str) -> None:
+        """Have all nodes use a server again that was drained. Raises `NotFound`: it is not drained."""
+        address = normal_address(address)
+        if not await self._store.undrain(address):
+            raise NotFound(f"no server {address} is drained")
         await self._announce(address)
 
     async def servers(self, tenant: str | None = None) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aerodrome.placement.outliers import Standing
+from aerodrome.runtime.attached.drains import Drains
 from aerodrome.runtime.attached.entry import AttachEntry
 from aerodrome.runtime.attached.server import AttachedServer
 from aerodrome.runtime.attached.standings import Standings
@@ -13,12 +14,14 @@ from aerodrome.runtime.attached.standings import Standings
 _NONE: dict[str, Any] = {"pid": None, "user": None, "sessions": 0, "turns": 0, "rss_bytes": 0, "started_at": None}
 
 
-def row_of(server: AttachedServer, standings: Standings) -> dict[str, Any]:
+def row_of(server: AttachedServer, standings: Standings, drains: Drains) -> dict[str, Any]:
     runtime, key, standing = server.runtime, server.binding, standings.standing(server)
     state = "draining" if server.draining else "failed" if runtime is None else "warm" if key is None else "claimed"
     if runtime is not None and not server.draining and standing is not Standing.HEALTHY:
         state = standing.value
     reason = server.reason or (standings.reason(server) if state == standing.value else "")
+    if server in drains and not server.draining:
+        state = "draining" if runtime is not None and runtime.reserved else "drained"
     tenant = key.tenant if key else server.entry.tenant
     if server.misattached and not server.draining:
         tenant, state = server.entry.tenant, "unused"

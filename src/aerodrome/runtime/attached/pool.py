@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from aerodrome.errors import AerodromeError, Draining, RuntimeUnavailable, Store
 from aerodrome.fairness.line import Ticket
 from aerodrome.model import RuntimeKey
 from aerodrome.placement.outliers import Standing
+from aerodrome.runtime.attached.drains import Drains
 from aerodrome.runtime.attached.entry import AttachEntry
 from aerodrome.runtime.attached.listing import row_of, unused_row
 from aerodrome.runtime.attached.places import AttachedPoolOptions, Places
@@ -88,6 +90,9 @@ class AttachedPool:
         #: Set, and replaced by a new one, whenever something has changed that a waiter may wait for.
         self._changed = asyncio.Event()
         self._tasks = TaskOwner("attached")
+        self.drains = Drains(
+            store, fleet, self._tasks, server=lambda name: self._servers.get(name), move=self._move, change=self._change
+        )
         self._sights = Sights(volume, self._tasks, self.notify)
         self._closing = False
         self.make_room: MakeRoom | None = None
@@ -124,7 +129,7 @@ class AttachedPool:
 
     def describe(self) -> list[dict[str, Any]]:
         """The rows of `aerodrome runtimes ls`, also of servers that are not connected, and of entries not in use."""
-        rows = [row_of(server, self._standings) for server in self._all]
+        rows = [row_of(server, self._standings, self.drains) for server in self._all]
         for endpoint, entries in self._unused.items():
             if (server := self._servers.get(endpoint)) is not None:
                 rows += [unused_row(endpoint, entry, server.entry) for entry in entries]
@@ -134,7 +139,11 @@ class AttachedPool:
         """Whether sessions of this key belong on attached servers: one is theirs, or is free and well."""
         return any(
             server.belongs_to(key)
-            and (server.binding is not None or server.entry.tenant is not None or server.runtime is not None)
+            and (
+                server.binding is not None
+                or server.entry.tenant is not None
+                or (server.runtime is not None and server not in self.drains)
+            )
             for server in self._servers.values()
         )
 
@@ -214,11 +223,23 @@ class AttachedPool:
     def _nothing(self, key: RuntimeKey, ticket: Ticket) -> AerodromeError:
         if connected := self._connected(key):
             return self._places.full(connected, self._queue.retry_after(key, ticket.user))
-        reasons = [f"{s.name}: {s.reason or 'it is in use'}" for s in self._servers.values() if s.belongs_to(key)]
+        reasons = [
+            f"{s.name}: {'it is drained' if s in self.drains else s.reason or 'it is in use'}"
+            for s in self._servers.values()
+            if s.belongs_to(key)
+        ]
         return RuntimeUnavailable(f"no attached server can be used: {'; '.join(reasons) or 'there is none'}")
 
     def _connected(self, key: RuntimeKey) -> list[AttachedServer]:
-        return [s for s in self._servers.values() if s.binding == key and s.belongs_to(key) and s.runtime is not None]
+        """Those of the key that can be used."""
+        return [
+            server
+            for server in self._servers.values()
+            if server.binding == key
+            and server.belongs_to(key)
+            and server.runtime is not None
+            and server not in self.drains
+        ]
 
     # --- whose they are ---
 
@@ -247,7 +268,10 @@ class AttachedPool:
         free = [
             server
             for server in self._servers.values()
-            if server.binding is None and server.runtime is not None and server.belongs_to(key)
+            if server.binding is None
+            and server.runtime is not None
+            and server.belongs_to(key)
+            and server not in self.drains
         ]
         own = [server for server in free if server.entry.tenant is not None]
         if own and key.user is None:
@@ -260,7 +284,7 @@ class AttachedPool:
             self._remove(server)  # another node may still run turns of whom it has served
             return
         server.bind(binding.key)
-        self._standings.keep(self._servers.values())
+        self._standings.keep(self._servers.values(), self.drains.drained)
         if binding.key == key:
             log.info("runtime.bound", server=server.name, key=str(key))
         self.notify()
@@ -275,6 +299,7 @@ class AttachedPool:
         async with self._refreshing:
             try:
                 await self._roster.look()
+                await self.drains.look()
                 await self._look_at_bindings()
                 if await self._end_releases():
                     await self._look_at_bindings()
@@ -320,7 +345,7 @@ class AttachedPool:
                 self._add(name, entry, bindings.get(name))
             elif (key := bindings.get(name)) is not None and self._servers[name].binding is None:
                 self._servers[name].bind(key)
-        self._standings.keep(self._servers.values())
+        self._standings.keep(self._servers.values(), self.drains.drained)
         self.notify()
 
     def _add(self, name: str, entry: AttachEntry, binding: RuntimeKey | None) -> None:
@@ -344,8 +369,7 @@ class AttachedPool:
                 while (runtime := server.runtime) is not None and runtime.reserved:
                     changed = self._changed
                     runtime.retire()
-                    if self.move_sessions is not None:
-                        await self.move_sessions(runtime, False)
+                    await self._move(runtime)
                     if runtime.reserved:
                         await changed.wait()
         except TimeoutError:
@@ -362,6 +386,21 @@ class AttachedPool:
         self.notify()
         await self.refresh()  # it may be in the list again
 
+    async def _move(self, runtime: AttachedRuntime) -> bool:
+        return self.move_sessions is not None and await self.move_sessions(runtime, False)
+
+    async def _change(self, timeout: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._changed.wait()
+
+    def find(self, runtime_id: str) -> AttachedServer | None:
+        """By the id in the listing, or its endpoint."""
+        for server in self._servers.values():
+            if runtime_id == server.name or (server.runtime is not None and server.runtime.id == runtime_id):
+                return server
+        return None
+
     @property
     def _all(self) -> list[AttachedServer]:
         return [*self._servers.values(), *self._leaving]
@@ -371,11 +410,11 @@ class AttachedPool:
     def connected(self, server: AttachedServer) -> None:
         assert server.runtime is not None
         server.runtime.on_load = partial(self._loaded, server)
-        self._standings.keep(self._servers.values())
+        self._standings.keep(self._servers.values(), self.drains.drained)
         self.notify()
 
     def lost(self, server: AttachedServer, runtime: AttachedRuntime) -> None:
-        self._standings.keep(self._servers.values())
+        self._standings.keep(self._servers.values(), self.drains.drained)
         if self.on_lost is not None:
             self.on_lost(runtime)
         self.notify()

@@ -82,6 +82,22 @@ class AttachStore(Protocol):
         """Forget whom the server has served, after no node holds anything in it. ``False``: this release is over."""
         ...
 
+    async def drain(self, endpoint: str, address: str) -> None:
+        """No node shall put sessions on the server from now on. Arguments as of `bind`."""
+        ...
+
+    async def undrain(self, address: str, *, endpoints: bool = True) -> bool:
+        """The servers of this address, or of this endpoint, are used again. ``False``: none was drained.
+
+        Args:
+            endpoints: ``False``: only those that were attached by this address.
+        """
+        ...
+
+    async def drained(self) -> frozenset[str]:
+        """Endpoints."""
+        ...
+
 
 class Fleet(Protocol):
     """What this node knows of the others."""
@@ -89,6 +105,11 @@ class Fleet(Protocol):
     async def has_let_go(self, endpoint: str, release: str) -> bool:
         """Whether all living nodes, this one among them, have said that they hold nothing in the server since this
         release began. Raises `StoreUnavailable`."""
+        ...
+
+    async def has_drained(self, endpoint: str) -> bool:
+        """Whether all living nodes have said that they know that the server is drained, and have no sessions on it.
+        Raises `StoreUnavailable`."""
         ...
 
 

@@ -102,6 +102,10 @@ class AttachedRuntime(ServingRuntime):
         """Sessions leave it when they can."""
         self._retiring = True
 
+    def serve(self) -> None:
+        """They stay after all."""
+        self._retiring = False
+
     def adopt(self, connection: Cuttable) -> None:
         self._connections.add(connection)
 

@@ -6,7 +6,7 @@ servers do says nothing of this one's, and another tenant's servers could not do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from aerodrome.model import RuntimeKey
 from aerodrome.placement.outliers import Kind, OutlierDetector, OutlierOptions, Standing
@@ -54,8 +54,12 @@ class Standings:
         self._servers: list[AttachedServer] = []
         self._refusals = _Refusals()
 
-    def keep(self, servers: Iterable[AttachedServer]) -> None:
-        """These are the servers there are. To be told whenever one comes, goes, is bound, connected or lost."""
+    def keep(self, servers: Iterable[AttachedServer], drained: Collection[str] = ()) -> None:
+        """These are the servers there are. To be told whenever one comes, goes, is bound, connected, lost or drained.
+
+        Args:
+            drained: Names of those that do nobody's work.
+        """
         self._servers = list(servers)
         before = self._all()
         groups: dict[RuntimeKey, list[AttachedServer]] = {}
@@ -64,7 +68,7 @@ class Standings:
                 groups.setdefault(server.binding, []).append(server)
         self._detectors = {key: self._detectors.get(key) or OutlierDetector(self._options) for key in groups}
         for key, group in groups.items():
-            absent = {server.name for server in group if server.runtime is None}
+            absent = {server.name for server in group if server.runtime is None or server.name in drained}
             self._detectors[key].keep((server.name for server in group), absent)
         self._tell(before)
 

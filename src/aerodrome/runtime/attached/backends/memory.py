@@ -15,6 +15,8 @@ class MemoryAttachStore:
         self._servers: dict[str, StoredServer] = {}
         #: Endpoint -> what it is attached as, whom it serves.
         self._bindings: dict[str, tuple[str, Binding]] = {}
+        #: Endpoint -> what it was attached as.
+        self._drained: dict[str, str] = {}
 
     async def open(self) -> None:
         pass
@@ -53,3 +55,17 @@ class MemoryAttachStore:
             return False
         del self._bindings[endpoint]
         return True
+
+    async def drain(self, endpoint: str, address: str) -> None:
+        self._drained[endpoint] = address
+
+    async def undrain(self, address: str, *, endpoints: bool = True) -> bool:
+        found = [
+            endpoint for endpoint, of in self._drained.items() if address == of or (endpoints and address == endpoint)
+        ]
+        for endpoint in found:
+            del self._drained[endpoint]
+        return bool(found)
+
+    async def drained(self) -> frozenset[str]:
+        return frozenset(self._drained)

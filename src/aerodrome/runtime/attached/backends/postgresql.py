@@ -58,3 +58,14 @@ class PostgresAttachStore:
     async def unbind(self, endpoint: str, release: str) -> bool:
         gone = await self._database.execute(self._queries["unbind"], {"endpoint": endpoint, "release": release})
         return gone.count == 1 or gone.repeated
+
+    async def drain(self, endpoint: str, address: str) -> None:
+        await self._database.execute(self._queries["drain"], {"endpoint": endpoint, "address": address})
+
+    async def undrain(self, address: str, *, endpoints: bool = True) -> bool:
+        values = {"address": address, "endpoints": endpoints}
+        gone = await self._database.execute(self._queries["undrain"], values)
+        return gone.count > 0 or gone.repeated
+
+    async def drained(self) -> frozenset[str]:
+        return frozenset(row[0] for row in (await self._database.execute(self._queries["drained"], {})).rows)

@@ -35,3 +35,14 @@ WHERE (address = %(address)s OR endpoint = %(address)s)
 
 -- name: unbind
 DELETE FROM attached_binding WHERE endpoint = %(endpoint)s AND release_id = %(release)s
+
+-- name: drain
+INSERT INTO attached_drain (endpoint, address) VALUES (%(endpoint)s, %(address)s)
+ON CONFLICT (endpoint) DO UPDATE SET address = excluded.address
+
+-- name: undrain
+DELETE FROM attached_drain
+WHERE address = %(address)s OR (%(endpoints)s::boolean AND endpoint = %(address)s)
+
+-- name: drained
+SELECT endpoint FROM attached_drain

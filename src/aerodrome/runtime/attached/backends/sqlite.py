@@ -92,3 +92,28 @@ class SqliteAttachStore:
             return gone.rowcount == 1
 
         return await self._database.write(unbind)
+
+    async def drain(self, endpoint: str, address: str) -> None:
+        def drain(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT INTO attached_drain (endpoint, address) VALUES (?, ?)"
+                " ON CONFLICT (endpoint) DO UPDATE SET address = excluded.address",
+                (endpoint, address),
+            )
+
+        await self._database.write(drain)
+
+    async def undrain(self, address: str, *, endpoints: bool = True) -> bool:
+        def undrain(connection: sqlite3.Connection) -> bool:
+            gone = connection.execute(
+                "DELETE FROM attached_drain WHERE address = ?1 OR (?2 AND endpoint = ?1)", (address, endpoints)
+            )
+            return gone.rowcount > 0
+
+        return await self._database.write(undrain)
+
+    async def drained(self) -> frozenset[str]:
+        def drained(connection: sqlite3.Connection) -> frozenset[str]:
+            return frozenset(endpoint for (endpoint,) in connection.execute("SELECT endpoint FROM attached_drain"))
+
+        return await self._database.read(drained)
