@@ -962,6 +962,9 @@ async def test_a_session_that_could_not_be_loaded_is_free_for_other_nodes() -> N
         assert await ended(await a.send("s1", "one")) is TurnStatus.FAILED
         await settle()
         assert (await b.say("s1", "one")).status is TurnStatus.COMPLETED
+        # Its runtime was told, which may say something of it.
+        assert a.runtime.loads == [("s0", True), ("s1", False), ("s1", False)]
+        assert b.runtime.loads == [("s1", True)]
 
 
 # --- events ---

@@ -48,10 +48,11 @@ ADVICE: dict[str, Advice] = {
         "Wait for `retry_after`. With several nodes, is `server.advertise` right (`aerodrome nodes ls`)?",
     ),
     "conflict": Advice(
-        "An idempotency key was used for two prompts; a server is attached already; on a volume, the session's id "
-        "belongs to files that others have made, or there is a link, a pipe or a directory in the place of one of its "
-        "files, or one that the node may not use.",
-        "A key names one prompt; `aerodrome runtimes detach`; another id; look at the tenant's directory.",
+        "An idempotency key was used for two prompts; a server is attached already, or serves another organisation; an "
+        "attached server was to be recycled; on a volume, the session's id belongs to files that others have made, or "
+        "there is a link, a pipe or a directory in the place of one of its files, or one that the node may not use.",
+        "A key names one prompt; `aerodrome runtimes detach`; `aerodrome runtimes drain`; another id; look at the "
+        "tenant's directory.",
     ),
     "too_large": Advice(
         "A body, prompt, frame, file or history is over its limit.",
