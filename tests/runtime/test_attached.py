@@ -824,7 +824,7 @@ async def test_a_server_that_is_set_free_is_nobody_elses_while_another_node_runs
 async def test_a_node_that_binds_what_is_being_released_leaves_it_alone() -> None:
     store, fake, fleet = MemoryAttachStore(), FakeServer(), Both()
     async with pool_of(fake, store=store, refresh=3600.0, capacity_timeout=0.2) as pool:
-        pool._fleet = fleet
+        pool._releases._fleet = fleet
         fleet.pools = [pool, AttachedPool(AttachedPoolOptions(), store, Literal(), None)]
         await store.bind(fake.name, fake.name, ALICE)
         await store.release(fake.name, "r1")

@@ -33,6 +33,7 @@ from aerodrome.runtime.attached.entry import AttachEntry
 from aerodrome.runtime.attached.listing import row_of, unused_row
 from aerodrome.runtime.attached.places import AttachedPoolOptions, Places
 from aerodrome.runtime.attached.ports import AttachStore, Fleet, Resolver
+from aerodrome.runtime.attached.releases import Releases
 from aerodrome.runtime.attached.roster import Roster
 from aerodrome.runtime.attached.runtime import AttachedRuntime
 from aerodrome.runtime.attached.server import AttachedServer
@@ -74,9 +75,7 @@ class AttachedPool:
         self._roster = Roster(store, resolver, entries, tokens or {})
         #: Entries that lead to a server of another one.
         self._unused: dict[str, tuple[AttachEntry, ...]] = {}
-        #: Endpoints of servers that are being detached.
-        self._releases: dict[str, str] = {}
-        self._fleet = fleet
+        self._releases = Releases(store, fleet, lambda: {server.name for server in self._all})
         self._servers: dict[str, AttachedServer] = {}
         #: Removed ones that still hold sessions.
         self._leaving: list[AttachedServer] = []
@@ -301,7 +300,7 @@ class AttachedPool:
                 await self._roster.look()
                 await self.drains.look()
                 await self._look_at_bindings()
-                if await self._end_releases():
+                if await self._releases.end():
                     await self._look_at_bindings()
             except StoreUnavailable as error:
                 log.warning("runtime.attached_unknown", reason=error.detail)  # what is known goes on
@@ -312,22 +311,12 @@ class AttachedPool:
             bindings = await self._store.bindings()
             found = self._roster.plan(bindings)
             self._unused = found.unused
-            self._releases = {name: b.release for name, b in bindings.items() if b.release is not None}
-            self._apply(found.servers, {name: b.key for name, b in bindings.items() if b.release is None})
+            self._apply(found.servers, self._releases.see(bindings))
 
     @property
     def released(self) -> dict[str, str]:
         """Servers that are being detached, and of which this node has let go: endpoint -> release."""
-        held = {server.name for server in self._all}
-        return {name: release for name, release in self._releases.items() if name not in held}
-
-    async def _end_releases(self) -> bool:
-        """Forget whom servers have served that no node holds anything in. Whether there were any."""
-        ended = False
-        for name, release in self.released.items():
-            if self._fleet is None or await self._fleet.has_let_go(name, release):
-                ended |= await self._store.unbind(name, release)
-        return ended
+        return self._releases.here
 
     def _apply(self, wanted: Mapping[str, AttachEntry], bindings: Mapping[str, RuntimeKey]) -> None:
         for name, server in list(self._servers.items()):
