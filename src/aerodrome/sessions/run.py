@@ -8,13 +8,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import structlog
+
 from aerodrome._util.tasks import Flag, first_of
-from aerodrome.errors import AerodromeError
+from aerodrome.errors import AerodromeError, TurnFailed
 from aerodrome.events import SessionEvent
 from aerodrome.model import TurnRow
 from aerodrome.sessions.hub import Channel
 from aerodrome.sessions.tracker import TurnTracker
 from aerodrome.telemetry.trace import Span
+
+log = structlog.get_logger(__name__)
 
 
 class TurnRun:
@@ -201,3 +205,11 @@ def error_of(error: AerodromeError) -> dict[str, Any]:
     if error.retry_after is not None:
         kept["retry_after"] = error.retry_after
     return kept
+
+
+def failure_of(run: TurnRun, error: Exception) -> AerodromeError:
+    """What a turn is told to have ended with, also when the error is a bug of ours."""
+    if isinstance(error, AerodromeError):
+        return error
+    log.error("turn.crashed", session=str(run.row.key), turn=run.id, exc_info=error)
+    return TurnFailed(f"internal error: {type(error).__name__}")

@@ -26,7 +26,6 @@ from aerodrome.errors import (
     Refused,
     RuntimeUnavailable,
     SessionBusy,
-    TurnFailed,
 )
 from aerodrome.events import SessionEvent
 from aerodrome.fairness.estimate import Rate, retry_after
@@ -42,7 +41,7 @@ from aerodrome.sessions.machine import State
 from aerodrome.sessions.outcome import outcome_as_asked, status_of
 from aerodrome.sessions.residency import Residency
 from aerodrome.sessions.row_updates import RowUpdates
-from aerodrome.sessions.run import TurnRun
+from aerodrome.sessions.run import TurnRun, failure_of
 from aerodrome.telemetry.trace import within
 
 log = structlog.get_logger(__name__)
@@ -93,6 +92,8 @@ class Turns:
             put_back=lambda runs: self._queue.extendleft(reversed(runs)),
         )
         self._worker: asyncio.Task[None] | None = None
+        #: Prompts come to a running turn in their order, however long the ledger takes for each.
+        self._handing_in = asyncio.Lock()
         self._closed_with: AerodromeError | None = None
         #: How fast turns end.
         self._rate = Rate(context.clock.monotonic())
@@ -186,8 +187,10 @@ class Turns:
         run.recorded.set_result(True)
         if on_busy is OnBusy.INTERRUPT:
             self._stop_running()
-        elif on_busy is OnBusy.STEER or run.joins:
-            self._hand_over(run, steer=on_busy is OnBusy.STEER)
+        elif on_busy is OnBusy.STEER:
+            self._hand_over(run, steer=True)
+        elif run.joins:
+            self._progress()  # unless others wait before it
 
     def _refuse_when_busy(self, on_busy: OnBusy) -> None:
         if self._updates.row.kind is SessionKind.EPHEMERAL:
@@ -294,10 +297,13 @@ class Turns:
     async def _hand_in(self, run: TurnRun, activation: Activation, *, steer: bool) -> None:
         attempt = run.tracker
         try:
-            if not await self._books.start(run):
+            async with self._handing_in:
+                started = await self._books.start(run)
+                if started and activation.runtime.foreign and not await activation.takes_prompts():
+                    raise RuntimeUnavailable(activation.runtime.lost_reason)
+            # No await from here until it is written: the next one comes behind it.
+            if not started:
                 self._delivery.remove(run, attempt)
-            elif activation.runtime.foreign and not await activation.takes_prompts():
-                raise RuntimeUnavailable(activation.runtime.lost_reason)
             elif self._delivery.has(run, attempt):
                 run.placed_at = run.placed_at or asyncio.get_running_loop().time()  # that of the turn it comes to
                 await self._attempts.send(run, activation, steer=steer)
@@ -309,7 +315,7 @@ class Turns:
         except RuntimeUnavailable as error:
             activation.discard(error.detail)  # the worker deals with it
         except Exception as error:
-            failure = self._failure(run, error)
+            failure = failure_of(run, error)
             if self._delivery.remove(run, attempt):
                 await self._books.end(run, status_of(failure), failure)
 
@@ -370,18 +376,11 @@ class Turns:
         except AerodromeError as error:
             await self._books.end(run, status_of(error), error)
         except Exception as error:
-            failure = self._failure(run, error)
+            failure = failure_of(run, error)
             if self._residency.activation is not None:
                 self._residency.activation.discard(failure.detail, failure)
             for other in dict.fromkeys([run, *self._delivery.take_all()]):
                 await self._books.end(other, status_of(failure), failure)
-
-    def _failure(self, run: TurnRun, error: Exception) -> AerodromeError:
-        """What a turn is told to have ended with, also when the error is a bug of ours."""
-        if isinstance(error, AerodromeError):
-            return error
-        log.error("turn.crashed", session=str(self._updates.row.key), turn=run.id, exc_info=error)
-        return TurnFailed(f"internal error: {type(error).__name__}")
 
     def _vanish(self, run: TurnRun) -> None:
         """The one turn of an ephemeral session has ended: it is told once nothing is left of it.

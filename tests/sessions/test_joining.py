@@ -1,0 +1,68 @@
+"""Prompts that come to a turn that runs: in their order, once, and not when the turn is being ended."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aerodrome.model import SessionKey, TurnStatus
+from aerodrome.sessions.run import TurnRun
+from support.scripted_node import ALICE, ScriptedNode, scripted_node, settle
+
+
+async def running(node: ScriptedNode) -> TurnRun:
+    """A turn that waits for its answer in the runtime."""
+    await node.open("s1")
+    run = await node.send("s1", "one")
+    await settle()
+    assert node.loaded("s1").turn == ["one"]
+    return run
+
+
+async def native(node: ScriptedNode, prompt: str) -> TurnRun:
+    return await node.service.send_native(ALICE, "s1", {"prompt": prompt})
+
+
+async def status(run: TurnRun) -> TurnStatus:
+    assert await run.over(timeout=5), "the turn never ends"
+    return (await run.wait()).status
+
+
+async def test_prompts_of_both_doors_are_answered_in_the_order_in_which_they_came() -> None:
+    async with scripted_node() as node:
+        runs = [
+            await running(node),
+            await node.send("s1", "two"),
+            await native(node, "three"),
+            await native(node, "four"),
+        ]
+        await settle()
+        # Not even in the queue of the runtime: what waits before it waits here.
+        assert node.runtime.asked("session.send") == 1
+        while not all(run.ended for run in runs):
+            await node.loaded("s1").answer()
+            await settle()
+        assert node.prompts("s1") == ["one", "two", "three", "four"]
+
+
+async def test_prompts_that_the_ledger_takes_its_time_for_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scripted_node() as node:
+        run = await running(node)
+        start, slow = node.stores.ledger.start, asyncio.Event()
+        asked: list[str] = []
+
+        async def start_slowly(key: SessionKey, turn_id: str, at: float) -> bool:
+            asked.append(turn_id)
+            if asked[0] == turn_id:
+                await slow.wait()
+            return await start(key, turn_id, at)
+
+        monkeypatch.setattr(node.stores.ledger, "start", start_slowly)
+        first, second = await native(node, "first"), await native(node, "second")
+        await settle()
+        slow.set()
+        await settle()
+        await node.loaded("s1").answer()
+        assert [await status(each) for each in (run, first, second)] == [TurnStatus.COMPLETED] * 3
+        assert node.prompts("s1") == ["one", "first", "second"]
