@@ -66,3 +66,19 @@ async def test_prompts_that_the_ledger_takes_its_time_for_keep_their_order(monke
         await node.loaded("s1").answer()
         assert [await status(each) for each in (run, first, second)] == [TurnStatus.COMPLETED] * 3
         assert node.prompts("s1") == ["one", "first", "second"]
+
+
+async def test_a_prompt_that_the_runtime_refuses_in_the_turn_is_not_offered_again_before_its_own() -> None:
+    async with scripted_node() as node:
+        run = await running(node)
+        node.runtime.refusals += ["session.send"] * 20
+        refused = await native(node, "refused")
+        await settle()
+        assert node.runtime.asked("session.send") == 2
+        node.runtime.refusals.clear()
+        await node.loaded("s1").answer()
+        assert await status(run) is TurnStatus.COMPLETED
+        await settle()
+        await node.loaded("s1").answer()
+        assert await status(refused) is TurnStatus.COMPLETED
+        assert node.prompts("s1") == ["one", "refused"]

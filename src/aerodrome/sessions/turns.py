@@ -310,6 +310,7 @@ class Turns:
                 self._books.sent(run)
         except Refused:
             if self._delivery.has(run, attempt):
+                run.joins = False  # offered again while the turn goes on, it would be refused again
                 self._queue.appendleft(run)
                 self._delivery.remove(run, attempt)
         except RuntimeUnavailable as error:
