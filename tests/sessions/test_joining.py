@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from aerodrome.model import SessionKey, TurnStatus
+from aerodrome.model import OnBusy, SessionKey, TurnStatus
 from aerodrome.sessions.run import TurnRun
 from support.scripted_node import ALICE, ScriptedNode, scripted_node, settle
 
@@ -82,3 +82,20 @@ async def test_a_prompt_that_the_runtime_refuses_in_the_turn_is_not_offered_agai
         await node.loaded("s1").answer()
         assert await status(refused) is TurnStatus.COMPLETED
         assert node.prompts("s1") == ["one", "refused"]
+
+
+async def test_an_abort_while_a_prompt_is_on_its_way_into_the_turn_sends_nothing() -> None:
+    async with scripted_node() as node:
+        run = await running(node)
+        node.stores.slow_ledger.held.add("start")
+        steering = await node.send("s1", "left", on_busy=OnBusy.STEER)
+        await settle()
+        aborting = asyncio.create_task(node.service.abort(ALICE, "s1"))
+        await settle()
+        node.stores.slow_ledger.let_go("start")
+        assert await aborting
+        assert [await status(each) for each in (run, steering)] == [TurnStatus.ABORTED] * 2
+        await settle()
+        assert node.runtime.asked("session.send") == 1
+        assert node.loaded("s1").pending == []
+        assert (await node.say("s1", "two")).status is TurnStatus.COMPLETED

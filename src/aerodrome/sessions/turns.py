@@ -305,9 +305,15 @@ class Turns:
             if not started:
                 self._delivery.remove(run, attempt)
             elif self._delivery.has(run, attempt):
+                if run.stop_asked.done():
+                    raise Forestalled
                 run.placed_at = run.placed_at or asyncio.get_running_loop().time()  # that of the turn it comes to
                 await self._attempts.send(run, activation, steer=steer)
                 self._books.sent(run)
+        except Forestalled:
+            # The abort has gone to the runtime before it.
+            if self._delivery.remove(run, attempt):
+                await self._books.end(run, *outcome_as_asked(run), idle=False)
         except Refused:
             if self._delivery.has(run, attempt):
                 run.joins = False  # offered again while the turn goes on, it would be refused again
