@@ -99,3 +99,20 @@ async def test_an_abort_while_a_prompt_is_on_its_way_into_the_turn_sends_nothing
         assert node.runtime.asked("session.send") == 1
         assert node.loaded("s1").pending == []
         assert (await node.say("s1", "two")).status is TurnStatus.COMPLETED
+
+
+async def test_what_came_to_a_turn_ends_also_when_a_bug_of_ours_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scripted_node() as node:
+        run = await running(node)
+        steering = await node.send("s1", "left", on_busy=OnBusy.STEER)
+        await settle()
+
+        async def crash(key: SessionKey, path: str) -> str:
+            raise ZeroDivisionError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(node.stores.files, "read", crash)
+            node.runtime.kill("gone")
+            await settle()
+        assert [await status(each) for each in (run, steering)] == [TurnStatus.FAILED] * 2
+        assert (await node.say("s1", "two")).status is TurnStatus.COMPLETED

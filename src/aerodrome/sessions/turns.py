@@ -386,7 +386,7 @@ class Turns:
             failure = failure_of(run, error)
             if self._residency.activation is not None:
                 self._residency.activation.discard(failure.detail, failure)
-            for other in dict.fromkeys([run, *self._delivery.take_all()]):
+            for other in dict.fromkeys([run, *self._delivery.take_all(), *self._books.unsettled]):
                 await self._books.end(other, status_of(failure), failure)
 
     def _vanish(self, run: TurnRun) -> None:
