@@ -87,3 +87,41 @@ async def test_the_wait_ends_when_a_prompt_comes_goes_or_is_overdue_and_with_the
     await waiting
     assert patient.overdue() == []
     assert delivery.remove(run, attempt) is True
+
+
+async def test_the_time_of_a_prompt_that_waits_in_the_runtime_begins_with_its_turn() -> None:
+    lost: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    delivery, first, second = Delivery(0.01, lambda _: None), make_run(), make_run()
+    attempt = delivery.add(first)
+    delivery.add(second)
+    await delivery.change(lost)
+    assert delivery.overdue() == [first]
+    delivery.remove(first, attempt)
+    assert delivery.overdue() == []
+    await delivery.change(lost)  # it has gone
+    await delivery.change(lost)
+    assert delivery.overdue() == [second]
+
+
+async def test_the_time_of_a_prompt_ends_when_the_next_is_taken_up() -> None:
+    """The runtime is idle once, behind all that were queued in it."""
+    lost: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    delivery, first, second = Delivery(0.01, lambda _: None), make_run(), make_run()
+    for run, name in ((first, "m1"), (second, "m2")):
+        delivery.add(run)
+        sending = Sending()
+        sending.answer.set_result(name)
+        await sent(delivery, run, sending)
+    delivery.feed(event("user.message", messageId="m1"))
+    delivery.feed(event("assistant.message", messageId="a1", content="yes"))
+    await delivery.change(lost)  # they were sent
+    await delivery.change(lost)
+    assert delivery.overdue() == [first]
+    delivery.feed(event("user.message", messageId="m2"))
+    assert delivery.overdue() == []
+    await delivery.change(lost)
+    assert delivery.overdue() == [second]
+    # What is taken up then is no prompt of ours: they end in their time all the same.
+    delivery.feed(event("assistant.message", messageId="a2", content="yes"))
+    delivery.feed(event("user.message", messageId="m3"))
+    assert delivery.overdue() == [first, second]

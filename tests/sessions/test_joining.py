@@ -116,3 +116,27 @@ async def test_what_came_to_a_turn_ends_also_when_a_bug_of_ours_ends_it(monkeypa
             await settle()
         assert [await status(each) for each in (run, steering)] == [TurnStatus.FAILED] * 2
         assert (await node.say("s1", "two")).status is TurnStatus.COMPLETED
+
+
+async def test_each_prompt_has_the_whole_time_of_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    time, later = loop.time, 0.0
+    monkeypatch.setattr(loop, "time", lambda: time() + later)
+    async with scripted_node(turn_timeout=60.0) as node:
+        runs = [await running(node), await native(node, "two"), await native(node, "three")]
+        await settle()
+        session = node.loaded("s1")
+        for number in range(3):
+            later += 40.0
+            await settle()
+            session.emit("assistant.message", messageId=f"a{number}", content="done")
+            session.turn.clear()
+            session.begin()
+            await settle()
+        await session.answer()
+        assert [await status(run) for run in runs] == [TurnStatus.COMPLETED] * 3
+        last = await native(node, "four")
+        await settle()
+        later += 61.0
+        assert await status(last) is TurnStatus.FAILED
+        assert "longer than 60 s" in str(last.row.error)

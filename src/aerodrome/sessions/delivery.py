@@ -7,6 +7,7 @@ in a turn of its own, behind.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -25,7 +26,8 @@ _ANSWERS = frozenset(
 
 class Delivery:
     """Args:
-    timeout: Seconds that a prompt may take from its delivery to its end.
+    timeout: Seconds that a turn may take: of a prompt that waits in the runtime's queue, from when it is taken up, or
+        nothing is before it any more.
     on_tool: Called when the first tool of a prompt's turn has started.
     """
 
@@ -54,7 +56,8 @@ class Delivery:
             self._unanswered.add(run)
         tracker = run.tracker = TurnTracker()
         self._runs.append(run)
-        self._deadlines[tracker] = asyncio.get_running_loop().time() + self._timeout
+        self._deadlines[tracker] = math.inf
+        self._start_clocks()
         return tracker
 
     async def send(self, run: TurnRun, activation: Activation, *, steer: bool = False) -> None:
@@ -65,6 +68,7 @@ class Delivery:
             run.sent_as(message_id)
             attempt.sent_as(message_id)
             self._look(run)
+            self._start_clocks()
             self._changed.set()
 
     def has(self, run: TurnRun, attempt: TurnTracker) -> bool:
@@ -78,6 +82,7 @@ class Delivery:
         self._runs.remove(run)
         self._unanswered.discard(run)
         del self._deadlines[attempt]
+        self._start_clocks()
         self._changed.set()
         return True
 
@@ -95,7 +100,7 @@ class Delivery:
 
     def overdue(self) -> list[TurnRun]:
         now = asyncio.get_running_loop().time()
-        return [run for run in self._runs if self._deadlines[run.tracker] <= now]
+        return [run for run in self._at_work() if self._deadlines[run.tracker] <= now]
 
     def feed(self, event: SessionEvent) -> None:
         if self._unanswered and event.type in _ANSWERS:
@@ -107,6 +112,8 @@ class Delivery:
             self._look(run)
             if run.tracker.ended:
                 self._changed.set()
+        if event.type == "user.message":
+            self._start_clocks()
 
     def tell(self, event: SessionEvent, behind: str, *, but: TurnRun | None) -> None:
         """An event for those who follow one of the prompts."""
@@ -117,7 +124,7 @@ class Delivery:
     async def change(self, lost: asyncio.Future[Loss]) -> None:
         """Wait until a prompt may have ended, come, gone or become overdue, or the activation is lost."""
         try:
-            left = min(self._deadlines.values()) - asyncio.get_running_loop().time()
+            left = min(self._deadlines[run.tracker] for run in self._at_work()) - asyncio.get_running_loop().time()
             waiting: set[asyncio.Future[Any]] = {self._changed.raised, lost}
             await asyncio.wait(waiting, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -129,6 +136,18 @@ class Delivery:
         for run in self._unanswered:
             run.answered_at = now
         self._unanswered.clear()
+
+    def _start_clocks(self) -> None:
+        """A prompt has come, been taken up, or gone."""
+        now = asyncio.get_running_loop().time()
+        for place, run in enumerate(self._at_work()):
+            if self._deadlines[run.tracker] == math.inf and (place == 0 or run.tracker.begun):
+                self._deadlines[run.tracker] = now + self._timeout
+
+    def _at_work(self) -> list[TurnRun]:
+        """Those whose time runs, or has not begun: of one that only waits for the idle it is over, unless there is
+        nothing else."""
+        return [run for run in self._runs if not run.tracker.succeeded] or self._runs
 
     def _look(self, run: TurnRun) -> None:
         if run.tracker.tool_ran and not run.row.tool_ran:

@@ -64,8 +64,8 @@ class TurnTracker:
         self._early: list[SessionEvent] = []
         #: The last message of the assistant asks for no tool: what comes next is no part of this turn.
         self._answered = False
-        #: The next prompt's turn has begun before the session was idle.
-        self._succeeded = False
+        #: The next prompt's turn has begun before the session was idle, which will be said once for both.
+        self.succeeded = False
 
     def sent_as(self, message_id: str) -> None:
         """The runtime has taken the prompt and gave it this id."""
@@ -85,7 +85,7 @@ class TurnTracker:
 
     def _read(self, event: SessionEvent) -> None:
         if event.type == _TOOL_STARTED:
-            self.tool_ran = self.tool_ran or (self.begun and not self._succeeded)
+            self.tool_ran = self.tool_ran or (self.begun and not self.succeeded)
             return
         try:
             decoded = _decode(event.raw)
@@ -99,8 +99,8 @@ class TurnTracker:
                 self.begun = True
                 self.aborted = False  # an abort before was of the turn that this prompt did not get into
             elif self.begun and self._answered and not of_agent:
-                self._succeeded = True
-        elif self._succeeded:
+                self.succeeded = True
+        elif self.succeeded:
             return
         elif event.type == "abort":
             self.aborted = True
@@ -109,7 +109,7 @@ class TurnTracker:
 
     def _idle(self, aborted: bool) -> None:
         if self.begun:
-            self.aborted = self.aborted or (aborted and not self._succeeded)
+            self.aborted = self.aborted or (aborted and not self.succeeded)
             self.ended = True
         elif self.aborted:
             self.ended = True  # thrown away before it was taken up
