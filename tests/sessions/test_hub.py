@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from aerodrome.events import SessionEvent
 from aerodrome.sessions.api import Lagging
 from aerodrome.sessions.hub import Channel, EventHub, size_of
+from aerodrome.sessions.replay import behind
 
 
 def event(number: int, *, kind: str = "assistant.message", ephemeral: bool = False, size: int = 10) -> SessionEvent:
@@ -126,6 +127,17 @@ def test_the_trace_is_told_and_not_kept() -> None:
     hub.publish(event(1, kind="model.log", ephemeral=True))
     assert [item.id for item in reader.backlog] == ["e1"]
     assert hub.kept() == []
+
+
+def test_a_reader_of_the_trace_comes_back_behind_what_it_has_seen() -> None:
+    hub = EventHub(reader_bytes=10_000)
+    hub.publish(event(1))
+    hub.publish(event(2, kind="assistant.message_delta", ephemeral=True))
+    last = hub.publish(event(3, kind="model.response", ephemeral=True))
+    hub.publish(event(4, kind="assistant.message_delta", ephemeral=True))
+    found = behind(hub.kept(), last.cursor)
+    assert found is not None
+    assert [item.id for item in found] == ["e4"]
 
 
 @given(sizes=st.lists(st.integers(0, 1000), max_size=40), limit=st.integers(0, 3000))

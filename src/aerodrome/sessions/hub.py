@@ -161,13 +161,16 @@ class EventHub:
 
     def publish(self, event: SessionEvent) -> SessionEvent:
         """Give the event its cursor, keep it for a while, and hand it to every reader."""
-        if event.ephemeral or event.type == _SELDOM_STORED:
+        trace = event.is_trace
+        if trace and event.ephemeral and self.latest:
+            cursor = self.latest  # by its own it would not be found again
+        elif event.ephemeral or event.type == _SELDOM_STORED:
             cursor = f"{self.position}~{event.id}"
         else:
             cursor = self.position = event.id
         # Not `dataclasses.replace`: this is done for every event of every session.
         event = SessionEvent(event.id, event.type, event.raw, event.ephemeral, cursor)
-        if not event.is_trace:
+        if not trace:
             self._keep(event)
         for channel in self._channels:
             channel.put(event)
