@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from aerodrome.model import TurnStatus
 from aerodrome.sessions.hub import Channel
 from support.scripted_node import ALICE, ScriptedNode, scripted_node, settle
 
@@ -52,4 +53,29 @@ async def test_a_native_reader_neither() -> None:
         await asleep(b)
         assert await a.service.events_behind(ALICE, "s1", [last]) == ()
         assert await a.service.events_behind(ALICE, "s1", ["unknown", last]) == ()
+        patient.close()
+
+
+async def test_nobody_misses_a_turn_that_was_cut_off_here_and_made_elsewhere() -> None:
+    async with scripted_node() as a, scripted_node(a.stores, name="b") as b:
+        await a.open("s1")
+        patient = await a.service.events(ALICE, "s1")
+        await a.say("s1", "one")
+        run = await a.send("s1", "two")
+        await settle()
+        session = a.loaded("s1")
+        for _ in range(1000):  # more than is kept
+            session.emit("assistant.message_delta", ephemeral=True, deltaContent="x" * 200)
+        await session.flush()
+        a.may_serve = False
+        a.service.give_up_all("the script says so")
+        assert (await run.wait()).status is TurnStatus.INTERRUPTED
+        await settle()
+        await b.say("s1", "three")
+        await asleep(b)
+        a.may_serve = True
+        await a.say("s1", "four")
+        assert a.prompts("s1") == ["one", "three", "four"]
+        events = [event.id for event in await a.service.stored_events(ALICE, "s1")]
+        assert [event for event in stored(patient) if event in events] == events
         patient.close()

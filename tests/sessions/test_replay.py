@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,9 +15,9 @@ from aerodrome.sessions.replay import behind, behind_latest, last_id, missed, se
 MUCH = 1 << 30
 
 
-def event(number: int, *, ephemeral: bool = False) -> SessionEvent:
-    envelope = {"type": "t", "id": f"e{number}", "data": {}, "timestamp": ""}
-    return SessionEvent(f"e{number}", "t", json.dumps(envelope).encode(), ephemeral)
+def event(number: int, *, ephemeral: bool = False, kind: str = "t") -> SessionEvent:
+    envelope = {"type": kind, "id": f"e{number}", "data": {}, "timestamp": ""}
+    return SessionEvent(f"e{number}", kind, json.dumps(envelope).encode(), ephemeral)
 
 
 def history(events: list[SessionEvent]) -> str:
@@ -156,6 +157,27 @@ def test_what_was_cut_off_the_history_is_no_news_when_it_is_loaded_again() -> No
         "e9"
     ]
     assert unpublished("", hub.position, hub.kept()) == []
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 600, MUCH])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_turn_that_was_cut_off_and_made_elsewhere_is_told_once(kept_bytes: int, place: int) -> None:
+    """However much of it was told here: a streamed answer alone is more than is kept."""
+    hub = EventHub(reader_bytes=MUCH, kept_bytes=kept_bytes)
+    turns = [event(0), event(1, kind="user.message"), event(2), event(3, kind="user.message"), event(4)]
+    for item in [*turns, event(5, ephemeral=True), event(6, ephemeral=True)]:
+        hub.publish(item)
+    text = history([*turns[:3], event(7, kind="user.message"), event(8)])
+    hubs = {"kept": hub.kept(), "position": hub.position, "anchors": hub.anchors}
+    assert not seen_elsewhere(text, f"e{place}", **hubs)  # type: ignore[arg-type]
+    found = missed(text, f"e{place}", late=[], max_bytes=MUCH, **hubs)  # type: ignore[arg-type]
+    assert found is not None
+    told = [*found, *unpublished(text, hub.position, hub.kept(), hub.anchors)]
+    ids = [item.id for item in told]
+    assert ids == sorted(set(ids))
+    assert [name for name in ids if name in text] == ["e1", "e2", "e7", "e8"][place:]
+    # And one that has seen it elsewhere gets nothing again.
+    assert seen_elsewhere(text, "e8", **hubs) == {"e7", "e8"}  # type: ignore[arg-type]
 
 
 def test_the_last_id_is_found_behind_torn_lines() -> None:

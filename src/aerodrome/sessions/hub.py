@@ -21,6 +21,8 @@ _OVERHEAD = 200
 #: Marked by the runtime as stored, and stored only when it has changed since the last time (measured). A cursor must
 #: not stand at an event that cannot be found again.
 _SELDOM_STORED = "system.message"
+#: How many beginnings of turns are remembered. One is enough, but a prompt that steers looks like one.
+_ANCHORS = 16
 
 
 class Channel:
@@ -145,6 +147,9 @@ class EventHub:
         #: Id of the last stored event that was published here, or with which the history ended when we began; empty
         #: as long as we know of none. What stands behind it in the history has not been published yet.
         self.position = ""
+        #: Where `position` stood before each of the latest prompts: what is cut off a history is its last turn, of
+        #: which more may have been told than is kept here.
+        self._anchors: deque[str] = deque(maxlen=_ANCHORS)
         self._kept_bytes = kept_bytes
         self._kept: deque[SessionEvent] = deque()
         self._size = 0
@@ -167,6 +172,8 @@ class EventHub:
         elif event.ephemeral or event.type == _SELDOM_STORED:
             cursor = f"{self.position}~{event.id}"
         else:
+            if event.type == "user.message" and self.position:
+                self._anchors.append(self.position)
             cursor = self.position = event.id
         # Not `dataclasses.replace`: this is done for every event of every session.
         event = SessionEvent(event.id, event.type, event.raw, event.ephemeral, cursor)
@@ -199,6 +206,11 @@ class EventHub:
 
     def kept(self) -> list[SessionEvent]:
         return list(self._kept)
+
+    @property
+    def anchors(self) -> Sequence[str]:
+        """Ids of stored events that were told before prompts, the latest first."""
+        return tuple(reversed(self._anchors))
 
     def finish(self, error: AerodromeError | None = None) -> None:
         """The session is deleted, or (with an error that says so) has left this node: end every reader's stream."""

@@ -276,7 +276,7 @@ class LiveSession:
         self._tool_calls.clear()
         if len(text) > (soft := self._context.options.large_history):
             self._warn_of_size(len(text), soft)
-        look = partial(unpublished, position=self.hub.position, kept=self.hub.kept())
+        look = partial(unpublished, position=self.hub.position, kept=self.hub.kept(), anchors=self.hub.anchors)
         for event in await parse(look, text):
             self._publish(event)
         self.hub.position = self.hub.position or last_id(text)

@@ -97,9 +97,10 @@ class Reading:
         row = await allowed(self._context, self._sessions, who, session_id)
         # Before the history is read: what comes after this the caller hears by itself.
         hub = self._sessions.find_hub(row.key)
-        kept, position = (hub.kept(), hub.position) if hub is not None else ([], "")
+        kept, position, anchors = (hub.kept(), hub.position, hub.anchors) if hub is not None else ([], "", ())
         text = await read_history(self._context, row.key)
-        return await parse(partial(behind_latest, known=known, kept=kept, position=position), text)
+        look = partial(behind_latest, known=known, kept=kept, position=position, anchors=anchors)
+        return await parse(look, text)
 
     async def stored_events(self, who: Principal, session_id: str) -> Sequence[SessionEvent]:
         """The events of the session's history."""
@@ -112,8 +113,11 @@ class Reading:
         """What happened behind a cursor until the subscription."""
         if (found := behind(kept, after)) is not None:
             return found
+        anchors = hub.anchors
         text = await read_history(self._context, row.key)
-        seen = await parse(partial(seen_elsewhere, after=after, kept=kept, position=channel.position), text)
+        seen = await parse(
+            partial(seen_elsewhere, after=after, kept=kept, position=channel.position, anchors=anchors), text
+        )
         if seen:
             # What is behind them, too, is told when the session is loaded here, which may have happened just now.
             channel.leave_out(seen)
@@ -125,6 +129,7 @@ class Reading:
             late=channel.backlog,
             position=hub.position,
             max_bytes=self._context.options.reader_bytes,
+            anchors=anchors,
         )
         found = await parse(look, text)
         hub.position = hub.position or last_id(text)

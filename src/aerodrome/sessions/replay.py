@@ -39,6 +39,7 @@ def missed(
     late: Sequence[SessionEvent],
     position: str,
     max_bytes: int,
+    anchors: Sequence[str] = (),
 ) -> list[SessionEvent] | None:
     """The events behind the cursor `after`, which the hub does not keep any more.
 
@@ -47,6 +48,7 @@ def missed(
         kept: What the hub kept when the reader subscribed.
         late: What the reader's channel has got since.
         position: The hub's, after that.
+        anchors: The hub's.
 
     Returns:
         ``None`` when there is a gap: the place is not in the history (any more), or it is so far back that the
@@ -57,18 +59,20 @@ def missed(
     if stored is None:
         return None
     known = {event.id for event in kept} | {event.id for event in late}
-    told = [] if place == position else _until(stored, position)
+    told = _told(stored, place, (position, *_latest_first(kept), *anchors))
     at_place = behind(kept, place)
     found = [*(event for event in told if event.id not in known), *(kept if at_place is None else at_place)]
     return found if sum(map(size_of, found)) <= max_bytes else None
 
 
-def seen_elsewhere(text: str, after: str, *, kept: Sequence[SessionEvent], position: str) -> frozenset[str]:
+def seen_elsewhere(
+    text: str, after: str, *, kept: Sequence[SessionEvent], position: str, anchors: Sequence[str] = ()
+) -> frozenset[str]:
     """The stored events up to the cursor `after` that the hub had not told when the reader subscribed: their ids. None
     when the reader is not ahead of the hub.
 
     Args:
-        text, kept: As of `missed`.
+        text, kept, anchors: As of `missed`.
         position: The hub's when the reader subscribed.
     """
     place = after.partition("~")[0]
@@ -76,39 +80,41 @@ def seen_elsewhere(text: str, after: str, *, kept: Sequence[SessionEvent], posit
     if stored is None or place == position or any(event.id == position for event in stored):
         return frozenset()  # nearly always
     ids = [event.id for event in stored_events(text)]
-    told = {position, *(event.id for event in kept)}
+    told = {position, *_latest_first(kept), *anchors}
     up_to = ids.index(place)
     latest = max((index for index, event_id in enumerate(ids) if event_id in told), default=up_to)
     return frozenset(ids[latest + 1 : up_to + 1])
 
 
 def behind_latest(
-    text: str, known: Sequence[str], *, kept: Sequence[SessionEvent], position: str
+    text: str, known: Sequence[str], *, kept: Sequence[SessionEvent], position: str, anchors: Sequence[str] = ()
 ) -> Sequence[SessionEvent]:
     """The events behind the latest of those whose ids are known, of which some may not be in the history any more; none
     when all are too old.
 
     Args:
         known: The latest first.
-        text, kept, position: As of `missed`.
+        text, kept, position, anchors: As of `missed`.
     """
     for event_id in known:
         if (found := behind(kept, event_id)) is not None:
             return found
         if event_id in text:
-            if seen_elsewhere(text, event_id, kept=kept, position=position):
+            if seen_elsewhere(text, event_id, kept=kept, position=position, anchors=anchors):
                 return ()  # what is behind it, nobody here has been told yet
-            found = missed(text, event_id, kept=kept, late=(), position=position, max_bytes=_UNBOUNDED)
+            found = missed(text, event_id, kept=kept, late=(), position=position, max_bytes=_UNBOUNDED, anchors=anchors)
             if found is not None:
                 return found
     return ()
 
 
-def unpublished(text: str, position: str, kept: Sequence[SessionEvent]) -> list[SessionEvent]:
+def unpublished(
+    text: str, position: str, kept: Sequence[SessionEvent], anchors: Sequence[str] = ()
+) -> list[SessionEvent]:
     """The stored events behind the hub's position: nobody has been told of them.
 
     Args:
-        kept: What the hub keeps.
+        kept, anchors: The hub's.
 
     The history may lack the latest of what was published: an unanswered prompt was cut off.
     """
@@ -116,17 +122,30 @@ def unpublished(text: str, position: str, kept: Sequence[SessionEvent]) -> list[
         return []  # nearly always
     stored = stored_events(text)
     places = {event.id: place for place, event in enumerate(stored)}
-    for event_id in (position, *(event.id for event in reversed(kept))):
+    for event_id in (position, *_latest_first(kept), *anchors):
         if event_id in places:
             return stored[places[event_id] + 1 :]
     return []
 
 
-def _until(stored: list[SessionEvent], position: str) -> list[SessionEvent]:
-    for place, event in enumerate(stored):
-        if event.id == position:
-            return stored[: place + 1]
+def _told(stored: list[SessionEvent], place: str, known: Sequence[str]) -> list[SessionEvent]:
+    """Those of the stored events behind `place` that the hub has told.
+
+    Args:
+        known: Ids of events that it has told, the latest first, of which some may not be in the history: they were cut
+            off, or are not stored yet. All that is stored before one was told, too.
+    """
+    places = {event.id: index for index, event in enumerate(stored)}
+    for event_id in known:
+        if event_id == place:
+            return []
+        if event_id in places:
+            return stored[: places[event_id] + 1]
     return stored
+
+
+def _latest_first(kept: Sequence[SessionEvent]) -> list[str]:
+    return [event.id for event in reversed(kept)]
 
 
 def last_id(text: str) -> str:
