@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from aerodrome.model import TurnStatus
+import asyncio
+
+import pytest
+
+from aerodrome.model import SessionKey, TurnStatus
 from aerodrome.sessions.hub import Channel
 from support.scripted_node import ALICE, ScriptedNode, scripted_node, settle
 
@@ -79,3 +83,33 @@ async def test_nobody_misses_a_turn_that_was_cut_off_here_and_made_elsewhere() -
         events = [event.id for event in await a.service.stored_events(ALICE, "s1")]
         assert [event for event in stored(patient) if event in events] == events
         patient.close()
+
+
+async def test_what_another_node_stores_while_a_reader_looks_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session moves here between the reader's look at the history and the moment in which it goes on."""
+    async with scripted_node() as a, scripted_node(a.stores, name="b") as b:
+        await a.open("s1")
+        await b.say("s1", "one")
+        first = (await b.service.stored_events(ALICE, "s1"))[0].id
+        read, reads, go_on = a.stores.files.read, 0, asyncio.Event()
+
+        async def read_slowly(key: SessionKey, path: str) -> str:
+            nonlocal reads
+            reads += 1
+            slow = reads == 1
+            text = await read(key, path)
+            if slow:
+                await go_on.wait()
+            return text
+
+        monkeypatch.setattr(a.stores.files, "read", read_slowly)
+        coming = asyncio.create_task(a.service.events(ALICE, "s1", after=first))
+        await settle()
+        await b.say("s1", "two")
+        await asleep(b)
+        await a.say("s1", "three")
+        go_on.set()
+        reader = await coming
+        events = [event.id for event in await a.service.stored_events(ALICE, "s1")]
+        assert stored(reader) == events[1:]
+        reader.close()

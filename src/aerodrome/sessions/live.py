@@ -276,10 +276,11 @@ class LiveSession:
         self._tool_calls.clear()
         if len(text) > (soft := self._context.options.large_history):
             self._warn_of_size(len(text), soft)
+        # Before anything is awaited: somebody may be reading what we take for told.
+        self.hub.position = self.hub.position or last_id(text)
         look = partial(unpublished, position=self.hub.position, kept=self.hub.kept(), anchors=self.hub.anchors)
         for event in await parse(look, text):
             self._publish(event)
-        self.hub.position = self.hub.position or last_id(text)
 
     def _on_condition(self, condition: Condition) -> None:
         if condition.damages:

@@ -115,6 +115,10 @@ class Reading:
             return found
         anchors = hub.anchors
         text = await read_history(self._context, row.key)
+        if hub.position and not channel.position:
+            # Loaded here as we read, perhaps with more: nobody is told what its history had by then.
+            text = await read_history(self._context, row.key)
+        hub.position = hub.position or last_id(text)  # now: what comes behind it is told when it is loaded
         seen = await parse(
             partial(seen_elsewhere, after=after, kept=kept, position=channel.position, anchors=anchors), text
         )
@@ -132,7 +136,6 @@ class Reading:
             anchors=anchors,
         )
         found = await parse(look, text)
-        hub.position = hub.position or last_id(text)
         if found is None:
             return [self._context.host_event("aerodrome.gap", {"after": after})]
         return found
