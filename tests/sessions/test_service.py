@@ -589,6 +589,21 @@ async def test_other_nodes_pass_on_what_is_for_a_session_that_is_still_here_and_
             assert [event.type async for event in events]
 
 
+@pytest.mark.parametrize("native", [False, True])
+async def test_whoever_asks_for_a_session_as_the_drain_begins_loads_nothing_behind_it(native: bool) -> None:
+    async with scripted_node() as node:
+        object.__setattr__(node.context, "alone", lambda: False)
+        await node.open("s1")
+        node.stores.slow_directory.held.add("get")
+        asking = asyncio.create_task(node.service.live_session(ALICE, "s1") if native else node.send("s1", "hello"))
+        await settle()
+        await node.service.drain(0.0)
+        node.stores.slow_directory.let_go("get")
+        with pytest.raises(Draining):
+            await asking
+        assert (node.resident, node.places, node.service.live) == (0, 0, [])
+
+
 async def test_a_drain_waits_until_nothing_is_left_of_questions() -> None:
     """The stores are closed behind it."""
 

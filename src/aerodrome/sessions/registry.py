@@ -46,6 +46,8 @@ class LiveSessions:
         self._deletions: dict[SessionKey, asyncio.Task[bool]] = {}
         #: Deletions that the store has refused and that somebody was promised.
         self._undeleted: dict[SessionKey, SessionRow] = {}
+        #: `drain` has looked at what is live.
+        self._draining = False
         context.pool.make_room = self.make_room
         context.pool.empty_runtime = self.empty_runtime
         context.pool.move_sessions = self.move_from
@@ -93,7 +95,12 @@ class LiveSessions:
         return (live is not None and live.find(turn_id) is not None) or self.ends.find(key, turn_id) is not None
 
     def ensure(self, row: SessionRow) -> LiveSession:
-        """The session's live object. Raises `NotFound` while the session is being deleted."""
+        """The session's live object.
+
+        Raises:
+            NotFound: The session is being deleted.
+            Draining: It has none, and the node's drain would not come by a new one.
+        """
         if row.key in self._deletions:
             raise NotFound("the session has been deleted")
         live = self._live.get(row.key)
@@ -102,6 +109,8 @@ class LiveSessions:
             del self._live[row.key]
             self.end_hub(row.key)
             live = None
+        if live is None and self._draining:
+            raise Draining("this node is shutting down; try again", retry_after=1.0)
         if live is None:
             live = LiveSession(self._context, row, self.hub(row.key), self.ends, self.delete_ephemeral)
             self._live[row.key] = live
@@ -330,6 +339,7 @@ class LiveSessions:
         Each session leaves as soon as it is quiet, its lease with it, so that other nodes serve it while long turns of
         others go on here. Its readers are told to go on elsewhere (`Draining`).
         """
+        self._draining = True
         deadline = asyncio.get_running_loop().time() + timeout
         at_once = asyncio.Semaphore(_AT_ONCE)
 
