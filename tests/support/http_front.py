@@ -101,6 +101,8 @@ class RawClient:
     _stopped: bool = False
 
     async def send(self, data: bytes) -> None:
+        if self.writer.is_closing():  # on which uvloop raises something else
+            raise ConnectionResetError("the connection was cut")
         self.writer.write(data)
         await self.writer.drain()
 
