@@ -68,6 +68,18 @@ async def test_a_refused_body_that_goes_on_for_ever_is_cut(front: Front) -> None
         await asyncio.wait_for(send_for_ever(), 5)
 
 
+async def test_a_head_that_never_ends_is_cut(front: Front) -> None:
+    client = await front.raw(b"GET /api/v1/sessions HTTP/1.1\r\nX-Slow: ")
+
+    async def send_for_ever() -> None:
+        while True:
+            await client.send(b"x")
+            await asyncio.sleep(0.01)
+
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(send_for_ever(), 5)
+
+
 async def test_a_chunked_body_is_refused_as_soon_as_it_is_too_large(front: Front) -> None:
     client = await front.raw(request("POST", MESSAGES, JSON, "Transfer-Encoding: chunked"))
     chunk = b"1000\r\n" + b"x" * 0x1000 + b"\r\n"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class HttpLimits:
     #: Bytes of a request body. A prompt of 5 MB is ordinary; attachments come inline, as base64.
     max_body: int = 16 * 1024 * 1024
-    #: Seconds in which a client that is sending a request's head or body must send something.
+    #: Seconds in which a client must have sent the head of its request; while it is sending the body it must send
+    #: something in each of them.
     read_timeout: float = 30.0
     #: Seconds in which a client that has bytes to fetch must take some; then its connection is cut.
     write_timeout: float = 30.0

@@ -91,16 +91,13 @@ class GuardedProtocol(H11Protocol):
         self._stop_write_timer()
         super().connection_lost(exc)
 
-    # Reading: the head of a request, and the rest of a body whose request is answered already. That one gets the
-    # time once and not with every byte, or it could be sent for ever. A body that somebody waits for is timed by
-    # the middleware, which can say so in an answer.
+    # Reading: the head of a request, and the rest of a body whose request is answered already. Both get the time once
+    # and not with every byte, or they could be sent for ever, the head by whoever has no key at all. A body that
+    # somebody waits for is timed by the middleware, which can say so in an answer.
 
     def data_received(self, data: bytes) -> None:
-        if not self._body_is_unwanted():
-            self._stop_read_timer()
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
-            self._stop_read_timer()
             self._expect_head()
         elif not self._body_is_unwanted():
             self._stop_read_timer()
@@ -115,7 +112,8 @@ class GuardedProtocol(H11Protocol):
         return self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete
 
     def _expect_head(self) -> None:
-        self._read_timer = self.loop.call_later(self.limits.read_timeout, self.transport.abort)
+        if self._read_timer is None:
+            self._read_timer = self.loop.call_later(self.limits.read_timeout, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:
         """What is not HTTP at all is answered as everything else is: with a problem document."""
