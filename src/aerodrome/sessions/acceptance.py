@@ -10,7 +10,8 @@ import asyncio
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -124,47 +125,51 @@ class Acceptance:
             attributes={"gen_ai.conversation.id": key.id, "aerodrome.tenant": key.tenant, "aerodrome.turn.id": run.id},
         )
 
-    async def _claim(self, row: SessionRow) -> None:
-        """Where there are other nodes, load the session before it gets a prompt: they may be about to do the same, and
-        whoever has the lease has the queue.
+    @asynccontextmanager
+    async def _claimed(self, row: SessionRow) -> AsyncIterator[None]:
+        """Where there are other nodes, load the session before it gets a prompt, and keep it until it has: they may be
+        about to do the same, and whoever has the lease has the queue.
 
         Raises:
             SessionElsewhere: That is another node.
         """
         if self._context.alone() or row.kind is SessionKind.EPHEMERAL:
+            yield
             return
         live = self._sessions.ensure(row)
-        if live.loaded is not None:
-            return
         live.hold()
         try:
-            await live.awake()
-        except SessionElsewhere:
-            raise
-        except AerodromeError as error:
-            log.info("session.not_claimed", session=str(row.key), reason=error.detail)  # the turn will say so
+            if live.loaded is None:
+                try:
+                    await live.awake()
+                except SessionElsewhere:
+                    raise
+                except AerodromeError as error:
+                    # The turn will say so.
+                    log.info("session.not_claimed", session=str(row.key), reason=error.detail)
+            yield
         finally:
             live.release()
             self._sessions.forget(live)
 
     async def _submit(self, row: SessionRow, run: TurnRun, message: SendMessage) -> TurnRun:
         on_busy = message.on_busy or self._context.options.on_busy
-        await self._claim(row)
-        if run.row.idempotency_key is not None and (earlier := await self._earlier(row, run)) is not None:
-            return earlier
-        if (earlier := await self._admit(row, run)) is not None:
-            return earlier
-        # No await from the last look at what is there until the run is in its queue.
-        try:
-            self._accepting()
-            live = self._sessions.ensure(row)
-            if live.busy:
-                # Somebody was faster. Its place, if it got one, may be what the one before it waits for.
+        async with self._claimed(row):
+            if run.row.idempotency_key is not None and (earlier := await self._earlier(row, run)) is not None:
+                return earlier
+            if (earlier := await self._admit(row, run)) is not None:
+                return earlier
+            # No await from the last look at what is there until the run is in its queue.
+            try:
+                self._accepting()
+                live = self._sessions.ensure(row)
+                if live.busy:
+                    # Somebody was faster. Its place, if it got one, may be what the one before it waits for.
+                    self._context.admission.withdraw(run.row)
+                live.turns.admit(run, on_busy)
+            except BaseException:
                 self._context.admission.withdraw(run.row)
-            live.turns.admit(run, on_busy)
-        except BaseException:
-            self._context.admission.withdraw(run.row)
-            raise
+                raise
         # A task of its own: others may have joined the turn by its key, whatever becomes of this caller.
         work = carried(partial(self._record, live, run, on_busy, durable=not message.told_at_end), run.span.context)
         recording = self._context.tasks.start(work, "record", expected=AerodromeError)
