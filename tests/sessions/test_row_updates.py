@@ -103,3 +103,18 @@ async def test_a_refused_write_goes_with_the_next(updates: RowUpdates, directory
     updates.note(last_turn=TURN)
     await written(updates)
     assert directory.writes == [{"state": SessionState.RESIDENT, "last_turn": TURN}]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_title_that_somebody_has_chosen_is_not_written_over(
+    updates: RowUpdates, directory: Directory, refused: bool
+) -> None:
+    updates.note(title="what the runtime calls it", last_used_at=1.0)
+    directory.refuses = refused
+    await updates.choose_title("mine")
+    directory.refuses = False
+    before = len(directory.writes)
+    updates.note(last_used_at=2.0)
+    await updates.flush()
+    assert updates.row.title == "mine"
+    assert directory.writes[before:] == [{"last_used_at": 2.0}]

@@ -1053,6 +1053,19 @@ async def test_a_woken_session_goes_on_where_its_history_ends() -> None:
         node.runtime.release("session.resume")
 
 
+async def test_a_session_that_is_renamed_right_behind_its_first_prompt_has_that_name() -> None:
+    async with scripted_node() as node:
+        await node.service.open_session(ALICE, OpenSession(id="s1", native={}))
+        run = await node.service.send_native(ALICE, "s1", {"prompt": "what is this"})
+        await settle()
+        await node.service.retitle(ALICE, "s1", "mine")
+        await node.loaded("s1").answer()
+        await run.wait()
+        (live,) = node.service.live
+        assert await node.service.hibernate(live)
+        assert (await node.service.get(ALICE, "s1")).title == "mine"
+
+
 async def test_hubs_are_kept_for_readers_and_live_sessions_only() -> None:
     async with scripted_node() as node:
         await node.open("s1")

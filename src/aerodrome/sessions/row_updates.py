@@ -64,6 +64,12 @@ class RowUpdates:
             self._hurry.set()
         self._write_soon()
 
+    async def choose_title(self, title: str) -> None:
+        """Somebody has chosen the title, and is about to store it: no other one is written any more."""
+        self.row = replace(self.row, title=title)
+        await self.flush()  # one may be on its way
+        self._pending.pop("title", None)
+
     async def flush(self) -> None:
         """Write what is pending, as far as the store allows."""
         self._hurry.set()

@@ -164,7 +164,7 @@ class SessionService:
         row = await self._allowed(who, session_id, Role.WRITER)
         _check_title(title)
         if (live := self._sessions.find(row.key)) is not None:
-            live.updates.row = replace(live.updates.row, title=title)
+            await live.updates.choose_title(title)
         await self._context.state_patience(lambda: self._context.directory.update(row.key, title=title))
         return await self.get(who, session_id)
 
