@@ -206,9 +206,8 @@ class Attempts:
         all but `run` are back in the queue."""
         undone = self._delivery.take_all()
         self._books.unsettled.update(undone)
-        await self._residency.drop(loss.reason)
         try:
-            text = await self._history_after(undone, loss)
+            text = await self._residency.settle(loss.reason, partial(self._history_after, undone, loss))
         except AerodromeError as error:
             text = ""
             loss = Loss(loss.reason, TurnInterrupted(f"the runtime was lost ({loss.reason}), and then: {error.detail}"))

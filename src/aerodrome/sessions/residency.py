@@ -1,18 +1,20 @@
 """Whether one session is loaded in a runtime, and in which.
 
 Waking, hibernating and letting go exclude each other by one lock. Each activation holds one place in a runtime and one
-lease, taken by `wake` and given back here, once, whatever ends it.
+lease, taken by `wake` and given back here, once, whatever ends it. When one is lost in a turn, the turn comes first:
+nobody else loads the session before it is known what the turn has left in the history (`settle`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 
+from aerodrome._util.tasks import Flag, first_of
 from aerodrome.errors import AerodromeError, Refused, RuntimeUnavailable
 from aerodrome.events import SessionEvent
 from aerodrome.model import SessionState
@@ -62,6 +64,8 @@ class Residency:
         self._on_awake = on_awake
         self._machine = SessionMachine()
         self._transition = asyncio.Lock()
+        #: Raised whenever a turn may have been settled.
+        self._settled = Flag()
         self._closed_with: AerodromeError | None = None
         #: What was loaded last was lost, and nothing has been since.
         self._was_lost = False
@@ -103,8 +107,24 @@ class Residency:
 
     async def awake(self) -> Activation:
         """The session's activation; wakes it if need be. Raises what `wake` raises."""
-        async with self._transition:
+        async with self._turn_settled():
             return await self._awake()
+
+    @asynccontextmanager
+    async def _turn_settled(self) -> AsyncIterator[None]:
+        """The lock, as soon as no turn has been lost that is not settled."""
+        while True:
+            async with self._transition:
+                if not self._turn_lost:
+                    yield
+                    return
+                self._settled.clear()
+            await first_of(self._settled.raised)
+
+    @property
+    def _turn_lost(self) -> bool:
+        """What was loaded was lost in a turn that does not know yet."""
+        return self.state is State.RUNNING and self.activation is not None and self.activation.lost.done()
 
     async def _awake(self) -> Activation:
         self._refuse_when_closed()
@@ -144,31 +164,38 @@ class Residency:
             Refused, ActivationRefused: The runtime does not take what the client asks for.
             AerodromeError: What `wake` raises.
         """
-        async with self._transition:
-            self._refuse_when_closed()
-            activation = self.activation
-            known = attachment in self.attachments
-            if activation is not None and not activation.lost.done():
-                # Before it joins: whoever closes the session meanwhile must find it.
-                self.attachments.add(attachment)
-                try:
-                    await attachment.open(activation.runtime, resume=True)
-                    self._refuse_when_closed()
-                except RuntimeUnavailable:
-                    if not activation.lost.done() and activation.runtime.state.serves:
-                        self._leave(attachment, known)
-                        raise
-                    # It went away meanwhile: what follows is an ordinary wake-up.
-                except BaseException:
-                    self._leave(attachment, known)
-                    if self._closed_with is not None:
-                        await attachment.close()
-                    raise
-                else:
-                    with suppress(RuntimeUnavailable):  # whose loss is dealt with elsewhere
-                        await activation.attach_last()
+        while True:
+            async with self._turn_settled():
+                self._refuse_when_closed()
+                known = attachment in self.attachments
+                activation = self.activation
+                if activation is not None and not activation.lost.done() and await self._join(attachment, activation):
                     return
-            await self._attach_and_wake(attachment, known)
+                if not self._turn_lost:
+                    await self._attach_and_wake(attachment, known)
+                    return
+
+    async def _join(self, attachment: Attachment, activation: Activation) -> bool:
+        """``False``: the activation was lost meanwhile; what follows is an ordinary wake-up. Raises as `attach`."""
+        known = attachment in self.attachments
+        # Before it joins: whoever closes the session meanwhile must find it.
+        self.attachments.add(attachment)
+        try:
+            await attachment.open(activation.runtime, resume=True)
+            self._refuse_when_closed()
+        except RuntimeUnavailable:
+            self._leave(attachment, known)
+            if not activation.lost.done() and activation.runtime.state.serves:
+                raise
+            return False
+        except BaseException:
+            self._leave(attachment, known)
+            if self._closed_with is not None:
+                await attachment.close()
+            raise
+        with suppress(RuntimeUnavailable):  # whose loss is dealt with elsewhere
+            await activation.attach_last()
+        return True
 
     def _leave(self, attachment: Attachment, known: bool) -> None:
         """It could not be opened. One that had been opened before is as it was (see `Attachment.open`)."""
@@ -216,6 +243,7 @@ class Residency:
     def turn_ended(self) -> None:
         """The row is told of it together with the turn's end."""
         self._machine.apply(Stimulus.SETTLED)
+        self._settled.set()
 
     def note_state(self) -> None:
         """Let the directory know where the session stands."""
@@ -241,9 +269,20 @@ class Residency:
         """It is about to be hibernated for good: nobody comes in any more, and nothing is loaded."""
         self._closed_with = self._closed_with or error
 
+    async def settle(self, reason: str, find_out: Callable[[], Awaitable[str]]) -> str:
+        """Let go of an activation that was lost in a turn, and find out what the turn has left, before anybody loads
+        the session again: that would change the history, and to look at it takes a lease, which would be taken from
+        whoever has loaded the session. Nothing is found out when the session has been closed."""
+        async with self._transition:
+            if self.activation is not None and self.activation.lost.done():
+                log.info("session.lost_runtime", session=self._key, reason=reason)
+                await self._drop()
+            return await find_out() if self._closed_with is None else ""
+
     def shut(self, error: AerodromeError) -> None:
         """For good: nothing is loaded any more, and what is loaded is cut off."""
         self._machine.apply(Stimulus.CLOSE)
+        self._settled.set()
         self._closed_with = self._closed_with or error
         if self.activation is not None:
             self.activation.discard(error.detail, error)
@@ -298,6 +337,7 @@ class Residency:
             return
         activation.discard("given up")
         self._machine.apply(Stimulus.LOST)
+        self._settled.set()
         if self._closed_with is None:
             self._was_lost = True
             self._context.telemetry.meter.session_lost()
