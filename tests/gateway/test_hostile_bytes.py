@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
@@ -85,6 +86,20 @@ async def test_a_large_frame_is_read_before_those_that_come_behind_it(node: Host
         for number in range(2, 6):
             await client.send({"jsonrpc": "2.0", "id": number, "method": "ping", "params": {}})
         assert [(await client.receive())["id"] for _ in range(5)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("size", [1, 500_000], ids=["small", "large"])
+async def test_parameters_that_are_no_object_are_refused_and_nothing_behind_them_is_lost(node: Host, size: int) -> None:
+    async with raw(node.gateway_address, await node.key("alice")) as client:
+        for number, params in enumerate(([1], 7, "x", True)):
+            wrong = {"jsonrpc": "2.0", "id": number, "method": "ping", "params": params, "more": "x" * size}
+            await client.write(
+                encode_frame(json.dumps(wrong).encode())
+                + encode_frame(b'{"jsonrpc":"2.0","id":100,"method":"ping","params":{}}')
+            )
+            async with asyncio.timeout(5):
+                assert (await client.answer_to(number))["error"]["code"] == -32602
+                assert "result" in await client.answer_to(100)
 
 
 async def test_strangers_cannot_fill_the_memory(node: Host) -> None:

@@ -302,7 +302,12 @@ class GatewayClient:
             attachment.changes.note(request.method, params_of(request))
 
     def _serve(self, request: Request) -> None:
-        if (frame := self.gateway.answers.at_once(self, request)) is not None:
+        try:
+            frame = self.gateway.answers.at_once(self, request)
+        except AerodromeError as error:  # nobody above us would answer the client
+            self.gateway.telemetry.meter.rejected("gateway", error.code)
+            frame = problem_of(request, error)
+        if frame is not None:
             self.run(self.router.answered(request, frame), flush=False)
         else:
             self.start(self._handle(request), request.method)
