@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -11,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from aerodrome.demo.model import ModelServer
+from aerodrome.gateway.client import GatewayClient
 from aerodrome.model import SessionKey
 from aerodrome.wire.framing import encode_frame
 from support.host import Host, host, until
@@ -136,6 +138,22 @@ async def test_strangers_keep_nobody_out(node: Host) -> None:
             assert await client.fate() is Fate.ALIVE
         assert await strangers[0].fate() is Fate.CLOSED
         assert await strangers[-1].fate() is Fate.ALIVE
+
+
+async def test_strangers_that_have_gone_are_not_remembered(node: Host) -> None:
+    """As long as each had for its `connect`, 30 s, ten thousands of them would."""
+
+    def remembered() -> int:
+        gc.collect()
+        return sum(isinstance(found, GatewayClient) for found in gc.get_objects())
+
+    before = remembered()
+    for _ in range(20):
+        async with AsyncExitStack() as stack:
+            for _ in range(50):
+                await stack.enter_async_context(raw(node.gateway_address))
+    await until(lambda: not node.node.gateway.clients)
+    assert remembered() - before < 100
 
 
 async def test_one_user_may_not_take_all_places(node: Host) -> None:

@@ -96,8 +96,8 @@ class Gateway:
         self._peer_token = peer_token
         self._clients: set[GatewayClient] = set()
         self._peers: set[PeerServer] = set()
-        #: Those who have not said who they are, the one that has been there longest first.
-        self._strangers: dict[GatewayClient, None] = {}
+        #: Those who have not said who they are, the one that has been there longest first, and what ends their time.
+        self._strangers: dict[GatewayClient, asyncio.TimerHandle] = {}
         #: How many connections each user has, by tenant and name.
         self._admitted: Counter[tuple[str, str]] = Counter()
         self._tasks = TaskOwner("gateway")
@@ -177,11 +177,18 @@ class Gateway:
         if len(self._strangers) >= self.limits.max_strangers:
             # Whoever has a key shows it at once; those who only hold connections shall not keep others out.
             oldest = next(iter(self._strangers))
-            del self._strangers[oldest]
+            self._no_stranger(oldest)
             oldest.connection.abort(f"{self.limits.max_strangers} connections without a key are open already")
-        self._strangers[client] = None
-        asyncio.get_running_loop().call_later(self.limits.connect_timeout, self._expect_connected, client)
+        self._strangers[client] = asyncio.get_running_loop().call_later(
+            self.limits.connect_timeout, self._expect_connected, client
+        )
         return client.connection
+
+    def _no_stranger(self, client: GatewayClient) -> None:
+        """It has said who it is, or has gone. The timer would keep it in memory: connections come faster than theirs
+        end."""
+        if (timer := self._strangers.pop(client, None)) is not None:
+            timer.cancel()
 
     def _expect_connected(self, client: GatewayClient) -> None:
         if client.principal is None and not client.is_node and not client.gone:
@@ -209,7 +216,7 @@ class Gateway:
             except Capacity as error:
                 asyncio.get_running_loop().call_soon(client.close, error)
                 raise
-            self._strangers.pop(client, None)
+            self._no_stranger(client)
             self._admitted[principal.tenant, principal.user] += 1
             client.connection.take_frames_of(self.limits.max_frame)
         client.principal = principal
@@ -233,7 +240,7 @@ class Gateway:
     def hand_over(self, client: GatewayClient) -> None:
         """What connected as a client is a node, with work of its own."""
         self._clients.discard(client)
-        self._strangers.pop(client, None)
+        self._no_stranger(client)
         client.connection.take_frames_of(self.limits.max_frame)
         self._peers.add(
             PeerServer(
@@ -265,7 +272,7 @@ class Gateway:
     # --- clients ---
 
     def client_closed(self, client: GatewayClient, reason: str) -> None:
-        self._strangers.pop(client, None)
+        self._no_stranger(client)
         if client.principal is not None:
             self._admitted -= Counter({(client.principal.tenant, client.principal.user): 1})
         log.info("gateway.client_gone", peer=client.connection.peer, reason=reason)
