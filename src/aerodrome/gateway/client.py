@@ -47,7 +47,7 @@ from aerodrome.gateway.commands import (
 )
 from aerodrome.gateway.links import ClientLinks
 from aerodrome.gateway.problems import INTERNAL_ERROR
-from aerodrome.gateway.router import ASK_THE_MODEL, Router, params_of, problem_of
+from aerodrome.gateway.router import ASK_THE_MODEL, Router, params_of, problem_of, release
 from aerodrome.gateway.tracing import traced
 from aerodrome.gateway.upstream import Upstream
 from aerodrome.model import Principal, Role
@@ -358,6 +358,7 @@ class GatewayClient:
                 return None
             except (SessionElsewhere, PeerGone) as error:
                 log.debug("gateway.session_elsewhere", method=request.method, reason=error.detail)
+                release(request)  # each try holds what it needs, and the next may be for another node
                 if self.relayed:
                     raise SessionMoved("the session runs on another node") from error
                 if loop.time() >= give_up:

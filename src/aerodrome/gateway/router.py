@@ -391,7 +391,7 @@ class Router:
         self.questions.lost(link)
         for request in [request for request in self._requests.values() if request.link == link]:
             request.link = None
-            _release(request)
+            release(request)
             if request.rule.repeatable:
                 commands.append(Place(request))
                 continue
@@ -422,7 +422,7 @@ class Router:
     def _done(self, request: Request) -> None:
         if self._requests.pop(request.id, None) is not None:
             self._bytes -= request.size
-        _release(request)
+        release(request)
 
 
 def params_of(request: Request) -> dict[str, Any]:
@@ -437,8 +437,8 @@ def problem_of(request: Request, error: AerodromeError) -> bytes:
     return problems.problem_frame(request.id, request.method, error, session_id=session_id)
 
 
-def _release(request: Request) -> None:
-    """What was held for it is needed no more, or no more there."""
+def release(request: Request) -> None:
+    """What is held for it is needed no more, or no more there."""
     if request.on_done is not None:
         on_done, request.on_done = request.on_done, None
         on_done()

@@ -1,0 +1,75 @@
+"""What happens between a look and what is done on its strength: requests and answers that overtake each other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from aerodrome.coordination.ports import Node
+from aerodrome.demo.model import ModelServer
+from aerodrome.model import SessionKey
+from support.host import Host, host, until
+from support.misbehaving import RawClient, raw
+
+pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[ModelServer]:
+    with ModelServer.in_thread() as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def nodes(model: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Host, Host]]:
+    directory = tmp_path_factory.mktemp("pair")
+    options: dict[str, Any] = {
+        "coordination": {"heartbeat": "100ms", "ttl": "5s"},
+        "limits": {"max_turns_per_tenant": 1},
+    }
+    async with AsyncExitStack() as stack:
+        first, second = [
+            await stack.enter_async_context(host(directory, model, server={"node_name": name}, **options))
+            for name in ("a", "b")
+        ]
+        await until(lambda: not (first.node.cluster.alone or second.node.cluster.alone))
+        yield first, second
+
+
+async def test_a_request_that_is_placed_anew_keeps_nothing_of_its_first_try(
+    nodes: tuple[Host, Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other node loads the session between our look who runs it and our asking for its lease."""
+    a, b = nodes
+    at_a = await a.user()
+    await at_a.open("overtaken")
+    await at_a.text("overtaken", "hello")
+    live = a.node.sessions.find_live(SessionKey("acme", "overtaken"))
+    assert live is not None
+    await until(lambda: live.evictable)
+    assert await a.node.sessions.hibernate(live)
+    cluster, looks = b.node.cluster, 0
+    look = cluster.elsewhere
+
+    async def late(key: SessionKey) -> Node | None:
+        nonlocal looks
+        found = await look(key)
+        looks += 1
+        if looks == 1:
+            await at_a.text("overtaken", "and now?")
+        return found
+
+    monkeypatch.setattr(cluster, "elsewhere", late)
+    async with raw(b.gateway_address, await b.key()) as client, asyncio.timeout(30):
+        answer = await client.request("session.history.compact", {"sessionId": "overtaken"})
+        assert "result" in answer, answer
+        assert looks > 1
+        kept = b.node.sessions.find_live(SessionKey("acme", "overtaken"))
+        assert kept is None or not kept._holds
+        gates = [each.node.sessions._context.admission.gate for each in nodes]
+        await until(lambda: all(gate.free("acme", "bob") for gate in gates))
