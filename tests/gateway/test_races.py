@@ -41,6 +41,41 @@ async def nodes(model: ModelServer, tmp_path_factory: pytest.TempPathFactory) ->
         yield first, second
 
 
+async def told_until_idle(client: RawClient, session_id: str) -> list[str]:
+    """Types of the session's events."""
+    told: list[str] = []
+    async with asyncio.timeout(10):
+        while "session.idle" not in told:
+            message = await client.receive()
+            if message.get("method") == "session.event" and message["params"]["sessionId"] == session_id:
+                told.append(message["params"]["event"]["type"])
+    return told
+
+
+@pytest.mark.parametrize("place", ["here", "there"])
+async def test_a_client_that_leaves_a_session_and_is_back_before_the_answer_hears_it(
+    nodes: tuple[Host, Host], place: str
+) -> None:
+    """As an application does in two places at once, or one that does not wait for its `disconnect`."""
+    a, b = nodes
+    session_id = f"back-{place}"
+    at_a = await a.user()
+    await at_a.open(session_id)
+    await at_a.text(session_id, "hello")
+    door = a if place == "here" else b
+    async with raw(door.gateway_address, await door.key()) as client:
+        await client.request("session.resume", {"sessionId": session_id})
+        for number in range(20):
+            for request_id, method in enumerate(("session.detach", "session.resume")):
+                params = {"sessionId": session_id}
+                await client.send({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
+            assert "result" in await client.answer_to(1)
+            client.received.clear()
+            prompt = {"sessionId": session_id, "prompt": f"[[say: {number}]]"}
+            await client.send({"jsonrpc": "2.0", "id": 2, "method": "session.send", "params": prompt})
+            assert "assistant.message" in await told_until_idle(client, session_id)
+
+
 async def test_a_request_that_is_placed_anew_keeps_nothing_of_its_first_try(
     nodes: tuple[Host, Host], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,8 @@ class GatewayClient:
         #: Set by `connect`: the connection is another node's own, and goes to whom this is called for.
         self.is_node = ""
         self.attachments: dict[str, NativeAttachment] = {}
+        #: Those of sessions that it is about to leave.
+        self._leaving: dict[str, asyncio.Future[None]] = {}
         self.away = AwaySessions(self)
         #: What we have asked the client ourselves.
         self._asked: dict[int, asyncio.Future[envelope.Message]] = {}
@@ -515,12 +517,30 @@ class GatewayClient:
     async def detach(self, session_id: str, *, leave: bool = True) -> None:
         """The client takes part in the session no more, as far as this node goes."""
         attachment = self.attachments.pop(session_id, None)
+        if leave:
+            self.router.sessions.leave(session_id)  # at once: a resume that comes behind takes part anew
         if attachment is not None:
+            await self.let_go(attachment)
+        if leave:
+            self.close_unused_links()
+
+    async def let_go(self, attachment: NativeAttachment) -> None:
+        """Detach what is none of the client's `attachments` any more."""
+        session_id, done = attachment.session_id, asyncio.get_running_loop().create_future()
+        self._leaving[session_id] = done
+        try:
             await attachment.live.detach(attachment)
             self.gateway.sessions.let_go(attachment.live)
-        if leave:
-            self.router.sessions.leave(session_id)
-            self.close_unused_links()
+        finally:
+            done.set_result(None)
+            if self._leaving.get(session_id) is done:
+                del self._leaving[session_id]
+
+    async def has_left(self, session_id: str) -> None:
+        """Returns when the runtime has let go of the client, if it is leaving the session: a runtime may do what it is
+        asked later before what it is asked first, and would let go of who has just come back."""
+        while (leaving := self._leaving.get(session_id)) is not None:
+            await asyncio.wait({leaving})
 
     def attachment_finished(self, attachment: NativeAttachment, error: AerodromeError) -> None:
         if self.attachments.get(attachment.session_id) is attachment:

@@ -295,9 +295,15 @@ class Router:
             binding.note_sent(message)
         if request.method in REMEMBERED and not message.is_error:
             return [answer, Changed(request)]
-        if link.startswith(NODE_LINK) and request.method in _OPENING | _LEAVING:
+        if link.startswith(NODE_LINK) and request.method in _OPENING | _LEAVING and not self._overtaken(request):
             return [answer, Relayed(request, not message.is_error)]
         return [answer]
+
+    def _overtaken(self, request: Request) -> bool:
+        """The client has left the session, and is on its way back already: what becomes of that decides."""
+        return request.method in _LEAVING and any(
+            other.method in _OPENING and other.session_id == request.session_id for other in self._requests.values()
+        )
 
     def _request_of_runtime(self, link: str, message: envelope.Message) -> Sequence[Command]:
         assert isinstance(message.id, (int, str))
