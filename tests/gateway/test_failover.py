@@ -18,6 +18,7 @@ from copilot import ToolInvocation, ToolResult
 from copilot._jsonrpc import JsonRpcError
 
 from aerodrome.demo.model import ModelServer
+from aerodrome.gateway.upstream import Upstream
 from aerodrome.model import SessionKey
 from aerodrome.sessions.live import LiveSession
 from support.hop import Hop, hop
@@ -309,3 +310,30 @@ async def test_what_a_client_asked_for_holds_in_the_next_runtime(node: Host, end
         kill(node, chat)
         await chat.turn("two")
         assert await chat.session.rpc.mode.get() == SessionMode.PLAN
+
+
+async def test_an_interest_that_was_given_up_is_not_taken_up_again(
+    node: Host, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from copilot.rpc import RegisterEventInterestParams, ReleaseEventInterestParams
+
+    asked: list[tuple[str, Any]] = []
+    ask = Upstream.request
+
+    async def noted(self: Upstream, method: str, params: Any, **more: Any) -> Any:
+        if self.runtime is not None:
+            asked.append((method, params.get("eventType")))
+        return await ask(self, method, params, **more)
+
+    async with connected(endpoint) as client:
+        chat = await client.create()
+        log = chat.session.rpc.event_log
+        given_up = await log.register_interest(RegisterEventInterestParams(event_type="mcp.oauth_required"))
+        await log.register_interest(RegisterEventInterestParams(event_type="sampling.requested"))
+        await log.release_interest(ReleaseEventInterestParams(handle=given_up.handle))
+        await chat.turn("one")
+        await hibernate(node, chat)
+        monkeypatch.setattr(Upstream, "request", noted)
+        await chat.turn("two")
+    interests = [event for method, event in asked if method == "session.eventLog.registerInterest"]
+    assert interests == ["sampling.requested"]

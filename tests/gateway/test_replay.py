@@ -25,10 +25,11 @@ def test_updates_of_options_add_up() -> None:
 
 def test_interests_are_held_one_by_one_until_they_are_released() -> None:
     changes = Changes()
-    for event in ("x", "y"):
-        changes.note("session.eventLog.registerInterest", {"sessionId": "s", "eventType": event})
-    changes.note("session.eventLog.releaseInterest", {"sessionId": "s", "eventType": "x"})
-    assert changes.requests == [("session.eventLog.registerInterest", {"eventType": "y"})]
+    for event in ("x", "x", "y"):
+        handle = {"handle": f"interest-{len(changes.requests)}"}
+        changes.note("session.eventLog.registerInterest", {"sessionId": "s", "eventType": event}, handle)
+    changes.note("session.eventLog.releaseInterest", {"sessionId": "s", "handle": "interest-0"}, {"success": True})
+    assert changes.requests == [("session.eventLog.registerInterest", {"eventType": event}) for event in ("x", "y")]
 
 
 def test_tools_take_the_place_of_those_the_session_was_opened_with() -> None:

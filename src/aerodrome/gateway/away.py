@@ -32,7 +32,7 @@ from aerodrome.gateway.attachment import ONCE, REMEMBERED
 from aerodrome.gateway.bindings import NODE_LINK
 from aerodrome.gateway.commands import Request
 from aerodrome.gateway.replay import Changes
-from aerodrome.gateway.router import params_of
+from aerodrome.gateway.router import params_of, result_of
 from aerodrome.gateway.sessions import open_again
 from aerodrome.gateway.tracing import hand_on
 from aerodrome.model import SessionKey, SessionRow
@@ -181,7 +181,7 @@ class AwaySessions:
         """A request that must hold wherever the session goes was carried out."""
         away = self._away.get(request.session_id or "")
         if away is not None:
-            away.changes.note(request.method, params_of(request))
+            away.changes.note(request.method, params_of(request), result_of(request))
         return away is not None
 
     # --- moves ---

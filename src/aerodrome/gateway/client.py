@@ -47,7 +47,7 @@ from aerodrome.gateway.commands import (
 )
 from aerodrome.gateway.links import ClientLinks
 from aerodrome.gateway.problems import INTERNAL_ERROR
-from aerodrome.gateway.router import ASK_THE_MODEL, Router, params_of, problem_of, release
+from aerodrome.gateway.router import ASK_THE_MODEL, Router, params_of, problem_of, release, result_of
 from aerodrome.gateway.tracing import traced
 from aerodrome.gateway.upstream import Upstream
 from aerodrome.model import Principal, Role
@@ -301,7 +301,7 @@ class GatewayClient:
     def _remember(self, request: Request) -> None:
         attachment = self.attachments.get(request.session_id or "")
         if not self.away.remember(request) and attachment is not None:
-            attachment.changes.note(request.method, params_of(request))
+            attachment.changes.note(request.method, params_of(request), result_of(request))
 
     def _serve(self, request: Request) -> None:
         try:

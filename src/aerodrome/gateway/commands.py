@@ -33,6 +33,8 @@ class Request(msgspec.Struct):
     on_done: Callable[[], None] | None = None
     #: The latest events that the client has, which another node relays: it is told what has come behind them.
     known: list[str] | None = None
+    #: What a runtime has answered to one that changes something in its session.
+    result: Raw | UnsetType = UNSET
     #: How often another node has given it back, because it does not run the session.
     returned: int = 0
 

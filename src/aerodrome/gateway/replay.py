@@ -20,6 +20,8 @@ _SLOTS: Mapping[str, str] = {
 _REGISTER, _RELEASE = "session.eventLog.registerInterest", "session.eventLog.releaseInterest"
 _SET_TOOLS = "session.tools.set"
 
+_NOTHING: Mapping[str, Any] = {}
+
 #: Methods of which the shell tells `Changes.note` when they have succeeded.
 REMEMBERED = frozenset({*_SLOTS, _REGISTER, _RELEASE, _SET_TOOLS})
 
@@ -32,16 +34,17 @@ class Changes:
         #: Tools that the client has put in the place of those it opened the session with.
         self.tools: list[Any] | None = None
 
-    def note(self, method: str, params: Mapping[str, Any]) -> None:
-        """A request with these parameters was carried out."""
+    def note(self, method: str, params: Mapping[str, Any], result: Mapping[str, Any] = _NOTHING) -> None:
+        """A request with these parameters was carried out, with this result."""
         said = {name: value for name, value in params.items() if name != "sessionId"}
         if method == _SET_TOOLS:
             tools = said.get("tools")
             self.tools = tools if isinstance(tools, list) else self.tools
         elif method == _REGISTER:
-            self._slots[f"interest {said.get('eventType')}"] = (_REGISTER, said)
+            # Each by itself, and by the name that the runtime has given it: one may be registered several times.
+            self._slots[f"interest {result.get('handle')}"] = (_REGISTER, said)
         elif method == _RELEASE:
-            self._slots.pop(f"interest {said.get('eventType')}", None)
+            self._slots.pop(f"interest {said.get('handle')}", None)
         elif method in _SLOTS:
             slot = _SLOTS[method]
             earlier = self._slots.pop(slot, None)

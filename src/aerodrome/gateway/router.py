@@ -294,6 +294,7 @@ class Router:
         if request.method == "session.send" and link.startswith(NODE_LINK) and binding is not None:
             binding.note_sent(message)
         if request.method in REMEMBERED and not message.is_error:
+            request.result = message.result
             return [answer, Changed(request)]
         if link.startswith(NODE_LINK) and request.method in _OPENING | _LEAVING and not self._overtaken(request):
             return [answer, Relayed(request, not message.is_error)]
@@ -435,6 +436,12 @@ def params_of(request: Request) -> dict[str, Any]:
     """The parameters as they were sent on. Raises `EnvelopeError` when they cannot be read."""
     params = envelope.decode_value(envelope.decode(request.body).params)
     return params if isinstance(params, dict) else {}
+
+
+def result_of(request: Request) -> dict[str, Any]:
+    """What a runtime has answered. Raises `EnvelopeError` when it cannot be read."""
+    result = envelope.decode_value(request.result)
+    return result if isinstance(result, dict) else {}
 
 
 def problem_of(request: Request, error: AerodromeError) -> bytes:
