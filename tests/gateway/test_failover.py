@@ -337,3 +337,27 @@ async def test_an_interest_that_was_given_up_is_not_taken_up_again(
         await chat.turn("two")
     interests = [event for method, event in asked if method == "session.eventLog.registerInterest"]
     assert interests == ["sampling.requested"]
+
+
+async def test_a_server_that_the_client_has_disabled_is_not_back_in_the_next_runtime(
+    node: Host, endpoint: Endpoint
+) -> None:
+    from copilot.rpc import MCPDisableRequest
+
+    async with connected(endpoint) as client:
+        servers = {"m": {"type": "http", "url": "https://mcp.invalid/mcp", "tools": ["*"]}}
+        chat = await client.create(mcp_servers=servers)
+
+        async def status() -> str:
+            listed = await chat.session.rpc.mcp.list()
+            (found,) = [server for server in listed.servers if server.name == "m"]
+            return str(found.status.value)
+
+        assert await status() != "disabled"
+        await chat.session.rpc.mcp.disable(MCPDisableRequest(server_name="m"))
+        assert await status() == "disabled"
+        await chat.turn("one")
+        await hibernate(node, chat)
+        assert await status() == "disabled"
+        kill(node, chat)
+        assert await status() == "disabled"

@@ -40,6 +40,17 @@ def test_tools_take_the_place_of_those_the_session_was_opened_with() -> None:
     assert changes.requests == []
 
 
+def test_a_server_that_was_disabled_stays_so_until_it_is_enabled() -> None:
+    changes = Changes()
+    for server in ("x", "y"):
+        changes.note("session.mcp.disable", {"sessionId": "s", "serverName": server})
+    changes.note("session.mcp.enable", {"sessionId": "s", "serverName": "x"})
+    assert changes.requests == []
+    opening = {"disabledMcpServers": ["z"], "model": "gpt"}
+    changes.onto(opening)
+    assert opening == {"disabledMcpServers": ["z", "y"], "model": "gpt"}
+
+
 def test_only_what_a_client_may_call_is_remembered() -> None:
     assert {method for method in REMEMBERED if not rule_for(method).profiles} == set()
     assert all(Profile.TRUSTED in rule_for(method).profiles for method in REMEMBERED)

@@ -204,8 +204,7 @@ class NativeAttachment:
         if self._opened:
             for name in ONCE | (REMEMBERED if resume else frozenset()):
                 kept.pop(name, None)
-            if self.changes.tools is not None:
-                kept["tools"] = self.changes.tools
+            self.changes.onto(kept)
             if resume and self.live.row.model is not None:
                 kept["model"] = self.live.row.model  # as it was changed since; without one it would get the default
             if resume:

@@ -76,8 +76,7 @@ class Away:
     def params(self, row: SessionRow) -> dict[str, Any]:
         """Of the `session.resume` that attaches the client anew. It is not told of it: it never was away."""
         kept = {name: value for name, value in self.asked.items() if name not in ONCE | REMEMBERED}
-        if self.changes.tools is not None:
-            kept["tools"] = self.changes.tools
+        self.changes.onto(kept)
         if row.model is not None:
             kept["model"] = row.model  # as it was changed since; without one it would get the default
         return {**kept, "sessionId": row.key.id, "disableResume": True}

@@ -16,14 +16,16 @@ _SLOTS: Mapping[str, str] = {
     "session.agent.setPrompt": "agent prompt",
     "session.options.update": "options",
     "session.permissions.setRequired": "permissions",
+    "session.mcp.apps.setHostContext": "context of apps",
 }
+_DISABLE, _ENABLE = "session.mcp.disable", "session.mcp.enable"
 _REGISTER, _RELEASE = "session.eventLog.registerInterest", "session.eventLog.releaseInterest"
 _SET_TOOLS = "session.tools.set"
 
 _NOTHING: Mapping[str, Any] = {}
 
 #: Methods of which the shell tells `Changes.note` when they have succeeded.
-REMEMBERED = frozenset({*_SLOTS, _REGISTER, _RELEASE, _SET_TOOLS})
+REMEMBERED = frozenset({*_SLOTS, _DISABLE, _ENABLE, _REGISTER, _RELEASE, _SET_TOOLS})
 
 
 class Changes:
@@ -33,6 +35,8 @@ class Changes:
         self._slots: dict[str, tuple[str, dict[str, Any]]] = {}
         #: Tools that the client has put in the place of those it opened the session with.
         self.tools: list[Any] | None = None
+        #: MCP servers that it has disabled, in order.
+        self._disabled: dict[str, None] = {}
 
     def note(self, method: str, params: Mapping[str, Any], result: Mapping[str, Any] = _NOTHING) -> None:
         """A request with these parameters was carried out, with this result."""
@@ -45,12 +49,24 @@ class Changes:
             self._slots[f"interest {result.get('handle')}"] = (_REGISTER, said)
         elif method == _RELEASE:
             self._slots.pop(f"interest {said.get('handle')}", None)
+        elif method == _DISABLE:
+            self._disabled[str(said.get("serverName"))] = None
+        elif method == _ENABLE:
+            self._disabled.pop(str(said.get("serverName")), None)
         elif method in _SLOTS:
             slot = _SLOTS[method]
             earlier = self._slots.pop(slot, None)
             if slot == "options" and earlier is not None:
                 said = {**earlier[1], **said}  # an update names only what it changes
             self._slots[slot] = (method, said)
+
+    def onto(self, opening: dict[str, Any]) -> None:
+        """Change the parameters that the client has opened the session with: what it has changed is so from the first
+        moment in the next runtime, too. A server that is to be disabled would be on its way already."""
+        if self.tools is not None:
+            opening["tools"] = self.tools
+        if self._disabled:
+            opening["disabledMcpServers"] = [*(opening.get("disabledMcpServers") or ()), *self._disabled]
 
     @property
     def requests(self) -> list[tuple[str, dict[str, Any]]]:
