@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
@@ -74,6 +74,41 @@ async def test_a_client_that_leaves_a_session_and_is_back_before_the_answer_hear
             prompt = {"sessionId": session_id, "prompt": f"[[say: {number}]]"}
             await client.send({"jsonrpc": "2.0", "id": 2, "method": "session.send", "params": prompt})
             assert "assistant.message" in await told_until_idle(client, session_id)
+
+
+async def test_prompts_that_are_sent_without_waiting_are_asked_in_order(
+    nodes: tuple[Host, Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store answers the question about the second one first."""
+    a, _ = nodes
+    alice = await a.user()
+    await alice.open("in-order")
+    cluster, looks, second = a.node.cluster, 0, asyncio.Event()
+    look = cluster.elsewhere
+
+    async def late(key: SessionKey) -> Node | None:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(second.wait(), 0.5)
+        else:
+            second.set()
+        return await look(key)
+
+    async with raw(a.gateway_address, await a.key()) as client, asyncio.timeout(30):
+        with monkeypatch.context() as patch:
+            patch.setattr(cluster, "elsewhere", late)
+            for number, text in enumerate(("one", "two", "three")):
+                prompt = {"sessionId": "in-order", "prompt": text}
+                await client.send({"jsonrpc": "2.0", "id": number, "method": "session.send", "params": prompt})
+            answers: dict[int, dict[str, Any]] = {}
+            while len(answers) < 3:
+                message = await client.receive()
+                if "method" not in message:
+                    answers[message["id"]] = message
+            assert all("result" in answer for answer in answers.values()), answers
+        assert await alice.prompts_seen("in-order") == ["one", "two", "three"]
 
 
 async def test_a_request_that_is_placed_anew_keeps_nothing_of_its_first_try(

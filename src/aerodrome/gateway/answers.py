@@ -232,6 +232,8 @@ class Answers:
         if not isinstance(params.get("prompt"), str):
             raise Invalid("session.send needs a `prompt`")
         run = await self._gateway.sessions.send_native(client.who, session_id, params)
+        if request.on_taken_up is not None:
+            request.on_taken_up()
         client.note_run(run)
         message_id = await run.taken()
         if message_id is None:

@@ -46,6 +46,7 @@ from aerodrome.gateway.commands import (
     ToRuntime,
 )
 from aerodrome.gateway.links import ClientLinks
+from aerodrome.gateway.order import IN_ORDER, Order, Position
 from aerodrome.gateway.problems import INTERNAL_ERROR
 from aerodrome.gateway.router import ASK_THE_MODEL, Router, params_of, problem_of, release, result_of
 from aerodrome.gateway.tracing import traced
@@ -102,9 +103,8 @@ class GatewayClient:
         #: Set by `connect`: the connection is another node's own, and goes to whom this is called for.
         self.is_node = ""
         self.attachments: dict[str, NativeAttachment] = {}
-        #: Those of sessions that it is about to leave.
-        self._leaving: dict[str, asyncio.Future[None]] = {}
         self.away = AwaySessions(self)
+        self._order = Order()
         #: What we have asked the client ourselves.
         self._asked: dict[int, asyncio.Future[envelope.Message]] = {}
         self._runs: set[TurnRun] = set()
@@ -311,6 +311,9 @@ class GatewayClient:
             frame = problem_of(request, error)
         if frame is not None:
             self.run(self.router.answered(request, frame), flush=False)
+            return
+        if request.method in IN_ORDER and (session_id := envelope.session_of(request.params)) is not None:
+            self.start(self._handle_in_order(request, self._order.join(session_id)), request.method)
         else:
             self.start(self._handle(request), request.method)
 
@@ -320,6 +323,14 @@ class GatewayClient:
             work.close()
             return None
         return self._tasks.start(work, name, expected=AerodromeError)
+
+    async def _handle_in_order(self, request: Request, position: Position) -> None:
+        request.on_taken_up = position.leave
+        try:
+            await position.reached()
+            await self._handle(request)
+        finally:
+            position.leave()
 
     async def _handle(self, request: Request) -> None:
         """Answer the request here, or see that the runtime or node answers it that has its session."""
@@ -518,29 +529,12 @@ class GatewayClient:
         """The client takes part in the session no more, as far as this node goes."""
         attachment = self.attachments.pop(session_id, None)
         if leave:
-            self.router.sessions.leave(session_id)  # at once: a resume that comes behind takes part anew
+            self.router.sessions.leave(session_id)
         if attachment is not None:
-            await self.let_go(attachment)
-        if leave:
-            self.close_unused_links()
-
-    async def let_go(self, attachment: NativeAttachment) -> None:
-        """Detach what is none of the client's `attachments` any more."""
-        session_id, done = attachment.session_id, asyncio.get_running_loop().create_future()
-        self._leaving[session_id] = done
-        try:
             await attachment.live.detach(attachment)
             self.gateway.sessions.let_go(attachment.live)
-        finally:
-            done.set_result(None)
-            if self._leaving.get(session_id) is done:
-                del self._leaving[session_id]
-
-    async def has_left(self, session_id: str) -> None:
-        """Returns when the runtime has let go of the client, if it is leaving the session: a runtime may do what it is
-        asked later before what it is asked first, and would let go of who has just come back."""
-        while (leaving := self._leaving.get(session_id)) is not None:
-            await asyncio.wait({leaving})
+        if leave:
+            self.close_unused_links()
 
     def attachment_finished(self, attachment: NativeAttachment, error: AerodromeError) -> None:
         if self.attachments.get(attachment.session_id) is attachment:

@@ -37,6 +37,8 @@ class Request(msgspec.Struct):
     result: Raw | UnsetType = UNSET
     #: How often another node has given it back, because it does not run the session.
     returned: int = 0
+    #: Called when it has its effect before those that have come behind it, answered or not.
+    on_taken_up: Callable[[], None] | None = None
 
 
 class ToClient(msgspec.Struct, frozen=True):

@@ -36,7 +36,7 @@ def _expel(gateway: Gateway, client: GatewayClient, session_id: str) -> None:
     client.run(client.router.expel(session_id))
     client.tell_lifecycle("session.deleted", session_id)
     if attachment is not None:
-        gateway.start_task(client.let_go(attachment), "detach member")
+        gateway.start_task(attachment.live.detach(attachment), "detach member")
 
 
 def _change(gateway: Gateway, client: GatewayClient, session_id: str, role: Role) -> None:

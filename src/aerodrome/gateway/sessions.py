@@ -97,7 +97,6 @@ async def _attach(
     assert client.router.profile is not None
     session_id, who, role = row.key.id, client.who, row.role_of(client.who)
     passive = role is Role.READER
-    await client.has_left(session_id)
     # Its own node takes it along when the session leaves this one.
     live = await gateway.sessions.live_session(who, session_id, leaving=client.relayed)
     attachment = client.attachments.get(session_id)
@@ -147,7 +146,6 @@ async def open_again(
     row = await gateway.sessions.get(who, session_id)
     role = row.role_of(who)
     passive = role is Role.READER
-    await client.has_left(session_id)
     live = await gateway.sessions.live_session(who, session_id)
     attachment = NativeAttachment(
         client,
