@@ -244,6 +244,14 @@ def test_permissions_are_given_for_the_session_and_not_for_ever() -> None:
         assert check(method, Profile.SANDBOXED, requestId="r", result={"kind": kind})["result"] == {"kind": kind}
 
 
+def test_a_switch_of_models_is_allowed_for_this_time_and_not_in_the_settings() -> None:
+    method = "session.ui.handlePendingAutoModeSwitch"
+    for said, passed in (("yes", "yes"), ("yes_always", "yes"), ("no", "no")):
+        assert check(method, requestId="r", response=said)["response"] == passed
+    assert "response" in refused(method, requestId="r", response="always")
+    assert check(method, Profile.SANDBOXED, requestId="r", response="yes_always")["response"] == "yes_always"
+
+
 def test_a_model_is_switched_for_the_session_and_not_in_the_settings() -> None:
     params = {"sessionId": "s1", "modelId": "m", "reasoningEffort": None}
     assert checked_params("session.model.switchTo", Profile.ISOLATED, params) == params

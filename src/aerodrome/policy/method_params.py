@@ -169,6 +169,14 @@ _DECISION = record(
         "domain": text,
     }
 )  # fmt: skip
+
+
+def _this_time(value: Any, path: str) -> str:
+    """Whether to switch to another model. That it shall always be so would be a setting of the runtime's, which it
+    keeps for all its sessions (the SDK's `UIAutoModeSwitchResponse`)."""
+    return "yes" if value == "yes_always" else str(one_of("yes", "no")(value, path))
+
+
 _ACCOUNT = {
     "gitHubToken": "the host has a token of its own; leave it out",
     "selectionId": "accounts are the host's; leave it out",
@@ -206,6 +214,7 @@ ISOLATED: Mapping[str, Shape] = {
     "session.permissions.handlePendingPermissionRequest": record(
         {**_SESSION, "requestId": text, "result": _DECISION, "decisionContext": mapping}
     ),
+    "session.ui.handlePendingAutoModeSwitch": record({**_SESSION, "requestId": text, "response": _this_time}),
     "session.permissions.resetSessionApprovals": record(
         _SESSION, refused={"includeLocation": "what is kept outside the session stays; leave it out"}
     ),
@@ -231,6 +240,7 @@ SANDBOXED: Mapping[str, Shape | None] = {
     "session.options.update": _OPTIONS_OF_THE_WORKSPACE,
     "session.permissions.handlePendingPermissionRequest": None,
     "session.permissions.resetSessionApprovals": None,
+    "session.ui.handlePendingAutoModeSwitch": None,
     "session.history.rewind": None,
     **dict.fromkeys(("session.mcp.enable", "session.mcp.restartServer", "session.mcp.startServer"), _own_server),
 }
