@@ -76,7 +76,7 @@ async def test_a_session_that_is_deleted_while_a_client_attaches(node: Host, mon
         await everything(two)
         await bob.request("session.create", {"sessionId": "shared"})
         secret = {"sessionId": "shared", "prompt": "my secret is 4711", "wait": True}
-        await bob.request("session.send", secret)
+        assert "result" in await bob.request("session.send", secret)
         assert not await everything(two)
         assert not await everything(one)
 
@@ -123,7 +123,8 @@ async def test_what_asks_the_model_takes_the_place_of_a_turn(node: Host) -> None
     gate = node.node.sessions._context.admission.gate
     async with raw(node.gateway_address, await node.key("alice")) as client:
         await client.request("session.create", {"sessionId": "compacted"})
-        await client.request("session.send", {"sessionId": "compacted", "prompt": "hello", "wait": True})
+        sent = await client.request("session.send", {"sessionId": "compacted", "prompt": "hello", "wait": True})
+        assert "result" in sent, sent
         async with gate.hold("acme", "bob"):
             params = {"sessionId": "compacted"}
             await client.send({"jsonrpc": "2.0", "id": 1, "method": "session.history.compact", "params": params})
@@ -151,7 +152,8 @@ async def test_forks_are_made_one_after_the_other(node: Host, monkeypatch: pytes
     monkeypatch.setattr("aerodrome.sessions.fork.read_history", counted)
     async with raw(node.gateway_address, await node.key("alice")) as client:
         await client.request("session.create", {"sessionId": "forked"})
-        await client.request("session.send", {"sessionId": "forked", "prompt": "hello", "wait": True})
+        sent = await client.request("session.send", {"sessionId": "forked", "prompt": "hello", "wait": True})
+        assert "result" in sent, sent
         for number in range(5):
             params = {"sessionId": "forked"}
             await client.send({"jsonrpc": "2.0", "id": number, "method": "sessions.fork", "params": params})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from copilot._jsonrpc import JsonRpcError
-from copilot.rpc import ModeSetRequest
+from copilot.rpc import ModeSetRequest, SendRequest
 from copilot.session_events import SessionMode
 from opentelemetry import context, trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext
@@ -46,6 +47,19 @@ async def test_send_and_wait(endpoint: Endpoint) -> None:
         chat = await client.create()
         answer = await chat.session.send_and_wait("to be waited for")
         assert answer.data.content == "echo: to be waited for"
+
+
+async def test_a_prompt_is_answered_when_its_turn_is_over(endpoint: Endpoint, model: ModelServer) -> None:
+    async with connected(endpoint) as client:
+        chat = await client.create()
+        request = SendRequest(prompt="[[gate: waited-for]] [[say: done]]", wait=True)
+        sending = asyncio.ensure_future(chat.session.rpc.send(request))
+        await model.gate_reached("waited-for")
+        assert not sending.done()
+        model.open_gate("waited-for")
+        assert (await sending).message_id
+        await chat.until("session.idle")
+        assert chat.answer == "done"
 
 
 async def test_an_answer_is_streamed_while_it_is_made(endpoint: Endpoint, model: ModelServer) -> None:

@@ -57,6 +57,7 @@ _SEND: dict[str, Shape] = {
     **_SESSION,
     **_TRACE,
     **fields(text, "prompt", "displayPrompt", "source", "requiredTool"),
+    "wait": boolean,
     "mode": one_of("enqueue", "immediate"),
     "agentMode": one_of("interactive", "plan", "autopilot", otherwise="the host runs no shell for clients"),
     "responseFormat": mapping,
