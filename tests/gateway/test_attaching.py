@@ -81,6 +81,22 @@ async def test_a_session_that_is_deleted_while_a_client_attaches(node: Host, mon
         assert not await everything(one)
 
 
+async def test_everybody_is_told_once_that_a_session_is_deleted(node: Host) -> None:
+    key = await node.key("alice")
+    async with (
+        raw(node.gateway_address, key) as one,
+        raw(node.gateway_address, key) as two,
+        raw(node.gateway_address, key) as three,
+    ):
+        await one.request("session.create", {"sessionId": "deleted"})
+        await two.request("session.resume", {"sessionId": "deleted"})
+        assert (await one.request("session.delete", {"sessionId": "deleted"}))["result"] == {"success": True}
+        for client in (two, three):
+            told = [message["params"] for message in await everything(client) if message.get("method")]
+            lives = [params["type"] for params in told if params["sessionId"] == "deleted" and "type" in params]
+            assert lives.count("session.deleted") == 1, lives
+
+
 async def test_a_resume_that_is_refused_leaves_the_session_as_it_was(node: Host) -> None:
     alice = await node.user("alice")
     async with raw(node.gateway_address, await node.key("alice")) as client:

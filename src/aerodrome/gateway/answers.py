@@ -183,10 +183,12 @@ class Answers:
         session_id = _session_id(params)
         try:
             row = await self._gateway.sessions.get(client.who, session_id)
+            # Whoever takes part in it is told as it ends.
+            told = {each for each in self._gateway.clients if session_id in each.attachments}
             await self._gateway.sessions.delete(client.who, session_id)
         except NotFound:
             return {"success": False, "error": f"Session file not found for {session_id}"}
-        self._gateway.tell_lifecycle(row, "session.deleted")
+        self._gateway.tell_lifecycle(row, "session.deleted", besides=told)
         return {"success": True}
 
     async def _list(self, client: GatewayClient, request: Request, params: Params) -> Answer:

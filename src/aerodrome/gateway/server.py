@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import socket
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -287,10 +287,10 @@ class Gateway:
         finally:
             self._clients.discard(client)
 
-    def tell_lifecycle(self, row: SessionRow, kind: str, *, besides: GatewayClient | None = None) -> None:
+    def tell_lifecycle(self, row: SessionRow, kind: str, *, besides: Collection[GatewayClient] = ()) -> None:
         """What happened to a session here and not in a runtime, to all clients of its users."""
         for client in self._clients:
-            if client is besides or client.gone or client.principal is None:
+            if client in besides or client.gone or client.principal is None:
                 continue
             if row.role_of(client.principal) is not None:
                 client.tell_lifecycle(kind, row.key.id)

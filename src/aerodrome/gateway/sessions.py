@@ -60,7 +60,7 @@ async def open_session(
     else:
         row, created = await gateway.sessions.open_session(who, _opening(session_id, kept))
         if created:
-            gateway.tell_lifecycle(row, "session.created", besides=client)
+            gateway.tell_lifecycle(row, "session.created", besides={client})
     return await _attach(gateway, client, row, kept, params)
 
 
