@@ -17,7 +17,7 @@ from copilot.generated.rpc import PermissionDecisionApproveOnce
 
 from aerodrome.demo.model import ModelServer
 from aerodrome.gateway import away
-from aerodrome.gateway import client as gateway_client
+from aerodrome.gateway import requests as gateway_requests
 from aerodrome.gateway.bindings import NODE_LINK
 from aerodrome.gateway.client import GatewayClient
 from aerodrome.model import SessionKey
@@ -156,7 +156,7 @@ async def test_the_link_is_cut_while_the_client_is_asked_something(
 async def test_a_drain_takes_the_sessions_to_the_client_s_own_node(
     tmp_path: Path, model: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_client, "_RETURNS", 3)
+    monkeypatch.setattr(gateway_requests, "_RETURNS", 3)
     async with hop(tmp_path, model) as nodes, connected(await endpoint(nodes)) as client:
         await _drained(nodes, client, model)
 

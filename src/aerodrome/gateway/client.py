@@ -9,7 +9,6 @@ sends, the client is not read. Nobody else waits for either.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +17,10 @@ import structlog
 
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.coordination.ports import Node
-from aerodrome.errors import (
-    AerodromeError,
-    Capacity,
-    Draining,
-    NotFound,
-    RuntimeUnavailable,
-    SessionBusy,
-    SessionElsewhere,
-)
+from aerodrome.errors import AerodromeError, Draining, NotFound
 from aerodrome.gateway.attachment import NativeAttachment
 from aerodrome.gateway.away import AwaySessions
 from aerodrome.gateway.bindings import NODE_LINK
-from aerodrome.gateway.bodies import read
 from aerodrome.gateway.commands import (
     Changed,
     Command,
@@ -45,20 +35,17 @@ from aerodrome.gateway.commands import (
     ToOwn,
     ToRuntime,
 )
+from aerodrome.gateway.large import LargeBodies
 from aerodrome.gateway.links import ClientLinks
-from aerodrome.gateway.order import IN_ORDER, Order, Position
 from aerodrome.gateway.problems import INTERNAL_ERROR
-from aerodrome.gateway.router import ASK_THE_MODEL, Router, params_of, problem_of, release, result_of
-from aerodrome.gateway.tracing import traced
+from aerodrome.gateway.requests import Requests
+from aerodrome.gateway.router import Router, params_of, result_of
+from aerodrome.gateway.slowness import Slowness
 from aerodrome.gateway.upstream import Upstream
-from aerodrome.model import Principal, Role
-from aerodrome.peers.link import PeerGone
-from aerodrome.peers.shapes import SessionMoved
-from aerodrome.policy.methods import Handling
+from aerodrome.model import Principal
 from aerodrome.runtime.frames import FrameConnection
 from aerodrome.runtime.link import RequestRefused
 from aerodrome.runtime.ports import Runtime
-from aerodrome.sessions.live import LiveSession
 from aerodrome.sessions.run import TurnRun
 from aerodrome.telemetry.meter import Traffic
 from aerodrome.wire import envelope
@@ -67,16 +54,6 @@ if TYPE_CHECKING:
     from aerodrome.gateway.server import Gateway
 
 log = structlog.get_logger(__name__)
-
-#: Bytes a second. A client that takes less of what waits for it is cut off: as long as it has not taken that, its
-#: runtimes are not read for it.
-_LEAST_RATE = 64 * 1024
-#: Bytes of a frame from which on it is read in a thread.
-_LARGE = 256 * 1024
-#: How often a request is taken to another runtime when the one it was meant for goes away under it.
-_ATTEMPTS = 3
-#: How often other nodes may give a request back.
-_RETURNS = 20
 
 
 class GatewayClient:
@@ -104,16 +81,14 @@ class GatewayClient:
         self.is_node = ""
         self.attachments: dict[str, NativeAttachment] = {}
         self.away = AwaySessions(self)
-        self._order = Order()
+        self._requests = Requests(self)
         #: What we have asked the client ourselves.
         self._asked: dict[int, asyncio.Future[envelope.Message]] = {}
         self._runs: set[TurnRun] = set()
         self._tasks = TaskOwner("gateway client")
-        self.links = ClientLinks(self._tasks, self._regulate)
-        self._slow: asyncio.TimerHandle | None = None
-        #: Bodies that wait for a large one before them to be read.
-        self._unread: deque[bytes] = deque()
-        self._reading: asyncio.Task[None] | None = None
+        self.links = ClientLinks(self._tasks, self.regulate)
+        self._slowness = Slowness(self.connection, limits)
+        self._large = LargeBodies(self)
         self._left = False
         #: Done when nothing of the client is left.
         self.left: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -157,45 +132,16 @@ class GatewayClient:
         for body in bodies:
             if self.connection.closed:
                 break
-            if self._reading is None and len(body) <= _LARGE:
+            if not self._large.takes(body):
                 self.run(self.router.from_client(body), flush=False)
-            else:
-                self._read_later(body)
         self._flush()
-
-    def _read_later(self, body: bytes) -> None:
-        """Large ones in a thread, and what comes behind them behind them."""
-        if self._tasks.closed:
-            return
-        self._unread.append(body)
-        if self._reading is None:
-            self._reading = self._tasks.start(self._read_all(), "read")
-            self._regulate()
-
-    async def _read_all(self) -> None:
-        while self._unread and not self.connection.closed:
-            body = self._unread.popleft()
-            try:
-                incoming = await asyncio.to_thread(read, body) if len(body) > _LARGE else read(body)
-            except envelope.EnvelopeError as error:
-                self.run(self.router.unreadable(error))
-            else:
-                self.run(self.router.take(incoming))
-        self._unread.clear()
-        self._reading = None
-        self._regulate()
 
     def on_closed(self, reason: str) -> None:
         self.gateway.client_closed(self, reason)
 
     def on_paused(self, paused: bool) -> None:
-        self._regulate()
-        if not paused:
-            if self._slow is not None:
-                self._slow.cancel()
-                self._slow = None
-        elif self._slow is None:
-            self._watch_slow(self.connection.buffered)
+        self.regulate()
+        self._slowness.paused(paused)
 
     # --- UpstreamOwner ---
 
@@ -217,13 +163,13 @@ class GatewayClient:
         if not self._left:
             self.run(self.router.lost(link.id))
             self.away.link_lost(link.id)
-        self._regulate()
+        self.regulate()
 
     def on_runtime_paused(self, paused: bool) -> None:
-        self._regulate()
+        self.regulate()
 
     def on_asking(self) -> None:
-        self._regulate()
+        self.regulate()
 
     # --- what the router says ---
 
@@ -234,13 +180,13 @@ class GatewayClient:
             elif isinstance(command, ToRuntime):
                 self._to_runtime(command)
             elif isinstance(command, Serve):
-                self._serve(command.request)
+                self._requests.serve(command.request)
             elif isinstance(command, Told):
                 self._hear(command)
             elif isinstance(command, Changed):
                 self._remember(command.request)
             elif isinstance(command, Place):
-                self.start(self._handle(command.request), command.request.method)
+                self._requests.handle(command.request)
             elif isinstance(command, Relayed):
                 self.away.answered(command.request, done=command.done)
             elif isinstance(command, Moved):
@@ -256,8 +202,7 @@ class GatewayClient:
         self.connection.flush()
         if self.away.moving and self.router.sessions.held_bytes > self.gateway.limits.client_buffer:
             self.drop("more was told of a session that changes nodes than can be kept")
-        if self.connection.paused and self.connection.buffered > self.gateway.limits.client_buffer:
-            self._too_slow()
+        self._slowness.look()
 
     def _to_client(self, command: ToClient) -> None:
         self.connection.queue(command.frame)
@@ -303,127 +248,12 @@ class GatewayClient:
         if not self.away.remember(request) and attachment is not None:
             attachment.changes.note(request.method, params_of(request), result_of(request))
 
-    def _serve(self, request: Request) -> None:
-        try:
-            frame = self.gateway.answers.at_once(self, request)
-        except AerodromeError as error:  # nobody above us would answer the client
-            self.gateway.telemetry.meter.rejected("gateway", error.code)
-            frame = problem_of(request, error)
-        if frame is not None:
-            self.run(self.router.answered(request, frame), flush=False)
-            return
-        if request.method in IN_ORDER and (session_id := envelope.session_of(request.params)) is not None:
-            self.start(self._handle_in_order(request, self._order.join(session_id)), request.method)
-        else:
-            self.start(self._handle(request), request.method)
-
     def start(self, work: Any, name: str) -> asyncio.Task[Any] | None:
         """Do something for the client, as long as it is there."""
         if self._tasks.closed:
             work.close()
             return None
         return self._tasks.start(work, name, expected=AerodromeError)
-
-    async def _handle_in_order(self, request: Request, position: Position) -> None:
-        request.on_taken_up = position.leave
-        try:
-            await position.reached()
-            await self._handle(request)
-        finally:
-            position.leave()
-
-    async def _handle(self, request: Request) -> None:
-        """Answer the request here, or see that the runtime or node answers it that has its session."""
-        meter = self.gateway.telemetry.meter
-        try:
-            with traced(self.gateway.telemetry.tracer, request):
-                frame = await self._where_it_runs(request)
-        except AerodromeError as error:
-            meter.rejected("gateway", error.code)
-            frame = problem_of(request, error)
-        except Exception:
-            meter.rejected("gateway", AerodromeError.code)
-            log.exception("gateway.request_failed", method=request.method)
-            frame = envelope.error_frame(request.id, INTERNAL_ERROR, f"{request.method} failed")
-        if frame is not None:
-            self.run(self.router.answered(request, frame))
-            if self.is_node:
-                self.gateway.hand_over(self)
-
-    async def _where_it_runs(self, request: Request) -> bytes | None:
-        """The answer's frame; ``None``: it comes by itself. Raises `AerodromeError`."""
-        loop = asyncio.get_running_loop()
-        give_up = loop.time() + self.gateway.patience
-        # A request that has come back is at least its second try.
-        tries = request.returned
-        while True:
-            if tries:
-                await asyncio.sleep(min(0.02 * 2 ** min(tries, 6), 0.5))
-            if request.returned > _RETURNS:
-                # It drains, say, and keeps the session for a turn that takes long.
-                raise SessionBusy("the node that runs the session takes nothing new; try again", retry_after=1.0)
-            try:
-                if await self.away.takes(request):
-                    return None
-                if request.rule.handling is Handling.GATEWAY:
-                    return await self.gateway.answers.answer(self, request)
-                await self.place(request)
-                return None
-            except (SessionElsewhere, PeerGone) as error:
-                log.debug("gateway.session_elsewhere", method=request.method, reason=error.detail)
-                release(request)  # each try holds what it needs, and the next may be for another node
-                if self.relayed:
-                    raise SessionMoved("the session runs on another node") from error
-                if loop.time() >= give_up:
-                    raise SessionBusy("the session is moving between nodes; try again", retry_after=1.0) from error
-                tries += 1
-
-    # --- requests whose session has to be loaded first ---
-
-    async def place(self, request: Request) -> None:
-        """Send the request to the runtime that holds its session, after loading it if need be. Its answer goes to the
-        client by itself.
-
-        Raises:
-            AerodromeError: It cannot be.
-        """
-        if request.session_id is None:
-            await self._place_anywhere(request)
-            return
-        least = request.rule.role or Role.READER
-        leaving = self.relayed and request.method not in ASK_THE_MODEL
-        live = await self.gateway.sessions.live_session(self.who, request.session_id, least, leaving=leaving)
-        live.hold()
-        request.on_done = lambda: self._release(live, request)
-        if request.method in ASK_THE_MODEL:
-            give_back = await self.gateway.sessions.turn_slot(self.who)
-            request.on_done = lambda: self._release(live, request, give_back)
-        for attempt in range(_ATTEMPTS):
-            try:
-                activation = await live.awake()
-                link = await self.link_to(activation.runtime)
-                if link.connection.closed:
-                    raise RuntimeUnavailable("the connection to the runtime has gone again")
-            except RuntimeUnavailable:
-                if attempt + 1 == _ATTEMPTS:
-                    raise
-                continue
-            self.gateway.sessions.still_allowed(self.who, live, least)
-            self.run(self.router.send(request, link.id))
-            return
-
-    async def _place_anywhere(self, request: Request) -> None:
-        runtime = await self.gateway.sessions.borrow(self.who)
-        request.on_done = lambda: self.gateway.sessions.give_back(runtime)
-        link = await self.link_to(runtime)
-        if link.connection.closed:
-            raise RuntimeUnavailable("the connection to the runtime has gone again")
-        self.run(self.router.send(request, link.id))
-
-    def _release(self, live: LiveSession, request: Request, also: Callable[[], None] = lambda: None) -> None:
-        also()
-        live.release(used=request.rule.uses)
-        self.gateway.sessions.let_go(live)
 
     # --- links to runtimes and nodes ---
 
@@ -482,36 +312,14 @@ class GatewayClient:
 
     # --- flow control ---
 
-    def _regulate(self) -> None:
+    def regulate(self) -> None:
         """Read from whom we can pass on what they say."""
         client_takes = not self.connection.paused
         for link in self.links:
             # Answers to our own requests are not the client's to wait for: sessions are loaded and unloaded by them.
             link.connection.read_more(client_takes or link.asking)
         runtimes_take = not any(link.connection.paused for link in self.links)
-        self.connection.read_more(client_takes and runtimes_take and self._reading is None)
-
-    def _watch_slow(self, waiting: int) -> None:
-        """Look again in a while whether the client has taken anything of what waits for it."""
-        loop = asyncio.get_running_loop()
-        self._slow = loop.call_later(self.gateway.limits.write_timeout, self._still_slow, waiting)
-
-    def _still_slow(self, waited: int) -> None:
-        waiting = self.connection.buffered
-        if waited - waiting >= _LEAST_RATE * self.gateway.limits.write_timeout:
-            self._watch_slow(waiting)  # slow, but it reads
-        else:
-            self._too_slow()
-
-    def _too_slow(self) -> None:
-        self._slow = None
-        if self.connection.closed:
-            return
-        limit = self.gateway.limits.write_timeout
-        log.warning("gateway.client_too_slow", peer=self.connection.peer, buffered=self.connection.buffered)
-        # It will not read this before what waits for it, if it ever does; whoever looks at the connection sees why.
-        error = Capacity(f"this client did not take what was sent to it for {limit:g} s")
-        self.connection.abort(error.detail)
+        self.connection.read_more(client_takes and runtimes_take and not self._large.reading)
 
     # --- turns and attachments ---
 
@@ -558,8 +366,7 @@ class GatewayClient:
     async def leave(self) -> None:
         """The client has gone: give back what it held. Its turns go on, unless configured otherwise."""
         self._left = True
-        if self._slow is not None:
-            self._slow.cancel()
+        self._slowness.forget()
         # First: what the runtimes wait for will never come, and our own tasks may wait for them.
         self.links.cut_all("the client has gone")
         await self._tasks.aclose()
