@@ -23,6 +23,7 @@ from aerodrome.demo.model import ModelServer
 from support.recording import Recorder, recording
 from support.sdk_clients import TOOLS, Chat, Client, Endpoint, connected, custom_tool, direct_endpoint
 from support.session_fs import stored_endpoint
+from support.waiting import until
 
 pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
 
@@ -76,8 +77,10 @@ async def test_a_resume_replays_nothing_and_is_told_to_all(direct: Endpoint) -> 
         await one.turn("of old")
         recorder.messages.clear()
         await attach(second, one.id)
-        await settle(first, second)
         told = ["session.resume", "session.managed_settings_resolved"]
+        # The second comes when it is ready, which may be behind the answer.
+        await until(lambda: all(len(recorder.events(link=link)) >= len(told) for link in (0, 1)))
+        await settle(first, second)
         assert types(recorder.events(link=0)) == told
         assert types(recorder.events(link=1)) == told
         # It is part of the history, and each further one is as well.

@@ -88,7 +88,9 @@ class _Sessions:
         self._live[row.key] = _Live(row, self._runtime)
         return row, True
 
-    async def live_session(self, who: Principal, session_id: str, least: Role = Role.READER) -> _Live:
+    async def live_session(
+        self, who: Principal, session_id: str, least: Role = Role.READER, *, leaving: bool = False
+    ) -> _Live:
         return self._live[SessionKey(who.tenant, session_id)]
 
     def is_own(self, who: Principal, session_id: str) -> bool:
