@@ -27,7 +27,7 @@ soak: .venv/.ready
 	@$(PY) -m aerodrome runtime install
 	$(PY) -m pytest -m soak --timeout=3600
 
-# SEED, USERS, MINUTES, TURNS, PAUSE and JSON in the environment; see CONTRIBUTING.md.
+# SEED, USERS, MINUTES, TURNS, PAUSE, THINK and JSON in the environment; see CONTRIBUTING.md.
 chaos: .venv/.ready
 	@$(PY) -m aerodrome runtime install
 	PYTHONPATH=tests $(PY) -m support.fleet_chaos

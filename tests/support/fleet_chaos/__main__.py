@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from support.fleet_chaos.options import Options, arguments
@@ -17,9 +18,9 @@ from support.fleet_chaos.run import chaos
 def main() -> int:
     options = arguments()
     logging.getLogger("copilot").setLevel(logging.CRITICAL)
-    given = Options(users=options.users, seconds=options.minutes * 60, turns=options.turns, pause=options.pause)
+    given = Options(options.users, options.minutes * 60, options.turns, options.pause, options.think)
     if options.seed is not None:
-        given = Options(given.users, given.seconds, given.turns, given.pause, options.seed)
+        given = replace(given, seed=options.seed)
     directory = Path(tempfile.mkdtemp(prefix="aerodrome-chaos-"))
     print(f"seed {given.seed}, {given.users} users, {given.seconds:g} s of trouble, logs in {directory}", flush=True)
     result = asyncio.run(chaos(given, directory))

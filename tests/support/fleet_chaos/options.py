@@ -26,6 +26,8 @@ class Options:
     turns: int | None = None
     #: Between the beginnings of two faults, about.
     pause: float = 8.0
+    #: Seconds that a user lets pass before the next prompt, in the mean.
+    think: float = 0.15
     seed: int = field(default_factory=lambda: random.randrange(1 << 32))
     #: Where logs and configuration go.
     directory: Path | None = None
@@ -44,5 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=default("MINUTES", "3"), help="of trouble")
     parser.add_argument("--turns", type=int, default=default("TURNS"), help="end after so many")
     parser.add_argument("--pause", type=float, default=default("PAUSE", "8"), help="seconds between two faults, about")
+    # Without that, two dozen users keep two cores busy, and what is measured is how long a turn waits for them.
+    parser.add_argument("--think", type=float, default=default("THINK", "2"), help="seconds between a user's prompts")
     parser.add_argument("--json", default=default("JSON"), help="file for what was measured")
     return parser.parse_args()

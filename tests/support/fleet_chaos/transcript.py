@@ -92,8 +92,8 @@ class Transcript:
         return sum(prompt.outcome is not None for prompt in self.prompts)
 
     def recoveries(self) -> Iterator[tuple[float, bool]]:
-        """Seconds from each kill of a node to the next served turn of each session that it ran, and whether no other
-        fault came between. Of sessions that nobody asked anything then, from the time somebody did."""
+        """Seconds that somebody waited between each kill of a node and the next served turn, for each session that it
+        ran, and whether no other fault came between. What users let pass between their prompts does not count."""
         for kill in self.kills:
             for session in kill.sessions:
                 after = [
@@ -105,12 +105,25 @@ class Transcript:
                     continue
                 first = min(after, key=lambda prompt: prompt.ended or 0.0)
                 ended = first.ended or 0.0
-                asked = min((p.began for p in self.of(session) if (p.ended or ended) > kill.at), default=first.began)
+                waited = [
+                    (max(kill.at, prompt.began), min(prompt.ended or ended, ended))
+                    for prompt in self.of(session)
+                    if prompt.began < ended and (prompt.ended or ended) > kill.at
+                ]
                 alone = all(
                     end <= kill.at or begin >= ended or (kind == "node killed" and begin <= kill.at)
                     for begin, end, kind in self.faults
                 )
-                taken = ended - max(kill.at, asked)
+                taken = _covered(waited)
                 if taken > SLOW:
                     self.say(f"{session} of {kill.node} took {taken:.1f} s, until {first}")
                 yield taken, alone
+
+
+def _covered(spans: list[tuple[float, float]]) -> float:
+    """How long at least one of the spans lasts."""
+    total, until = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total

@@ -87,7 +87,7 @@ class Talker:
             async with self._world.watch.waiting(f"the outcome of {prompt}", PATIENCE):
                 await self._speaker.say(prompt)
             assert prompt.outcome is not None
-            await asyncio.sleep(self._chance.uniform(0.0, 0.3))
+            await asyncio.sleep(self._chance.uniform(0.0, 2 * self._world.options.think))
 
     def _next(self, session: Session, number: int) -> Prompt:
         answer = f"{self.user}-{number}"
