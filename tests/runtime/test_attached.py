@@ -636,6 +636,32 @@ async def test_an_outlier_gets_nothing_for_a_while() -> None:
         assert (row["state"], row["reason"]) == ("ejected", "2 failures in a row")
 
 
+async def test_each_tenant_has_outliers_of_its_own() -> None:
+    fakes = [FakeServer() for _ in range(4)]
+    for fake in fakes:
+        await fake.start()
+    owners = ["acme", "acme", "globex", "globex"]
+    entries = [AttachEntry("127.0.0.1", f.port, tenant=t) for f, t in zip(fakes, owners, strict=True)]
+    options = AttachedPoolOptions(capacity_timeout=10.0, outliers=OutlierOptions(consecutive_failures=2))
+    pool = AttachedPool(options, MemoryAttachStore(), Literal(), None, entries)
+    await pool.start()
+    try:
+        await until(lambda: len(pool.runtimes) == len(fakes))
+        for key in (ACME, GLOBEX):
+            await pool.reserve(key)
+        for bad in (fakes[0], fakes[2]):
+            server = pool.find(bad.name)
+            assert server is not None
+            for _ in range(2):
+                pool.observed(server, False, 0.0)
+        states = {row["server"]: row["state"] for row in pool.describe()}
+        assert [states[fake.name] for fake in fakes] == ["ejected", "claimed", "ejected", "claimed"]
+    finally:
+        await pool.aclose()
+        for fake in fakes:
+            await fake.stop()
+
+
 async def test_a_tenants_only_server_is_not_held_against_those_of_others() -> None:
     tenants = ["acme", "globex", "initech", "umbrella"]
     fakes = [FakeServer() for _ in tenants]
@@ -810,6 +836,7 @@ async def test_a_server_that_is_set_free_is_nobody_elses_while_another_node_runs
         await two.refresh()
         assert [(row["state"], row["user"]) for row in two.describe()] == [("draining", "alice")]
         await one.refresh()
+        assert (await store.bindings())[fake.name].key == ALICE
         assert not waiting.done()
         assert not two.released
         two.release(alices)
@@ -870,6 +897,21 @@ async def test_detaching_releases_only_what_is_ones_own() -> None:
     assert (await store.bindings())["10.0.0.1:1"].release is not None
     with pytest.raises(NotFound):
         await admin.detach("cli-1:1", "acme")
+
+
+async def test_a_drained_server_that_is_nobodys_is_given_to_nobody() -> None:
+    store, fake = MemoryAttachStore(), FakeServer()
+    async with pool_of(fake, store=store, capacity_timeout=0.2) as pool:
+        server = pool.find(fake.name)
+        assert server is not None
+        await pool.drains.drain(server)
+        assert not pool.has(ACME)
+        with pytest.raises(RuntimeUnavailable, match="it is drained"):
+            await pool.reserve(ACME)
+        assert await store.bindings() == {}
+        await admin_of(store).undrain(fake.name)
+        await pool.refresh()
+        assert (await pool.reserve(ACME)).key == ACME
 
 
 async def test_a_drained_server_is_empty_at_every_node_and_gets_nothing_until_it_is_undrained() -> None:

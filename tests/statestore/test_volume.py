@@ -17,6 +17,7 @@ import pytest
 from aerodrome._util.trees import remove_tree
 from aerodrome.errors import Conflict, StoreUnavailable, TooLarge
 from aerodrome.model import SessionKey
+from aerodrome.statestore.backends import beneath
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
 from aerodrome.statestore.backends.volume import VolumeFileStore
 from aerodrome.statestore.walk import walk
@@ -279,6 +280,32 @@ async def test_a_pipe_holds_up_nobody(store: VolumeFileStore, root: Path) -> Non
         assert await store.clear_stale(key) == 2
         assert await store.holders(key) == []
     assert await store.read(THEIRS, EVENTS) == "globex payroll\n"
+
+
+@pytest.mark.timeout(30)
+async def test_a_pipe_that_comes_behind_the_look_holds_up_nobody_either(
+    store: VolumeFileStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = root / "acme" / "payroll" / "events.jsonl"
+    look = beneath.look
+
+    def swapped(at: int, name: str) -> os.stat_result | None:
+        found = look(at, name)
+        if name == events.name:
+            events.unlink()
+            os.mkfifo(events)
+        return found
+
+    for call in (
+        lambda: store.read(MINE, EVENTS),
+        lambda: store.append(MINE, 1, EVENTS, "x"),
+    ):
+        events.unlink()
+        events.write_text("acme payroll\n")
+        with monkeypatch.context() as swapping:
+            swapping.setattr(beneath, "look", swapped)
+            with pytest.raises(Conflict):
+                await call()
 
 
 @pytest.mark.timeout(30)
