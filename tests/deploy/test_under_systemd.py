@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import platform
@@ -12,15 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from aerodrome._util.xdg import aerodrome_cache, runtime_packages
 from aerodrome.demo.model import ModelServer
-from deploy.test_read_only import unpack
 from support.chart import ROOT
 from support.confined import ACCOUNT, HEADER, merged
-from support.nodes import eventually
+from support.contained import takes_a_turn, unpack
 from support.outside.systemd import unit
 from support.sandbox import allowed
 from support.server import new_key, write_config
@@ -107,25 +104,4 @@ async def test_a_node_serves_turns_in_sandboxes_with_it(tmp_path: Path) -> None:
         config = write_config(directory, model.base_url, '[runtime]\nlauncher = "sandbox"\n')
         key = await new_key(config)
         command = confined(settings, directory, sys.executable, "-m", "aerodrome", "serve", "--config", config)
-        env = {**os.environ, "HOME": str(directory), "AERODROME_CACHE_DIR": str(aerodrome_cache())}
-        with (tmp_path / "log").open("wb") as log:
-            process = await asyncio.create_subprocess_exec(
-                *command, stdout=asyncio.subprocess.PIPE, stderr=log, env=env, cwd="/"
-            )
-        try:
-            assert process.stdout is not None
-            async with asyncio.timeout(60):
-                line = (await process.stdout.readline()).decode()
-            assert line.startswith("ready "), (tmp_path / "log").read_text()[-2000:]
-            url = "http://" + line.split()[1].removeprefix("http=")
-            async with httpx.AsyncClient(timeout=60, headers={"Authorization": f"Bearer {key}"}) as client:
-
-                async def ready() -> bool:
-                    return (await client.get(f"{url}/ready")).status_code == 200
-
-                await eventually(ready, 60)
-                answer = await client.post(f"{url}/api/v1/ask", json={"prompt": "[[say: in a sandbox]]"})
-                assert answer.json()["message"]["content"] == "in a sandbox", answer.text
-        finally:
-            process.kill()
-            await process.wait()
+        await takes_a_turn(command, tmp_path / "log", key, HOME=str(directory))
