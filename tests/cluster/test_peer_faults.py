@@ -137,22 +137,29 @@ async def test_a_node_that_cannot_be_reached_is_told_within_a_deadline(
     assert await at_b.prompts_seen("s") == [f"[[say: {word}]]" for word in ("one", "two", "four", "three")]
 
 
+async def streamed(
+    told: str, at_a: User, at_b: User, model: ModelServer, prompt: str
+) -> tuple[Streamed, asyncio.Task[dict[str, Any]] | None]:
+    """A prompt that is held at the gate, whose stream has told so much; and the one that it waits for, if it has not
+    begun yet."""
+    if told == "nothing":
+        before = asyncio.create_task(at_b.say("s", "[[gate: before]] before"))
+        await model.gate_reached("before")
+        stream = Streamed(at_a, prompt)
+        await eventually(lambda: stream.response is not None)
+        return stream, before
+    stream = Streamed(at_a, prompt)
+    await model.gate_reached("held")
+    await eventually(lambda: "user.message" in stream.kinds)
+    return stream, None
+
+
 @pytest.mark.parametrize("told", ["its beginning", "nothing"])
 async def test_a_streamed_turn_goes_on_behind_a_short_cut(apart: Apart, model: ModelServer, told: str) -> None:
     """Whatever its stream has told by then, it tells the rest: also what somebody has to answer."""
     await begun_at_b(apart)
     at_a, at_b = await apart.fleet.user("a"), await apart.fleet.user("b")
-    before = None
-    if told == "nothing":
-        # It waits for the one before it, so that it has not begun when the link is cut.
-        before = asyncio.create_task(at_b.say("s", "[[gate: before]] before"))
-        await model.gate_reached("before")
-    stream = Streamed(at_a, QUESTION)
-    if before is None:
-        await model.gate_reached("held")
-        await eventually(lambda: "user.message" in stream.kinds)
-    else:
-        await eventually(lambda: stream.response is not None)
+    stream, before = await streamed(told, at_a, at_b, model, QUESTION)
     apart.fault("cut")
     apart.between.heal()
     if before is not None:
@@ -181,17 +188,8 @@ async def test_a_streamed_turn_that_ends_while_the_link_is_cut_is_told_whole(
     """Out of the history; and nothing of the turn behind it."""
     await begun_at_b(apart)
     at_a, at_b = await apart.fleet.user("a"), await apart.fleet.user("b")
-    before = None
-    if told == "nothing":
-        before = asyncio.create_task(at_b.say("s", "[[gate: before]] before"))
-        await model.gate_reached("before")
     prompt = "[[gate: held]] two"
-    stream = Streamed(at_a, prompt)
-    if before is None:
-        await model.gate_reached("held")
-        await eventually(lambda: "user.message" in stream.kinds)
-    else:
-        await eventually(lambda: stream.response is not None)
+    stream, before = await streamed(told, at_a, at_b, model, prompt)
     apart.fault("cut")
     if before is not None:
         model.open_gate("before")
