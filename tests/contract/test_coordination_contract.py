@@ -10,7 +10,7 @@ import pytest
 
 from aerodrome._util.clock import ManualClock
 from aerodrome.coordination.backends.sqlite import SqliteCoordination, read_boot_id
-from aerodrome.coordination.ports import Beat, Lease, Node
+from aerodrome.coordination.ports import Beat, Cap, Lease, Node
 from aerodrome.errors import Fenced
 from aerodrome.model import SessionKey
 from aerodrome.statestore.backends.sqlite import SqliteFileStore
@@ -293,3 +293,18 @@ async def test_joining_clears_away_the_dead(tmp_path: Path) -> None:
             clock.advance(TTL + 1)
         (rows,) = await db.read(lambda connection: connection.execute("SELECT count(*) FROM node").fetchone())
         assert rows == 1
+
+
+async def test_the_places_of_the_dead_are_cleared(tmp_path: Path) -> None:
+    clock = ManualClock()
+    async with database(tmp_path / "c.db") as db:
+        store = SqliteCoordination(db, clock=clock)
+        await store.open()
+        await store.join(Node("a", "a-1"), TTL)
+        await store.join(Node("b", "b-1"), TTL * 2)
+        for number, incarnation in enumerate(("a-1", "b-1", "a-1")):
+            await store.admit(f"t-{number}", incarnation, caps=[Cap(f"c-{number}", 2)])
+        clock.advance(TTL)
+        await store.clear_dead()
+        left = await db.read(lambda connection: connection.execute("SELECT place, incarnation FROM place").fetchall())
+        assert left == [("t-1", "b-1")]

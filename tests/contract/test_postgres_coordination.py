@@ -60,6 +60,26 @@ async def test_a_beat_on_its_way_does_not_bring_back_whoever_is_being_taken_from
         assert holder == (taken_over or lease)
 
 
+@asynccontextmanager
+async def clock_held() -> AsyncIterator[tuple[Postgres, PostgresCoordination, PostgresCoordination]]:
+    """Two stores on one schema, and its database. The first can be held where it asks for the time, which is after its
+    snapshot, with ``pg_advisory_lock(7)``."""
+    schema, slow = fresh_schema(), 0.125
+    async with (
+        postgres(schema) as first,
+        postgres(schema) as second,
+        store(first, offset=lambda: slow) as held,
+        store(second) as a,
+    ):
+        await second.execute(
+            "CREATE OR REPLACE FUNCTION coordination_clock(ahead double precision) RETURNS double precision"
+            " LANGUAGE plpgsql VOLATILE AS $$ BEGIN"
+            f" IF ahead = {slow} THEN PERFORM pg_advisory_xact_lock_shared(7); END IF;"
+            " RETURN extract(epoch FROM clock_timestamp())::double precision; END $$"
+        )
+        yield second, held, a
+
+
 async def until_waiting(db: Postgres, count: int) -> None:
     """Until so many of this database's connections wait for a lock."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'aerodrome'"
@@ -70,20 +90,7 @@ async def until_waiting(db: Postgres, count: int) -> None:
 
 async def test_a_lease_that_changes_hands_while_those_of_the_dead_are_cleared_is_left_alone() -> None:
     """The clearing sees the tables as they were when it began: not the node that has joined since."""
-    schema, slow = fresh_schema(), 0.125
-    async with (
-        postgres(schema) as first,
-        postgres(schema) as second,
-        store(first, offset=lambda: slow) as clearing_one,
-        store(second) as a,
-    ):
-        # Its clock can be held, once it has begun.
-        await second.execute(
-            "CREATE OR REPLACE FUNCTION coordination_clock(ahead double precision) RETURNS double precision"
-            " LANGUAGE plpgsql VOLATILE AS $$ BEGIN"
-            f" IF ahead = {slow} THEN PERFORM pg_advisory_xact_lock_shared(7); END IF;"
-            " RETURN extract(epoch FROM clock_timestamp())::double precision; END $$"
-        )
+    async with clock_held() as (second, clearing_one, a):
         for incarnation in ("a-1", "c-1"):
             await a.join(Node(incarnation, incarnation), LONG)
         stale = SessionKey("acme", "stale")
@@ -189,7 +196,30 @@ async def test_what_is_stored_does_not_grow_with_what_was() -> None:
             offset += TTL
         await a.join(Node("b", "b-1"), TTL)
         assert await fetch(db, "SELECT incarnation FROM node") == [("b-1",)]
-        assert await fetch(db, "SELECT count(*) FROM place") == [(0,)]
+        await a.admit("t-1", "b-1", caps=[Cap("c", 1000)])
+        await a.clear_dead()
+        assert await fetch(db, "SELECT cap, place, incarnation FROM place") == [("c", "t-1", "b-1")]
+
+
+async def test_a_place_that_is_taken_again_while_those_of_the_dead_are_cleared_is_left_alone() -> None:
+    """As with leases: by a node that the clearing does not see, since it has joined meanwhile."""
+    async with clock_held() as (second, clearing_one, a):
+        await a.join(Node("a", "a-1"), LONG)
+        for place in ("t-1", "t-2"):
+            await a.admit(place, "a-1", caps=[Cap("c", 10)])
+        await a.leave("a-1")
+        # As when it had been killed, and its time was over: leaving gives them back here.
+        for place in ("t-1", "t-2"):
+            await second.execute("INSERT INTO place VALUES ('c', %s, 'a-1')", (place,))
+        holding = await second.connect()
+        await holding.execute("SELECT pg_advisory_lock(7)")
+        clearing = asyncio.create_task(clearing_one.clear_dead())
+        await until_waiting(second, 1)
+        await a.join(Node("b", "b-1"), LONG)
+        assert await a.admit("t-1", "b-1", caps=[Cap("c", 10)]) == Admission()
+        await holding.close()
+        await clearing
+        assert await fetch(second, "SELECT place, incarnation FROM place") == [("t-1", "b-1")]
 
 
 async def test_schemas_hear_only_their_own() -> None:

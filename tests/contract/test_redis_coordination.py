@@ -396,7 +396,15 @@ async def test_what_is_stored_does_not_grow_with_what_was(valkey_server: ValkeyS
             offset += TTL
         await a.join(Node("b", "b-1"), TTL)
         assert [size(name) for name in ("nodes", "node", "ttl", "load")] == [b":1\r\n"] * 4
-        assert [size(name) for name in ("drain", "leases", "places", "cap:c")] == [b":0\r\n"] * 4
+        # One that died with its successor there already: nobody joins after it.
+        await a.join(Node("b", "b-2"), TTL * 2)
+        await a.admit("t-1", "b-1", caps=[Cap("c", 1000), Cap("d", 1000)])
+        await a.admit("t-2", "b-1", caps=[Cap("d", 1000)])
+        offset += TTL
+        await a.admit("t-3", "b-2", caps=[Cap("c", 1000)])
+        await a.clear_dead()
+        assert [size(name) for name in ("drain", "leases", "cap:d")] == [b":0\r\n"] * 3
+        assert [size(name) for name in ("places", "cap:c")] == [b":1\r\n"] * 2
 
 
 async def test_names_with_any_character_are_one_key_each(valkey_server: ValkeyServer) -> None:

@@ -119,9 +119,10 @@ class Leases(Protocol):
         ...
 
     async def clear_dead(self) -> int:
-        """Give back the leases of incarnations that are not alive; their epochs are remembered. Returns how many.
+        """Give back what incarnations that are not alive have: their leases, of which the epochs are remembered, and
+        their places (`Limits`). Returns how many leases.
 
-        Nothing depends on it: such a lease is free all the same. It keeps what is stored of the dead from piling up.
+        Nothing depends on it: all that is free anyway. It keeps what is stored of the dead from piling up.
         """
         ...
 

@@ -174,7 +174,7 @@ class ChaosFleet:
             nodes, leases, places = (client.hgetall(f"{{aerodrome}}:{name}") for name in ("node", "leases", "places"))
             caps = {key.decode(): client.hlen(key) for key in client.scan_iter("{aerodrome}:cap:*")}
             seconds, micro = client.time()
-            # What is left of the dead goes when the next node joins.
+            # The rest of what is known of the dead goes when the next node joins.
             living = client.zrangebyscore("{aerodrome}:nodes", f"({seconds * 1_000_000 + micro}", "+inf")
         return {
             "nodes": {key.decode(): json.loads(value).get("name") for key, value in nodes.items() if key in living},

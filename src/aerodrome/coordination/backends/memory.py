@@ -125,6 +125,11 @@ class MemoryCoordination:
         dead = [held for held in self._leases.values() if held.incarnation and not self._alive(held.incarnation)]
         for held in dead:
             held.incarnation = None
+        self._places = {
+            cap: living
+            for cap, taken in self._places.items()
+            if (living := {place: whose for place, whose in taken.items() if self._alive(whose)})
+        }
         return len(dead)
 
     # Events

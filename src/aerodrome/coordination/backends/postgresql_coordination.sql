@@ -8,10 +8,6 @@ WITH dead AS (
         WHERE dies_at <= coordination_clock(%(ahead)s) AND incarnation <> %(incarnation)s
         FOR UPDATE SKIP LOCKED
     )
-), vacated AS (
-    DELETE FROM place WHERE NOT EXISTS (
-        SELECT FROM node WHERE node.incarnation = place.incarnation AND dies_at > coordination_clock(%(ahead)s)
-    )
 )
 INSERT INTO node (incarnation, name, address, peer_token, load, ttl, dies_at)
 VALUES (
@@ -67,11 +63,20 @@ UPDATE epoch_floor SET epoch = greatest(epoch_floor.epoch, gone.epoch) FROM gone
 -- seen is cleared. Whoever changes one of them at this moment leaves it to the next time.
 WITH clock AS MATERIALIZED (
     SELECT coordination_clock(%(ahead)s) AS now
+), alive AS MATERIALIZED (
+    SELECT incarnation FROM node, clock WHERE dies_at > clock.now
 ), dead AS MATERIALIZED (
     SELECT tenant, session, incarnation, epoch FROM lease
-    WHERE incarnation IS NOT NULL AND NOT EXISTS (
-        SELECT FROM node, clock WHERE node.incarnation = lease.incarnation AND dies_at > clock.now
-    )
+    WHERE incarnation IS NOT NULL AND NOT EXISTS (SELECT FROM alive WHERE alive.incarnation = lease.incarnation)
+), theirs AS MATERIALIZED (
+    SELECT cap, place, incarnation FROM place
+    WHERE NOT EXISTS (SELECT FROM alive WHERE alive.incarnation = place.incarnation)
+), left_places AS (
+    SELECT p.cap, p.place FROM place AS p
+    JOIN theirs USING (cap, place, incarnation)
+    FOR UPDATE OF p SKIP LOCKED
+), vacated AS (
+    DELETE FROM place USING left_places AS l WHERE place.cap = l.cap AND place.place = l.place
 ), kept AS (
     SELECT lease.tenant, lease.session FROM lease
     JOIN dead USING (tenant, session, incarnation, epoch)

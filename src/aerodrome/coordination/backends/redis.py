@@ -34,7 +34,8 @@ _RELEASE = load_script("release")
 _HOLDERS = load_script("holders")
 _ADMIT = load_script("admit")
 _VACATE = load_script("vacate")
-_CLEAR_DEAD = load_script("clear_dead")
+_CLEAR_LEASES = load_script("clear_leases")
+_CLEAR_PLACES = load_script("clear_places")
 
 _BEATS = (Beat.DEAD, Beat.ALIVE, Beat.DRAIN)
 #: In the order in which `common.lua` names them.
@@ -134,10 +135,15 @@ class RedisCoordination:
         return await self.release(lease)
 
     async def clear_dead(self) -> int:
+        cleared = await self._clear(_CLEAR_LEASES)
+        await self._clear(_CLEAR_PLACES)
+        return cleared
+
+    async def _clear(self, script: Script) -> int:
         cursor, cleared = "0", 0
         while True:
             # Page by page: a script holds up everybody else.
-            behind, found = await self._run(_CLEAR_DEAD, cursor)
+            behind, found = await self._run(script, cursor)
             cursor, cleared = behind.decode(), cleared + int(found)
             if cursor == "0":
                 return cleared

@@ -199,6 +199,7 @@ class SqliteCoordination:
 
     async def clear_dead(self) -> int:
         def clear(connection: sqlite3.Connection) -> int:
+            sqlite_limits.clear_dead(connection, self._now())
             return connection.execute(
                 "UPDATE lease SET incarnation = NULL WHERE incarnation IS NOT NULL AND NOT EXISTS ("
                 f"SELECT 1 FROM node AS n WHERE n.incarnation = lease.incarnation AND {ALIVE})",

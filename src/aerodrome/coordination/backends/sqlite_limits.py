@@ -16,6 +16,8 @@ from aerodrome.coordination.ports import Admission, Cap, Rate
 
 #: Seconds: less than this too early is an artefact of adding fractions.
 _EPSILON = 1e-6
+#: Whether a place is nobody's any more.
+_DEAD = f"incarnation NOT IN (SELECT incarnation FROM node AS n WHERE {ALIVE})"
 
 
 def admit(
@@ -42,11 +44,7 @@ def admit(
     connection.execute("DELETE FROM rate WHERE arrival < :now", now)
     for cap in caps:
         parameters = {**now, "cap": ascii_name(cap.name), "place": place}
-        connection.execute(
-            "DELETE FROM place WHERE cap = :cap AND incarnation NOT IN"
-            f" (SELECT incarnation FROM node AS n WHERE {ALIVE})",
-            parameters,
-        )
+        connection.execute(f"DELETE FROM place WHERE cap = :cap AND {_DEAD}", parameters)
         (others,) = connection.execute(
             "SELECT count(*) FROM place WHERE cap = :cap AND place != :place", parameters
         ).fetchone()
@@ -62,6 +60,10 @@ def admit(
 
 def vacate(connection: sqlite3.Connection, place: str, incarnation: str) -> None:
     connection.execute("DELETE FROM place WHERE place = ? AND incarnation = ?", (place, incarnation))
+
+
+def clear_dead(connection: sqlite3.Connection, now: Mapping[str, Any]) -> None:
+    connection.execute(f"DELETE FROM place WHERE {_DEAD}", now)
 
 
 def _arrival(connection: sqlite3.Connection, rate: Rate, now: float) -> float:

@@ -9,10 +9,4 @@ redis.call('ZADD', NODES, whole(now + ttl), incarnation)
 redis.call('HSET', NODE, incarnation, node)
 redis.call('HSET', TTL, incarnation, ttl)
 redis.call('HSET', LOAD, incarnation, load)
-local places = redis.call('HGETALL', PLACES)
-for i = 1, #places, 2 do
-  if not alive(cjson.decode(places[i + 1]).whose) then
-    give_back(places[i], function(whose) return not alive(whose) end)
-  end
-end
 return 1
