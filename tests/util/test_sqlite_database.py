@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aerodrome._util.sqlite import Database, from_blob, to_blob
+from aerodrome._util.sqlite import Database
+from aerodrome._util.surrogates import from_blob, to_blob
 from aerodrome.errors import StoreUnavailable
 from support.databases import database, locked_by_another_process
 

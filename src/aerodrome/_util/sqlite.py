@@ -26,54 +26,14 @@ seconds *from the moment the operation was queued*, and then is `StoreUnavailabl
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import math
-import os
-import sqlite3
-import stat
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from time import monotonic, sleep
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-import structlog
-
-from aerodrome.errors import AerodromeError, StoreUnavailable
-
-log = structlog.get_logger(__name__)
+from aerodrome._util.sqlite_threads import Operation, Reader, Synchronous, Worker, Writer
+from aerodrome._util.sqlite_trouble import Health
+from aerodrome.errors import StoreUnavailable
 
 T = TypeVar("T")
-Operation = Callable[[sqlite3.Connection], T]
-Synchronous = Literal["FULL", "NORMAL", "OFF"]
-
-#: Result code -> what is wrong and how to mend it, and after how many seconds to try again if that may help.
-#: The file's name goes first; its directory stays out, because callers of the API see these words.
-_UNAVAILABLE: dict[int, tuple[str, float | None]] = {
-    sqlite3.SQLITE_BUSY: ("is locked by another process", 1.0),
-    sqlite3.SQLITE_LOCKED: ("is locked by another process", 1.0),
-    sqlite3.SQLITE_PROTOCOL: ("is locked by another process", 1.0),
-    sqlite3.SQLITE_FULL: ("cannot grow: the disk or its quota is full; free some space", None),
-    sqlite3.SQLITE_IOERR: ("cannot be read or written: the disk reports an error or is full", 5.0),
-    sqlite3.SQLITE_READONLY: ("is read-only; check its owner, its mode and how the disk is mounted", None),
-    sqlite3.SQLITE_PERM: ("may not be used; check its owner and mode", None),
-    sqlite3.SQLITE_CANTOPEN: ("cannot be opened; check that its directory exists and may be written", None),
-    sqlite3.SQLITE_CORRUPT: ("is damaged; stop all nodes and restore it from a backup", None),
-    sqlite3.SQLITE_NOTADB: ("is not a SQLite database; move it away or configure another path", None),
-}
-
-
-def to_blob(text: str) -> bytes:
-    """UTF-8 that also carries lone surrogates, which SQLite's own text type refuses.
-
-    JSON can spell them (``"\\ud800"``), so the CLI and its users can send them. `from_blob` is the inverse.
-    """
-    return text.encode("utf-8", "surrogatepass")
-
-
-def from_blob(blob: bytes) -> str:
-    return blob.decode("utf-8", "surrogatepass")
 
 
 class Database:
@@ -99,8 +59,8 @@ class Database:
         self._synchronous = synchronous
         self._busy_timeout = busy_timeout
         self._max_queued = max_queued
-        self._writer: _Writer | None = None
-        self._reader: _Reader | None = None
+        self._writer: Writer | None = None
+        self._reader: Reader | None = None
         self._lock = asyncio.Lock()
 
     async def open(self) -> None:
@@ -108,9 +68,9 @@ class Database:
         async with self._lock:
             if self._writer is not None:
                 return
-            health = _Health(self.path)
-            writer = _Writer(self.path, self._synchronous, self._busy_timeout, health)
-            reader = _Reader(self.path, self._synchronous, self._busy_timeout, health)
+            health = Health(self.path)
+            writer = Writer(self.path, self._synchronous, self._busy_timeout, health)
+            reader = Reader(self.path, self._synchronous, self._busy_timeout, health)
             try:
                 await writer.start()
                 await reader.start()
@@ -156,340 +116,10 @@ class Database:
         return result
 
     def _submit(
-        self, worker: _Worker | None, operation: Operation[Any], *, durable: bool = False
+        self, worker: Worker | None, operation: Operation[Any], *, durable: bool = False
     ) -> asyncio.Future[Any]:
         if worker is None:
             raise StoreUnavailable(f"{self.path.name} is not open")
         if worker.queued() >= self._max_queued:
             raise StoreUnavailable(f"{self.path.name}: {self._max_queued} operations wait already", retry_after=1.0)
         return worker.submit(operation, durable=durable)
-
-
-class _Op:
-    """An operation on its way: what to run, who waits, since when, and what came of it."""
-
-    __slots__ = ("call", "durable", "error", "future", "queued_at", "result")
-
-    def __init__(self, call: Operation[Any], future: asyncio.Future[Any], *, durable: bool) -> None:
-        self.call = call
-        self.durable = durable
-        self.future = future
-        self.queued_at = monotonic()
-        self.result: Any = None
-        self.error: BaseException | None = None
-
-
-class _Health:
-    """Translates SQLite's errors, and logs each spell of trouble once instead of once an operation."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._trouble: int | None = None
-
-    def translate(self, error: BaseException) -> BaseException:
-        """The error as callers shall see it. Mistakes in SQL and broken constraints stay what they are."""
-        code = primary_code(error)
-        if isinstance(error, StopIteration):  # which no future can carry
-            return RuntimeError("a database operation raised StopIteration")
-        if code not in _UNAVAILABLE:
-            return error
-        what, retry_after = _UNAVAILABLE[code]
-        if code != self._trouble:
-            self._trouble = code
-            log.error("sqlite.unavailable", path=str(self._path), error=str(error))
-        translated = StoreUnavailable(f"{self._path.name} {what}", retry_after=retry_after)
-        translated.__cause__ = error
-        return translated
-
-    def well(self) -> None:
-        if self._trouble is not None:
-            self._trouble = None
-            log.info("sqlite.recovered", path=str(self._path))
-
-
-def primary_code(error: BaseException) -> int | None:
-    """SQLite's primary result code (``sqlite3.SQLITE_BUSY``, ...); ``None`` for any other error."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return code & 0xFF if isinstance(code, int) else None
-
-
-class _Worker:
-    """A thread with a connection and a queue. All methods but `_run` and below belong to the loop's thread."""
-
-    role = "worker"
-    #: Operations taken from the queue at once: enough to share an fsync, few enough to answer soon.
-    most = 16
-
-    def __init__(self, path: Path, synchronous: Synchronous, busy_timeout: float, health: _Health) -> None:
-        self._path = path
-        self._synchronous = synchronous
-        self._busy_timeout = busy_timeout
-        self._health = health
-        self._queue: SimpleQueue[_Op | None] = SimpleQueue()
-        self._loop = asyncio.get_running_loop()
-        self._started: asyncio.Future[Any] = self._loop.create_future()
-        self._ended: asyncio.Future[Any] = self._loop.create_future()
-
-    def start(self) -> asyncio.Future[None]:
-        # A daemon: a process that ends without `aclose` must not hang on it. What was acknowledged is on disk.
-        threading.Thread(target=self._run, name=f"sqlite-{self.role}:{self._path.name}", daemon=True).start()
-        return self._started
-
-    def stop(self) -> asyncio.Future[None]:
-        self._queue.put(None)
-        return self._ended
-
-    def queued(self) -> int:
-        return self._queue.qsize()
-
-    def submit(self, call: Operation[Any], *, durable: bool) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._queue.put(_Op(call, future, durable=durable))
-        return future
-
-    def _run(self) -> None:
-        try:
-            connection = self._connect()
-        except BaseException as error:
-            self._post(_settle, self._started, None, self._health.translate(error))
-            return
-        self._post(_settle, self._started, None, None)
-        stopping = False
-        while not stopping:
-            batch, stopping = self._take()
-            try:
-                self._execute(connection, batch)
-            except BaseException as error:
-                # Not even a rollback went through. Nobody may wait for ever, and the thread goes on: the next
-                # group meets the same trouble, or finds it gone.
-                for op in batch:
-                    op.error = op.error or self._health.translate(error)
-                with contextlib.suppress(sqlite3.Error):
-                    connection.rollback()
-            self._post(_settle_all, batch)
-        with contextlib.suppress(sqlite3.Error):
-            connection.close()
-        self._post(_settle, self._ended, None, None)
-
-    def _take(self) -> tuple[list[_Op], bool]:
-        """What is queued, waiting for the first; and whether the worker shall end after it."""
-        batch: list[_Op] = []
-        try:
-            op = self._queue.get()
-            while op is not None:
-                batch.append(op)
-                if len(batch) == self.most:
-                    return batch, False
-                op = self._queue.get_nowait()
-        except Empty:
-            return batch, False
-        return batch, True
-
-    def _post(self, call: Callable[..., None], *args: Any) -> None:
-        # A loop that was closed without `aclose` has nobody left who waits.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(call, *args)
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self._path, timeout=self._busy_timeout, isolation_level=None, cached_statements=256
-        )
-        try:
-            connection.execute(f"PRAGMA synchronous={self._synchronous}")
-            connection.execute("PRAGMA foreign_keys=ON")
-            # Savepoints keep what they may have to restore in memory instead of in a temporary file.
-            connection.execute("PRAGMA temp_store=MEMORY")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _execute(self, connection: sqlite3.Connection, batch: list[_Op]) -> None:
-        raise NotImplementedError
-
-
-class _Reader(_Worker):
-    role = "reader"
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = super()._connect()
-        connection.execute("PRAGMA query_only=ON")
-        return connection
-
-    def _execute(self, connection: sqlite3.Connection, batch: list[_Op]) -> None:
-        for op in batch:
-            try:
-                connection.execute("BEGIN")
-                op.result = op.call(connection)
-            except BaseException as error:
-                op.error = self._health.translate(error)
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-
-
-class _Writer(_Worker):
-    role = "writer"
-    most = 256
-
-    def _connect(self) -> sqlite3.Connection:
-        _make_file(self._path)
-        connection = super()._connect()
-        try:
-            _use_wal(connection, self._path, monotonic() + self._busy_timeout)
-            # The file of the log shrinks again after a burst instead of keeping its largest size for ever.
-            connection.execute(f"PRAGMA journal_size_limit={64 << 20}")
-        except BaseException:
-            connection.close()
-            raise
-        self._patience: int | None = None
-        self._synchronised: Synchronous = self._synchronous
-        return connection
-
-    def _execute(self, connection: sqlite3.Connection, batch: list[_Op]) -> None:
-        self._synchronise(connection, batch)
-        if not (batch := self._begin(connection, batch)):
-            return
-        if len(batch) == 1:
-            # The usual case, in which the transaction is the operation's own.
-            self._run_alone(connection, batch[0])
-            return
-        for op in batch:
-            self._run_in_savepoint(connection, op)
-            if not connection.in_transaction:
-                self._after_rollback(connection, batch, op)
-                return
-        try:
-            connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            self._fail([op for op in batch if op.error is None], error)
-        else:
-            self._health.well()
-
-    def _run_alone(self, connection: sqlite3.Connection, op: _Op) -> None:
-        try:
-            op.result = op.call(connection)
-            connection.execute("COMMIT")
-        except BaseException as error:
-            self._fail([op], error)
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-        else:
-            self._health.well()
-
-    def _synchronise(self, connection: sqlite3.Connection, batch: list[_Op]) -> None:
-        """Wait for the disk with the commit, or leave that to the next one that does: it syncs the whole log."""
-        wanted = self._synchronous
-        if wanted == "FULL" and not any(op.durable for op in batch):
-            wanted = "NORMAL"
-        if wanted != self._synchronised:
-            connection.execute(f"PRAGMA synchronous={wanted}")
-            self._synchronised = wanted
-
-    def _begin(self, connection: sqlite3.Connection, batch: list[_Op]) -> list[_Op]:
-        """Take the write lock. Returns the operations to run; those whose time ran out have failed."""
-        while batch:
-            self._be_patient(connection, batch[0].queued_at + self._busy_timeout - monotonic())
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                break
-            except sqlite3.Error as error:
-                if primary_code(error) != sqlite3.SQLITE_BUSY:
-                    self._fail(batch, error)
-                    return []
-                limit = monotonic() - self._busy_timeout
-                self._fail([op for op in batch if op.queued_at <= limit], error)
-                batch = [op for op in batch if op.queued_at > limit]
-        return batch
-
-    def _be_patient(self, connection: sqlite3.Connection, seconds: float) -> None:
-        # In steps of a tenth of a second, so that the usual case finds the right value set already.
-        milliseconds = 100 * max(0, math.ceil(seconds * 10))
-        if milliseconds != self._patience:
-            connection.execute(f"PRAGMA busy_timeout={milliseconds}")
-            self._patience = milliseconds
-
-    def _run_in_savepoint(self, connection: sqlite3.Connection, op: _Op) -> None:
-        try:
-            connection.execute("SAVEPOINT op")
-            op.result = op.call(connection)
-            connection.execute("RELEASE op")
-        except BaseException as error:
-            self._fail([op], error)
-            if connection.in_transaction:
-                connection.execute("ROLLBACK TO op")
-                connection.execute("RELEASE op")
-
-    def _after_rollback(self, connection: sqlite3.Connection, batch: list[_Op], culprit: _Op) -> None:
-        """SQLite itself ended the transaction (out of memory, some I/O errors) and took the group's work with it.
-
-        The others are not at fault: each gets a transaction of its own.
-        """
-        for op in batch:
-            if op is not culprit and op.error is None:
-                self._execute(connection, [op])
-
-    def _fail(self, ops: list[_Op], error: BaseException) -> None:
-        if ops:
-            translated = self._health.translate(error)
-            for op in ops:
-                # An error object of its own for each: a traceback grows with every `raise` of a shared one.
-                op.error = translated if len(ops) == 1 else _copy(translated)
-
-
-def _copy(error: BaseException) -> BaseException:
-    if isinstance(error, AerodromeError):
-        copy: BaseException = type(error)(error.detail, retry_after=error.retry_after, **error.extra)
-    else:
-        copy = type(error)(*error.args)
-    copy.__cause__ = error
-    return copy
-
-
-def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if future.done():  # whoever waited was cancelled
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(result)
-
-
-def _settle_all(batch: list[_Op]) -> None:
-    for op in batch:
-        _settle(op.future, op.result, op.error)
-
-
-def _make_file(path: Path) -> None:
-    """Make the file private from its first moment; SQLite gives its companions the same mode.
-
-    With mknod, because it opens nothing: closing *any* descriptor of a file drops all POSIX locks that this
-    process has on it, also those of another connection to the same database.
-    """
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            os.mknod(path, stat.S_IFREG | 0o600)
-    except OSError as error:
-        raise StoreUnavailable(f"{path.name} cannot be made: {error.strerror}") from error
-
-
-def _use_wal(connection: sqlite3.Connection, path: Path, deadline: float) -> None:
-    """Switch the file to write-ahead logging; a property of the file, so that later opens find it done.
-
-    The switch needs the file for itself for a moment and does not wait for it as other statements do, so that
-    two processes that open a new file at once would fail each other.
-    """
-    while True:
-        try:
-            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
-        except sqlite3.OperationalError as error:
-            if primary_code(error) != sqlite3.SQLITE_BUSY or monotonic() > deadline:
-                raise
-            sleep(0.01)
-            continue
-        if mode != "wal":
-            raise StoreUnavailable(f"{path.name} cannot use write-ahead logging here; put it on a local disk")
-        return

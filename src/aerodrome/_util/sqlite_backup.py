@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+from aerodrome._util.sqlite_trouble import primary_code
+
 #: Pages that are copied in one go: 4 MiB, between which others get the processor, and progress is told.
 _PAGES = 1024
 
@@ -57,7 +59,7 @@ def in_use(path: Path) -> bool:
             connection.execute("BEGIN EXCLUSIVE")
             connection.execute("ROLLBACK")
         except sqlite3.DatabaseError as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            code = primary_code(error)
             # Nobody works with what is damaged, and to restore it is what backups are for.
             if code not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise

@@ -1,7 +1,7 @@
 """Lone surrogates: half a character, which JavaScript strings and JSON escapes may hold and UTF-8 cannot say.
 
 The CLI never answers a message with one in it, and msgspec refuses the whole message, so that they are replaced
-where text comes in and where it goes out.
+where text comes in and where it goes out. What is stored as a blob keeps them.
 """
 
 from __future__ import annotations
@@ -36,3 +36,15 @@ def replace_lone_escapes(json: bytes, most: int = 0) -> bytes:
     if not count:
         return json
     return found.replace(_BACKSLASH, b"\\\\") if masked else found
+
+
+def to_blob(text: str) -> bytes:
+    """UTF-8 that also carries lone surrogates, which the text types of databases refuse.
+
+    JSON can spell them (``"\\ud800"``), so the CLI and its users can send them. `from_blob` is the inverse.
+    """
+    return text.encode("utf-8", "surrogatepass")
+
+
+def from_blob(blob: bytes) -> str:
+    return blob.decode("utf-8", "surrogatepass")

@@ -12,7 +12,8 @@ from typing import Any, Protocol, cast
 from aerodrome._util.clock import Clock, SystemClock
 from aerodrome._util.patience import Patience, patient
 from aerodrome._util.redis_url import RedisUrl
-from aerodrome._util.sqlite import Database, Synchronous
+from aerodrome._util.sqlite import Database
+from aerodrome._util.sqlite_threads import Synchronous
 from aerodrome.config.settings import Settings
 from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.coordination.backends.sqlite import SqliteCoordination

@@ -10,7 +10,7 @@ from typing import Any
 from aerodrome._util.migrations import PostgresSchema
 from aerodrome._util.postgres import Postgres, Transaction
 from aerodrome._util.queries import load_queries
-from aerodrome._util.sqlite import from_blob, to_blob
+from aerodrome._util.surrogates import from_blob, to_blob
 from aerodrome.coordination.backends import cursor as cursors
 from aerodrome.coordination.ports import Page
 from aerodrome.errors import StoreUnavailable

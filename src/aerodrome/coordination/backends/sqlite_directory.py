@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aerodrome._util.schema import Schema
-from aerodrome._util.sqlite import Database, from_blob, to_blob
+from aerodrome._util.sqlite import Database
+from aerodrome._util.surrogates import from_blob, to_blob
 from aerodrome.coordination.backends import cursor as cursors
 from aerodrome.coordination.ports import Page
 from aerodrome.model import (

@@ -10,7 +10,7 @@ from typing import Any
 from aerodrome._util.migrations import PostgresSchema
 from aerodrome._util.postgres import Postgres
 from aerodrome._util.queries import load_queries
-from aerodrome._util.sqlite import from_blob, to_blob
+from aerodrome._util.surrogates import from_blob, to_blob
 from aerodrome.errors import Conflict, StoreUnavailable
 from aerodrome.model import SessionKey, TurnRow, TurnStatus
 

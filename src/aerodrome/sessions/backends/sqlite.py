@@ -8,7 +8,8 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from aerodrome._util.schema import Schema
-from aerodrome._util.sqlite import Database, from_blob, to_blob
+from aerodrome._util.sqlite import Database
+from aerodrome._util.surrogates import from_blob, to_blob
 from aerodrome.errors import Conflict
 from aerodrome.model import SessionKey, TurnRow, TurnStatus
 

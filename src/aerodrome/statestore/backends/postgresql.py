@@ -23,7 +23,7 @@ from aerodrome._util.clock import Clock, SystemClock
 from aerodrome._util.migrations import PostgresSchema
 from aerodrome._util.postgres import Postgres
 from aerodrome._util.queries import load_queries
-from aerodrome._util.sqlite import from_blob, to_blob
+from aerodrome._util.surrogates import from_blob, to_blob
 from aerodrome.errors import Fenced, TooLarge
 from aerodrome.model import SessionKey
 from aerodrome.statestore.backends import tree

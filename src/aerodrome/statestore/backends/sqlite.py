@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from aerodrome._util.clock import Clock, SystemClock
 from aerodrome._util.schema import Schema
-from aerodrome._util.sqlite import Database, from_blob, to_blob
+from aerodrome._util.sqlite import Database
+from aerodrome._util.surrogates import from_blob, to_blob
 from aerodrome.errors import Fenced, TooLarge
 from aerodrome.model import SessionKey
 from aerodrome.statestore.backends.tree import Entry, Tree, parse
@@ -24,7 +25,7 @@ _NO_SESSION = -1
 class SqliteFileStore:
     """Implements `statestore.ports.SessionFileStore` on a `Database` that its maker opens and closes.
 
-    Content is stored as UTF-8 in which lone surrogates are allowed (`_util.sqlite.to_blob`), so that whatever
+    Content is stored as UTF-8 in which lone surrogates are allowed (`_util.surrogates.to_blob`), so that whatever
     text is written is read again; sizes and limits count those bytes.
 
     Args:

@@ -12,7 +12,7 @@ import os
 import sqlite3
 from typing import NamedTuple
 
-from aerodrome._util.sqlite import from_blob, to_blob
+from aerodrome._util.surrogates import from_blob, to_blob
 from aerodrome.errors import TooLarge
 
 #: A compaction makes no chunk larger than this: it bounds what one append may have to rewrite.

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from aerodrome._util.sqlite import to_blob
+from aerodrome._util.surrogates import to_blob
 from aerodrome._util.trees import clear_tree
 from aerodrome.errors import Conflict, StoreUnavailable
 from aerodrome.model import SessionKey
