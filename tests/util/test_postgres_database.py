@@ -8,7 +8,7 @@ import time
 import psycopg
 import pytest
 
-from aerodrome._util.postgres import Postgres, Transaction, masked
+from aerodrome._util.postgres import Postgres, Transaction
 from aerodrome.errors import ConfigError, StoreUnavailable
 from support.postgres import fetch, fresh_schema, postgres, server, shared_server, until
 from support.relay import relaying
@@ -76,7 +76,8 @@ async def test_whoever_could_not_be_serialised_runs_again() -> None:
             await db.write(lock)
 
         await asyncio.gather(lock_both(1), lock_both(2))
-        assert len(runs) == 3
+        # Each time, the one that was rolled back may be back at its first row before the other has got it.
+        assert len(runs) >= 3
 
 
 async def test_a_backend_that_is_terminated_in_a_transaction_costs_a_repetition() -> None:
@@ -267,9 +268,3 @@ def test_a_url_that_cannot_be_understood_is_not_quoted() -> None:
     with pytest.raises(ConfigError) as caught:
         Postgres("postgresql://user:secret@host/db?sslmod=require&password=secret")
     assert "secret" not in str(caught.value)
-
-
-def test_masked() -> None:
-    url = "postgresql://me:s%40cret@a:1,b:2/db?sslmode=verify-full&password=secret&sslpassword=secret"
-    assert masked(url) == "postgresql://me@a:1,b:2/db?sslmode=verify-full"
-    assert masked("postgresql:///db") == "postgresql:///db"

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Literal
@@ -194,13 +193,6 @@ class PostgresSchema:
                     " run the release that made them, or restore the database"
                 )
         return None
-
-
-async def migrate_all(
-    database: Postgres, schemas: Sequence[PostgresSchema], *, post: bool = False
-) -> dict[str, list[str]]:
-    """Apply what is due of each; returns schema -> files."""
-    return {schema.name: await schema.migrate(database, post=post) for schema in schemas}
 
 
 async def _lock(transaction: Transaction, schema: str) -> None:

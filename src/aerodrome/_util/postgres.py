@@ -23,23 +23,19 @@ Connections stay with one session of the server: a pooler in between has to pool
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import random
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Self, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import psycopg
 import structlog
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 
+from aerodrome._util.postgres_connections import Connection, Pool, conninfo_of, cut_after
 from aerodrome._util.postgres_lost import LostConnections
 from aerodrome._util.postgres_trouble import Trouble, of_connecting, of_statement
 from aerodrome.errors import AerodromeError, ConfigError, StoreUnavailable
@@ -48,18 +44,6 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 Parameters = Mapping[str, Any] | Sequence[Any]
-#: What a connection lent out is to psycopg: rows are tuples.
-Connection = psycopg.AsyncConnection[tuple[Any, ...]]
-
-#: So that a server whose machine is gone, or cut off, is noticed within seconds. What the URL says goes first.
-_KEEPALIVES: dict[str, Any] = {
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 10_000,
-    "connect_timeout": 5,
-    "application_name": "aerodrome",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +107,7 @@ class Postgres:
     ) -> None:
         self.schema = schema
         self.deadline = deadline
-        self._url, self._conninfo = url, _conninfo(url)
+        self._url, self._conninfo = url, conninfo_of(url)
         self._current = current
         self._patience = statement_timeout + 2.0 if hang is None else hang
         self._setup = sql.SQL(
@@ -135,7 +119,7 @@ class Postgres:
             lock=sql.Literal(round(lock_timeout * 1000)),
             idle=sql.Literal(round(statement_timeout * 2000)),
         )
-        self._pool = _Pool(self.connect, max_connections)
+        self._pool = Pool(self.connect, max_connections)
         self._lost = LostConnections(self._patience)
         self._health = _Health()
 
@@ -173,7 +157,7 @@ class Postgres:
         """
         connection = await psycopg.AsyncConnection.connect(self._present_conninfo(), autocommit=True)
         try:
-            with _watched(connection, self._patience):
+            with cut_after(connection, self._patience):
                 await connection.execute(self._setup)
         except BaseException:
             await connection.close()
@@ -184,14 +168,14 @@ class Postgres:
         if self._current is not None and (url := self._current()) != self._url:
             self._url = url
             try:
-                self._conninfo = _conninfo(url)
+                self._conninfo = conninfo_of(url)
             except ConfigError as error:
                 log.warning("postgresql.address_kept", reason=error.detail)
         return self._conninfo
 
     def watched(self, connection: Connection) -> AbstractContextManager[None]:
         """Cut a connection that `connect` made when the block takes longer than any statement may."""
-        return _watched(connection, self._patience)
+        return cut_after(connection, self._patience)
 
     async def execute(
         self,
@@ -234,7 +218,7 @@ class Postgres:
             try:
                 result = await operation(Transaction(connection, self._patience, doubt.repeated))
                 doubt.begins()
-                with _watched(connection, self._patience):
+                with cut_after(connection, self._patience):
                     ended = await connection.execute("COMMIT")
             except BaseException:
                 await _roll_back(connection)
@@ -255,7 +239,7 @@ class Postgres:
                     fresh = False
                     pid = connection.info.backend_pid  # which a broken one does not know any more
                     try:
-                        with _watched(connection, self._patience):
+                        with cut_after(connection, self._patience):
                             await self._lost.end(connection)
                         result = await attempt(connection, doubt)
                     except psycopg.Error as error:
@@ -307,54 +291,6 @@ class _Doubt:
         return doubtful
 
 
-class _Pool:
-    """Connections that are made when needed and kept. Fewer than a hundred, hence no task of its own."""
-
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], size: int) -> None:
-        self._connect = connect
-        self._size = size
-        self._room = asyncio.Semaphore(size)
-        self._idle: list[Connection] = []
-        self.closed = True
-
-    @asynccontextmanager
-    async def lend(self, give_up: float) -> AsyncIterator[Connection]:
-        """A connection for the time of the block; it goes back if it is of use still.
-
-        Raises:
-            psycopg.Error: A new one cannot be made.
-            StoreUnavailable: None becomes free in time, or the database is not open.
-        """
-        if self.closed:
-            raise StoreUnavailable("the PostgreSQL database is not open")
-        try:
-            async with asyncio.timeout(max(0.001, give_up - monotonic())):
-                await self._room.acquire()
-        except TimeoutError:
-            raise StoreUnavailable(f"all {self._size} connections to PostgreSQL are in use", retry_after=1.0) from None
-        try:
-            connection = self._idle.pop() if self._idle else await self._connect()
-            try:
-                yield connection
-            finally:
-                idle = not connection.closed and connection.info.transaction_status is TransactionStatus.IDLE
-                if idle and not self.closed:
-                    self._idle.append(connection)
-                else:
-                    await connection.close()
-        finally:
-            self._room.release()
-
-    async def forget_idle(self) -> None:
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            await connection.close()
-
-    async def aclose(self) -> None:
-        self.closed = True
-        await self.forget_idle()
-
-
 class _Health:
     """Words for callers, and one line of the log for each spell of trouble instead of one a call."""
 
@@ -384,7 +320,7 @@ async def _execute(
     *,
     binary: bool = False,
 ) -> Result:
-    with _watched(connection, patience):
+    with cut_after(connection, patience):
         # The text is ours, from a file or a constant; values are parameters.
         cursor = await connection.execute(query.encode(), parameters, binary=binary)
         rows = await cursor.fetchall() if cursor.description is not None else []
@@ -396,47 +332,9 @@ async def _roll_back(connection: Connection) -> None:
     if connection.info.transaction_status is TransactionStatus.IDLE:
         return
     try:
-        with _watched(connection, 2.0):
+        with cut_after(connection, 2.0):
             await connection.execute("ROLLBACK")
     except BaseException as error:
         await connection.close()
         if not isinstance(error, psycopg.Error):
             raise
-
-
-@contextmanager
-def _watched(connection: Connection, patience: float) -> Iterator[None]:
-    """Cut the connection when the block takes longer than that many seconds.
-
-    From below, at the socket: cancelling would first wait for the server to confirm it, which may be stopped.
-    """
-    timer = asyncio.get_running_loop().call_later(patience, _cut, connection)
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _cut(connection: Connection) -> None:
-    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as wire:
-        wire.shutdown(socket.SHUT_RDWR)
-
-
-def _conninfo(url: str) -> str:
-    try:
-        return make_conninfo("", **(_KEEPALIVES | conninfo_to_dict(url)))
-    except psycopg.ProgrammingError:
-        # libpq's own words may quote the password.
-        raise ConfigError(
-            "the PostgreSQL URL cannot be understood: postgresql://USER:PASSWORD@HOST:PORT/NAME"
-        ) from None
-
-
-def masked(url: str) -> str:
-    """The URL for people: user, hosts and database, without what is secret."""
-    parts = urlsplit(url)
-    user, at, hosts = parts.netloc.rpartition("@")
-    name = user.partition(":")[0]
-    kept = [(key, value) for key, value in parse_qsl(parts.query) if "password" not in key]
-    query = f"?{urlencode(kept)}" if kept else ""
-    return f"{parts.scheme}://{name}{at}{hosts}{parts.path}{query}"
