@@ -145,7 +145,7 @@ async def test_what_asks_the_model_takes_the_place_of_a_turn(node: Host) -> None
             params = {"sessionId": "compacted"}
             await client.send({"jsonrpc": "2.0", "id": 1, "method": "session.history.compact", "params": params})
             await client.request("ping")
-            request = next(r for c in node.node.gateway.clients for r in c.router._requests.values() if r.id == 1)
+            request = next(r for c in node.node.gateway.clients for r in c.router.unanswered if r.id == 1)
             assert request.link is None
         async with asyncio.timeout(20):
             await client.answer_to(1)

@@ -30,9 +30,8 @@ from aerodrome.errors import (
 from aerodrome.events import SessionEvent
 from aerodrome.gateway.attachment import ONCE, REMEMBERED
 from aerodrome.gateway.bindings import NODE_LINK
-from aerodrome.gateway.commands import Request
+from aerodrome.gateway.commands import Request, params_of, result_of
 from aerodrome.gateway.replay import Changes
-from aerodrome.gateway.router import params_of, result_of
 from aerodrome.gateway.sessions import open_again
 from aerodrome.gateway.tracing import hand_on
 from aerodrome.model import SessionKey, SessionRow

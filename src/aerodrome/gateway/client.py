@@ -34,12 +34,14 @@ from aerodrome.gateway.commands import (
     Told,
     ToOwn,
     ToRuntime,
+    params_of,
+    result_of,
 )
 from aerodrome.gateway.large import LargeBodies
 from aerodrome.gateway.links import ClientLinks
 from aerodrome.gateway.problems import INTERNAL_ERROR
 from aerodrome.gateway.requests import Requests
-from aerodrome.gateway.router import Router, params_of, result_of
+from aerodrome.gateway.router import Router
 from aerodrome.gateway.slowness import Slowness
 from aerodrome.gateway.upstream import Upstream
 from aerodrome.model import Principal

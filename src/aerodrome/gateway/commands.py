@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -39,6 +40,25 @@ class Request(msgspec.Struct):
     returned: int = 0
     #: Called when it has its effect before those that have come behind it, answered or not.
     on_taken_up: Callable[[], None] | None = None
+
+
+def params_of(request: Request) -> dict[str, Any]:
+    """The parameters as they were sent on. Raises `EnvelopeError` when they cannot be read."""
+    params = envelope.decode_value(envelope.decode(request.body).params)
+    return params if isinstance(params, dict) else {}
+
+
+def result_of(request: Request) -> dict[str, Any]:
+    """What a runtime has answered. Raises `EnvelopeError` when it cannot be read."""
+    result = envelope.decode_value(request.result)
+    return result if isinstance(result, dict) else {}
+
+
+def release(request: Request) -> None:
+    """What is held for it is needed no more, or no more there."""
+    if request.on_done is not None:
+        on_done, request.on_done = request.on_done, None
+        on_done()
 
 
 class ToClient(msgspec.Struct, frozen=True):

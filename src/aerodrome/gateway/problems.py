@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from aerodrome.errors import AerodromeError, Invalid, NotFound, Unauthenticated
+from aerodrome.gateway.commands import Request
+from aerodrome.wire import envelope
 from aerodrome.wire.envelope import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
@@ -17,6 +21,7 @@ from aerodrome.wire.envelope import (
     RequestId,
     error_frame,
 )
+from aerodrome.wire.framing import encode_frame
 
 #: The CLI's own numbers (docs/facts.md, "Wire").
 NOT_CONNECTED = -32001
@@ -34,6 +39,14 @@ NUMBERS = {
     "invalid": INVALID_PARAMS,
     "internal": INTERNAL_ERROR,
 }
+
+
+class _ErrorData(msgspec.Struct):
+    code: str | None = None
+
+
+class _Error(msgspec.Struct):
+    data: _ErrorData
 
 
 class RuntimeRefused(Invalid):
@@ -73,6 +86,26 @@ def refusal_frame(request_id: RequestId, method: str, reason: str, code: str) ->
     )
 
 
+def problem_of(request: Request, error: AerodromeError) -> bytes:
+    """The frame that answers a request with one of our errors."""
+    session_id = request.session_id or envelope.session_of(request.params)
+    return problem_frame(request.id, request.method, error, session_id=session_id)
+
+
+def anonymous_error_frame(number: int, text: str) -> bytes:
+    """The answer to a message whose id is not known, or cannot be repeated."""
+    error: dict[str, Any] = {"code": number, "message": text}
+    return encode_frame(msgspec.json.encode({"jsonrpc": "2.0", "id": None, "error": error}))
+
+
+def problem_code(message: envelope.Message) -> str | None:
+    """`error.data.code` of an answer, which our own errors have."""
+    try:
+        return msgspec.json.decode(message.error or b"", type=_Error).data.code
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 def _plain(extra: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in extra.items() if isinstance(value, (str, int, float, bool))}
 
@@ -86,6 +119,9 @@ __all__ = [
     "METHOD_NOT_FOUND",
     "NOT_CONNECTED",
     "PARSE_ERROR",
+    "anonymous_error_frame",
+    "problem_code",
     "problem_frame",
+    "problem_of",
     "refusal_frame",
 ]

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import structlog
 
 from aerodrome.errors import AerodromeError, RuntimeUnavailable, SessionBusy, SessionElsewhere
-from aerodrome.gateway.commands import Request
+from aerodrome.gateway.commands import Request, release
 from aerodrome.gateway.order import IN_ORDER, Order, Position
-from aerodrome.gateway.problems import INTERNAL_ERROR
-from aerodrome.gateway.router import ASK_THE_MODEL, problem_of, release
+from aerodrome.gateway.problems import INTERNAL_ERROR, problem_of
+from aerodrome.gateway.router import ASK_THE_MODEL
 from aerodrome.gateway.tracing import traced
 from aerodrome.model import Role
 from aerodrome.peers.link import PeerGone

@@ -20,14 +20,12 @@ The rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from aerodrome.errors import (
-    AerodromeError,
     Capacity,
+    Draining,
     Forbidden,
     NotFound,
     RuntimeUnavailable,
@@ -35,13 +33,11 @@ from aerodrome.errors import (
     TurnInterrupted,
 )
 from aerodrome.gateway import problems
-from aerodrome.gateway.bindings import NODE_LINK, Bindings, EventHead
+from aerodrome.gateway.bindings import NODE_LINK, Bindings
 from aerodrome.gateway.bodies import Incoming, read
 from aerodrome.gateway.commands import (
     Changed,
     Command,
-    Gone,
-    Moved,
     Place,
     Relayed,
     Request,
@@ -49,10 +45,14 @@ from aerodrome.gateway.commands import (
     ToClient,
     ToOwn,
     ToRuntime,
+    release,
 )
+from aerodrome.gateway.notifications import Notifications, may_be_notification, read_notification
 from aerodrome.gateway.questions import HOOKS, Questions, refusing
 from aerodrome.gateway.replay import REMEMBERED
+from aerodrome.gateway.unanswered import Unanswered
 from aerodrome.model import Role
+from aerodrome.peers.shapes import SESSION_MOVED
 from aerodrome.policy import readers
 from aerodrome.policy.methods import Handling, checked_params, needs_check, refusal, rule_for
 from aerodrome.policy.profiles import Profile
@@ -65,50 +65,13 @@ from aerodrome.wire.oversized import complaint, head_of
 #: Ids of requests that we make ourselves on a client's link begin so.
 OWN_IDS = "aerodrome:"
 #: What another node answers with when it is not for it to answer; nothing has happened then.
-_GIVEN_BACK = frozenset({"session_moved", "draining"})
+_GIVEN_BACK = frozenset({SESSION_MOVED, Draining.code})
 _OPENING = frozenset({"session.create", "session.resume"})
 _LEAVING = frozenset({"session.detach", "session.destroy", "session.delete"})
-_MOVED = "aerodrome.moved"
-_DELETED = "session.deleted"
 #: Requests that are turns in all but name, and need a place among those that run at the same time.
 ASK_THE_MODEL = frozenset(
     {"session.ui.ephemeralQuery", "session.history.compact", "session.history.summarizeForHandoff"}
 )
-#: Seconds that a runtime may take for a request, of those that only read and of others. It holds the session where it
-#: is, and without an end would for ever.
-_READS, _ACTS = 120.0, 3600.0
-#: Notifications of a runtime that concern one session; others are about the host, or about everybody.
-_TASK_TRANSITION = "task_transition"
-
-
-class _Scope(msgspec.Struct):
-    sessionId: str | None = None  # noqa: N815 - the wire's name
-
-
-class _Params(msgspec.Struct):
-    sessionId: str | None = None  # noqa: N815
-    event: EventHead | None = None
-    scope: _Scope | None = None
-    kind: str | None = None
-    type: str | None = None
-
-
-class _ErrorData(msgspec.Struct):
-    code: str | None = None
-
-
-class _Error(msgspec.Struct):
-    data: _ErrorData
-
-
-class _Notification(msgspec.Struct):
-    method: str
-    params: _Params
-
-
-_decode_notification = msgspec.json.Decoder(_Notification).decode
-#: How the CLI begins a notification. Only a hint that saves decoding a frame twice.
-_EVENT_PREFIX = b'{"jsonrpc":"2.0","method":"'
 
 
 class Router:
@@ -130,20 +93,11 @@ class Router:
     ) -> None:
         #: What the client may do; ``None`` until it has authenticated.
         self.profile: Profile | None = None
-        self._is_own = is_own
         self._hold = hold
-        self._max_requests = max_requests
-        self._max_bytes = max_bytes
-        self._stranger_bytes = stranger_bytes
-        #: Of the unanswered requests.
-        self._bytes = 0
-        self._requests: dict[RequestId, Request] = {}
+        self.unanswered = Unanswered(max_requests=max_requests, max_bytes=max_bytes, stranger_bytes=stranger_bytes)
         self.sessions = Bindings()
         self.questions = Questions()
-
-    @property
-    def unanswered(self) -> int:
-        return len(self._requests)
+        self._notifications = Notifications(self.sessions, is_own)
 
     # --- from the client ---
 
@@ -155,7 +109,7 @@ class Router:
 
     def unreadable(self, error: envelope.EnvelopeError) -> Sequence[Command]:
         """A body of the client's is no message."""
-        return [ToClient(_anonymous_error(problems.PARSE_ERROR, str(error)))]
+        return [ToClient(problems.anonymous_error_frame(problems.PARSE_ERROR, str(error)))]
 
     def take(self, incoming: Incoming) -> Sequence[Command]:
         """As `from_client`, of a body that has been read already."""
@@ -165,31 +119,34 @@ class Router:
         if message.id is UNSET or message.id is None:
             return ()  # no notification of a client means anything to a runtime
         if not incoming.has_good_id:
-            return [ToClient(_anonymous_error(problems.INVALID_REQUEST, "the id has more than 64 bits"))]
+            return [ToClient(problems.anonymous_error_frame(problems.INVALID_REQUEST, "the id has more than 64 bits"))]
         if incoming.flaw is not None:
             text = f"the parameters of {message.method} cannot be passed on: {incoming.flaw}"
             return [ToClient(_error(message.id, problems.INVALID_PARAMS, text))]
         return self._request(message.id, message.method, message.params, incoming.body)
 
     def _request(self, request_id: RequestId, method: str, params: Raw | UnsetType, body: bytes) -> Sequence[Command]:
-        if request_id in self._requests or (isinstance(request_id, str) and request_id.startswith(OWN_IDS)):
+        ours = isinstance(request_id, str) and request_id.startswith(OWN_IDS)
+        if ours or self.unanswered.get(request_id) is not None:
             return [ToClient(_error(request_id, problems.INVALID_REQUEST, f"the id {request_id!r} is in use"))]
         rule = rule_for(method)
         if self.profile is None and method != "connect":
             return [ToClient(problems.not_connected_frame(request_id))]
-        if len(self._requests) >= self._max_requests:
-            busy = Capacity(f"{self._max_requests} requests of this connection are not answered yet", retry_after=1.0)
-            return [ToClient(problems.problem_frame(request_id, method, busy), busy.code)]
+        try:
+            self.unanswered.check_count()
+        except Capacity as full:
+            return [ToClient(problems.problem_frame(request_id, method, full), full.code)]
         if self.profile is not None and self.profile not in rule.profiles:
             refused = refusal(method, self.profile)
             assert refused is not None
             return [ToClient(problems.refusal_frame(request_id, method, refused.reason, refused.code), refused.code)]
         request = Request(request_id, method, rule, body, params, size=len(body))
-        if self._bytes + request.size > (self._stranger_bytes if self.profile is None else self._max_bytes):
-            busy = Capacity(f"{self._bytes} bytes of requests of this connection are not answered yet", retry_after=1.0)
-            return [ToClient(problems.problem_frame(request_id, method, busy), busy.code)]
+        try:
+            self.unanswered.check_bytes(request.size, stranger=self.profile is None)
+        except Capacity as full:
+            return [ToClient(problems.problem_frame(request_id, method, full), full.code)]
         if rule.handling is Handling.GATEWAY:
-            self._note(request)
+            self.unanswered.add(request)
             return [Serve(request)]
         if rule.handling is Handling.FORWARD:
             request.session_id = envelope.session_of(params)
@@ -200,12 +157,8 @@ class Router:
                 return [ToClient(_of_reader(request))]
         if needs_check(method) and (wrong := self._check(request)) is not None:
             return [wrong]
-        self._note(request)
+        self.unanswered.add(request)
         return self._forward(request)
-
-    def _note(self, request: Request) -> None:
-        self._requests[request.id] = request
-        self._bytes += request.size
 
     def _check(self, request: Request) -> ToClient | None:
         """Put allowed parameters in the place of the client's. An error answer when they are refused."""
@@ -240,13 +193,8 @@ class Router:
     def from_runtime(self, link: str, body: bytes) -> Sequence[Command]:
         if isinstance(body, Oversized):
             return self._pass_over(link, body)
-        if body.startswith(_EVENT_PREFIX):
-            try:
-                notification = _decode_notification(body)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                pass  # a request, or a shape that we do not know
-            else:
-                return self._notification(link, notification, body)
+        if may_be_notification(body) and (notification := read_notification(body)) is not None:
+            return self._notifications.take(link, notification, body)
         try:
             message = envelope.decode(body)
         except envelope.EnvelopeError:
@@ -255,10 +203,8 @@ class Router:
             return self._answer_of_runtime(link, message, body)
         if message.is_request:
             return self._request_of_runtime(link, message)
-        try:
-            return self._notification(link, _decode_notification(body), body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return ()
+        notification = read_notification(body)
+        return self._notifications.take(link, notification, body) if notification is not None else ()
 
     def _pass_over(self, link: str, body: Oversized) -> Sequence[Command]:
         """What is too large to be read is answered in the name of whoever it was for. Events are just missing: the
@@ -268,25 +214,25 @@ class Router:
             return (
                 [ToRuntime(link, _error(head.id, problems.INTERNAL_ERROR, error.detail))] if head.id is not None else []
             )
-        request = self._requests.get(head.id) if head.id is not None else None
+        request = self.unanswered.get(head.id)
         if head.id is not None and request is None:
             return [ToOwn(link, refusing(head.id, error.detail))]
         if request is None or request.link != link:
             return ()
-        self._done(request)
-        return [ToClient(problem_of(request, error))]
+        self.unanswered.remove(request)
+        return [ToClient(problems.problem_of(request, error))]
 
     def _answer_of_runtime(self, link: str, message: envelope.Message, body: bytes) -> Sequence[Command]:
-        request = self._requests.get(message.id) if isinstance(message.id, (int, str)) else None
+        request = self.unanswered.get(message.id) if isinstance(message.id, (int, str)) else None
         if request is None or request.link != link:
             return [ToOwn(link, message)]
-        if message.is_error and link.startswith(NODE_LINK) and problem_code(message) in _GIVEN_BACK:
+        if message.is_error and link.startswith(NODE_LINK) and problems.problem_code(message) in _GIVEN_BACK:
             request.link = None
             request.returned += 1
             return [Place(request)]
-        self._done(request)
+        self.unanswered.remove(request)
         if request.expelled:
-            return [ToClient(problem_of(request, NotFound("there is no such session")))]
+            return [ToClient(problems.problem_of(request, NotFound("there is no such session")))]
         binding = self.sessions.get(request.session_id)
         if binding is not None and binding.aliases:
             body = binding.translate(body)
@@ -303,7 +249,7 @@ class Router:
     def _overtaken(self, request: Request) -> bool:
         """The client has left the session, and is on its way back already: what becomes of that decides."""
         return request.method in _LEAVING and any(
-            other.method in _OPENING and other.session_id == request.session_id for other in self._requests.values()
+            other.method in _OPENING and other.session_id == request.session_id for other in self.unanswered
         )
 
     def _request_of_runtime(self, link: str, message: envelope.Message) -> Sequence[Command]:
@@ -320,42 +266,18 @@ class Router:
         _, body = self.questions.ask(session_id, message.method, params, link=link, request_id=message.id)
         return binding.to_client(body)
 
-    def _notification(self, link: str, notification: _Notification, body: bytes) -> Sequence[Command]:
-        params = notification.params
-        if notification.method == "session.event":
-            if params.event is None or params.sessionId is None:
-                return ()
-            return self.sessions.event(link, params.sessionId, params.event, body)
-        if notification.method == _MOVED:
-            return [Moved(params.sessionId, link)] if params.sessionId and link.startswith(NODE_LINK) else ()
-        if notification.method == "session.lifecycle":
-            if link.startswith(NODE_LINK):
-                # That node knows whose it is, also when the client takes part in it no more.
-                told: list[Command] = [ToClient(encode_frame(body))]
-                if params.type == _DELETED and params.sessionId:
-                    told.append(Gone(params.sessionId, link))
-                return told
-            known = params.sessionId is not None and (
-                params.sessionId in self.sessions or self._is_own(params.sessionId)
-            )
-            return [ToClient(encode_frame(body))] if known else ()
-        if notification.method == "host.event" and params.kind == _TASK_TRANSITION and params.scope is not None:
-            known = self.sessions.get(params.scope.sessionId) is not None
-            return [ToClient(encode_frame(body))] if known else ()
-        return ()
-
     # --- what the shell reports ---
 
     def answered(self, request: Request, frame: bytes) -> Sequence[Command]:
         """A request was served by the shell, or could not be placed."""
-        if self._requests.get(request.id) is not request:
+        if request not in self.unanswered:
             return ()
-        self._done(request)
+        self.unanswered.remove(request)
         return [ToClient(frame)]
 
     def send(self, request: Request, link: str) -> Sequence[Command]:
         """The runtime of a placed request is behind this link."""
-        if self._requests.get(request.id) is not request:
+        if request not in self.unanswered:
             return ()
         request.link = link
         return [ToRuntime(link, encode_frame(request.body))]
@@ -383,86 +305,44 @@ class Router:
     def expel(self, session_id: str) -> Sequence[Command]:
         """The client's user may not know of the session any more, nor get the answers to what it has asked of it."""
         self.sessions.leave(session_id)
-        for request in self._requests.values():
+        for request in self.unanswered:
             request.expelled = request.expelled or request.session_id == session_id
         return self.questions.withdraw(session_id)
 
     def bound(self, link: str) -> bool:
         """Whether anything still goes by this link."""
-        return self.sessions.uses(link) or any(request.link == link for request in self._requests.values())
+        return self.sessions.uses(link) or bool(self.unanswered.on_link(link))
 
     def lost(self, link: str) -> Sequence[Command]:
         """The link has gone, and with it what was asked on it and has not been answered."""
         commands: list[Command] = []
         self.sessions.lost(link)
         self.questions.lost(link)
-        for request in [request for request in self._requests.values() if request.link == link]:
+        for request in self.unanswered.on_link(link):
             request.link = None
             release(request)
             if request.rule.repeatable:
                 commands.append(Place(request))
                 continue
-            self._done(request)
+            self.unanswered.remove(request)
             error = TurnInterrupted(f"the runtime was lost before it answered {request.method}")
-            commands.append(ToClient(problem_of(request, error)))
+            commands.append(ToClient(problems.problem_of(request, error)))
         return commands
 
     def overdue(self, seconds: float) -> Sequence[Command]:
         """So many seconds have passed since the last call."""
         commands: list[Command] = []
-        for request in list(self._requests.values()):
-            if request.link is None:
-                continue
-            request.age += seconds
-            if request.age >= (_READS if request.rule.repeatable else _ACTS):
-                self._done(request)
-                error = RuntimeUnavailable(f"the runtime has not answered {request.method} for {request.age:g} s")
-                commands.append(ToClient(problem_of(request, error)))
+        for request in self.unanswered.overdue(seconds):
+            self.unanswered.remove(request)
+            error = RuntimeUnavailable(f"the runtime has not answered {request.method} for {request.age:g} s")
+            commands.append(ToClient(problems.problem_of(request, error)))
         return commands
 
     def close(self) -> None:
         """The client has gone: nothing is answered any more."""
-        for request in list(self._requests.values()):
-            self._done(request)
+        for request in self.unanswered:
+            self.unanswered.remove(request)
         self.questions.close()
-
-    def _done(self, request: Request) -> None:
-        if self._requests.pop(request.id, None) is not None:
-            self._bytes -= request.size
-        release(request)
-
-
-def params_of(request: Request) -> dict[str, Any]:
-    """The parameters as they were sent on. Raises `EnvelopeError` when they cannot be read."""
-    params = envelope.decode_value(envelope.decode(request.body).params)
-    return params if isinstance(params, dict) else {}
-
-
-def result_of(request: Request) -> dict[str, Any]:
-    """What a runtime has answered. Raises `EnvelopeError` when it cannot be read."""
-    result = envelope.decode_value(request.result)
-    return result if isinstance(result, dict) else {}
-
-
-def problem_of(request: Request, error: AerodromeError) -> bytes:
-    """The frame that answers a request with one of our errors."""
-    session_id = request.session_id or envelope.session_of(request.params)
-    return problems.problem_frame(request.id, request.method, error, session_id=session_id)
-
-
-def release(request: Request) -> None:
-    """What is held for it is needed no more, or no more there."""
-    if request.on_done is not None:
-        on_done, request.on_done = request.on_done, None
-        on_done()
-
-
-def problem_code(message: envelope.Message) -> str | None:
-    """`error.data.code` of an answer, which our own errors have."""
-    try:
-        return msgspec.json.decode(message.error or b"", type=_Error).data.code
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
 
 
 def _of_reader(request: Request) -> bytes:
@@ -473,13 +353,10 @@ def _of_reader(request: Request) -> bytes:
         params = None
     if isinstance(params, dict) and (result := readers.answer_in_place(request.method, params)) is not None:
         return envelope.result_frame(request.id, result)
-    return problem_of(request, Forbidden(f"{request.method} is for writers of the session, and you are a reader of it"))
+    return problems.problem_of(
+        request, Forbidden(f"{request.method} is for writers of the session, and you are a reader of it")
+    )
 
 
 def _error(request_id: RequestId, number: int, text: str) -> bytes:
     return envelope.error_frame(request_id, number, text)
-
-
-def _anonymous_error(number: int, text: str) -> bytes:
-    error: dict[str, Any] = {"code": number, "message": text}
-    return encode_frame(msgspec.json.encode({"jsonrpc": "2.0", "id": None, "error": error}))

@@ -17,7 +17,8 @@ from msgspec import Raw, UnsetType
 from aerodrome.coordination.ports import Node
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.gateway.bindings import NODE_LINK
-from aerodrome.gateway.router import OWN_IDS, problem_code
+from aerodrome.gateway.problems import problem_code
+from aerodrome.gateway.router import OWN_IDS
 from aerodrome.model import Principal
 from aerodrome.peers.link import PeerGone, address_of
 from aerodrome.peers.liveness import Liveness
