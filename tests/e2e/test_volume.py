@@ -31,6 +31,11 @@ def volume(tmp_path: Path) -> Path:
     return tmp_path / "volume"
 
 
+async def put_to_sleep(acme: Host) -> None:
+    for live in acme.node.sessions.live:
+        assert await acme.node.sessions.hibernate(live)
+
+
 def on(volume: Path, **keys: Any) -> dict[str, Any]:
     return {"url": f"volume:{volume}", **keys}
 
@@ -96,7 +101,7 @@ async def test_a_link_on_the_volume_leads_nowhere(acme: Host, volume: Path, tmp_
     alice = await acme.user("alice")
     await alice.open("s1")
     await alice.say("s1", "one")
-    await acme.node.sessions.empty_runtime()
+    await put_to_sleep(acme)
     (tmp_path / "secret" / "events.jsonl").parent.mkdir()
     (tmp_path / "secret" / "events.jsonl").write_text('{"type":"user.message","data":{"content":"a secret"}}\n')
     target = volume / "acme" / "s1" / link
@@ -111,7 +116,7 @@ async def test_something_else_in_the_place_of_a_history_is_told_and_can_be_delet
     alice = await acme.user("alice")
     await alice.open("s1")
     await alice.say("s1", "one")
-    await acme.node.sessions.empty_runtime()
+    await put_to_sleep(acme)
     events_of(volume).unlink()
     for lay in (events_of(volume).mkdir, partial(os.mkfifo, events_of(volume))):
         lay()
@@ -132,7 +137,7 @@ async def test_a_history_that_others_have_made_too_long_is_not_read(
         alice = await acme.user("alice")
         await alice.open("s1")
         await alice.say("s1", "one")
-        await acme.node.sessions.empty_runtime()
+        await put_to_sleep(acme)
         before = events_of(volume).stat().st_size
         os.truncate(events_of(volume), size)  # which takes no room on the disk
         assert (await alice.say("s1", "two", expect=413))["code"] == "too_large"
@@ -185,7 +190,7 @@ async def test_a_volume_that_is_not_mounted_is_not_taken_for_an_empty_one(
     alice = await acme.user("alice")
     await alice.open("s1")
     await alice.say("s1", "one")
-    await acme.node.sessions.empty_runtime()
+    await put_to_sleep(acme)
     volume.rename(tmp_path / "away")
     volume.mkdir()
     assert (await alice.http.get("/sessions/s1/messages")).status_code == 503
@@ -212,7 +217,7 @@ async def test_a_damaged_history_is_mended_and_reported_before_it_is_loaded(
     alice = await acme.user("alice")
     await alice.open("s1")
     await alice.say("s1", "My name is Ada")
-    await acme.node.sessions.empty_runtime()
+    await put_to_sleep(acme)
     path = events_of(volume)
     before = DAMAGES[damage](path.read_bytes())
     path.write_bytes(before)

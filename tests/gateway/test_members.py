@@ -310,7 +310,7 @@ async def test_who_is_removed_while_it_resumes_is_not_let_in(node: Host, monkeyp
         hers = await alice.create(session_id="race")
         await hers.turn("hello")
         await share(node, "race", "bob", "writer")
-        sessions = node.node.sessions
+        sessions = node.node.sessions.native
         asked = sessions.role
 
         async def role(*args: Any) -> Any:

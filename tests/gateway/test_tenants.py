@@ -190,7 +190,7 @@ async def test_a_prompt_that_runs_and_may_not_last_is_in_doubt_as_after_a_loss(
     async def fails(run: Any) -> None:
         raise StoreUnavailable("the disk is full")
 
-    monkeypatch.setattr(node.node.sessions, "keep", fails)
+    monkeypatch.setattr(node.node.sessions.native, "keep", fails)
     alice = await node.user("alice")
     async with connected(await endpoint_of(node)) as client:
         chat = await client.create()

@@ -48,6 +48,7 @@ class Sessions:
     """Those of the far end."""
 
     def __init__(self) -> None:
+        self.reading = self
         self.go_on = asyncio.Event()
         self.go_on.set()
         self.asked = asyncio.Event()

@@ -21,7 +21,7 @@ async def running(node: ScriptedNode) -> TurnRun:
 
 
 async def native(node: ScriptedNode, prompt: str) -> TurnRun:
-    return await node.service.send_native(ALICE, "s1", {"prompt": prompt})
+    return await node.service.native.send(ALICE, "s1", {"prompt": prompt})
 
 
 async def status(run: TurnRun) -> TurnStatus:

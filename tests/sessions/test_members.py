@@ -27,16 +27,16 @@ READS: dict[str, Call] = {
     "events": lambda service, who: _events(service, who),
     "open": lambda service, who: service.open_session(who, OpenSession(id="s1")),
     "members": lambda service, who: service.members(who, "s1"),
-    "live_session": lambda service, who: service.live_session(who, "s1"),
+    "live_session": lambda service, who: service.native.session(who, "s1"),
     "fork": lambda service, who: service.fork(who, "s1"),
 }
 WRITES: dict[str, Call] = {
     "send": lambda service, who: service.send(who, "s1", SendMessage("hello")),
-    "send_native": lambda service, who: service.send_native(who, "s1", {"prompt": "hello"}),
+    "send_native": lambda service, who: service.native.send(who, "s1", {"prompt": "hello"}),
     "abort": lambda service, who: service.abort(who, "s1"),
     "answer": lambda service, who: _answer(service, who),
     "retitle": lambda service, who: service.retitle(who, "s1", "a title"),
-    "live_session to write": lambda service, who: service.live_session(who, "s1", Role.WRITER),
+    "live_session to write": lambda service, who: service.native.session(who, "s1", Role.WRITER),
 }
 OWNS: dict[str, Call] = {
     "set_member": lambda service, who: service.set_member(who, "s1", "dave", Role.READER),
@@ -184,7 +184,7 @@ async def test_all_writers_share_one_queue_and_it_is_kept_who_wrote_what() -> No
             await send_as(node, CAROL, "not now", on_busy=OnBusy.REJECT)
         assert busy.value.extra == {"turn": first.id, "author": "bob"}
         second = await send_as(node, CAROL, "from carol")
-        native = await node.service.send_native(ALICE, "s1", {"prompt": "from alice again"})
+        native = await node.service.native.send(ALICE, "s1", {"prompt": "from alice again"})
         for _run in (first, second, native):
             await node.loaded("s1").answer()
             await settle()
@@ -200,7 +200,7 @@ async def test_the_author_of_a_turn_that_was_retried_is_kept(native: bool) -> No
     async with scripted_node() as node:
         await shared(node, bob=Role.WRITER)
         if native:
-            run = await node.service.send_native(BOB, "s1", {"prompt": "from bob"})
+            run = await node.service.native.send(BOB, "s1", {"prompt": "from bob"})
         else:
             run = await send_as(node, BOB, "from bob")
         await settle()
@@ -306,8 +306,8 @@ async def test_what_another_node_has_changed_is_noticed() -> None:
             ("carol", Role.READER, Role.WRITER),
             ("dave", None, Role.READER),
         ]
-        assert a.service.is_own(Principal("acme", "dave"), "s1")
-        assert not a.service.is_own(BOB, "s1")
+        assert a.service.native.is_own(Principal("acme", "dave"), "s1")
+        assert not a.service.native.is_own(BOB, "s1")
         await a.janitor.sweep()
         assert len(heard) == 3
         for stream in (theirs, others):

@@ -38,7 +38,7 @@ async def test_a_reader_that_has_seen_more_than_the_node_gets_nothing_again() ->
         await a.say("s1", "three")
         assert not told & {event.id for event in reader.backlog}
         # And nobody else misses what happened elsewhere.
-        events = [event.id for event in await a.service.stored_events(ALICE, "s1")]
+        events = [event.id for event in await a.service.reading.stored_events(ALICE, "s1")]
         assert stored(patient) == events
         assert stored(reader) == events[-len(stored(reader)) :]
         assert len([event for event in reader.backlog if event.type == "user.message"]) == 1
@@ -53,10 +53,10 @@ async def test_a_native_reader_neither() -> None:
         await a.say("s1", "one")
         await asleep(a)
         await b.say("s1", "two")
-        last = (await b.service.stored_events(ALICE, "s1"))[-1].id
+        last = (await b.service.reading.stored_events(ALICE, "s1"))[-1].id
         await asleep(b)
-        assert await a.service.events_behind(ALICE, "s1", [last]) == ()
-        assert await a.service.events_behind(ALICE, "s1", ["unknown", last]) == ()
+        assert await a.service.reading.events_behind(ALICE, "s1", [last]) == ()
+        assert await a.service.reading.events_behind(ALICE, "s1", ["unknown", last]) == ()
         patient.close()
 
 
@@ -80,7 +80,7 @@ async def test_nobody_misses_a_turn_that_was_cut_off_here_and_made_elsewhere() -
         a.may_serve = True
         await a.say("s1", "four")
         assert a.prompts("s1") == ["one", "three", "four"]
-        events = [event.id for event in await a.service.stored_events(ALICE, "s1")]
+        events = [event.id for event in await a.service.reading.stored_events(ALICE, "s1")]
         assert [event for event in stored(patient) if event in events] == events
         patient.close()
 
@@ -90,7 +90,7 @@ async def test_what_another_node_stores_while_a_reader_looks_is_not_missed(monke
     async with scripted_node() as a, scripted_node(a.stores, name="b") as b:
         await a.open("s1")
         await b.say("s1", "one")
-        first = (await b.service.stored_events(ALICE, "s1"))[0].id
+        first = (await b.service.reading.stored_events(ALICE, "s1"))[0].id
         read, reads, go_on = a.stores.files.read, 0, asyncio.Event()
 
         async def read_slowly(key: SessionKey, path: str) -> str:
@@ -110,6 +110,6 @@ async def test_what_another_node_stores_while_a_reader_looks_is_not_missed(monke
         await a.say("s1", "three")
         go_on.set()
         reader = await coming
-        events = [event.id for event in await a.service.stored_events(ALICE, "s1")]
+        events = [event.id for event in await a.service.reading.stored_events(ALICE, "s1")]
         assert stored(reader) == events[1:]
         reader.close()

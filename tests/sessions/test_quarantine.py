@@ -54,7 +54,7 @@ async def test_the_only_one_in_a_turn_is_charged_and_at_the_second_time_quaranti
         with pytest.raises(Quarantined, match="has ended 2 runtimes, the last one for want of memory"):
             await node.send("a", "again")
         with pytest.raises(Quarantined):
-            await node.service.live_session(ALICE, "a")
+            await node.service.native.session(ALICE, "a")
         assert len(node.pool.started) == started
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from aerodrome.errors import NotFound
-from aerodrome.model import Principal, TurnStatus
+from aerodrome.model import Principal, SessionState, TurnStatus
 from aerodrome.sessions.admission import TurnLimits
 from support.scripted_node import ALICE, BOB, Counting, ScriptedNode, scripted_node, settle
 
@@ -89,3 +89,20 @@ async def test_in_doubt_the_directory_is_asked(doubt: str) -> None:
             await node.service.get(ALICE, "s1")
         node.may_serve = True
         await node.service.tidy()
+
+
+async def test_a_list_asks_once_which_of_its_sessions_are_held() -> None:
+    async with scripted_node() as a, scripted_node(a.stores, name="b") as b:
+        for name in ("s1", "s2", "s3"):
+            await a.open(name)
+            await a.say(name, "one")
+        await b.open("s4")
+        for live in a.service.live:
+            await live.updates.flush()
+        coordination, _ = count(b)
+        rows = (await b.service.list(ALICE)).rows
+        assert {row.key.id: row.state for row in rows} == {
+            **dict.fromkeys(("s1", "s2", "s3"), SessionState.RESIDENT),
+            "s4": SessionState.HIBERNATED,
+        }
+        assert coordination == {"holders": 1}

@@ -34,6 +34,16 @@ from support.scripted_node import ALICE, BOB, ScriptedNode, Stores, scripted_nod
 from support.waiting import until
 
 
+async def make_room(node: ScriptedNode) -> bool:
+    assert node.pool.make_room is not None
+    return await node.pool.make_room(RuntimeKey("acme", None))
+
+
+async def empty_runtime(node: ScriptedNode) -> bool:
+    assert node.pool.empty_runtime is not None
+    return await node.pool.empty_runtime(None)
+
+
 async def running(node: ScriptedNode, session_id: str = "s1", prompt: str = "one") -> TurnRun:
     run = await node.send(session_id, prompt)
     await settle()
@@ -351,23 +361,23 @@ async def test_a_whole_runtime_is_emptied_only_when_all_its_sessions_are_idle() 
     async with scripted_node(max_sessions=5, max_runtimes=1) as node:
         await idle(node, "a", "b")
         run = await running(node, "a")
-        assert await node.service.empty_runtime() is False
+        assert await empty_runtime(node) is False
         await node.loaded("a").answer()
         await ended(run)
         await settle()
-        assert await node.service.empty_runtime() is True
+        assert await empty_runtime(node) is True
         assert node.places == 0
-        assert await node.service.empty_runtime() is False
+        assert await empty_runtime(node) is False
 
 
 async def test_room_is_made_by_another_session_when_the_first_is_taken_meanwhile() -> None:
     async with scripted_node() as node:
         await idle(node, "a", "b")
         node.runtime.held.add("session.detach")
-        first = asyncio.create_task(node.service.make_room(RuntimeKey("acme", None)))
+        first = asyncio.create_task(make_room(node))
         await settle()
         # The first is on its way out; a second request takes the other.
-        second = asyncio.create_task(node.service.make_room(RuntimeKey("acme", None)))
+        second = asyncio.create_task(make_room(node))
         await settle()
         node.runtime.release("session.detach")
         assert await first is True
@@ -385,7 +395,7 @@ async def test_a_session_that_is_being_loaded_never_blocks_those_who_look_for_ro
         await settle()
         assert node.service.live[0].state is State.WAKING
         assert await node.service.hibernate(node.service.live[0]) is False
-        assert await node.service.make_room(RuntimeKey("acme", None)) is False
+        assert await make_room(node) is False
         node.pool.let_go()
         await settle()
         await node.loaded("a").answer()
@@ -565,13 +575,13 @@ async def test_other_nodes_pass_on_what_is_for_a_session_that_is_still_here_and_
         draining = asyncio.create_task(node.service.drain(30.0))
         await settle()
         with pytest.raises(Draining):
-            await node.service.live_session(ALICE, "s1")
+            await node.service.native.session(ALICE, "s1")
         for session_id in ("s2", "s3"):
             with pytest.raises(Draining):
-                await node.service.live_session(ALICE, session_id, leaving=True)
+                await node.service.native.session(ALICE, session_id, leaving=True)
             with pytest.raises(Draining):
                 await node.service.events_elsewhere(ALICE, session_id)
-        live = await node.service.live_session(ALICE, "s1", leaving=True)
+        live = await node.service.native.session(ALICE, "s1", leaving=True)
         events = await node.service.events_elsewhere(ALICE, "s1")
         node.runtime.held.add("session.detach")
         await node.loaded("s1").answer()
@@ -595,7 +605,7 @@ async def test_whoever_asks_for_a_session_as_the_drain_begins_loads_nothing_behi
         object.__setattr__(node.context, "alone", lambda: False)
         await node.open("s1")
         node.stores.slow_directory.held.add("get")
-        asking = asyncio.create_task(node.service.live_session(ALICE, "s1") if native else node.send("s1", "hello"))
+        asking = asyncio.create_task(node.service.native.session(ALICE, "s1") if native else node.send("s1", "hello"))
         await settle()
         await node.service.drain(0.0)
         node.stores.slow_directory.let_go("get")
@@ -754,9 +764,9 @@ async def test_an_append_lasts_when_anybody_is_told_of_it_before_the_end_is_reco
 async def test_a_kept_prompt_is_recorded_with_its_message_while_its_turn_runs() -> None:
     async with scripted_node() as node:
         await node.open("s1")
-        run = await node.service.send_native(ALICE, "s1", {"prompt": "one"})
+        run = await node.service.native.send(ALICE, "s1", {"prompt": "one"})
         message_id = await run.taken()
-        await node.service.keep(run)
+        await node.service.native.keep(run)
         assert run.naming is None, "nobody records it once more"
         recorded = node.ledger_row(run)
         assert recorded is not None
@@ -768,14 +778,14 @@ async def test_a_kept_prompt_is_recorded_with_its_message_while_its_turn_runs() 
 async def test_a_prompt_is_kept_also_while_it_is_sent_again() -> None:
     async with scripted_node() as node:
         await idle(node, "s1")
-        run = await node.service.send_native(ALICE, "s1", {"prompt": "one"})
+        run = await node.service.native.send(ALICE, "s1", {"prompt": "one"})
         await run.taken()
         node.pool.held = True
         node.runtime.kill("gone")
         node.pool.runtimes.clear()
         await settle()
         assert run.row.message_id is None
-        await node.service.keep(run)
+        await node.service.native.keep(run)
         recorded = node.ledger_row(run)
         assert recorded is not None
         assert recorded.retried
@@ -788,12 +798,12 @@ async def test_a_prompt_is_kept_also_while_it_is_sent_again() -> None:
 async def test_a_prompt_that_cannot_be_kept_is_recorded_later_all_the_same() -> None:
     async with scripted_node() as node:
         await node.open("s1")
-        run = await node.service.send_native(ALICE, "s1", {"prompt": "one"})
+        run = await node.service.native.send(ALICE, "s1", {"prompt": "one"})
         await run.taken()
         await settle()
         node.stores.slow_ledger.fails.add("note")
         with pytest.raises(StoreUnavailable):
-            await node.service.keep(run)
+            await node.service.native.keep(run)
         assert run.naming is not None, "somebody still will"
         node.stores.slow_ledger.fails.clear()
         await node.loaded("s1").answer()
@@ -832,7 +842,7 @@ async def test_a_prompt_that_is_aborted_before_it_is_sent_again_is_in_doubt_no_m
         live = node.service.live[0]
         client = Assured()
         live._residency.attachments.add(cast("Attachment", client))
-        run = await node.service.send_native(ALICE, "s1", {"prompt": "one"})
+        run = await node.service.native.send(ALICE, "s1", {"prompt": "one"})
         message_id = await run.taken()
         node.pool.held = True
         node.runtime.kill("gone")
@@ -853,7 +863,7 @@ async def test_clients_know_every_prompt_that_is_sent_again_by_its_first_id() ->
         live = node.service.live[0]
         client = Assured()
         live._residency.attachments.add(cast("Attachment", client))
-        runs = [await node.service.send_native(ALICE, "s1", {"prompt": prompt}) for prompt in ("one", "two", "three")]
+        runs = [await node.service.native.send(ALICE, "s1", {"prompt": prompt}) for prompt in ("one", "two", "three")]
         first = [await run.taken() for run in runs]
         node.runtime.kill("gone")
         await settle()
@@ -1056,7 +1066,7 @@ async def test_a_woken_session_goes_on_where_its_history_ends() -> None:
 async def test_a_session_that_is_renamed_right_behind_its_first_prompt_has_that_name() -> None:
     async with scripted_node() as node:
         await node.service.open_session(ALICE, OpenSession(id="s1", native={}))
-        run = await node.service.send_native(ALICE, "s1", {"prompt": "what is this"})
+        run = await node.service.native.send(ALICE, "s1", {"prompt": "what is this"})
         await settle()
         await node.service.retitle(ALICE, "s1", "mine")
         await node.loaded("s1").answer()
@@ -1108,10 +1118,10 @@ async def test_a_turn_s_events_are_told_again_from_its_first_or_behind_a_cursor(
         run = await running(node)
         queued = await node.send("s1", "behind")
         node.loaded("s1").emit("assistant.intent", ephemeral=True)
-        assert await node.service.turn_events(ALICE, "s1", "turn_unknown") is None
+        assert await node.service.reading.turn_events(ALICE, "s1", "turn_unknown") is None
 
         async def again(turn: TurnRun, after: str | None = None) -> Channel:
-            found = await node.service.turn_events(ALICE, "s1", turn.id, after=after)
+            found = await node.service.reading.turn_events(ALICE, "s1", turn.id, after=after)
             assert found is not None
             assert found[0] is turn
             return found[1]
@@ -1127,9 +1137,9 @@ async def test_a_turn_s_events_are_told_again_from_its_first_or_behind_a_cursor(
         told = [event.type async for event in whole]
         assert told[-1] == "session.idle"
         assert [event.type async for event in behind] == told[told.index("assistant.intent") + 1 :]
-        assert await node.service.turn_events(ALICE, "s1", run.id) is None
+        assert await node.service.reading.turn_events(ALICE, "s1", run.id) is None
         with pytest.raises(NotFound):
-            await node.service.turn_events(BOB, "s1", queued.id)
+            await node.service.reading.turn_events(BOB, "s1", queued.id)
         await settle()
         await node.loaded("s1").answer()
         await ended(queued)

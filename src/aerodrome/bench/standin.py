@@ -80,6 +80,7 @@ class _Sessions:
 
     def __init__(self, runtime: _Runtime) -> None:
         self.members_here = _Members()
+        self.native = self
         self._runtime = runtime
         self._live: dict[SessionKey, _Live] = {}
 
@@ -88,7 +89,7 @@ class _Sessions:
         self._live[row.key] = _Live(row, self._runtime)
         return row, True
 
-    async def live_session(
+    async def session(
         self, who: Principal, session_id: str, least: Role = Role.READER, *, leaving: bool = False
     ) -> _Live:
         return self._live[SessionKey(who.tenant, session_id)]

@@ -233,7 +233,7 @@ class Answers:
         wait = params.pop("wait", False)
         if not isinstance(params.get("prompt"), str):
             raise Invalid("session.send needs a `prompt`")
-        run = await self._gateway.sessions.send_native(client.who, session_id, params)
+        run = await self._gateway.sessions.native.send(client.who, session_id, params)
         if request.on_taken_up is not None:
             request.on_taken_up()
         client.note_run(run)
@@ -241,7 +241,7 @@ class Answers:
         if message_id is None:
             raise _error_of(run.row.error)
         try:
-            await self._gateway.sessions.keep(run)
+            await self._gateway.sessions.native.keep(run)
         except StoreUnavailable as error:
             # It is at work. Sent again, it would be done twice.
             raise TurnInterrupted(f"the prompt was taken, and perhaps will not last: {error.detail}") from error
@@ -250,11 +250,11 @@ class Answers:
         return {"messageId": message_id}
 
     async def _abort(self, client: GatewayClient, request: Request, params: Params) -> Answer:
-        live = await self._gateway.sessions.live_session(client.who, _session_id(params), Role.WRITER, leaving=True)
+        live = await self._gateway.sessions.native.session(client.who, _session_id(params), Role.WRITER, leaving=True)
         if not live.turns.stop_running() and (activation := live.loaded) is not None:
             # Perhaps the runtime is at work on something that no prompt of ours began.
             await activation.abort()
-        self._gateway.sessions.let_go(live)
+        self._gateway.sessions.native.let_go(live)
         return {"success": True}
 
 

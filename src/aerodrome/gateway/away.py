@@ -279,7 +279,7 @@ class AwaySessions:
         if session_id in self._away:
             return ()
         client = self._client
-        return await client.gateway.sessions.events_behind(
+        return await client.gateway.sessions.reading.events_behind(
             client.who, session_id, client.router.sessions.known(session_id)
         )
 
@@ -343,7 +343,7 @@ class AwaySessions:
         if not told.has_doubts(session_id) and not told.at_work(session_id):
             return
         for pause in _LOOKS:
-            authors = await client.gateway.sessions.authors_at_work(client.who, session_id)
+            authors = await client.gateway.sessions.native.authors_at_work(client.who, session_id)
             if client.who.user not in authors or not told.has_doubts(session_id):
                 break
             # A living node may have just these prompts in hand, or others; the former does not take it long.
@@ -351,10 +351,10 @@ class AwaySessions:
         lost: list[str] = []
         if told.has_doubts(session_id):
             # Only now: what a living node had in hand a moment ago is told or stored by now.
-            history = await client.gateway.sessions.stored_events(client.who, session_id)
+            history = await client.gateway.sessions.reading.stored_events(client.who, session_id)
             lost = told.lost_prompts(session_id, history)
         if lost or (told.at_work(session_id) and not told.is_idle_withheld(session_id) and not authors):
             error = TurnInterrupted("the node that ran the turn has gone")
-            events = client.gateway.sessions.end_events(error, lost, idle=not authors)
+            events = client.gateway.sessions.native.end_events(error, lost, idle=not authors)
             client.run(told.tell(session_id, events, from_host=True))
         client.run(told.settled(session_id))

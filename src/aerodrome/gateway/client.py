@@ -119,7 +119,7 @@ class GatewayClient:
         return known is not None and (known.tenant, known.user) == (who.tenant, who.user)
 
     def _is_own(self, session_id: str) -> bool:
-        return self.principal is not None and self.gateway.sessions.is_own(self.principal, session_id)
+        return self.principal is not None and self.gateway.sessions.native.is_own(self.principal, session_id)
 
     def _hold(self, request: Request) -> Callable[[], None] | None:
         attachment = self.attachments.get(request.session_id or "")
@@ -342,7 +342,7 @@ class GatewayClient:
             self.router.sessions.leave(session_id)
         if attachment is not None:
             await attachment.live.detach(attachment)
-            self.gateway.sessions.let_go(attachment.live)
+            self.gateway.sessions.native.let_go(attachment.live)
         if leave:
             self.close_unused_links()
 
@@ -382,5 +382,5 @@ class GatewayClient:
                 run.abandon()
         for attachment in list(self.attachments.values()):
             await attachment.live.detach(attachment)
-            self.gateway.sessions.let_go(attachment.live)
+            self.gateway.sessions.native.let_go(attachment.live)
         self.attachments.clear()

@@ -221,7 +221,7 @@ class PeerServer:
         events: EventStream
         run: TurnRun | None = None
         if request.turn:
-            found = await self._sessions.turn_events(who, request.session, request.turn, after=request.after)
+            found = await self._sessions.reading.turn_events(who, request.session, request.turn, after=request.after)
             if found is None:
                 return False
             run, events = found

@@ -123,10 +123,10 @@ class Requests:
         if request.session_id is None:
             await self._place_anywhere(request)
             return
-        client, sessions = self._client, self._client.gateway.sessions
+        client, sessions = self._client, self._client.gateway.sessions.native
         least = request.rule.role or Role.READER
         leaving = client.relayed and request.method not in ASK_THE_MODEL
-        live = await sessions.live_session(client.who, request.session_id, least, leaving=leaving)
+        live = await sessions.session(client.who, request.session_id, least, leaving=leaving)
         live.hold()
         request.on_done = lambda: self._release(live, request)
         if request.method in ASK_THE_MODEL:
@@ -148,8 +148,8 @@ class Requests:
 
     async def _place_anywhere(self, request: Request) -> None:
         client = self._client
-        runtime = await client.gateway.sessions.borrow(client.who)
-        request.on_done = lambda: client.gateway.sessions.give_back(runtime)
+        runtime = await client.gateway.sessions.native.borrow(client.who)
+        request.on_done = lambda: client.gateway.sessions.native.give_back(runtime)
         link = await client.link_to(runtime)
         if link.connection.closed:
             raise RuntimeUnavailable("the connection to the runtime has gone again")
@@ -158,4 +158,4 @@ class Requests:
     def _release(self, live: LiveSession, request: Request, also: Callable[[], None] = lambda: None) -> None:
         also()
         live.release(used=request.rule.uses)
-        self._client.gateway.sessions.let_go(live)
+        self._client.gateway.sessions.native.let_go(live)

@@ -306,7 +306,7 @@ class Gateway:
 
     async def ask_any_runtime(self, who: Principal, method: str, params: dict[str, Any]) -> Any:
         """Ask a runtime of this user something that concerns no session. Raises `AerodromeError`."""
-        runtime = await self.sessions.borrow(who)
+        runtime = await self.sessions.native.borrow(who)
         try:
             return await runtime.control.request(method, params)
         except RemoteError as error:
@@ -314,7 +314,7 @@ class Gateway:
         except (LinkClosed, TimeoutError) as error:
             raise RuntimeUnavailable(f"the runtime did not answer {method}: {error}") from error
         finally:
-            self.sessions.give_back(runtime)
+            self.sessions.native.give_back(runtime)
 
     def open_context(self, tenant: str, profile: Profile) -> Callable[[Runtime], OpenContext]:
         """What a session of this tenant is opened with, beside what its client asked for, in a runtime."""

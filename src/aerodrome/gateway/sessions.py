@@ -21,7 +21,7 @@ from aerodrome.model import Principal, Role, SessionRow
 from aerodrome.policy.open_params import client_open_params
 from aerodrome.policy.shapes import Refusal
 from aerodrome.sessions.api import OpenSession
-from aerodrome.sessions.service import MAX_SYSTEM_MESSAGE
+from aerodrome.sessions.opening import MAX_SYSTEM_MESSAGE
 
 if TYPE_CHECKING:
     from aerodrome.gateway.client import GatewayClient
@@ -80,7 +80,7 @@ async def resume_behind(
     try:
         result = await open_session(gateway, client, params, resume=True)
         # Now all that comes is told to the client, too; what came before is known here.
-        events = await gateway.sessions.events_behind(client.who, session_id, known)
+        events = await gateway.sessions.reading.events_behind(client.who, session_id, known)
     except BaseException:
         if new and session_id not in client.attachments:
             router.sessions.leave(session_id)
@@ -98,7 +98,7 @@ async def _attach(
     session_id, who, role = row.key.id, client.who, row.role_of(client.who)
     passive = role is Role.READER
     # Its own node takes it along when the session leaves this one.
-    live = await gateway.sessions.live_session(who, session_id, leaving=client.relayed)
+    live = await gateway.sessions.native.session(who, session_id, leaving=client.relayed)
     attachment = client.attachments.get(session_id)
     anew = attachment is not None and attachment.live is live
     if attachment is not None and anew:
@@ -120,7 +120,7 @@ async def _attach(
         if client.attachments.get(session_id) is attachment and attachment not in live.attachments:
             del client.attachments[session_id]
             client.router.sessions.leave(session_id)
-        gateway.sessions.let_go(live)
+        gateway.sessions.native.let_go(live)
         if attachment.refused is not None and (isinstance(error, Refused) or isinstance(error.__cause__, Refused)):
             raise RuntimeRefused(attachment.refused.code, attachment.refused.message) from error
         raise
@@ -146,7 +146,7 @@ async def open_again(
     row = await gateway.sessions.get(who, session_id)
     role = row.role_of(who)
     passive = role is Role.READER
-    live = await gateway.sessions.live_session(who, session_id)
+    live = await gateway.sessions.native.session(who, session_id)
     attachment = NativeAttachment(
         client,
         live,
@@ -166,7 +166,7 @@ async def open_again(
         if client.attachments.get(session_id) is attachment:
             del client.attachments[session_id]
         await live.detach(attachment)
-        gateway.sessions.let_go(live)
+        gateway.sessions.native.let_go(live)
         raise
 
 
@@ -179,7 +179,7 @@ async def _still(gateway: Gateway, who: Principal, row: SessionRow, role: Role |
     not there yet to be told. Raises `NotFound` or `Conflict` otherwise."""
     if role is Role.OWNER:
         return  # for good
-    now = await gateway.sessions.role(who, row.key.id)
+    now = await gateway.sessions.native.role(who, row.key.id)
     if now is not role:
         raise _RoleLost("your role in this session has changed meanwhile; resume it again")
 

@@ -182,7 +182,7 @@ class ClusterSessions:
 
     async def events(self, who: Principal, session_id: str, *, after: str | None = None) -> EventStream:
         if after is None and not self._cluster.alone:
-            after = await self._local.position(who, session_id)
+            after = await self._local.reading.position(who, session_id)
         source = await self._subscribe(who, session_id, after)
         key = SessionKey(who.tenant, session_id)
         stream = FollowingStream(
@@ -246,7 +246,7 @@ class ClusterSessions:
         if not row.status.is_final:
             raise RuntimeUnavailable("the node that works on the turn is not to be found")
         rest = Channel(self._reader_bytes)
-        rest.preload(await self._local.rest_of_turn(who, turn.key.id, row, after=after))
+        rest.preload(await self._local.reading.rest_of_turn(who, turn.key.id, row, after=after))
         rest.finish()
         return Here(self._cluster.own, rest)
 

@@ -2,8 +2,8 @@
 
 They are those that somebody waits for and that may be made twice: reads, and writes whose repetition changes nothing.
 Missing are the bookkeeping that is written behind what happens (`Directory.update`, `Ledger.note`, `Leases.release`),
-which has its own ways of coming later; what a listing only polishes its rows with (`Leases.holder`); and what has to be
-looked at before it is repeated: `Leases.acquire` and the announcement of an epoch (`sessions.wake`), `Ledger.accept`
+which has its own ways of coming later; what a listing only polishes its rows with (`Leases.holders`); and what has to
+be looked at before it is repeated: `Leases.acquire` and the announcement of an epoch (`sessions.wake`), `Ledger.accept`
 (below), and the appends of session files (`statestore.provider`).
 """
 
