@@ -93,3 +93,9 @@ def test_whoever_is_there_again_is_likeliest_and_has_more_to_prove() -> None:
     assert found[A] == MOST_TURNS
     record.forget(40.0 + 2 * FORGOTTEN_AFTER)
     assert record._times == {}
+
+
+def test_charges_of_a_release_that_knows_more_kinds_of_ends_are_understood() -> None:
+    charges = Charges.of({OPTION: {"count": LIMIT, "at": 1.0, "reason": "eclipse"}})
+    assert charges is not None
+    assert f"has ended {LIMIT} runtimes" in refusal(charges, A).detail

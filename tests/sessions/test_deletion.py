@@ -149,3 +149,34 @@ async def test_whoever_has_a_session_is_told_that_a_user_was_erased() -> None:
         await settle()
         assert (done.memberships, done.sessions) == ([KEY], [SessionKey("acme", "s2")])
         assert [(event.kind, event.subject) for event in told] == [(MEMBERS, "acme/s1"), (DELETED, "acme/s2")]
+
+
+async def test_an_owner_s_deletion_is_done_also_when_an_expiry_finds_a_use() -> None:
+    async with scripted_node() as node:
+        await asleep(node)
+        row = await node.stores.directory.get(KEY)
+        assert row is not None
+        node.clock.advance(100.0)
+        before = node.clock.time() - 1.0
+        node.stores.slow_files.held.add("raise_epoch")
+        expiring = asyncio.create_task(node.service.expire(row, before))
+        await settle()
+        # Another node has used it in the meantime, and the owner wants it gone.
+        await node.stores.directory.update(KEY, last_used_at=node.clock.time())
+        deleting = asyncio.create_task(node.service.delete(ALICE, "s1"))
+        await settle()
+        node.stores.slow_files.let_go("raise_epoch")
+        assert await expiring is False
+        await deleting
+        await settle()
+        assert node.nothing_left("s1")
+
+
+async def test_a_hint_that_comes_as_the_node_ends_is_of_no_use_and_does_no_harm() -> None:
+    async with scripted_node() as node:
+        await asleep(node)
+        await node.send("s1", "two")
+        (live,) = node.service.live
+        assert live.loaded is None
+        await node.tasks.aclose()
+        node.service.deleted_elsewhere(KEY)

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from aerodrome.errors import Forbidden, Invalid, NotFound, SessionBusy
+from aerodrome.errors import Forbidden, Invalid, NotFound, SessionBusy, StoreUnavailable
 from aerodrome.model import OnBusy, Principal, Role, SessionKind, TurnStatus
 from aerodrome.sessions.api import OpenSession, SendMessage
 from aerodrome.sessions.hub import Channel
@@ -337,3 +338,13 @@ async def test_deletion_leaves_no_member() -> None:
         await node.open("s1")
         with pytest.raises(NotFound):
             await node.service.get(BOB, "s1")
+
+
+async def test_a_store_that_is_away_when_somebody_shares_is_no_fault_of_ours() -> None:
+    async with scripted_node() as node:
+        await node.open("s1")
+        node.stores.slow_directory.fails.add("set_member")
+        with capture_logs() as logged, pytest.raises(StoreUnavailable):
+            await node.service.set_member(ALICE, "s1", "bob", Role.READER)
+        assert "task.failed" not in {line["event"] for line in logged}
+        node.stores.slow_directory.fails.clear()

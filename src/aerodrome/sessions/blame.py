@@ -70,8 +70,10 @@ def charged(before: Charges | None, death: Death, now: float) -> Charges:
 
 
 def refusal(charges: Charges, key: SessionKey) -> Quarantined:
+    # A reason of another release is as good as none.
+    how = _HOW.get(charges.reason, "by what is not known here")
     return Quarantined(
-        f"this session has ended {charges.count} runtimes, the last one {_HOW[charges.reason]}, and is not loaded any "
+        f"this session has ended {charges.count} runtimes, the last one {how}, and is not loaded any "
         f"more; an operator can release it: aerodrome sessions release {key.id} --tenant {key.tenant}",
         reason=charges.reason,
         at=charges.at,

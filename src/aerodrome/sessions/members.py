@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import structlog
 
-from aerodrome.errors import Forbidden, Invalid, NotFound
+from aerodrome.errors import AerodromeError, Forbidden, Invalid, NotFound
 from aerodrome.model import Principal, Role, SessionKey, SessionKind, SessionRow, valid_name, valid_session_id
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.hints import MEMBERS
@@ -107,7 +107,9 @@ class Members:
 
     async def _change(self, row: SessionRow, user: str, role: Role | None) -> SessionRow:
         # In a task of its own: a change that is stored takes effect, whatever becomes of the caller.
-        change = self._context.tasks.start(self._store(row, user, role), f"member of {row.key}")
+        change = self._context.tasks.start(
+            self._store(row, user, role), f"member of {row.key}", expected=AerodromeError
+        )
         return await asyncio.shield(change)
 
     async def _store(self, row: SessionRow, user: str, role: Role | None) -> SessionRow:

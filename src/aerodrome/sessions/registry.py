@@ -122,8 +122,9 @@ class LiveSessions:
     @property
     def shared(self) -> list[SessionKey]:
         """Sessions here that others than their owner take part in, or read."""
-        live = [key for key, live in self._live.items() if live.row.members]
-        return [*live, *(key for key, hub in self._hubs.items() if hub.readers and key not in live)]
+        live = (key for key, live in self._live.items() if live.row.members)
+        read = (key for key, hub in self._hubs.items() if hub.readers)
+        return list(dict.fromkeys([*live, *read]))
 
     def hub(self, key: SessionKey) -> EventHub:
         hub = self._hubs.get(key)
@@ -271,14 +272,17 @@ class LiveSessions:
             SessionElsewhere: Another node runs it.
             StoreUnavailable: It is not, or only in part, deleted.
         """
-        deletion = self._deletions.get(row.key)
-        if deletion is None:
-            deletion = self._context.tasks.start(
-                self._delete(row, unused_since), f"delete {row.key}", expected=AerodromeError
-            )
-            self._deletions[row.key] = deletion
-            deletion.add_done_callback(lambda _: self._deletions.pop(row.key))
-        return await asyncio.shield(deletion)
+        while True:
+            deletion = self._deletions.get(row.key)
+            if deletion is None:
+                deletion = self._context.tasks.start(
+                    self._delete(row, unused_since), f"delete {row.key}", expected=AerodromeError
+                )
+                self._deletions[row.key] = deletion
+                deletion.add_done_callback(lambda _: self._deletions.pop(row.key))
+            # The first may have been an expiry, which leaves what has been used since.
+            if (deleted := await asyncio.shield(deletion)) or unused_since is not None:
+                return deleted
 
     async def _delete(self, row: SessionRow, unused_since: float | None) -> bool:
         context, key = self._context, row.key

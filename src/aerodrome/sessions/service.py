@@ -233,7 +233,7 @@ class SessionService:
         if live is None:
             self._sessions.end_hub(key)
         elif live.loaded is None:  # what is loaded under our lease nobody else deletes
-            self._context.tasks.start(self._sessions.drop_deleted(live), "drop deleted")
+            self._context.later(self._sessions.drop_deleted(live), "drop deleted")
 
     def give_up_all(self, reason: str, within: float = 0.0) -> None:
         """Our leases are void, or will be in `within` seconds (see `LiveSessions.give_up_all`)."""
