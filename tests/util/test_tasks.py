@@ -28,6 +28,7 @@ async def test_a_closed_owner_starts_nothing_and_has_ended_what_it_had() -> None
     assert owner.closed
     with pytest.raises(RuntimeError, match="test is closed"):
         owner.start(asyncio.sleep(60), "sleep")
+    assert owner.start_if_open(asyncio.sleep(60), "sleep") is None
 
 
 async def test_work_is_done_unless_a_signal_comes_first() -> None:

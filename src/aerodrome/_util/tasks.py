@@ -50,6 +50,19 @@ class TaskOwner:
         task.add_done_callback(lambda done: self._done(done, expected))
         return task
 
+    def start_if_open(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        name: str,
+        *,
+        expected: type[Exception] | tuple[type[Exception], ...] = (),
+    ) -> asyncio.Task[Any] | None:
+        """As `start`, for what is of no use any more once this is closed: it is dropped then. ``None``: it was."""
+        if self._closed:
+            coroutine.close()
+            return None
+        return self.start(coroutine, name, expected=expected)
+
     def _done(self, task: asyncio.Task[Any], expected: type[Exception] | tuple[type[Exception], ...]) -> None:
         self._tasks.discard(task)
         if task.cancelled() or (error := task.exception()) is None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.app.options import turn_ceilings
@@ -26,13 +26,6 @@ def turn_admission(
     tasks: Those of the sessions; what is left to do when they are closed is not done.
     """
     limits, timeout = settings.limits, settings.runtime.capacity_timeout
-
-    def later(work: Coroutine[Any, Any, Any], name: str) -> None:
-        if tasks.closed:
-            work.close()  # the places of a node that has left are free
-        else:
-            tasks.start(work, name, expected=AerodromeError)
-
     return TurnAdmission(
         FairGate(turn_ceilings(settings), timeout=timeout, what="no turn could be started", weight=limits.weight_of),
         TurnLimits(
@@ -43,7 +36,7 @@ def turn_admission(
         ),
         store,
         incarnation=incarnation,
-        later=later,
+        later=partial(tasks.start_if_open, expected=AerodromeError),  # the places of a node that has left are free
         timeout=timeout,
         backlog=BacklogLimits(limits.max_waiting_per_tenant, limits.max_waiting_per_user),
         per_runtime=limits.max_turns_per_runtime,

@@ -409,10 +409,7 @@ class Node:
 
     def _soon(self, work: Coroutine[Any, Any, Any], name: str) -> None:
         """Do what a hint is about; what becomes of it the janitor sees to as well."""
-        if self._tasks.closed:
-            work.close()
-        else:
-            self._tasks.start(work, name, expected=AerodromeError)
+        self._tasks.start_if_open(work, name, expected=AerodromeError)
 
     def _lapsed(self) -> None:
         self.observability.telemetry.meter.fenced_itself()

@@ -9,7 +9,7 @@ sends, the client is not read. Nobody else waits for either.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -250,12 +250,9 @@ class GatewayClient:
         if not self.away.remember(request) and attachment is not None:
             attachment.changes.note(request.method, params_of(request), result_of(request))
 
-    def start(self, work: Any, name: str) -> asyncio.Task[Any] | None:
+    def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any] | None:
         """Do something for the client, as long as it is there."""
-        if self._tasks.closed:
-            work.close()
-            return None
-        return self._tasks.start(work, name, expected=AerodromeError)
+        return self._tasks.start_if_open(work, name, expected=AerodromeError)
 
     # --- links to runtimes and nodes ---
 

@@ -297,10 +297,7 @@ class Gateway:
 
     def start_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Do something that nobody waits for, whatever becomes of the client that it is about."""
-        if self._tasks.closed:
-            work.close()
-        else:
-            self._tasks.start(work, name, expected=AerodromeError)
+        self._tasks.start_if_open(work, name, expected=AerodromeError)
 
     # --- what sessions get ---
 

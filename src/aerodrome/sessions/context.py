@@ -113,10 +113,7 @@ class SessionContext:
 
     def later(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any] | None:
         """Bookkeeping that nobody waits for. ``None``: the node has stopped, and with it the bookkeeping."""
-        if self.tasks.closed:
-            work.close()
-            return None
-        return self.tasks.start(work, name, expected=AerodromeError)
+        return self.tasks.start_if_open(work, name, expected=AerodromeError)
 
     def release_lease(self, lease: Lease) -> None:
         """In the background, however long the store is away."""
