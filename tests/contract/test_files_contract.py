@@ -369,7 +369,8 @@ async def test_compaction_comes_once_in_so_many_appends(bench: Bench) -> None:
 
 
 async def test_compaction_rewrites_a_bounded_part(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aerodrome.statestore.backends.tree.COMPACTED_BYTES", 100)
+    for module in ("tree", "postgresql"):
+        monkeypatch.setattr(f"aerodrome.statestore.backends.{module}.COMPACTED_BYTES", 100)
     store = bench.make(clock=ManualClock(), compact_after=4)
     await store.open()
     await store.raise_epoch(KEY, 1)

@@ -24,10 +24,16 @@ from aerodrome._util.migrations import PostgresSchema
 from aerodrome._util.postgres import Postgres
 from aerodrome._util.queries import load_queries
 from aerodrome._util.surrogates import from_blob, to_blob
-from aerodrome.errors import Fenced, TooLarge
+from aerodrome.errors import Fenced
 from aerodrome.model import SessionKey
-from aerodrome.statestore.backends import tree
-from aerodrome.statestore.backends.tree import os_error, parse
+from aerodrome.statestore.backends.common import (
+    COMPACTED_BYTES,
+    fenced,
+    os_error,
+    parse,
+    too_large_file,
+    too_large_session,
+)
 from aerodrome.statestore.ports import Deleted, FileInfo
 
 _MiB = 1 << 20
@@ -132,7 +138,7 @@ class PostgresFileStore:
             max_file=self._max_file_bytes,
             max_session=self._max_session_bytes,
             compact_after=self._compact_after,
-            compacted_bytes=tree.COMPACTED_BYTES,
+            compacted_bytes=COMPACTED_BYTES,
         )
 
     async def mkdir(self, key: SessionKey, epoch: int, path: str, *, recursive: bool) -> None:
@@ -161,7 +167,7 @@ class PostgresFileStore:
         row = await self._one("mark", key)
         if row is not None and row[1] is not None and row[1] != created_at:
             return Deleted(key, *row)
-        return _fenced(key, epoch, None if row is None else row[0])
+        return fenced(key, epoch, None if row is None else row[0])
 
     async def _change(self, query: str, key: SessionKey, epoch: int, paths: list[_Path], **parameters: Any) -> None:
         """Call the function behind the query, and raise what it answers. `paths`: what `OSError`s are about."""
@@ -184,18 +190,15 @@ class PostgresFileStore:
                 self._known.drop(key)
         match code:
             case "fenced":
-                raise _fenced(key, epoch, detail)
+                raise fenced(key, epoch, detail)
             case "overtaken":
                 raise Fenced(
                     f"the files of session {key} are not as this activation has left them; its write is refused"
                 )
             case "too_large_file":
-                limit = self._max_file_bytes
-                raise TooLarge(f"the file would have {detail} bytes; at most {limit} are allowed", limit=limit)
+                raise too_large_file(detail, self._max_file_bytes)
             case "too_large_session":
-                limit = self._max_session_bytes
-                what = f"the session's files would have {detail} bytes; at most {limit} are allowed"
-                raise TooLarge(what, limit=limit)
+                raise too_large_session(detail, self._max_session_bytes)
         name, _, which = code.partition("_")
         path = paths[-1 if which else 0].path
         raise os_error(getattr(errno, name), path.rpartition(b"/")[0] if which == "PARENT" else path)
@@ -353,9 +356,3 @@ def _path(path: str) -> _Path:
     steps = whole.split(b"/")[1:]
     parents = [b"".join(b"/" + step for step in steps[:number]) for number in range(len(steps))]
     return _Path(whole, parents, steps)
-
-
-def _fenced(key: SessionKey, epoch: int, stored: int | None) -> Fenced:
-    if stored is None:
-        return Fenced(f"session {key} has no announced epoch: it was deleted, or raise_epoch was not called")
-    return Fenced(f"session {key} is at epoch {stored}; a write of epoch {epoch} is refused")

@@ -10,9 +10,9 @@ from aerodrome._util.clock import Clock, SystemClock
 from aerodrome._util.schema import Schema
 from aerodrome._util.sqlite import Database
 from aerodrome._util.surrogates import from_blob, to_blob
-from aerodrome.errors import Fenced, TooLarge
 from aerodrome.model import SessionKey
-from aerodrome.statestore.backends.tree import Entry, Tree, parse
+from aerodrome.statestore.backends.common import fenced, parse, too_large_session
+from aerodrome.statestore.backends.tree import Entry, Tree
 from aerodrome.statestore.ports import Deleted, FileInfo
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class SqliteFileStore:
             row = _session(connection, key)
             _check_not_deleted(connection, key)
             if row is not None and row[1] >= epoch:
-                raise _fenced(key, epoch, row[1])
+                raise fenced(key, epoch, row[1])
             connection.execute(
                 "INSERT INTO file_session (tenant, session, epoch) VALUES (?, ?, ?)"
                 " ON CONFLICT (tenant, session) DO UPDATE SET epoch = excluded.epoch",
@@ -111,7 +111,7 @@ class SqliteFileStore:
             again = _check_not_deleted(connection, key, but=created_at)
             row = _session(connection, key)
             if row is None or row[1] > epoch or (row[1] < epoch and not again):
-                raise _fenced(key, epoch, None if row is None else row[1])
+                raise fenced(key, epoch, None if row is None else row[1])
             # Their chunks go with them (ON DELETE CASCADE).
             connection.execute("DELETE FROM file WHERE session_id = ?", (row[0],))
             connection.execute(
@@ -136,15 +136,11 @@ class SqliteFileStore:
         def write(connection: sqlite3.Connection) -> None:
             row = _session(connection, key)
             if row is None or row[1] != epoch:
-                raise _fenced(key, epoch, None if row is None else row[1])
+                raise fenced(key, epoch, None if row is None else row[1])
             session_id, _, total = row
             grown = change(Tree(connection, session_id, self._clock.time()))
             if grown > 0 and total + grown > self._max_session_bytes:
-                raise TooLarge(
-                    f"the session's files would have {total + grown} bytes;"
-                    f" at most {self._max_session_bytes} are allowed",
-                    limit=self._max_session_bytes,
-                )
+                raise too_large_session(total + grown, self._max_session_bytes)
             if grown:
                 connection.execute("UPDATE file_session SET bytes = ? WHERE id = ?", (total + grown, session_id))
 
@@ -207,12 +203,6 @@ def _check_not_deleted(connection: sqlite3.Connection, key: SessionKey, but: flo
     if mark is not None and mark[1] != but:
         raise Deleted(key, *mark)
     return mark is not None
-
-
-def _fenced(key: SessionKey, epoch: int, stored: int | None) -> Fenced:
-    if stored is None:
-        return Fenced(f"session {key} has no announced epoch: it was deleted, or raise_epoch was not called")
-    return Fenced(f"session {key} is at epoch {stored}; a write of epoch {epoch} is refused")
 
 
 def _info(entry: Entry) -> FileInfo:

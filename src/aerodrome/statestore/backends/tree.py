@@ -8,15 +8,10 @@ to take back what they did before they raised.
 from __future__ import annotations
 
 import errno
-import os
 import sqlite3
 from typing import NamedTuple
 
-from aerodrome._util.surrogates import from_blob, to_blob
-from aerodrome.errors import TooLarge
-
-#: A compaction makes no chunk larger than this: it bounds what one append may have to rewrite.
-COMPACTED_BYTES = 1 << 20
+from aerodrome.statestore.backends.common import COMPACTED_BYTES, os_error, too_large_file
 
 
 class Entry(NamedTuple):
@@ -33,21 +28,6 @@ _ROOT = Entry(0, True, 0, 0, 0.0, 0.0)
 #: Everything below a directory, from the directory's path three times: itself, + "/", + "0" (the next character).
 _BELOW = "session_id = ? AND (parent = ? OR parent > ? AND parent < ?)"
 _COLUMNS = "id, is_directory, size, fresh, created_at, modified_at"
-
-
-def parse(path: str) -> bytes:
-    """Check that the path is absolute and normal: two spellings of one name would be two files."""
-    if path == "/":
-        return b""
-    parts = path.split("/")
-    if parts[0] or any(part in ("", ".", "..") for part in parts[1:]) or "\0" in path or not parts[1:]:
-        raise os_error(errno.EINVAL, path)
-    return to_blob(path)
-
-
-def os_error(code: int, path: str | bytes) -> OSError:
-    """The `OSError` subclass that Python raises for this errno."""
-    return OSError(code, os.strerror(code), from_blob(path) or "/" if isinstance(path, bytes) else path)
 
 
 class Tree:
@@ -112,7 +92,8 @@ class Tree:
 
     def append(self, path: bytes, content: bytes, *, limit: int, compact_after: int) -> int:
         file = self._file(path)
-        self._check_size(file.size + len(content), limit)
+        if (size := file.size + len(content)) > limit:
+            raise too_large_file(size, limit)
         fresh = file.fresh
         if content:
             self._add_chunk(file.id, content)
@@ -124,7 +105,8 @@ class Tree:
         return len(content)
 
     def write(self, path: bytes, content: bytes, *, limit: int) -> int:
-        self._check_size(len(content), limit)
+        if len(content) > limit:
+            raise too_large_file(len(content), limit)
         file = self._file(path)
         self._connection.execute("DELETE FROM file_chunk WHERE file_id = ?", (file.id,))
         if content:
@@ -263,11 +245,6 @@ class Tree:
         self._connection.execute(
             "UPDATE file_chunk SET content = ? WHERE id = ?", (b"".join(part for (part,) in parts), first)
         )
-
-    @staticmethod
-    def _check_size(size: int, limit: int) -> None:
-        if size > limit:
-            raise TooLarge(f"the file would have {size} bytes; at most {limit} are allowed", limit=limit)
 
 
 def _split(path: bytes) -> tuple[bytes, bytes]:

@@ -25,11 +25,11 @@ from typing import TypeVar
 
 from aerodrome._util.threads import Threads
 from aerodrome._util.trees import clear_tree, remove_tree
-from aerodrome.errors import Conflict, Fenced, StoreUnavailable, TooLarge
+from aerodrome.errors import Conflict, StoreUnavailable
 from aerodrome.model import SessionKey
 from aerodrome.statestore.backends import beneath
 from aerodrome.statestore.backends.beneath import Astray, descend, look
-from aerodrome.statestore.backends.tree import os_error, parse
+from aerodrome.statestore.backends.common import fenced, os_error, parse, too_large_file, too_large_session
 from aerodrome.statestore.backends.volume_places import LOCK, REMOVED_WITHIN, Places, is_outermost, is_root
 from aerodrome.statestore.ports import FileInfo, Holder, SessionFileStore
 from aerodrome.statestore.provider import STATE_PATH
@@ -199,7 +199,7 @@ class VolumeFileStore:
     async def _write(self, key: SessionKey, epoch: int, change: Callable[[], None]) -> None:
         present = await self._fence.epoch(key)
         if present != epoch:
-            raise Fenced(f"session {key} is at epoch {present}; a write of epoch {epoch} is refused")
+            raise fenced(key, epoch, present)
         await self._do(key.tenant, change, ordinary=True)
 
     def _size(self, key: SessionKey, path: str) -> int:
@@ -215,14 +215,9 @@ class VolumeFileStore:
 
     def _check_size(self, key: SessionKey, size: int, grown: int) -> None:
         if size > self._max_file_bytes:
-            limit = self._max_file_bytes
-            raise TooLarge(f"the file would have {size} bytes; at most {limit} are allowed", limit=limit)
-        total = self._places.total_bytes(key)
-        if grown > 0 and total + grown > self._max_session_bytes:
-            limit = self._max_session_bytes
-            raise TooLarge(
-                f"the session's files would have {total + grown} bytes; at most {limit} are allowed", limit=limit
-            )
+            raise too_large_file(size, self._max_file_bytes)
+        if grown > 0 and (total := self._places.total_bytes(key) + grown) > self._max_session_bytes:
+            raise too_large_session(total, self._max_session_bytes)
 
     # Reading
 

@@ -21,7 +21,7 @@ from aerodrome.errors import Conflict, StoreUnavailable
 from aerodrome.model import SessionKey
 from aerodrome.statestore.backends import beneath
 from aerodrome.statestore.backends.beneath import Astray, descend, look
-from aerodrome.statestore.backends.tree import os_error, parse
+from aerodrome.statestore.backends.common import os_error, parse
 from aerodrome.statestore.provider import STATE_PATH
 
 _OWN = ".aerodrome"
