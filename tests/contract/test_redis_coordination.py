@@ -170,8 +170,8 @@ async def test_a_connection_that_listens_to_nobody_is_noticed() -> None:
             await a.publish(ClusterEvent("before", ""))
             await until(lambda: bool(heard))
             with paused(server):
-                await until(lambda: not a._events._subscribed.is_set())
-            await until(lambda: a._events._subscribed.is_set())
+                await until(lambda: not a._events._subscription._began.is_set())
+            await until(lambda: a._events._subscription._began.is_set())
             await a.publish(ClusterEvent("after", ""))
             await until(lambda: heard[-1] == ClusterEvent("after", ""))
 

@@ -1,23 +1,14 @@
-"""Cluster events over Redis: publish and subscribe. What is published while the connection is away is lost."""
+"""Cluster events over Redis: publish and subscribe."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
-import random
 from collections.abc import Callable
-from typing import Any
 
-import structlog
 from redis.exceptions import RedisError
 
-from aerodrome._util.tasks import TaskOwner
-from aerodrome.coordination.backends.listeners import Listeners
 from aerodrome.coordination.backends.redis_client import RedisClient, is_closed_connection, trouble_of
+from aerodrome.coordination.backends.subscription import Subscription, text_of
 from aerodrome.coordination.ports import ClusterEvent
-
-log = structlog.get_logger(__name__)
 
 
 class RedisEvents:
@@ -31,55 +22,19 @@ class RedisEvents:
         self._client = client
         self._channel = channel
         self._idle = idle
-        self._listeners = Listeners(self._start, self._stop)
-        self._tasks = TaskOwner("redis-events")
-        self._listening: asyncio.Task[None] | None = None
-        self._subscribed = asyncio.Event()
+        self._subscription = Subscription("redis-events", self._listen, _interrupted)
 
     async def aclose(self) -> None:
-        await self._tasks.aclose()
+        await self._subscription.aclose()
 
     async def publish(self, event: ClusterEvent) -> None:
-        if self._listening is not None and not self._subscribed.is_set():
-            # Whoever listens hears what is published from then on; so first let the listening begin.
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._subscribed.wait(), 1.0)
-        await self._client.publish(self._channel, json.dumps([event.kind, event.subject, event.node]))
+        await self._subscription.ready()
+        await self._client.publish(self._channel, text_of(event))
 
     def listen(self, callback: Callable[[ClusterEvent], None]) -> Callable[[], None]:
-        return self._listeners.add(callback)
-
-    def _start(self) -> None:
-        self._subscribed.clear()
-        self._listening = self._tasks.start(self._run(), "listen")
-
-    def _stop(self) -> None:
-        if self._listening is not None:
-            self._listening.cancel()
-            self._listening = None
-
-    async def _run(self) -> None:
-        pause = 0.05
-        while True:
-            try:
-                await self._listen()
-            except (RedisError, OSError) as error:
-                log.warning("coordination.events_interrupted", trouble=trouble_of(error).what)
-            except Exception as error:
-                # Whatever it was: a node that listens no more would be late for ever.
-                if is_closed_connection(error):
-                    log.warning("coordination.events_interrupted", trouble=trouble_of(error).what)
-                else:
-                    log.exception("coordination.events_crashed")
-            if self._subscribed.is_set():
-                pause = 0.05
-            self._subscribed.clear()
-            # Not all nodes at once.
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
-            pause = min(2.0, pause * 2)
+        return self._subscription.add(callback)
 
     async def _listen(self) -> None:
-        """Until the connection ends, which is an error."""
         async with await self._client.listener() as client, client.pubsub() as subscription:
             await subscription.subscribe(self._channel)
             asked = False
@@ -90,17 +45,13 @@ class RedisEvents:
                 if message is None:
                     # A connection whose other end is gone is silent, too.
                     await subscription.ping()
+                elif message["type"] == "subscribe":
+                    self._subscription.began()
+                elif message["type"] == "message":
+                    self._subscription.heard(message["data"])
                 asked = message is None
-                if message is not None:
-                    self._take(message)
 
-    def _take(self, message: dict[str, Any]) -> None:
-        if message["type"] == "subscribe":
-            self._subscribed.set()
-        elif message["type"] == "message":
-            try:
-                kind, subject, node = json.loads(message["data"])
-            except ValueError:
-                log.warning("coordination.event_not_understood")  # of another release, or not of ours
-                return
-            self._listeners.tell(ClusterEvent(kind, subject, node))
+
+def _interrupted(error: Exception) -> str | None:
+    expected = isinstance(error, (RedisError, OSError)) or is_closed_connection(error)
+    return trouble_of(error).what if expected else None
