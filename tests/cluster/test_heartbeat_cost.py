@@ -49,7 +49,7 @@ async def test_heartbeats_cost_the_same_with_any_number_of_sessions(tmp_path: Pa
                 assert len(a.node.sessions.live) == number + 1
                 await asyncio.sleep(0.5)  # what a turn leaves to be done
                 asked.append(await quiet())
-                sizes.append(len(json.dumps(a.node._load())))
+                sizes.append(len(json.dumps(a.node.condition.load())))
         assert sizes[1] - sizes[0] < 20  # a digit here and there
         for few, many in zip(*asked, strict=True):
             assert set(many) == set(few) <= {"heartbeat", "nodes", "holders"}

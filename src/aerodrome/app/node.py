@@ -8,7 +8,6 @@ from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Self
 
-import psutil
 import structlog
 
 import aerodrome
@@ -16,6 +15,8 @@ from aerodrome._util.clock import SystemClock
 from aerodrome._util.patience import Patience
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.app.ceilings import residents, turn_admission
+from aerodrome.app.condition import Condition
+from aerodrome.app.drain import Drain
 from aerodrome.app.launch import checked_launcher
 from aerodrome.app.observe import Observability, open_observability, state_of
 from aerodrome.app.options import (
@@ -37,7 +38,7 @@ from aerodrome.app.workspaces import WorkspaceCare
 from aerodrome.config.settings import Settings
 from aerodrome.coordination.heartbeat import Heartbeat
 from aerodrome.coordination.ports import ClusterEvent
-from aerodrome.errors import AerodromeError, ConfigError, Draining
+from aerodrome.errors import AerodromeError, ConfigError
 from aerodrome.gateway.server import Gateway
 from aerodrome.http.api import create_app
 from aerodrome.http.limits import HttpLimits
@@ -47,26 +48,23 @@ from aerodrome.identity.keys import REVOKED
 from aerodrome.observability.loop_lag import watch_loop
 from aerodrome.observability.page import MetricsPage
 from aerodrome.operators.administration import Administration
-from aerodrome.operators.requests import OPERATIONS, RequestDesk
-from aerodrome.operators.view import busiest
+from aerodrome.operators.requests import RequestDesk
 from aerodrome.peers.cluster import Cluster
 from aerodrome.peers.link import PeerLinks
 from aerodrome.peers.sessions import ClusterSessions
 from aerodrome.peers.versions import refusal
 from aerodrome.runtime.attached.admin import ATTACHED, AttachAdmin
-from aerodrome.runtime.attached.fleet import RELEASED, HeartbeatFleet
+from aerodrome.runtime.attached.fleet import HeartbeatFleet
 from aerodrome.runtime.attached.pool import AttachedPool
 from aerodrome.runtime.attached.ports import Resolver
 from aerodrome.runtime.attached.resolver import SystemResolver
 from aerodrome.runtime.binary import resolve
 from aerodrome.runtime.homes import Homes
-from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.pool import RuntimePool
 from aerodrome.runtime.sources import AttachedOrLaunched
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.janitor import Janitor
 from aerodrome.sessions.patience import patient_directory, patient_files, patient_leases, patient_ledger
-from aerodrome.sessions.recovery import EARLIER
 from aerodrome.sessions.returns import OwnLeases
 from aerodrome.sessions.service import SessionService
 
@@ -75,8 +73,6 @@ log = structlog.get_logger(__name__)
 
 #: Seconds that another node may take to answer.
 _PEER_TIMEOUT = 30.0
-#: Seconds between two looks whether the callers of a node that drains have got their answers.
-_LOOK = 0.05
 #: Seconds for what is tidied up behind the end of everything else.
 _FAREWELL = 2.0
 
@@ -125,21 +121,19 @@ class Node:
         #: The other nodes on the same stores.
         self.cluster: Cluster
         self._links: PeerLinks
-        #: What callers of the HTTP API have other nodes do for them.
-        self._forwarded: ClusterSessions | None = None
         self._http = http
         self._listeners = dict(listeners or {})
         self._authenticator = authenticator
         self._resolver = resolver or SystemResolver()
         self._heartbeat: Heartbeat
         self._desk: RequestDesk
-        self._process = psutil.Process()
         self._workspaces: WorkspaceCare
         self._stack = AsyncExitStack()
         self._tasks = TaskOwner("node")
         self._clock = SystemClock()
-        self._started_at = self._clock.time()
-        self._draining: asyncio.Task[None] | None = None
+        self._drain: Drain
+        #: How the node stands.
+        self.condition: Condition
         #: Set when an operator has asked this node to drain; it does, and its process may end.
         self.asked_to_drain = asyncio.Event()
 
@@ -174,7 +168,7 @@ class Node:
             interval=settings.coordination.heartbeat,
             ttl=settings.coordination.ttl,
             clock=self._clock,
-            load=self._load,
+            load=lambda: self.condition.load(),
         )
         self._workspaces = WorkspaceCare(lambda: self.stores.directory, workspaces(settings), self._tasks)
         runtimes = await checked_launcher(settings, binary.path, homes.path, self._workspaces.released)
@@ -208,7 +202,20 @@ class Node:
         self.secrets = SecretKeeper(settings, self.sessions, on_tokens=self._reload_attached)
         self._heartbeat.on_reborn = self._reborn
         self._heartbeat.on_lapse = self._lapsed
-        self._heartbeat.on_drain = self._asked_to_drain
+        self._drain = Drain(settings, self.sessions, self._tasks, self.asked_to_drain)
+        self._heartbeat.on_drain = self._drain.ask
+        self.condition = Condition(
+            settings.server.node_name,
+            heartbeat=self._heartbeat,
+            sessions=self.sessions,
+            pool=self.pool,
+            attached=self.attached,
+            runtimes=self._runtimes,
+            desk=self._desk,
+            secrets=self.secrets,
+            drain=self._drain,
+            clock=self._clock,
+        )
         await self._refuse_odd_releases()
         await self._heartbeat.start()
         self._stack.push_async_callback(self._clear_leases)
@@ -246,48 +253,14 @@ class Node:
             raise ConfigError(reason)
 
     async def drain(self) -> None:
-        """Take no new work, let running turns end for up to `server.drain_timeout`, hand the sessions over.
-
-        For `server.drain_delay` before that the node only says that it is not ready.
-        Clients and readers are told to go as soon as nothing of theirs is under way. Whoever comes second waits for the
-        first.
-        """
-        if self._draining is None:
-            self._draining = self._tasks.start(self._drain(), "drain")
-        await asyncio.shield(self._draining)
-
-    async def _drain(self) -> None:
-        if self.settings.server.drain_delay:
-            log.info("node.leaving", seconds=self.settings.server.drain_delay)
-            await asyncio.sleep(self.settings.server.drain_delay)
-        log.info("node.draining", sessions=len(self.sessions.live))
-        letting_go = self._tasks.start(self.gateway.let_go(), "let clients go")
-        deadline = asyncio.get_running_loop().time() + self.settings.server.drain_timeout
-        try:
-            await self.sessions.drain(self.settings.server.drain_timeout)
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(deadline):
-                    await self._others_quiet()
-        finally:
-            letting_go.cancel()
-        log.info("node.drained")
-
-    async def _others_quiet(self) -> None:
-        """Returns when nobody who is connected to this node waits for what another one runs."""
-        await self.gateway.quiet()
-        while self._forwarded is not None and self._forwarded.waits:  # noqa: ASYNC110 - once, at the end
-            await asyncio.sleep(_LOOK)
+        """See `Drain.run`."""
+        await self._drain.run()
 
     async def _clear_leases(self) -> None:
         """The node has left: a lease that was taken in the moment in which that began is nobody's."""
         with suppress(AerodromeError, TimeoutError):
             async with asyncio.timeout(_FAREWELL):
                 await self.stores.coordination.clear_dead()
-
-    def _asked_to_drain(self) -> None:
-        self.asked_to_drain.set()
-        if hasattr(self, "gateway") and self._draining is None and not self._tasks.closed:
-            self._draining = self._tasks.start(self._drain(), "drain")
 
     async def reload(self, settings: Settings) -> None:
         """Take over what may change while the node runs: the attached servers. Running turns are not disturbed.
@@ -333,11 +306,12 @@ class Node:
             *self.settings.server.gateway, listener=self._listeners.get("gateway")
         )
         self._stack.push_async_callback(self.gateway.aclose)
+        self._drain.opened(self.gateway)
         await self._heartbeat.advertise(str(self.settings.server.advertise or advertised(*self.gateway_address)))
 
     async def _open_http(self, auth: Authenticator) -> None:
         limits = HttpLimits(max_body=self.settings.limits.max_body)
-        sessions = self._forwarded = ClusterSessions(
+        sessions = self._drain.forwarded = ClusterSessions(
             self.sessions,
             self.cluster,
             self._links,
@@ -350,7 +324,7 @@ class Node:
         app = create_app(
             sessions,
             auth,
-            self,
+            self.condition,
             Administration(self.stores.coordination),
             limits,
             self._attach_admin(),
@@ -465,47 +439,3 @@ class Node:
             state_patience=state_patience,
             telemetry=self.observability.telemetry,
         )
-
-    @property
-    def accepting(self) -> bool:
-        """What `ready` says, in a word."""
-        return not self.sessions.draining and self.ready()[0]
-
-    @property
-    def heartbeat_age(self) -> float:
-        """Seconds (see `Heartbeat.age`)."""
-        return self._heartbeat.age
-
-    def ready(self) -> tuple[bool, str]:
-        """For `/ready` (see `http.ports.Readiness`)."""
-        if self._draining is not None or self.sessions.draining:
-            raise Draining("this node is shutting down")
-        if not self._heartbeat.may_serve:
-            return False, "the coordination store cannot be reached"
-        if self.attached.runtimes:
-            return True, "accepting work"
-        if (reason := self.pool.unavailable_reason) is not None:
-            return False, f"the Copilot CLI does not start: {reason}"
-        if not any(r.state is RuntimeState.WARM or r.state.serves for r in self.pool.runtimes):
-            return False, "the first runtime is being started"
-        return True, "accepting work"
-
-    def _load(self) -> dict[str, Any]:
-        name = self.settings.server.node_name
-        runtimes = [{**row, "node": name} for row in self._runtimes.describe()]
-        return {
-            "runtimes": runtimes,
-            "recycles": dict(self.pool.retirements.recycled),
-            "sessions": len(self.sessions.live),
-            "tenants": busiest(self.sessions.tenants),
-            "wait": round(self.sessions.wait, 3),
-            "rss_bytes": self._process.memory_info().rss,
-            OPERATIONS: self._desk.describe(),
-            "draining": self._draining is not None,
-            "started_at": self._started_at,
-            "version": aerodrome.__version__,
-            "beat_at": self._clock.time(),
-            "secrets": self.secrets.problems,
-            RELEASED: self.attached.released,
-            EARLIER: list(self._heartbeat.earlier),
-        }

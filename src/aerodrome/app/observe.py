@@ -128,7 +128,7 @@ def state_of(node: Node, cli_version: str) -> NodeState:
     return NodeState(
         version=__version__,
         cli_version=cli_version,
-        accepting=node.accepting,
+        accepting=node.condition.accepting,
         draining=node.sessions.draining,
         sessions={state.value: states[state.value] for state in (SessionState.RESIDENT, SessionState.RUNNING)},
         turns_in_progress=turns[False],
@@ -142,7 +142,7 @@ def state_of(node: Node, cli_version: str) -> NodeState:
         places_limit=settings.runtime.max_runtimes * settings.runtime.max_sessions,
         runtime_memory=tuple(map(_memory, runtimes)),
         gateway_clients=len(clients),
-        heartbeat_age=node.heartbeat_age,
+        heartbeat_age=node.condition.heartbeat_age,
         heartbeat_ttl=settings.coordination.ttl,
     )
 
