@@ -21,9 +21,18 @@ class Place(NamedTuple):
     id: str
     tenant: str
 
+    @property
+    def rank(self) -> tuple[float, str, str]:
+        """What a listing is sorted by."""
+        return -self.last_used_at, self.id, self.tenant
+
 
 def place_of(row: SessionRow) -> Place:
     return Place(row.last_used_at, row.key.id, row.key.tenant)
+
+
+def rank(row: SessionRow) -> tuple[float, str, str]:
+    return place_of(row).rank
 
 
 def encode(place: Place) -> str:

@@ -81,9 +81,9 @@ class MemoryDirectory:
         if user is not None:
             rows = (row for row in rows if row.owner == user or user in row.members)
         if cursor is not None:
-            start = _rank(cursors.decode(cursor))
-            rows = (row for row in rows if _rank(cursors.place_of(row)) > start)
-        found = sorted(rows, key=lambda row: _rank(cursors.place_of(row)))
+            start = cursors.decode(cursor).rank
+            rows = (row for row in rows if cursors.rank(row) > start)
+        found = sorted(rows, key=cursors.rank)
         page = found[:limit]
         more = cursors.encode(cursors.place_of(page[-1])) if len(found) > limit else None
         return Page(copy.deepcopy(page), more)
@@ -91,7 +91,7 @@ class MemoryDirectory:
     async def unused_since(self, before: float, limit: int = 100, *, skip: int = 0) -> Sequence[SessionRow]:
         cursors.check_limit(limit)
         rows = (row for row in self._rows.values() if row.last_used_at < before)
-        found = sorted(rows, key=lambda row: _rank(cursors.place_of(row)), reverse=True)
+        found = sorted(rows, key=cursors.rank, reverse=True)
         return copy.deepcopy(found[skip : skip + limit])
 
     async def count(self, tenant: str | None = None) -> int:
@@ -99,7 +99,3 @@ class MemoryDirectory:
 
     def _of(self, tenant: str | None) -> Iterable[SessionRow]:
         return (row for row in self._rows.values() if tenant is None or row.key.tenant == tenant)
-
-
-def _rank(place: cursors.Place) -> tuple[float, str, str]:
-    return -place.last_used_at, place.id, place.tenant

@@ -10,27 +10,19 @@ from typing import Any
 from aerodrome._util.migrations import PostgresSchema
 from aerodrome._util.postgres import Postgres, Transaction
 from aerodrome._util.queries import load_queries
-from aerodrome._util.surrogates import from_blob, to_blob
+from aerodrome._util.surrogates import to_blob
 from aerodrome.coordination.backends import cursor as cursors
+from aerodrome.coordination.backends.rows import COLUMNS, row_of, values_of
 from aerodrome.coordination.ports import Page
 from aerodrome.errors import StoreUnavailable
-from aerodrome.model import (
-    Isolation,
-    LastTurn,
-    Role,
-    SessionKey,
-    SessionKind,
-    SessionRow,
-    SessionState,
-    TurnStatus,
-)
+from aerodrome.model import LastTurn, Role, SessionKey, SessionRow, SessionState
 
-_ROW = (
-    "s.tenant, s.id, s.owner, s.kind, s.isolation, s.state, s.model, s.title, s.options, s.created_at,"
-    " s.last_used_at, s.last_turn_id, s.last_turn_status,"
-    " (SELECT json_object_agg(m.user_name, m.role)::text FROM member AS m"
+#: The members come as one JSON object, so that a row is one row.
+_MEMBERS = (
+    "(SELECT json_object_agg(m.user_name, m.role)::text FROM member AS m"
     " WHERE m.tenant = s.tenant AND m.session = s.id)"
 )
+_ROW = f"{', '.join(f's.{name}' for name in COLUMNS)}, {_MEMBERS}"
 #: Behind the cursor's place. The first term is implied by the second, and is the one an index can be started at.
 _AFTER = "s.last_used_at <= %(at)s AND (s.last_used_at < %(at)s OR (s.id, s.tenant) > (%(after_id)s, %(after_tenant)s))"
 
@@ -116,7 +108,9 @@ class PostgresDirectory:
     ) -> Page:
         cursors.check_limit(limit)
         query, parameters = self.listing(tenant, user, cursor, limit)
-        rows = sorted((_row(found) for found in (await self._database.execute(query, parameters)).rows), key=_rank)
+        rows = sorted(
+            (_row(found) for found in (await self._database.execute(query, parameters)).rows), key=cursors.rank
+        )
         more = cursors.encode(cursors.place_of(rows[limit - 1])) if len(rows) > limit else None
         return Page(rows[:limit], more)
 
@@ -148,48 +142,19 @@ class PostgresDirectory:
         return int(row[0])
 
 
-def _rank(row: SessionRow) -> tuple[float, str, str]:
-    return -row.last_used_at, row.key.id, row.key.tenant
-
-
 def _named(key: SessionKey, **parameters: Any) -> dict[str, Any]:
     return {"tenant": key.tenant, "id": key.id, **parameters}
 
 
 def _values(row: SessionRow) -> dict[str, Any]:
     return {
-        "tenant": row.key.tenant,
-        "id": row.key.id,
-        "owner": row.owner,
-        "kind": row.kind.value,
-        "isolation": row.isolation.value,
-        "state": row.state.value,
+        **dict(zip(COLUMNS, values_of(row), strict=True)),
         "model": None if row.model is None else to_blob(row.model),
-        "title": None if row.title is None else to_blob(row.title),
-        "options": json.dumps(row.options),
-        "created_at": row.created_at,
-        "last_used_at": row.last_used_at,
-        "last_turn_id": row.last_turn.id if row.last_turn else None,
-        "last_turn_status": row.last_turn.status.value if row.last_turn else None,
         "users": list(row.members),
         "roles": [role.value for role in row.members.values()],
     }
 
 
-def _row(values: Sequence[Any]) -> SessionRow:
-    tenant, id_, owner, kind, isolation, state, model, title, options, created, used, *rest = values
-    turn_id, turn_status, members = rest
-    return SessionRow(
-        key=SessionKey(tenant, id_),
-        owner=owner,
-        kind=SessionKind(kind),
-        isolation=Isolation(isolation),
-        state=SessionState(state),
-        model=None if model is None else from_blob(model),
-        title=None if title is None else from_blob(title),
-        options=json.loads(options),
-        created_at=created,
-        last_used_at=used,
-        last_turn=None if turn_id is None else LastTurn(turn_id, TurnStatus(turn_status)),
-        members={} if members is None else {user: Role(role) for user, role in sorted(json.loads(members).items())},
-    )
+def _row(found: Sequence[Any]) -> SessionRow:
+    *values, members = found
+    return row_of(values, members)

@@ -9,27 +9,19 @@ from typing import Any
 
 from aerodrome._util.schema import Schema
 from aerodrome._util.sqlite import Database
-from aerodrome._util.surrogates import from_blob, to_blob
+from aerodrome._util.surrogates import to_blob
 from aerodrome.coordination.backends import cursor as cursors
+from aerodrome.coordination.backends.rows import COLUMNS, row_of, values_of
 from aerodrome.coordination.ports import Page
-from aerodrome.model import (
-    Isolation,
-    LastTurn,
-    Role,
-    SessionKey,
-    SessionKind,
-    SessionRow,
-    SessionState,
-    TurnStatus,
-)
+from aerodrome.model import LastTurn, Role, SessionKey, SessionRow, SessionState
 
 #: The members come as one JSON object, so that a row is one row.
 _MEMBERS = "(SELECT json_group_object(m.user, m.role) FROM member AS m WHERE m.tenant = s.tenant AND m.session = s.id)"
-_COLUMNS = (
-    "tenant, id, owner, kind, isolation, state, model, title, options, created_at, last_used_at,"
-    " last_turn_id, last_turn_status"
+_SELECTED = f"SELECT {', '.join(f's.{name}' for name in COLUMNS)}, {_MEMBERS}"
+_INSERT = (
+    f"INSERT INTO session ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+    " ON CONFLICT (tenant, id) DO NOTHING"
 )
-_SELECTED = f"SELECT {', '.join('s.' + name.strip() for name in _COLUMNS.split(','))}, {_MEMBERS}"
 _SELECT = f"{_SELECTED} FROM session AS s"
 _SELECT_SHARED = f"{_SELECTED} FROM member AS mine CROSS JOIN session AS s"
 
@@ -48,13 +40,10 @@ class SqliteDirectory:
         """Nothing to do: the database belongs to whoever opened it."""
 
     async def insert(self, row: SessionRow) -> SessionRow | None:
-        values = _values(row)
+        values = values_of(row)
 
         def insert(connection: sqlite3.Connection) -> Sequence[Any] | None:
-            marks = ", ".join("?" * len(values))
-            added = connection.execute(
-                f"INSERT INTO session ({_COLUMNS}) VALUES ({marks}) ON CONFLICT (tenant, id) DO NOTHING", values
-            )
+            added = connection.execute(_INSERT, values)
             if added.rowcount == 0:
                 return _select(connection, row.key)
             connection.executemany(
@@ -156,7 +145,7 @@ class SqliteDirectory:
         def page(connection: sqlite3.Connection) -> list[Sequence[Any]]:
             return [found for query in queries for found in connection.execute(*query).fetchall()]
 
-        rows = sorted((_row(found) for found in await self._database.read(page)), key=_rank)
+        rows = sorted((_row(found) for found in await self._database.read(page)), key=cursors.rank)
         more = cursors.encode(cursors.place_of(rows[limit - 1])) if len(rows) > limit else None
         return Page(rows[:limit], more)
 
@@ -187,46 +176,11 @@ def _listing(select: str, conditions: Mapping[str, Sequence[Any]], limit: int) -
     return f"{select}{where} ORDER BY s.last_used_at DESC, s.id, s.tenant LIMIT ?", (*parameters, limit)
 
 
-def _rank(row: SessionRow) -> tuple[float, str, str]:
-    return -row.last_used_at, row.key.id, row.key.tenant
-
-
 def _select(connection: sqlite3.Connection, key: SessionKey) -> Sequence[Any] | None:
     row: Sequence[Any] | None = connection.execute(f"{_SELECT} WHERE s.tenant = ? AND s.id = ?", key).fetchone()
     return row
 
 
-def _values(row: SessionRow) -> Sequence[Any]:
-    return (
-        *row.key,
-        row.owner,
-        row.kind,
-        row.isolation,
-        row.state,
-        row.model,
-        None if row.title is None else to_blob(row.title),
-        json.dumps(row.options),
-        row.created_at,
-        row.last_used_at,
-        row.last_turn.id if row.last_turn else None,
-        row.last_turn.status if row.last_turn else None,
-    )
-
-
-def _row(values: Sequence[Any]) -> SessionRow:
-    tenant, id_, owner, kind, isolation, state, model, title, options, created, used, *rest = values
-    turn_id, turn_status, members = rest
-    return SessionRow(
-        key=SessionKey(tenant, id_),
-        owner=owner,
-        kind=SessionKind(kind),
-        isolation=Isolation(isolation),
-        state=SessionState(state),
-        model=model,
-        title=None if title is None else from_blob(title),
-        options=json.loads(options),
-        created_at=created,
-        last_used_at=used,
-        last_turn=None if turn_id is None else LastTurn(turn_id, TurnStatus(turn_status)),
-        members={user: Role(role) for user, role in sorted(json.loads(members).items())},
-    )
+def _row(found: Sequence[Any]) -> SessionRow:
+    *values, members = found
+    return row_of(values, members)

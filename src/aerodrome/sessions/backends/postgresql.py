@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 from aerodrome._util.migrations import PostgresSchema
 from aerodrome._util.postgres import Postgres
 from aerodrome._util.queries import load_queries
-from aerodrome._util.surrogates import from_blob, to_blob
+from aerodrome._util.surrogates import to_blob
 from aerodrome.errors import Conflict, StoreUnavailable
 from aerodrome.model import SessionKey, TurnRow, TurnStatus
-
-_COLUMNS = (
-    "tenant, session, id, author, status, prompt, incarnation, attachments, idempotency_key, digest, message_id,"
-    " answer, usage, error, retried, tool_ran, created_at, started_at, ended_at"
-)
+from aerodrome.sessions.backends.rows import COLUMNS, row_of, to_json, values_of
 
 
 class PostgresLedger:
@@ -26,7 +21,7 @@ class PostgresLedger:
     def __init__(self, database: Postgres) -> None:
         self._database = database
         queries = load_queries(__package__, "postgresql_ledger.sql")
-        self.queries = {name: query.replace("{columns}", _COLUMNS) for name, query in queries.items()}
+        self.queries = {name: query.replace("{columns}", ", ".join(COLUMNS)) for name, query in queries.items()}
 
     @staticmethod
     def schema() -> PostgresSchema:
@@ -40,7 +35,7 @@ class PostgresLedger:
         """Nothing to do: the database belongs to whoever opened it."""
 
     async def accept(self, row: TurnRow, *, durable: bool = True) -> TurnRow | None:
-        values = _values(row) | {"write": _number()}
+        values = dict(zip(COLUMNS, values_of(row), strict=True)) | {"write": _number()}
         # More than once only when the row in the way has gone before it could be looked at.
         for _ in range(3):
             if (await self._database.execute(self.queries["accept"], values)).count == 1:
@@ -48,7 +43,7 @@ class PostgresLedger:
             found = await self._database.execute(self.queries["earlier"], values)
             if any(accepted_by == values["write"] for *_, accepted_by in found.rows):
                 return None
-            earlier = [_row(columns) for *columns, _ in found.rows]
+            earlier = [row_of(columns) for *columns, _ in found.rows]
             known = [e for e in earlier if e.idempotency_key is not None and e.idempotency_key == row.idempotency_key]
             if known:
                 return known[0]
@@ -92,9 +87,9 @@ class PostgresLedger:
             turn_id,
             status=status.value,
             at=at,
-            answer=_to_json(answer),
-            usage=_to_json(usage),
-            error=_to_json(error),
+            answer=to_json(answer),
+            usage=to_json(usage),
+            error=to_json(error),
             message_id=message_id,
             free_key=free_key,
             write=_number(),
@@ -125,7 +120,7 @@ class PostgresLedger:
         if key is not None:
             parameters |= {"tenant": key.tenant, "session": key.id}
         found = await self._database.execute(self.queries[query], parameters, binary=True)
-        return [_row(values) for values in found.rows]
+        return [row_of(values) for values in found.rows]
 
     async def sessions(self, after: SessionKey | None = None, limit: int = 100) -> list[SessionKey]:
         found = await self._database.execute(
@@ -147,57 +142,3 @@ class PostgresLedger:
 
 def _number() -> int:
     return secrets.randbits(62) + 1
-
-
-def _to_json(value: dict[str, Any] | None) -> str | None:
-    return None if value is None else json.dumps(value)
-
-
-def _values(row: TurnRow) -> dict[str, Any]:
-    return {
-        "tenant": row.key.tenant,
-        "session": row.key.id,
-        "id": row.id,
-        "author": row.author,
-        "status": row.status.value,
-        "prompt": to_blob(row.prompt),
-        "incarnation": row.incarnation,
-        "attachments": json.dumps(row.attachments),
-        "idempotency_key": None if row.idempotency_key is None else to_blob(row.idempotency_key),
-        "digest": row.digest,
-        "message_id": row.message_id,
-        "answer": _to_json(row.answer),
-        "usage": _to_json(row.usage),
-        "error": _to_json(row.error),
-        "retried": row.retried,
-        "tool_ran": row.tool_ran,
-        "created_at": row.created_at,
-        "started_at": row.started_at,
-        "ended_at": row.ended_at,
-    }
-
-
-def _row(values: Sequence[Any]) -> TurnRow:
-    tenant, session, *values = values
-    (id_, author, status, prompt, incarnation, attachments, idempotency_key, digest, message_id, *rest) = values
-    (answer, usage, error, retried, tool_ran, created_at, started_at, ended_at) = rest
-    return TurnRow(
-        key=SessionKey(tenant, session),
-        id=id_,
-        author=author,
-        status=TurnStatus(status),
-        prompt=from_blob(prompt),
-        incarnation=incarnation,
-        attachments=json.loads(attachments),
-        idempotency_key=None if idempotency_key is None else from_blob(idempotency_key),
-        digest=digest,
-        message_id=message_id,
-        answer=None if answer is None else json.loads(answer),
-        usage=None if usage is None else json.loads(usage),
-        error=None if error is None else json.loads(error),
-        retried=retried,
-        tool_ran=tool_ran,
-        created_at=created_at,
-        started_at=started_at,
-        ended_at=ended_at,
-    )

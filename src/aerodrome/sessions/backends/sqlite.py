@@ -9,15 +9,13 @@ from typing import Any
 
 from aerodrome._util.schema import Schema
 from aerodrome._util.sqlite import Database
-from aerodrome._util.surrogates import from_blob, to_blob
+from aerodrome._util.surrogates import to_blob
 from aerodrome.errors import Conflict
 from aerodrome.model import SessionKey, TurnRow, TurnStatus
+from aerodrome.sessions.backends.rows import COLUMNS, row_of, to_json, values_of
 
-_COLUMNS = (
-    "tenant, session, id, author, status, prompt, incarnation, attachments, idempotency_key, digest, message_id,"
-    " answer, usage, error, retried, tool_ran, created_at, started_at, ended_at"
-)
-_MARKS = ", ".join("?" * len(_COLUMNS.split(",")))
+_COLUMNS = ", ".join(COLUMNS)
+_MARKS = ", ".join("?" * len(COLUMNS))
 _TURN = "tenant = ? AND session = ? AND id = ?"
 _IDEMPOTENT = "tenant = ? AND session = ? AND idempotency_key = ?"
 #: Spelled as in the partial index, or SQLite would not use it.
@@ -38,7 +36,7 @@ class SqliteLedger:
         """Nothing to do: the database belongs to whoever opened it."""
 
     async def accept(self, row: TurnRow, *, durable: bool = True) -> TurnRow | None:
-        values = _values(row)
+        values = values_of(row)
         idempotency_key = None if row.idempotency_key is None else to_blob(row.idempotency_key)
 
         def accept(connection: sqlite3.Connection) -> Sequence[Any] | None:
@@ -56,7 +54,7 @@ class SqliteLedger:
             return None
 
         earlier = await self._database.write(accept, durable=durable)
-        return None if earlier is None else _row(earlier)
+        return None if earlier is None else row_of(earlier)
 
     async def start(self, key: SessionKey, turn_id: str, at: float) -> bool:
         return await self._update(
@@ -95,9 +93,9 @@ class SqliteLedger:
         changes: dict[str, Any] = {
             "status = ?": status,
             "ended_at = ?": at,
-            "answer = ?": _to_json(answer),
-            "usage = ?": _to_json(usage),
-            "error = ?": _to_json(error),
+            "answer = ?": to_json(answer),
+            "usage = ?": to_json(usage),
+            "error = ?": to_json(error),
             "message_id = coalesce(?, message_id)": message_id,
         }
         if free_key:
@@ -141,7 +139,7 @@ class SqliteLedger:
             found = connection.execute(
                 f"SELECT {_COLUMNS} FROM turn WHERE {where} ORDER BY number LIMIT ?", (*parameters, limit)
             ).fetchall()
-            return [_row(values) for values in found]
+            return [row_of(values) for values in found]
 
         return await self._database.read(select)
 
@@ -171,56 +169,3 @@ class SqliteLedger:
             return gone.rowcount > 0
 
         return await self._database.write(forget)
-
-
-def _to_json(value: dict[str, Any] | None) -> str | None:
-    return None if value is None else json.dumps(value)
-
-
-def _values(row: TurnRow) -> Sequence[Any]:
-    return (
-        *row.key,
-        row.id,
-        row.author,
-        row.status,
-        to_blob(row.prompt),
-        row.incarnation,
-        json.dumps(row.attachments),
-        None if row.idempotency_key is None else to_blob(row.idempotency_key),
-        row.digest,
-        row.message_id,
-        _to_json(row.answer),
-        _to_json(row.usage),
-        _to_json(row.error),
-        row.retried,
-        row.tool_ran,
-        row.created_at,
-        row.started_at,
-        row.ended_at,
-    )
-
-
-def _row(values: Sequence[Any]) -> TurnRow:
-    tenant, session, *values = values
-    (id_, author, status, prompt, incarnation, attachments, idempotency_key, digest, message_id, *rest) = values
-    (answer, usage, error, retried, tool_ran, created_at, started_at, ended_at) = rest
-    return TurnRow(
-        key=SessionKey(tenant, session),
-        id=id_,
-        author=author,
-        status=TurnStatus(status),
-        prompt=from_blob(prompt),
-        incarnation=incarnation,
-        attachments=json.loads(attachments),
-        idempotency_key=None if idempotency_key is None else from_blob(idempotency_key),
-        digest=digest,
-        message_id=message_id,
-        answer=None if answer is None else json.loads(answer),
-        usage=None if usage is None else json.loads(usage),
-        error=None if error is None else json.loads(error),
-        retried=bool(retried),
-        tool_ran=bool(tool_ran),
-        created_at=created_at,
-        started_at=started_at,
-        ended_at=ended_at,
-    )
