@@ -197,3 +197,11 @@ def test_a_prompt_that_survived_the_abort_of_another_turn_is_not_aborted() -> No
     tracker = tracked(asked("m1"), ABORT, asked("m2"), said("answer", "a2"), IDLE, message_id="m2")
     assert (tracker.ended, tracker.aborted) == (True, False)
     assert tracker.answer == {"id": "a2", "content": "answer"}
+
+
+def test_an_end_that_is_nested_too_deeply_to_be_read_is_an_end_all_the_same() -> None:
+    deep = b"[" * 2000 + b"]" * 2000
+    idle = SessionEvent("e", "session.idle", b'{"type":"session.idle","data":{"made":%b}}' % deep)
+    tracker = tracked(asked("m1"), said("hello"), idle)
+    assert tracker.ended
+    assert tracker.answer == {"id": "a1", "content": "hello"}

@@ -89,7 +89,7 @@ class TurnTracker:
             return
         try:
             decoded = _decode(event.raw)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             decoded = _Event(data=_Data())  # another shape than we know: the event's type alone must do
         data, of_agent = decoded.data, decoded.agentId is not None or decoded.data.agentId is not None
         if event.type == "session.idle":
