@@ -28,7 +28,12 @@ class SessionEvent(msgspec.Struct, frozen=True):
 
     @property
     def data(self) -> dict[str, Any]:
-        data = json.loads(self.raw).get("data")
+        """Empty when it cannot be read: no JSON (a trace nobody has looked at), nested too deeply, or no object."""
+        try:
+            envelope = json.loads(self.raw)
+        except (ValueError, RecursionError):
+            return {}
+        data = envelope.get("data") if isinstance(envelope, dict) else None
         return data if isinstance(data, dict) else {}
 
     @property
