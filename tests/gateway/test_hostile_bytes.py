@@ -104,6 +104,22 @@ async def test_parameters_that_are_no_object_are_refused_and_nothing_behind_them
                 assert "result" in await client.answer_to(100)
 
 
+@pytest.mark.parametrize("size", [1, 500_000], ids=["small", "large"])
+async def test_a_message_in_which_we_fail_ends_its_connection_and_holds_nobody_up(
+    node: Host, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    def fail(_: object) -> None:
+        raise LookupError("a mistake of ours")
+
+    async with raw(node.gateway_address, await node.key("alice")) as client:
+        (there,) = [each for each in node.node.gateway.clients if each.principal is not None]
+        monkeypatch.setattr(there.router, "take", fail)
+        await client.send({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"message": "x" * size}})
+        async with asyncio.timeout(10):
+            with pytest.raises(ConnectionError):
+                await client.receive()
+
+
 async def test_strangers_cannot_fill_the_memory(node: Host) -> None:
     async with AsyncExitStack() as stack:
         for _ in range(8):

@@ -4,8 +4,9 @@ import asyncio
 import contextvars
 
 import pytest
+from structlog.testing import capture_logs
 
-from aerodrome._util.tasks import Flag, Forestalled, TaskOwner, first_of, unless
+from aerodrome._util.tasks import Flag, Forestalled, TaskOwner, every, first_of, unless
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")
 
@@ -116,3 +117,22 @@ async def test_a_flag_outlives_who_waits_for_it() -> None:
     await asyncio.gather(waiting, return_exceptions=True)
     flag.set()
     await first_of(flag.raised)
+
+
+async def test_what_is_done_for_ever_is_done_again_after_it_has_failed() -> None:
+    calls, again = 0, asyncio.Event()
+
+    async def work() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise LookupError("once")
+        again.set()
+
+    owner = TaskOwner("test")
+    owner.start(every(0.0, work, "test.failed"), "work")
+    with capture_logs() as logged:
+        async with asyncio.timeout(5):
+            await again.wait()
+    await owner.aclose()
+    assert [line["event"] for line in logged] == ["test.failed"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import structlog
@@ -78,6 +78,21 @@ class TaskOwner:
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
+
+
+async def every(seconds: float, work: Callable[[], Awaitable[None]], failed: str) -> None:
+    """Do it for ever, with so many seconds before each time.
+
+    Args:
+        failed: The event under which it is logged that it has raised something. It is done again all the same: that it
+            is done no more would be found out at the worst time.
+    """
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await work()
+        except Exception:
+            log.exception(failed)
 
 
 class Flag:

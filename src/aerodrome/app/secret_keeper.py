@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from aerodrome._util.tasks import every
 from aerodrome.config.secret_listing import cells_of
 from aerodrome.config.settings import Settings
 from aerodrome.errors import AerodromeError
@@ -25,6 +26,7 @@ log = structlog.get_logger(__name__)
 _LOOK = 5.0
 #: What the settings begin with that are read anew while the node runs.
 _ATTACHED = "runtime.attach"
+_CRASHED = "secrets.crashed"
 
 
 class SecretKeeper:
@@ -57,9 +59,10 @@ class SecretKeeper:
     async def run(self) -> None:
         """For ever."""
         # Beside each other: Vault and programs may take `secrets.timeout` for each secret, and files wait for nobody.
+        look = min(_LOOK, self._refresh)
         async with asyncio.TaskGroup() as both:
-            both.create_task(_every(min(_LOOK, self._refresh), lambda: self.look(ask=False)), name="look at secrets")
-            both.create_task(_every(self._refresh, self.ask), name="ask for secrets")
+            both.create_task(every(look, lambda: self.look(ask=False), _CRASHED), name="look at secrets")
+            both.create_task(every(self._refresh, self.ask, _CRASHED), name="ask for secrets")
 
     async def ask(self) -> None:
         """Have those looked up that cost something to ask. What has changed is dealt with by the next `look`."""
@@ -94,13 +97,3 @@ class SecretKeeper:
             await self._sessions.hibernate(live)
         except AerodromeError as error:
             log.warning("session.not_hibernated", session=str(live.row.key), reason=error.detail)
-
-
-async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-    while True:
-        await asyncio.sleep(seconds)
-        try:
-            await work()
-        except Exception:
-            # Whatever it was: secrets that are never looked at again would be found out at the worst time.
-            log.exception("secrets.crashed")

@@ -38,14 +38,22 @@ class LargeBodies:
 
     async def _read_all(self) -> None:
         client = self._client
-        while self._unread and not client.gone:
-            body = self._unread.popleft()
-            try:
-                incoming = await asyncio.to_thread(read, body) if len(body) > _LARGE else read(body)
-            except envelope.EnvelopeError as error:
-                client.run(client.router.unreadable(error))
-            else:
-                client.run(client.router.take(incoming))
-        self._unread.clear()
-        self.reading = False
-        client.regulate()
+        try:
+            while self._unread and not client.gone:
+                await self._read(self._unread.popleft())
+        except Exception:
+            client.drop("a message could not be handled")  # as the event loop does with what fails there
+            raise
+        finally:
+            self._unread.clear()
+            self.reading = False
+            client.regulate()
+
+    async def _read(self, body: bytes) -> None:
+        client = self._client
+        try:
+            incoming = await asyncio.to_thread(read, body) if len(body) > _LARGE else read(body)
+        except envelope.EnvelopeError as error:
+            client.run(client.router.unreadable(error))
+        else:
+            client.run(client.router.take(incoming))

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from aerodrome._util.tasks import TaskOwner
+from aerodrome._util.tasks import TaskOwner, every
 from aerodrome.errors import AerodromeError, Capacity, ConfigError, Draining, RuntimeUnavailable, Unauthenticated
 from aerodrome.gateway.answers import Answers
 from aerodrome.gateway.client import GatewayClient
@@ -130,8 +130,8 @@ class Gateway:
                 f"cannot listen on {host}:{port} (server.gateway): {error.strerror or error}; "
                 "choose another address, or port 0 for a free one"
             ) from error
-        self._tasks.start(self._recheck_for_ever(), "recheck credentials")
-        self._tasks.start(self._tidy(), "close unused links")
+        self._tasks.start(every(self.limits.recheck, self.recheck, "gateway.recheck_failed"), "recheck credentials")
+        self._tasks.start(every(_TIDY, self._tidy, "gateway.tidy_failed"), "close unused links")
         address = self._server.sockets[0].getsockname()
         return str(address[0]), int(address[1])
 
@@ -329,11 +329,6 @@ class Gateway:
 
     # --- upkeep ---
 
-    async def _recheck_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(self.limits.recheck)
-            await self.recheck()
-
     async def recheck(self, key_id: str | None = None) -> None:
         """End the connections whose key has been revoked: of all keys, or of the one with this id."""
         by_credential: dict[str, list[GatewayClient]] = {}
@@ -352,8 +347,6 @@ class Gateway:
                 break  # the store is away, which is no client's fault
 
     async def _tidy(self) -> None:
-        while True:
-            await asyncio.sleep(_TIDY)
-            for client in self.clients:
-                client.close_unused_links()
-                client.refuse_overdue(_TIDY)
+        for client in self.clients:
+            client.close_unused_links()
+            client.refuse_overdue(_TIDY)
