@@ -18,7 +18,7 @@ from aerodrome.gateway.commands import Command
 from aerodrome.gateway.replay import Changes
 from aerodrome.gateway.router import Router
 from aerodrome.gateway.upstream import Upstream
-from aerodrome.policy.open_params import OpenContext, runtime_open_params
+from aerodrome.policy.open_params import OpenContext, forced_options, runtime_open_params
 from aerodrome.policy.profiles import Profile
 from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.runtime.ports import Runtime
@@ -128,7 +128,7 @@ class NativeAttachment:
 
     @property
     def forces_options(self) -> bool:
-        return self._profile is not Profile.TRUSTED
+        return forced_options(self._profile) is not None
 
     def ask_anew(self, kept: Mapping[str, Any], asked: Mapping[str, Any], *, passive: bool = False) -> None:
         """The client opens the session again, with other parameters. Refused, it has the earlier ones again."""
