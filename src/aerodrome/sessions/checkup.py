@@ -7,27 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from aerodrome._util.clock import Clock
-from aerodrome.coordination.ports import Coordination, Directory
 from aerodrome.errors import AerodromeError, SessionBusy
 from aerodrome.model import SessionRow
 from aerodrome.sessions import takeout
 from aerodrome.sessions.erase import announce, epoch_floor
 from aerodrome.sessions.mend import Condition, look_at, mend
-from aerodrome.sessions.ports import Ledger
-from aerodrome.statestore.ports import SessionFileStore, SharedVolume
+from aerodrome.statestore.ports import SharedVolume
 
 
 class Stores(takeout.Stores, Protocol):
     @property
     def volume(self) -> SharedVolume | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Places:
-    directory: Directory
-    leases: Coordination
-    ledger: Ledger
-    files: SessionFileStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +92,7 @@ async def _repair(stores: Stores, row: SessionRow, incarnation: str, clock: Cloc
     if lease is None:
         raise SessionBusy("a node has the session loaded")
     try:
-        await announce(_Places(stores.directory, stores.coordination, stores.ledger, stores.files), lease)
+        await announce(takeout.Places.of(stores), lease)
         return await mend(stores.files, stores.volume, row.key, lease.epoch, clock)
     finally:
         await stores.coordination.release(lease)

@@ -109,11 +109,17 @@ class Erased:
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
+class Places:
+    """Implements `erase.Stores` on the stores of a command."""
+
     directory: Directory
     leases: Leases
     ledger: Ledger
     files: SessionFileStore
+
+    @classmethod
+    def of(cls, stores: Stores) -> Places:
+        return cls(stores.directory, stores.coordination, stores.ledger, stores.files)
 
 
 class Eraser:
@@ -172,7 +178,7 @@ class Eraser:
         lease = await stores.coordination.acquire(row.key, self._incarnation, floor=floor)
         if lease is None:
             return False
-        places = _Places(stores.directory, stores.coordination, stores.ledger, stores.files)
+        places = Places.of(stores)
         try:
             await announce(places, lease)
             await erase(places, lease, row.created_at)
