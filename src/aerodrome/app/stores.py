@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from aerodrome._util.clock import Clock, SystemClock
 from aerodrome._util.patience import Patience, patient
@@ -198,7 +198,13 @@ async def _open_coordination(
     return coordination
 
 
-def _redis_coordination(settings: Settings) -> Coordination:
+class _RedisCoordination(Coordination, Protocol):
+    async def about(self) -> tuple[dict[str, str], float]:
+        """See `redis_facts`."""
+        ...
+
+
+def _redis_coordination(settings: Settings) -> _RedisCoordination:
     """Its driver is an extra. Raises `ConfigError` when it is not installed."""
     try:
         module = importlib.import_module("aerodrome.coordination.backends.redis")
@@ -206,7 +212,7 @@ def _redis_coordination(settings: Settings) -> Coordination:
         raise ConfigError(f"Redis needs its driver ({error}): pip install 'aerodrome[redis]'") from None
     coordination = settings.coordination
     return cast(
-        "Coordination",
+        "_RedisCoordination",
         module.RedisCoordination(
             RedisUrl.parse(coordination.url),
             current=lambda: RedisUrl.parse(coordination.url.current()),
@@ -226,6 +232,6 @@ async def redis_facts(settings: Settings) -> tuple[dict[str, str], float]:
     """
     coordination = _redis_coordination(settings)
     try:
-        return cast("tuple[dict[str, str], float]", await cast("Any", coordination).about())
+        return await coordination.about()
     finally:
         await coordination.aclose()

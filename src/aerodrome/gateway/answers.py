@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 Params = dict[str, Any]
-#: A value to encode, bytes of JSON that are a result already, or ``None``: the answer comes another way.
-Answer = Any
+#: A value to encode, bytes of JSON that are a result already, why it is refused, or ``None``: the answer comes another
+#: way.
+Answer = Mapping[str, Any] | bytes | Refusal | None
 
 #: Sessions that `session.list` names at most; the protocol has no pages.
 MAX_LISTED = 1000
@@ -154,9 +155,9 @@ class Answers:
         nobody can say."""
         credentials = self._gateway.credentials_of(client.who.tenant)
         if credentials.github_token is not None:
-            return await self._gateway.ask_any_runtime(
-                client.who, "models.list", {"gitHubToken": credentials.github_token}
-            )
+            asked = {"gitHubToken": credentials.github_token}
+            models: Answer = await self._gateway.ask_any_runtime(client.who, "models.list", asked)
+            return models
         if (model := credentials.model) is None:
             return {"models": []}
         limits = {"max_context_window_tokens": 128_000}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
 from msgspec import UNSET, Raw, UnsetType
 
 from aerodrome._util.tasks import TaskOwner, first_of
+from aerodrome.coordination.ports import Node
 from aerodrome.errors import AerodromeError, Invalid, SessionElsewhere
 from aerodrome.model import Principal, Role, SessionKey
 from aerodrome.peers import shapes
@@ -26,6 +27,8 @@ from aerodrome.wire import envelope
 from aerodrome.wire.envelope import is_json
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 #: Requests of another node that are served at the same time.
 _MAX_INBOUND = 1024
@@ -75,7 +78,7 @@ class _TurnStream:
 
 class PeerServer:
     """Args:
-    moved: Whether another node runs a session now.
+    moved: The node that runs a session now, if it is another one.
     peer: Name of the node at the other end, for the log.
     silence: Seconds in which nothing is heard of it, and after which it is held for gone.
     on_closed: Called once.
@@ -86,7 +89,7 @@ class PeerServer:
         connection: FrameConnection,
         sessions: SessionService,
         *,
-        moved: Callable[[SessionKey], Any],
+        moved: Callable[[SessionKey], Awaitable[Node | None]],
         peer: str,
         silence: float,
         on_closed: Callable[[PeerServer], None],
@@ -296,7 +299,7 @@ def _role(name: str) -> Role:
         raise Invalid(f"no role {name!r}: the nodes run different versions") from None
 
 
-def _decode(params: Raw | UnsetType, kind: type[Any]) -> Any:
+def _decode(params: Raw | UnsetType, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(b"{}" if params is UNSET else params, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
