@@ -12,7 +12,7 @@ import copy
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 
 import structlog
 
@@ -23,21 +23,19 @@ from aerodrome.errors import (
     Conflict,
     Draining,
     NotFound,
-    Refused,
-    RuntimeUnavailable,
     SessionBusy,
 )
 from aerodrome.events import SessionEvent
 from aerodrome.fairness.estimate import Rate, retry_after
 from aerodrome.model import OnBusy, SessionKind, SessionRow
 from aerodrome.sessions import setbacks
-from aerodrome.sessions.activation import Activation
+from aerodrome.sessions.aborts import Aborts
 from aerodrome.sessions.attempts import Attempts
 from aerodrome.sessions.books import TurnBooks
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.delivery import Delivery
 from aerodrome.sessions.ends import TurnEnds
-from aerodrome.sessions.machine import State
+from aerodrome.sessions.joining import Joining
 from aerodrome.sessions.outcome import outcome_as_asked, status_of
 from aerodrome.sessions.residency import Residency
 from aerodrome.sessions.row_updates import RowUpdates
@@ -91,9 +89,9 @@ class Turns:
             on_progress=self._progress,
             put_back=lambda runs: self._queue.extendleft(reversed(runs)),
         )
+        self._joining = Joining(context, residency, self._delivery, self._books, self._attempts, self._queue)
+        self._aborts = Aborts(context, residency, self._delivery)
         self._worker: asyncio.Task[None] | None = None
-        #: Prompts come to a running turn in their order, however long the ledger takes for each.
-        self._handing_in = asyncio.Lock()
         self._closed_with: AerodromeError | None = None
         #: How fast turns end.
         self._rate = Rate(context.clock.monotonic())
@@ -188,7 +186,7 @@ class Turns:
         if on_busy is OnBusy.INTERRUPT:
             self._stop_running()
         elif on_busy is OnBusy.STEER:
-            self._hand_over(run, steer=True)
+            self._joining.hand_over(run, steer=True)
         elif run.joins:
             self._progress()  # unless others wait before it
 
@@ -211,7 +209,7 @@ class Turns:
 
     def request_abort(self, run: TurnRun) -> None:
         run.stop()
-        self._abort_delivered()
+        self._aborts.look()
 
     async def abort(self) -> bool:
         """End the running turn and wait for its end. ``False``: none was running."""
@@ -245,86 +243,13 @@ class Turns:
         running = [run for run in runs if not run.ended]
         for run in running:
             run.stop()
-        self._abort_delivered()
+        self._aborts.look()
         return running
 
-    def _abort_delivered(self) -> None:
-        """Tell the runtime to abort, once nothing is left in the turn that somebody still wants."""
-        activation, runs = self._residency.activation, self._delivery.runs
-        if activation is None or not runs or not all(run.stop_asked.done() for run in runs):
-            return
-        if not all(run.abort_sent for run in runs):
-            for run in runs:
-                run.abort_sent = True
-            self._context.tasks.start(self._abort(activation, runs), "abort")
-
-    async def _abort(self, activation: Activation, runs: list[TurnRun]) -> None:
-        with suppress(RuntimeUnavailable):
-            await activation.abort()
-        timeout = self._context.options.abort_timeout
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                for run in runs:
-                    await run.over()
-        if not all(run.ended for run in runs):
-            activation.discard(f"the runtime did not end an aborted turn within {timeout:g} s")
-
-    # --- prompts that come to a running turn ---
-
     def _progress(self) -> None:
-        self._abort_delivered()
-        while self._queue and self._queue[0].joins and self._queue[0].recorded.done():
-            waiting = self._queue[0]
-            self._hand_over(waiting, steer=False)
-            if self._queue and self._queue[0] is waiting:
-                return
-
-    def _hand_over(self, run: TurnRun, *, steer: bool) -> None:
-        """Hand the prompt to the runtime that is in a turn, if there is one that goes on; else it stays in the
-        queue."""
-        activation = self._residency.activation
-        if activation is None or activation.lost.done() or self._residency.state is not State.RUNNING:
-            return
-        if any(running.stop_asked.done() for running in self._delivery.runs):
-            return  # an abort throws away what the runtime has not taken up yet
-        if self._residency.to_move and not steer:
-            return  # after this turn, and not after all that may come yet
-        self._queue.remove(run)
-        self._context.admission.backlog.leave(run.row)
-        self._delivery.add(run)
-        self._context.tasks.start(self._hand_in(run, activation, steer=steer), "hand in")
-
-    async def _hand_in(self, run: TurnRun, activation: Activation, *, steer: bool) -> None:
-        attempt = run.tracker
-        try:
-            async with self._handing_in:
-                started = await self._books.start(run)
-                if started and activation.runtime.foreign and not await activation.takes_prompts():
-                    raise RuntimeUnavailable(activation.runtime.lost_reason)
-            # No await from here until it is written: the next one comes behind it.
-            if not started:
-                self._delivery.remove(run, attempt)
-            elif self._delivery.has(run, attempt):
-                if run.stop_asked.done():
-                    raise Forestalled
-                run.placed_at = run.placed_at or asyncio.get_running_loop().time()  # that of the turn it comes to
-                await self._attempts.send(run, activation, steer=steer)
-                self._books.sent(run)
-        except Forestalled:
-            # The abort has gone to the runtime before it.
-            if self._delivery.remove(run, attempt):
-                await self._books.end(run, *outcome_as_asked(run), idle=False)
-        except Refused:
-            if self._delivery.has(run, attempt):
-                run.joins = False  # offered again while the turn goes on, it would be refused again
-                self._queue.appendleft(run)
-                self._delivery.remove(run, attempt)
-        except RuntimeUnavailable as error:
-            activation.discard(error.detail)  # the worker deals with it
-        except Exception as error:
-            failure = failure_of(run, error)
-            if self._delivery.remove(run, attempt):
-                await self._books.end(run, status_of(failure), failure)
+        """A prompt has been taken by the runtime, or has ended, or may join the running turn."""
+        self._aborts.look()
+        self._joining.progress()
 
     # --- the worker ---
 
