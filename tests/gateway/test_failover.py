@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import pytest_asyncio
 from copilot import ToolInvocation, ToolResult
@@ -243,6 +244,7 @@ async def test_a_call_in_flight_fails_or_is_repeated(node: Host, endpoint: Endpo
         process = node.runtime().pid
         assert process is not None
         os.kill(process, signal.SIGSTOP)
+        await until(lambda: psutil.Process(process).status() == psutil.STATUS_STOPPED)
         # It cannot answer either: a read is asked again of the next runtime, anything else might have happened.
         reading = asyncio.create_task(chat.session.get_events())
         changing = asyncio.create_task(chat.session.rpc.history.compact())
