@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from aerodrome.http.limits import HttpLimits
-from support.http_front import MESSAGES, Front, request
+from support.http_front import MESSAGES, Front, request, serving
 
 LIMIT = 10_000
 JSON = "Content-Type: application/json"
@@ -18,6 +19,12 @@ JSON = "Content-Type: application/json"
 @pytest.fixture
 def limits() -> HttpLimits:
     return HttpLimits(max_body=LIMIT, read_timeout=0.3)
+
+
+@pytest.fixture
+async def roomy() -> AsyncIterator[Front]:
+    async with serving(HttpLimits()) as front:
+        yield front
 
 
 def prompt_of(size: int) -> bytes:
@@ -160,6 +167,48 @@ async def test_every_wrong_field_is_named(front: Front) -> None:
     assert status == 400
     assert {error["field"] for error in document["errors"]} == {"body.prompt", "body.a", "body.b"}
     assert "(and 2 more, see errors)" in document["detail"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{%s}" % b",".join(b'"a%d":1' % number for number in range(60_000)),
+        b'{"tools":[%s1]}' % (b"1," * 60_000),
+        b'{"tools":[%s""]}' % (b"[]," * 60_000),
+        b"[" * 60_000,
+    ],
+)
+async def test_a_body_of_very_many_values_is_not_even_decoded(
+    roomy: Front, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Sixteen megabytes of them took the event loop for 13 s: longer than other nodes hold this one for alive.
+    monkeypatch.setattr("aerodrome.http.encoding.from_json", None)
+    for path in ("/api/v1/sessions", MESSAGES):
+        status, document = await post(roomy, content, path)
+        assert (status, document["code"]) == (400, "invalid")
+        assert document["detail"] == "the body has more than 50000 values"
+    assert roomy.sessions.calls == []
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ({f"a{number}": 1 for number in range(1000)}, "the body has more than 100 fields"),
+        ({"tools": [1] * 40_000}, "body.tools[0]: Input should be a valid string"),
+        ({"tools": ["x"] * 201}, "body.tools: List should have at most 200 items after validation, not 201"),
+        ({"tools": ["x" * 201]}, "body.tools[0]: String should have at most 200 characters"),
+    ],
+)
+async def test_not_each_of_very_many_mistakes_is_named(roomy: Front, value: Any, complaint: str) -> None:
+    status, document = await post(roomy, json.dumps(value).encode(), "/api/v1/sessions")
+    assert (status, document["detail"]) == (400, complaint)
+
+
+async def test_what_looks_like_many_values_in_a_prompt_is_text(roomy: Front) -> None:
+    prompt = json.dumps({'\\"': ["{[,]}"] * 60_000})
+    status, _ = await post(roomy, json.dumps({"prompt": prompt}).encode())
+    assert status == 200
+    assert roomy.sessions.calls[0][3].prompt == prompt
 
 
 async def test_what_the_caller_sent_is_not_repeated_in_the_error(front: Front) -> None:

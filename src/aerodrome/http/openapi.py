@@ -54,8 +54,9 @@ for `/metrics` the key is a token of its own.
 whether the same request may succeed later, `retry_after` and the `Retry-After` header when. A session you may
 not read is answered like one that does not exist.
 
-**Requests.** Bodies are JSON in UTF-8. A field that is not described is an error. `X-Request-Id` (1 to 128 of
-`A-Z a-z 0-9 . _ : -`) is returned with the response and stands in the log; without it one is made.
+**Requests.** Bodies are JSON in UTF-8, with at most 50,000 values. A field that is not described is an error.
+`X-Request-Id` (1 to 128 of `A-Z a-z 0-9 . _ : -`) is returned with the response and stands in the log; without it one
+is made.
 
 **Server-sent events.** `POST` of a prompt streams with `Accept: text/event-stream`; `GET .../events` always
 does. `event` is the SDK's event type, `data` its envelope on one line as the runtime sent it (`id`, `timestamp`,
