@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextvars import Context
 from typing import Any, ClassVar, cast
 
 import h11
@@ -101,6 +102,11 @@ class GuardedProtocol(H11Protocol):
             self._expect_head()
         elif not self._body_is_unwanted():
             self._stop_read_timer()
+
+    def handle_events(self) -> None:
+        # A request that was sent behind another one is begun by the end of that one, in its task. It is none of its
+        # business who that one's caller was, and where in which trace.
+        Context().run(super().handle_events)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
