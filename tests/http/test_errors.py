@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 import structlog
+from starlette.types import Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from aerodrome.errors import (
@@ -21,6 +23,7 @@ from aerodrome.errors import (
     all_codes,
 )
 from aerodrome.http.problems import PROBLEMS, problem_of
+from aerodrome.http.server import HttpServer
 from aerodrome.observability.logging import add_trace
 from support.http_front import BOB, MESSAGES, Front, request
 
@@ -178,6 +181,28 @@ async def test_what_is_not_http_is_answered_and_cut(front: Front) -> None:
     assert (status, document["code"], headers["connection"]) == (400, "invalid", "close")
     assert headers["content-type"] == "application/problem+json"
     assert await client.is_closed()
+
+
+async def test_strangers_do_not_fill_the_log(front: Front, caplog: pytest.LogCaptureFixture) -> None:
+    for odd in (
+        b"\x16\x03\x01 hello\r\n\r\n",
+        request("GET", "/health", "Connection: Upgrade", "Upgrade: websocket", key=None),
+        request("GET", "/health", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", key=None),
+    ):
+        await (await front.raw(odd)).response()
+    assert caplog.records == []
+
+
+async def test_what_uvicorn_finds_wrong_with_us_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ZeroDivisionError
+
+    server = HttpServer(broken, "127.0.0.1", 0)
+    host, port = await server.start()
+    async with httpx.AsyncClient(trust_env=False) as client:
+        assert (await client.get(f"http://{host}:{port}/")).status_code == 500
+    await server.stop(0)
+    assert [(record.name, record.levelname) for record in caplog.records] == [("aerodrome.http.uvicorn", "ERROR")]
 
 
 async def test_the_request_id_is_the_caller_s_if_it_is_sound(front: Front) -> None:

@@ -9,6 +9,7 @@ application that is a client that went away.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from contextvars import Context
 from typing import Any, ClassVar, cast
@@ -21,6 +22,10 @@ from uvicorn.server import ServerState
 from aerodrome.http.encoding import encode
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.problems import MEDIA_TYPE, problem
+
+#: What uvicorn says of its own errors. Its warnings are of what strangers send, who would fill the log with them.
+_log_of_errors = logging.getLogger("aerodrome.http.uvicorn")
+_log_of_errors.setLevel(logging.ERROR)
 
 
 def protocol_class(limits: HttpLimits) -> type[GuardedProtocol]:
@@ -73,6 +78,7 @@ class GuardedProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.logger = _log_of_errors
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
