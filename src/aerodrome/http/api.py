@@ -24,6 +24,7 @@ from aerodrome.http.limits import HttpLimits
 from aerodrome.http.middleware import Authentication, BodyLimit, RequestContext
 from aerodrome.http.ports import Administration, AttachedServers, Authenticator, Metrics, Readiness
 from aerodrome.http.problems import on_http_exception, on_validation_error
+from aerodrome.http.readers import Readers
 from aerodrome.http.shortcut import PromptShortcut
 from aerodrome.sessions.api import Sessions
 from aerodrome.telemetry import SILENT, Telemetry
@@ -74,7 +75,9 @@ def create_app(
 ) -> FastAPI:
     """The HTTP API over these sessions. `app.state.door` is the `Door` the routes work with."""
     app = routes_only()
-    app.state.door = door = Door(sessions, readiness, administration, limits or HttpLimits(), attached, metrics)
+    limits = limits or HttpLimits()
+    readers = Readers(auth, every=limits.recheck)
+    app.state.door = door = Door(sessions, readiness, administration, limits, readers, attached, metrics)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     # The last one added is the outermost.

@@ -16,5 +16,7 @@ class HttpLimits:
     write_timeout: float = 30.0
     #: Seconds between two heartbeat comments of an event stream.
     heartbeat: float = 15.0
+    #: Seconds between two looks at whether the keys of those who read events are still good.
+    recheck: float = 10.0
     #: Bytes of formatted events that wait for one reader; past it no more are taken from its subscription.
     stream_buffer: int = 64 * 1024

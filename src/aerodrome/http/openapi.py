@@ -66,7 +66,7 @@ out unless `?trace=true`. A comment line comes as a heartbeat. Beside the SDK's 
 | event | meaning |
 |---|---|
 | `end` | last of a turn's stream: what the call without streaming answers, and `error`, the problem document, if the turn failed or was interrupted |
-| `error` | last of a stream that can not go on: a problem document. `capacity`: you read too slowly; `not_found`: the session is shared with you no more |
+| `error` | last of a stream that can not go on: a problem document. `capacity`: you read too slowly; `not_found`: the session is shared with you no more; `unauthenticated`: your key was revoked |
 | `reconnect` | last of a session's stream when the server stops: connect again with `Last-Event-ID`, here as `last_event_id` |
 | `aerodrome.session_large` | the session was loaded, and its history is long: `characters`, `limit`, `hint` |
 | `aerodrome.gap` | first of a resumed stream: events are missing between the given one and the next |

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi import APIRouter, Request, Response
 
 from aerodrome.errors import Draining
@@ -9,7 +11,9 @@ from aerodrome.events import SessionEvent
 from aerodrome.http import schemas, sse
 from aerodrome.http.door import caller_of, door_of
 from aerodrome.http.encoding import JsonResponse
+from aerodrome.http.middleware import bearer
 from aerodrome.http.openapi import EVENT_STREAM, body_codes, responses
+from aerodrome.http.problems import problem_of
 from aerodrome.http.routing import After, ApiRoute, LastEventId, RequestId, SessionId, Trace
 from aerodrome.sessions.api import EventStream
 
@@ -38,13 +42,19 @@ async def read_events(
     after = last_event_id or after
     events = await door.sessions.events(caller_of(request), session_id, after=after)
     reader = _Reader(events, after or events.position)
-    return sse.SseResponse(
+    response = sse.SseResponse(
         lambda outbox: reader.read(outbox, trace=trace),
-        on_close=events.close,
+        on_close=reader.close,
         stop=door.shutdown.draining,
         farewell=reader.farewell,
         limits=door.limits,
     )
+    reader.forget = door.readers.add(
+        bearer(request.headers.get("authorization")),
+        caller_of(request),
+        lambda revoked: response.end(sse.frame("error", problem_of(revoked))),
+    )
+    return response
 
 
 class _Reader:
@@ -53,6 +63,12 @@ class _Reader:
     def __init__(self, events: EventStream, last: str) -> None:
         self._events = events
         self._last = last
+        #: Whether its key is still good is of no interest any more.
+        self.forget: Callable[[], None] = lambda: None
+
+    def close(self) -> None:
+        self._events.close()
+        self.forget()
 
     async def read(self, outbox: sse.Outbox, *, trace: bool) -> None:
         try:
