@@ -52,6 +52,15 @@ def test_without_tenant_labels_no_tenant_is_named() -> None:
     assert "acme" not in Exposition(registry).exposition("")[0].decode()
 
 
+@pytest.mark.parametrize(
+    "accept", ["", "*/*", ";;,=", "text/plain; version=x", "application/openmetrics-text; version=x"]
+)
+def test_who_asks_oddly_is_answered_plainly(accept: str) -> None:
+    body, media_type = Exposition(new_registry()).exposition(accept)
+    assert b"process_cpu_seconds_total" in body
+    assert media_type.startswith("text/plain")
+
+
 class Store:
     """Stands for one."""
 

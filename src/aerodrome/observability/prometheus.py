@@ -260,5 +260,8 @@ class Exposition:
         return token is not None and hmac.compare_digest(credential.encode(), token.encode())
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
-        encode, media_type = choose_encoder(accept)
+        try:
+            encode, media_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # as `version=abc` does, which is no reason to tell nothing
+            encode, media_type = choose_encoder("")
         return encode(self._registry), media_type
