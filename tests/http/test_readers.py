@@ -19,7 +19,7 @@ FOLLOW = request("GET", EVENTS)
 
 @pytest.fixture
 def limits() -> HttpLimits:
-    return HttpLimits(write_timeout=0.3, read_timeout=0.3)
+    return HttpLimits(write_timeout=0.3, read_timeout=0.3, keep_alive=0.3)
 
 
 @pytest.fixture
@@ -116,6 +116,18 @@ async def test_a_connection_that_never_asks_is_closed(front: Front, start: bytes
     client = await front.raw(start)
     async with asyncio.timeout(5):
         assert await client.is_closed()
+
+
+async def test_a_connection_that_asks_no_more_is_closed(front: Front) -> None:
+    client = await front.raw(request("GET", "/health"))
+    assert (await client.response())[0] == 200
+    async with asyncio.timeout(5):
+        assert await client.is_closed()
+
+
+def test_a_proxy_closes_its_idle_connections_before_we_do() -> None:
+    # 60 s are what load balancers of clouds and ingress controllers keep one for.
+    assert HttpLimits().keep_alive > 60
 
 
 async def test_a_stream_outlives_the_time_outs_of_requests(front: Front) -> None:

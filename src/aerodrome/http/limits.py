@@ -12,6 +12,9 @@ class HttpLimits:
     #: Seconds in which a client must have sent the head of its request; while it is sending the body it must send
     #: something in each of them.
     read_timeout: float = 30.0
+    #: Seconds for which a connection is kept between two requests. Proxies keep theirs for 60 in general, and a request
+    #: that they send when we close is lost: whoever chooses the connection has to be the one that closes it.
+    keep_alive: float = 75.0
     #: Seconds in which a client that has bytes to fetch must take some; then its connection is cut.
     write_timeout: float = 30.0
     #: Seconds between two heartbeat comments of an event stream.

@@ -79,6 +79,7 @@ class GuardedProtocol(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.logger = _log_of_errors
+        self.timeout_keep_alive = self.limits.keep_alive  # type: ignore[assignment]  # seconds of any kind
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
