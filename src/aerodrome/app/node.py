@@ -25,6 +25,7 @@ from aerodrome.app.options import (
     attached_options,
     credentials_of,
     gateway_options,
+    http_limits,
     patience,
     peer_silence,
     pool_options,
@@ -41,7 +42,6 @@ from aerodrome.errors import AerodromeError, ConfigError, Draining
 from aerodrome.gateway.server import Gateway
 from aerodrome.http.api import create_app
 from aerodrome.http.door import Door
-from aerodrome.http.limits import HttpLimits
 from aerodrome.http.readers import Readers
 from aerodrome.http.server import HttpServer
 from aerodrome.identity.ephemeral import Authenticator, EitherOf
@@ -342,7 +342,6 @@ class Node:
         await self._heartbeat.advertise(str(self.settings.server.advertise or advertised(*self.gateway_address)))
 
     async def _open_http(self, auth: Authenticator) -> None:
-        limits = HttpLimits(max_body=self.settings.limits.max_body)
         sessions = self._forwarded = ClusterSessions(
             self.sessions,
             self.cluster,
@@ -358,7 +357,7 @@ class Node:
             auth,
             self,
             Administration(self.stores.coordination),
-            limits,
+            http_limits(self.settings),
             self._attach_admin(),
             metrics=exposition,
             telemetry=self.observability.telemetry,

@@ -76,7 +76,7 @@ def create_app(
     """The HTTP API over these sessions. `app.state.door` is the `Door` the routes work with."""
     app = routes_only()
     limits = limits or HttpLimits()
-    readers = Readers(auth, every=limits.recheck)
+    readers = Readers(auth, limits)
     app.state.door = door = Door(sessions, readiness, administration, limits, readers, attached, metrics)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_validation_error)

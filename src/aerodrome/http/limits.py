@@ -19,6 +19,9 @@ class HttpLimits:
     write_timeout: float = 30.0
     #: Seconds between two heartbeat comments of an event stream.
     heartbeat: float = 15.0
+    #: Streams of events that are read at the same time, and those of one user.
+    max_readers: int = 10_000
+    max_readers_per_user: int = 1_000
     #: Seconds between two looks at whether the keys of those who read events are still good.
     recheck: float = 10.0
     #: Bytes of formatted events that wait for one reader; past it no more are taken from its subscription.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from fastapi import APIRouter, Request, Response
 
 from aerodrome.errors import Draining
@@ -14,6 +12,7 @@ from aerodrome.http.encoding import JsonResponse
 from aerodrome.http.middleware import bearer
 from aerodrome.http.openapi import EVENT_STREAM, body_codes, responses
 from aerodrome.http.problems import problem_of
+from aerodrome.http.readers import Place
 from aerodrome.http.routing import After, ApiRoute, LastEventId, RequestId, SessionId, Trace
 from aerodrome.sessions.api import EventStream
 
@@ -40,8 +39,14 @@ async def read_events(
     """
     door = door_of(request)
     after = last_event_id or after
-    events = await door.sessions.events(caller_of(request), session_id, after=after)
-    reader = _Reader(events, after or events.position)
+    who = caller_of(request)
+    place = door.readers.join(bearer(request.headers.get("authorization")), who)
+    try:
+        events = await door.sessions.events(who, session_id, after=after)
+    except BaseException:
+        place.leave()
+        raise
+    reader = _Reader(events, after or events.position, place)
     response = sse.SseResponse(
         lambda outbox: reader.read(outbox, trace=trace),
         on_close=reader.close,
@@ -49,26 +54,21 @@ async def read_events(
         farewell=reader.farewell,
         limits=door.limits,
     )
-    reader.forget = door.readers.add(
-        bearer(request.headers.get("authorization")),
-        caller_of(request),
-        lambda revoked: response.end(sse.frame("error", problem_of(revoked))),
-    )
+    place.end = lambda revoked: response.end(sse.frame("error", problem_of(revoked)))
     return response
 
 
 class _Reader:
     """Reads a subscription, and knows where it could be continued."""
 
-    def __init__(self, events: EventStream, last: str) -> None:
+    def __init__(self, events: EventStream, last: str, place: Place) -> None:
         self._events = events
         self._last = last
-        #: Whether its key is still good is of no interest any more.
-        self.forget: Callable[[], None] = lambda: None
+        self._place = place
 
     def close(self) -> None:
+        self._place.leave()
         self._events.close()
-        self.forget()
 
     async def read(self, outbox: sse.Outbox, *, trace: bool) -> None:
         try:
