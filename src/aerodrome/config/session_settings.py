@@ -133,6 +133,12 @@ class LimitSettings(Section):
         "refused with `capacity`.",
     )
     max_waiting_per_user: int = Field(default=1_000, ge=1, description="The same, of one user.")
+    max_waiting_text_per_tenant: ByteSize = Field(
+        default=1024 * MIB,
+        gt=0,
+        description="Most characters of prompts, attachments included, that one tenant has waiting in this node.",
+    )
+    max_waiting_text_per_user: ByteSize = Field(default=256 * MIB, gt=0, description="The same, of one user.")
     max_sessions: int | None = Field(
         default=None,
         ge=1,
