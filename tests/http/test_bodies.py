@@ -104,6 +104,29 @@ async def test_a_chunked_body_within_the_limit_is_taken(front: Front) -> None:
     assert (await client.response())[0] == 200
 
 
+@pytest.mark.parametrize("limits", [HttpLimits(max_body=LIMIT, max_incoming=2 * LIMIT)])
+async def test_one_user_s_bodies_that_come_in_are_not_without_end(front: Front) -> None:
+    """Each may be as large as one may be, and be sent as slowly."""
+    slow = request("POST", MESSAGES, JSON, f"Content-Length: {LIMIT}") + b'{"prompt":"' + b"x" * 8_000
+    answers = {asyncio.create_task(client.response()): client for client in [await front.raw(slow) for _ in range(3)]}
+    [refused], waiting = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+    status, headers, document = refused.result()
+    assert (status, document["code"], headers["retry-after"]) == (503, "capacity", "1")
+    first, second = waiting
+    # Somebody else's are something else, and so is what has come in.
+    bob = await front.raw(request("POST", "/api/v1/ask", JSON, key="aero_bob", body=prompt_of(LIMIT)))
+    assert (await bob.response())[0] == 200
+    rest = b"x" * (LIMIT - 8_011 - 2) + b'"}'
+    await answers[first].send(rest)
+    assert (await first)[0] == 200
+    answers[second].abort()
+    with pytest.raises(asyncio.IncompleteReadError):
+        await second
+    await front.client.get("/health")
+    for _ in range(3):
+        assert (await post(front, prompt_of(LIMIT)))[0] == 200
+
+
 async def test_a_body_that_stalls_is_given_up(front: Front) -> None:
     client = await front.raw(request("POST", MESSAGES, JSON, "Content-Length: 100") + b'{"prompt"')
     status, _, document = await client.response()

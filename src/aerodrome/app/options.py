@@ -184,7 +184,10 @@ def session_options(settings: Settings) -> SessionOptions:
 def http_limits(settings: Settings) -> HttpLimits:
     limits = settings.limits
     return HttpLimits(
-        max_body=limits.max_body, max_readers=limits.max_readers, max_readers_per_user=limits.max_readers_per_user
+        max_body=limits.max_body,
+        max_incoming=max(256 << 20, 4 * limits.max_body),
+        max_readers=limits.max_readers,
+        max_readers_per_user=limits.max_readers_per_user,
     )
 
 

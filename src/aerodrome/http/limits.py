@@ -9,6 +9,8 @@ from dataclasses import dataclass
 class HttpLimits:
     #: Bytes of a request body. A prompt of 5 MB is ordinary; attachments come inline, as base64.
     max_body: int = 16 * 1024 * 1024
+    #: Bytes of bodies that are coming in, of one user. At least a few of the largest have to be let in.
+    max_incoming: int = 256 * 1024 * 1024
     #: Seconds in which a client must have sent the head of its request; while it is sending the body it must send
     #: something in each of them.
     read_timeout: float = 30.0
