@@ -96,6 +96,19 @@ async def test_a_chunked_body_is_refused_as_soon_as_it_is_too_large(front: Front
     assert (status, document["code"]) == (413, "too_large")
 
 
+@pytest.mark.parametrize("key", ["aero_alice", None])
+async def test_a_body_of_two_lengths_is_refused_and_what_follows_is_not_read(front: Front, key: str | None) -> None:
+    hidden = request("DELETE", "/api/v1/sessions/s1")
+    client = await front.raw(
+        request("POST", MESSAGES, JSON, "Content-Length: 5", "Transfer-Encoding: chunked", body=b"0\r\n\r\n", key=key)
+        + hidden
+    )
+    status, headers, document = await client.response()
+    assert (status, document["code"], headers["connection"]) == (400, "invalid", "close")
+    assert await client.is_closed()
+    assert front.sessions.calls == []
+
+
 async def test_a_chunked_body_within_the_limit_is_taken(front: Front) -> None:
     client = await front.raw(request("POST", MESSAGES, JSON, "Transfer-Encoding: chunked"))
     for part in (b'{"pro', b'mpt":"Hi"}'):

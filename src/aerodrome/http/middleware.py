@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from aerodrome.errors import AerodromeError, Capacity, Invalid, TooLarge, Unauthenticated
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.ports import Authenticator
-from aerodrome.http.problems import PROBLEM_CODE, internal_problem, problem_of, problem_response
+from aerodrome.http.problems import PROBLEM_CODE, internal_problem, problem, problem_of, problem_response
 from aerodrome.model import Principal
 from aerodrome.telemetry import SILENT, Telemetry
 from aerodrome.telemetry.trace import Span, TraceContext
@@ -39,6 +39,12 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _HOW_TO_AUTHENTICATE = "send your key as 'Authorization: Bearer KEY'"
+
+
+_TWO_LENGTHS = problem_response(
+    problem("invalid", "Content-Length and Transfer-Encoding say two things of the body; send one"),
+    {"Connection": "close"},
+)
 
 
 def header(scope: Scope, name: bytes) -> str | None:
@@ -86,6 +92,11 @@ class RequestContext:
         )
         with structlog.contextvars.bound_contextvars(request_id=request_id), span:
             try:
+                if header(scope, b"transfer-encoding") is not None and header(scope, b"content-length") is not None:
+                    # A proxy that goes by the other one passes on as a body what is a request here, on a connection
+                    # that its callers share (RFC 9112, section 6.3).
+                    await _TWO_LENGTHS(scope, receive, send_named)
+                    return
                 await self._app(scope, receive, send_named)
             except AerodromeError as error:
                 if status:
