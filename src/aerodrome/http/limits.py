@@ -24,7 +24,8 @@ class HttpLimits:
     #: Streams of events that are read at the same time, and those of one user.
     max_readers: int = 10_000
     max_readers_per_user: int = 1_000
-    #: Seconds between two looks at whether the keys of those who read events are still good.
-    recheck: float = 10.0
+    #: Seconds between two looks at whether the keys of those who read events are still good. That is a read of the
+    #: store for each, of thousands perhaps, and only makes up for news of a revocation that was lost.
+    recheck: float = 60.0
     #: Bytes of formatted events that wait for one reader; past it no more are taken from its subscription.
     stream_buffer: int = 64 * 1024
