@@ -45,7 +45,12 @@ def turn_admission(
         incarnation=incarnation,
         later=later,
         timeout=timeout,
-        backlog=BacklogLimits(limits.max_waiting_per_tenant, limits.max_waiting_per_user),
+        backlog=BacklogLimits(
+            limits.max_waiting_per_tenant,
+            limits.max_waiting_per_user,
+            limits.max_waiting_text_per_tenant,
+            limits.max_waiting_text_per_user,
+        ),
         per_runtime=limits.max_turns_per_runtime,
     )
 
