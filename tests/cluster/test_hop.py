@@ -15,6 +15,7 @@ from copilot import ToolInvocation, ToolResult
 from copilot._jsonrpc import JsonRpcError
 from copilot.generated.rpc import PermissionDecisionApproveOnce
 
+from aerodrome.app.observe import state_of
 from aerodrome.demo.model import ModelServer
 from aerodrome.gateway import away
 from aerodrome.gateway import requests as gateway_requests
@@ -231,6 +232,14 @@ async def test_a_link_between_nodes_is_not_taken_for_a_stranger(nodes: Hop, monk
             await stranger.receive()
     assert not link.closed
     await link.aclose()
+
+
+async def test_a_client_whose_sessions_run_at_another_node_is_counted_once(nodes: Hop, client: Client) -> None:
+    chat = await client.create()
+    await chat.turn("one")
+    assert len(relayed(nodes)) == 1
+    front, back = (state_of(each.node, "1.0") for each in (nodes.front, nodes.back))
+    assert (front.gateway_clients, back.gateway_clients) == (1, 0)
 
 
 async def test_only_who_has_a_node_s_token_speaks_for_others(nodes: Hop, client: Client) -> None:

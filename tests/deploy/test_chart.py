@@ -54,7 +54,14 @@ CASES: dict[str, dict[str, Any]] = {
     "closed": over(FLEET, {"gateway": {"service": {"enabled": False}}}),
     "open": over(FLEET, {"networkPolicy": {"enabled": False}, "topologySpread": {"enabled": False}}),
     "quiet": over(
-        FLEET, {"metrics": {"enabled": False, "serviceMonitor": {"enabled": False}}, "autoscaling": {"enabled": False}}
+        FLEET,
+        {
+            "metrics": {
+                "enabled": False,
+                **{what: {"enabled": False} for what in ("serviceMonitor", "prometheusRule", "dashboards")},
+            },
+            "autoscaling": {"enabled": False},
+        },
     ),
     "no hooks": over(FLEET, {"migrations": {"enabled": False}, "podDisruptionBudget": {"enabled": False}}),
     "claims": {"data": {"persistence": {"existingClaim": "conversations"}}},
@@ -83,6 +90,19 @@ CUSTOM: dict[str, dict[str, Any]] = {
             "jobLabel": {"type": "string"},
             "selector": {"required": ["matchLabels"]},
             "endpoints": {"minItems": 1},
+        },
+    },
+    "PrometheusRule": {
+        "required": ["groups"],
+        "additionalProperties": False,
+        "properties": {
+            "groups": {
+                "minItems": 1,
+                "items": {
+                    "required": ["name", "rules"],
+                    "properties": {"rules": {"minItems": 1, "items": {"required": ["expr"]}}},
+                },
+            }
         },
     },
     "ScaledObject": {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import yaml
 
@@ -26,6 +28,26 @@ def test_the_fleet_has_the_name_by_which_the_alert_looks_for_lost_nodes(release:
         assert f'up{{job="{job_of(render(values, name=release))}"}} == 0' in down["expr"]
     # Fleets of one Prometheus are told apart by it.
     assert job_of(render(over(FLEET, {"metrics": {"fleet": "copilot-eu"}}))) == "copilot-eu"
+
+
+def test_rules_and_dashboards_are_those_of_the_repository() -> None:
+    files = ROOT / "deploy" / "observability"
+    rules = {m["metadata"]["name"]: m["spec"] for m in rendered("fleet") if m["kind"] == "PrometheusRule"}
+    assert rules == {
+        f"{NAME}-{part}": yaml.safe_load((files / "prometheus" / f"{part}.rules.yml").read_text())
+        for part in ("alerts", "recording")
+    }
+    for path in (files / "grafana").glob("*.json"):
+        board = only(rendered("fleet"), "ConfigMap", f"{NAME}-dashboard-{path.stem}")
+        assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+        assert json.loads(board["data"][f"aerodrome-{path.name}"]) == json.loads(path.read_text())
+
+
+def test_rules_look_for_lost_nodes_of_the_fleet_by_its_name() -> None:
+    rules = only(render(over(FLEET, {"metrics": {"fleet": "copilot-eu"}})), "PrometheusRule", f"{NAME}-alerts")
+    (down,) = [r for group in rules["spec"]["groups"] for r in group["rules"] if r["alert"] == "AerodromeNodeDown"]
+    assert 'up{job="copilot-eu"} == 0' in down["expr"]
+    assert 'job="aerodrome"' not in down["expr"]
 
 
 def test_without_the_metric_keda_ends_no_node() -> None:

@@ -67,6 +67,8 @@ _OTHER: dict[str, object] = {
     "podSecurity.runAsUser": 20000,
     "migrations.deadlineSeconds": 60,
     "metrics.serviceMonitor.interval": "60s",
+    "metrics.prometheusRule.labels": {"release": "prometheus"},
+    "metrics.dashboards.labels": {"grafana_dashboard": "yes"},
 }
 
 

@@ -17,7 +17,7 @@ from copilot._jsonrpc import JsonRpcError
 from aerodrome.demo.model import ModelServer
 from aerodrome.errors import StoreUnavailable
 from aerodrome.model import SessionKey
-from support.host import Host, host, until
+from support.host import Host, host, sse_events, until
 from support.misbehaving import RawClient, raw
 from support.sdk_clients import Chat, Endpoint, connected, custom_tool
 
@@ -249,6 +249,19 @@ async def test_a_revoked_key_ends_the_connection(node: Host, monkeypatch: pytest
         await node.node.stores.keys.revoke(info.id)
         await node.node.gateway.recheck()
         assert await gone(client)
+
+
+async def test_a_revoked_key_ends_streams_of_events(node: Host) -> None:
+    alice = await node.user("alice")
+    await alice.open("followed")
+    await alice.http.put("/sessions/followed/members/eve", json={"role": "reader"})
+    info, key = await node.node.stores.keys.create("acme", "eve", frozenset())
+    headers = {"Authorization": f"Bearer {key}"}
+    async with alice.http.stream("GET", "/sessions/followed/events", headers=headers, timeout=20) as stream:
+        assert stream.status_code == 200
+        await node.node.stores.keys.revoke(info.id)
+        [last] = [event async for event in sse_events(stream)]
+    assert (last["event"], last["data"]["code"]) == ("error", "unauthenticated")
 
 
 async def test_who_does_not_say_who_it_is_is_shown_the_door(node: Host) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from aerodrome.errors import StoreUnavailable
-from support.http_front import ALICE, MESSAGES, Front, request
+from aerodrome.model import Principal, Role
+from support.http_front import ALICE, EVENTS, MESSAGES, Front, request
+from support.scripted_sessions import event
 
 
 @pytest.mark.parametrize(
@@ -66,3 +68,34 @@ async def test_a_key_that_can_not_be_looked_up_is_not_a_wrong_key(front: Front) 
     front.keys.failure = StoreUnavailable("the database is locked", retry_after=1)
     response = await front.client.get("/api/v1/sessions", headers=ALICE)
     assert (response.status_code, response.json()["code"]) == (503, "store_unavailable")
+
+
+async def test_a_stream_of_events_ends_with_the_key_that_it_began_with(front: Front) -> None:
+    await front.sessions.set_member(Principal("acme", "alice"), "s1", "bob", Role.READER)
+    alice = await front.raw(request("GET", EVENTS))
+    bob = await front.raw(request("GET", EVENTS, key="aero_bob"))
+    assert [(await reader.head())[0] for reader in (alice, bob)] == [200, 200]
+    front.keys.revoked.add("aero_bob")
+    await front.readers.recheck()
+    assert [(kind, data["code"]) for _, kind, data in await bob.events()] == [("error", "unauthenticated")]
+    front.sessions.streams[0].put(event(1))
+    assert (await alice.event())[0] == "e1"
+
+
+async def test_a_store_that_is_away_ends_no_stream(front: Front) -> None:
+    reader = await front.raw(request("GET", EVENTS))
+    assert (await reader.head())[0] == 200
+    front.keys.failure = StoreUnavailable("the database is locked")
+    await front.readers.recheck()
+    front.sessions.streams[0].put(event(1))
+    assert (await reader.event())[0] == "e1"
+
+
+async def test_nobody_is_looked_after_who_has_gone(front: Front) -> None:
+    reader = await front.raw(request("GET", EVENTS))
+    assert (await reader.head())[0] == 200
+    reader.abort()
+    await front.sessions.streams[0].closed.wait()
+    front.keys.asked.clear()
+    await front.readers.recheck()
+    assert front.keys.asked == []

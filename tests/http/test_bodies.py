@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from aerodrome.http.limits import HttpLimits
-from support.http_front import MESSAGES, Front, request
+from support.http_front import MESSAGES, Front, request, serving
 
 LIMIT = 10_000
 JSON = "Content-Type: application/json"
@@ -18,6 +19,12 @@ JSON = "Content-Type: application/json"
 @pytest.fixture
 def limits() -> HttpLimits:
     return HttpLimits(max_body=LIMIT, read_timeout=0.3)
+
+
+@pytest.fixture
+async def roomy() -> AsyncIterator[Front]:
+    async with serving(HttpLimits()) as front:
+        yield front
 
 
 def prompt_of(size: int) -> bytes:
@@ -89,12 +96,48 @@ async def test_a_chunked_body_is_refused_as_soon_as_it_is_too_large(front: Front
     assert (status, document["code"]) == (413, "too_large")
 
 
+@pytest.mark.parametrize("key", ["aero_alice", None])
+async def test_a_body_of_two_lengths_is_refused_and_what_follows_is_not_read(front: Front, key: str | None) -> None:
+    hidden = request("DELETE", "/api/v1/sessions/s1")
+    client = await front.raw(
+        request("POST", MESSAGES, JSON, "Content-Length: 5", "Transfer-Encoding: chunked", body=b"0\r\n\r\n", key=key)
+        + hidden
+    )
+    status, headers, document = await client.response()
+    assert (status, document["code"], headers["connection"]) == (400, "invalid", "close")
+    assert await client.is_closed()
+    assert front.sessions.calls == []
+
+
 async def test_a_chunked_body_within_the_limit_is_taken(front: Front) -> None:
     client = await front.raw(request("POST", MESSAGES, JSON, "Transfer-Encoding: chunked"))
     for part in (b'{"pro', b'mpt":"Hi"}'):
         await client.send(b"%x\r\n%b\r\n" % (len(part), part))
     await client.send(b"0\r\n\r\n")
     assert (await client.response())[0] == 200
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(max_body=LIMIT, max_incoming=2 * LIMIT)])
+async def test_one_user_s_bodies_that_come_in_are_not_without_end(front: Front) -> None:
+    """Each may be as large as one may be, and be sent as slowly."""
+    slow = request("POST", MESSAGES, JSON, f"Content-Length: {LIMIT}") + b'{"prompt":"' + b"x" * 8_000
+    answers = {asyncio.create_task(client.response()): client for client in [await front.raw(slow) for _ in range(3)]}
+    [refused], waiting = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+    status, headers, document = refused.result()
+    assert (status, document["code"], headers["retry-after"]) == (503, "capacity", "1")
+    first, second = waiting
+    # Somebody else's are something else, and so is what has come in.
+    bob = await front.raw(request("POST", "/api/v1/ask", JSON, key="aero_bob", body=prompt_of(LIMIT)))
+    assert (await bob.response())[0] == 200
+    rest = b"x" * (LIMIT - 8_011 - 2) + b'"}'
+    await answers[first].send(rest)
+    assert (await first)[0] == 200
+    answers[second].abort()
+    with pytest.raises(asyncio.IncompleteReadError):
+        await second
+    await front.client.get("/health")
+    for _ in range(3):
+        assert (await post(front, prompt_of(LIMIT)))[0] == 200
 
 
 async def test_a_body_that_stalls_is_given_up(front: Front) -> None:
@@ -160,6 +203,48 @@ async def test_every_wrong_field_is_named(front: Front) -> None:
     assert status == 400
     assert {error["field"] for error in document["errors"]} == {"body.prompt", "body.a", "body.b"}
     assert "(and 2 more, see errors)" in document["detail"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{%s}" % b",".join(b'"a%d":1' % number for number in range(60_000)),
+        b'{"tools":[%s1]}' % (b"1," * 60_000),
+        b'{"tools":[%s""]}' % (b"[]," * 60_000),
+        b"[" * 60_000,
+    ],
+)
+async def test_a_body_of_very_many_values_is_not_even_decoded(
+    roomy: Front, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Sixteen megabytes of them took the event loop for 13 s: longer than other nodes hold this one for alive.
+    monkeypatch.setattr("aerodrome.http.encoding.from_json", None)
+    for path in ("/api/v1/sessions", MESSAGES):
+        status, document = await post(roomy, content, path)
+        assert (status, document["code"]) == (400, "invalid")
+        assert document["detail"] == "the body has more than 50000 values"
+    assert roomy.sessions.calls == []
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ({f"a{number}": 1 for number in range(1000)}, "the body has more than 100 fields"),
+        ({"tools": [1] * 40_000}, "body.tools[0]: Input should be a valid string"),
+        ({"tools": ["x"] * 201}, "body.tools: List should have at most 200 items after validation, not 201"),
+        ({"tools": ["x" * 201]}, "body.tools[0]: String should have at most 200 characters"),
+    ],
+)
+async def test_not_each_of_very_many_mistakes_is_named(roomy: Front, value: Any, complaint: str) -> None:
+    status, document = await post(roomy, json.dumps(value).encode(), "/api/v1/sessions")
+    assert (status, document["detail"]) == (400, complaint)
+
+
+async def test_what_looks_like_many_values_in_a_prompt_is_text(roomy: Front) -> None:
+    prompt = json.dumps({'\\"': ["{[,]}"] * 60_000})
+    status, _ = await post(roomy, json.dumps({"prompt": prompt}).encode())
+    assert status == 200
+    assert roomy.sessions.calls[0][3].prompt == prompt
 
 
 async def test_what_the_caller_sent_is_not_repeated_in_the_error(front: Front) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
+import structlog
+from starlette.types import Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from aerodrome.errors import (
@@ -20,6 +23,8 @@ from aerodrome.errors import (
     all_codes,
 )
 from aerodrome.http.problems import PROBLEMS, problem_of
+from aerodrome.http.server import HttpServer
+from aerodrome.observability.logging import add_trace
 from support.http_front import BOB, MESSAGES, Front, request
 
 
@@ -148,15 +153,17 @@ async def test_an_impossible_request_id_is_an_unknown_request(front: Front, requ
         ("GET", "/api/v1/ask", {"POST"}),
         ("POST", "/health", {"GET", "HEAD"}),
         ("TRACE", "/api/v1/sessions/s1/messages", {"GET", "POST"}),
+        ("PUT", "/api/v1/sessions/s1", {"GET", "PATCH", "DELETE"}),
+        ("POST", "/openapi.json", {"GET", "HEAD"}),
     ],
 )
 async def test_a_wrong_method_says_which_are_right(front: Front, method: str, path: str, allowed: set[str]) -> None:
     response = await front.client.request(method, path)
     assert response.status_code == 405
-    assert set(response.headers["Allow"].split(", ")) <= allowed
+    assert set(response.headers["Allow"].split(", ")) == allowed
     if method != "HEAD":
         assert response.json()["code"] == "invalid"
-        assert response.json()["detail"].startswith("this route answers ")
+        assert response.json()["detail"] == f"this route answers {', '.join(sorted(allowed))}, not {method}"
 
 
 async def test_the_connection_goes_on_after_an_error(front: Front) -> None:
@@ -176,6 +183,28 @@ async def test_what_is_not_http_is_answered_and_cut(front: Front) -> None:
     assert await client.is_closed()
 
 
+async def test_strangers_do_not_fill_the_log(front: Front, caplog: pytest.LogCaptureFixture) -> None:
+    for odd in (
+        b"\x16\x03\x01 hello\r\n\r\n",
+        request("GET", "/health", "Connection: Upgrade", "Upgrade: websocket", key=None),
+        request("GET", "/health", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", key=None),
+    ):
+        await (await front.raw(odd)).response()
+    assert caplog.records == []
+
+
+async def test_what_uvicorn_finds_wrong_with_us_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ZeroDivisionError
+
+    server = HttpServer(broken, "127.0.0.1", 0)
+    host, port = await server.start()
+    async with httpx.AsyncClient(trust_env=False) as client:
+        assert (await client.get(f"http://{host}:{port}/")).status_code == 500
+    await server.stop(0)
+    assert [(record.name, record.levelname) for record in caplog.records] == [("aerodrome.http.uvicorn", "ERROR")]
+
+
 async def test_the_request_id_is_the_caller_s_if_it_is_sound(front: Front) -> None:
     kept = await front.client.get("/health", headers={"X-Request-Id": "trace:1.a_b-c"})
     assert kept.headers["X-Request-Id"] == "trace:1.a_b-c"
@@ -184,6 +213,21 @@ async def test_the_request_id_is_the_caller_s_if_it_is_sound(front: Front) -> No
         assert len(made.headers["X-Request-Id"]) == 32
     refused = await front.client.get("/api/v1/sessions", headers={"Authorization": "Bearer no", "X-Request-Id": "r"})
     assert refused.headers["X-Request-Id"] == "r"
+
+
+async def test_a_request_behind_another_one_has_nothing_of_it(front: Front) -> None:
+    parent = f"00-{'1' * 32}-{'2' * 16}-01"
+    with capture_logs(processors=[structlog.contextvars.merge_contextvars, add_trace]) as logs:
+        client = await front.raw(
+            request("GET", "/api/v1/sessions/s1", f"traceparent: {parent}") + request("GET", "/health", key=None)
+        )
+        assert [(await client.response())[0] for _ in range(2)] == [200, 200]
+        await client.send(request("GET", "/health", key=None))
+        await client.response()
+    first, *others = [entry for entry in logs if entry["event"] == "http.request"]
+    assert (first["user"], first["trace_id"]) == ("alice", "1" * 32)
+    for other in others:
+        assert not {"user", "tenant", "trace_id"} & other.keys()
 
 
 async def test_a_request_is_logged_without_what_was_said(front: Front) -> None:

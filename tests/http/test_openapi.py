@@ -10,9 +10,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from aerodrome.http.api import routes_only
+from aerodrome.http.encoding import encode
 from aerodrome.http.problems import PROBLEMS
 from aerodrome.http.reference import render
-from support.http_front import Contract, parse_events
+from support.http_front import Contract, Front, parse_events
 
 DOCUMENT = routes_only().openapi()
 PROBLEM = "application/problem+json"
@@ -136,6 +137,22 @@ def test_operation_ids_are_unique_names() -> None:
     ids = [operation["operationId"] for operation in OPERATIONS.values()]
     assert len(set(ids)) == len(ids)
     assert all(name.isidentifier() for name in ids)
+
+
+async def test_the_document_is_written_once(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has no key may ask for its hundred kilobytes as often as he likes."""
+    written: list[Any] = []
+
+    def write(value: Any) -> bytes:
+        written.append(value)
+        return encode(value)
+
+    monkeypatch.setattr("aerodrome.http.api.encode", write)
+    first, second = [await front.client.get("/openapi.json", headers={"Authorization": ""}) for _ in range(2)]
+    assert first.headers["content-type"] == "application/json"
+    assert first.json() == routes_only().openapi()
+    assert first.content == second.content
+    assert len(written) == 1
 
 
 def test_the_reference_page_is_current() -> None:

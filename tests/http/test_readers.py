@@ -10,6 +10,7 @@ import pytest
 
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.protocol import GuardedProtocol
+from aerodrome.model import Principal, Role
 from aerodrome.sessions.api import Message
 from support.http_front import EVENTS, MESSAGES, Front, RawClient, parse_events, request
 from support.scripted_sessions import ScriptedStream, event
@@ -19,7 +20,7 @@ FOLLOW = request("GET", EVENTS)
 
 @pytest.fixture
 def limits() -> HttpLimits:
-    return HttpLimits(write_timeout=0.3, read_timeout=0.3)
+    return HttpLimits(write_timeout=0.3, read_timeout=0.3, keep_alive=0.3)
 
 
 @pytest.fixture
@@ -116,6 +117,47 @@ async def test_a_connection_that_never_asks_is_closed(front: Front, start: bytes
     client = await front.raw(start)
     async with asyncio.timeout(5):
         assert await client.is_closed()
+
+
+@pytest.mark.parametrize(
+    ("limits", "who", "complaint"),
+    [
+        (HttpLimits(max_readers_per_user=2), "aero_alice", "this user reads 2 streams of events already"),
+        (HttpLimits(max_readers=2), "aero_bob", "2 streams of events are read from this node already"),
+    ],
+)
+async def test_one_more_reader_than_allowed_is_refused(front: Front, who: str, complaint: str) -> None:
+    await front.sessions.set_member(Principal("acme", "alice"), "s1", "bob", Role.READER)
+    first, stream = await follow(front)
+    await follow(front)
+    third = await front.raw(request("GET", EVENTS, key=who))
+    status, headers, document = await third.response()
+    assert (status, document["code"], document["detail"]) == (503, "capacity", complaint)
+    assert headers["retry-after"] == "1"
+    assert len(front.sessions.streams) == 2  # nothing was done for it
+    first.abort()
+    await asyncio.wait_for(stream.closed.wait(), 5)
+    await third.send(request("GET", EVENTS, key=who))
+    assert (await third.head())[0] == 200
+
+
+async def test_a_reader_that_is_refused_takes_no_place(front: Front) -> None:
+    for _ in range(3):
+        response = await front.client.get("/api/v1/sessions/none/events")
+        assert response.status_code == 404
+    assert front.readers.count == 0
+
+
+async def test_a_connection_that_asks_no_more_is_closed(front: Front) -> None:
+    client = await front.raw(request("GET", "/health"))
+    assert (await client.response())[0] == 200
+    async with asyncio.timeout(5):
+        assert await client.is_closed()
+
+
+def test_a_proxy_closes_its_idle_connections_before_we_do() -> None:
+    # 60 s are what load balancers of clouds and ingress controllers keep one for.
+    assert HttpLimits().keep_alive > 60
 
 
 async def test_a_stream_outlives_the_time_outs_of_requests(front: Front) -> None:

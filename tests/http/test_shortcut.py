@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -126,6 +129,25 @@ async def test_a_body_that_was_read_in_vain_is_read_again() -> None:
     first, second = framework.received
     assert json.loads(first["body"]) == {"prompt": 1}
     assert second == {"type": "http.disconnect"}
+
+
+async def test_a_prompt_is_kept_once_while_its_turn_runs(front: Front) -> None:
+    front.sessions.autofinish = None
+    size = 4_000_000
+    client = await front.raw()
+    body = b'{"prompt":"' + b"x" * size + b'"}'
+    tracemalloc.start()
+    try:
+        client.writer.write(request("POST", MESSAGES, "Content-Type: application/json", body=body))
+        del body
+        await asyncio.wait_for(front.sessions.called.wait(), 10)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    front.sessions.turns[0].finish()
+    assert (await client.response())[0] == 200
+    assert size < kept < 1.5 * size
 
 
 async def test_a_plain_prompt_takes_the_shortcut(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ PROMPT = request(
 
 @pytest.fixture
 def limits() -> HttpLimits:
-    return HttpLimits(heartbeat=0.2)
+    return HttpLimits(heartbeat=0.2, keep_alive=0.3)
 
 
 async def follow(front: Front, data: bytes = FOLLOW) -> tuple[RawClient, ScriptedStream]:

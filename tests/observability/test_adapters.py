@@ -44,12 +44,34 @@ def test_names_that_users_choose_cannot_make_series_without_end() -> None:
     assert len(found.samples) < 3000
 
 
+def test_the_first_failure_of_a_tenant_is_an_increase() -> None:
+    registry = new_registry()
+    meter = PrometheusMeter(registry, tenants=1)
+    for tenant in ("acme", "globex"):
+        meter.turn_ended(EndedTurn(tenant, "completed"))
+    before = exposed(registry)
+    for tenant in ("acme", OTHER):
+        assert before.value("aerodrome_turns_total", status="failed", code="store_unavailable", tenant=tenant) == 0
+    meter.turn_ended(EndedTurn("acme", "failed", "store_unavailable"))
+    after = exposed(registry)
+    assert after.value("aerodrome_turns_total", status="failed", code="store_unavailable", tenant="acme") == 1
+
+
 def test_without_tenant_labels_no_tenant_is_named() -> None:
     registry = new_registry()
     meter = PrometheusMeter(registry)
     meter.turn_ended(EndedTurn("acme", "completed"))
     meter.model_called(ModelCall("acme", "openai", "gpt", 1, 2))
     assert "acme" not in Exposition(registry).exposition("")[0].decode()
+
+
+@pytest.mark.parametrize(
+    "accept", ["", "*/*", ";;,=", "text/plain; version=x", "application/openmetrics-text; version=x"]
+)
+def test_who_asks_oddly_is_answered_plainly(accept: str) -> None:
+    body, media_type = Exposition(new_registry()).exposition(accept)
+    assert b"process_cpu_seconds_total" in body
+    assert media_type.startswith("text/plain")
 
 
 class Store:

@@ -26,9 +26,21 @@ except ValueError:
     log.exception("turn.crashed")
 """
 
+#: What libraries and the event loop say.
+OTHERS = """
+import logging
+
+logging.getLogger("library").info("quiet library")
+logging.getLogger("library").warning("%d retries\\nare left", 3)
+try:
+    fail("a private matter")
+except ValueError:
+    logging.getLogger("asyncio").exception("Task exception was never retrieved")
+"""
+
 
 def run(level: str, log_format: str) -> str:
-    program = PROGRAM.format(level=level, format=log_format)
+    program = PROGRAM.format(level=level, format=log_format) + OTHERS
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "", "standard output belongs to the `ready` line"
     return done.stderr
@@ -36,11 +48,19 @@ def run(level: str, log_format: str) -> str:
 
 def test_json_lines_are_json_with_level_and_time() -> None:
     lines = [json.loads(line) for line in run("info", "json").splitlines()]
-    assert [line["event"] for line in lines] == ["session.awake", "turn.crashed"]
+    assert [line["event"] for line in lines[:2]] == ["session.awake", "turn.crashed"]
     assert lines[0]["session"] == "acme/s1"
     assert lines[0]["level"] == "info"
     assert lines[0]["timestamp"].endswith("Z")
     assert "ValueError: broken" in lines[1]["exception"]
+
+
+def test_what_libraries_say_is_json_lines_as_well() -> None:
+    warning, error = (json.loads(line) for line in run("info", "json").splitlines()[2:])
+    assert (warning["level"], warning["logger"], warning["event"]) == ("warning", "library", "3 retries\nare left")
+    assert (error["level"], error["logger"]) == ("error", "asyncio")
+    assert error["exception"].endswith("ValueError: broken")
+    assert warning["timestamp"].endswith("Z")
 
 
 def test_auto_is_json_where_no_terminal_is() -> None:

@@ -36,6 +36,13 @@ def test_what_names_something_to_fetch_is_refused(attachment: dict[str, Any]) ->
     assert "attachments[1]" in said
 
 
+@pytest.mark.parametrize("attachment", [{"type": "x" * 10_000}, {"type": ["x"] * 10_000}, {**BLOB, "x" * 10_000: 1}])
+def test_a_refusal_is_no_longer_than_what_there_is_to_say(attachment: dict[str, Any]) -> None:
+    said = refusal([attachment])
+    assert said is not None
+    assert len(said) < 300
+
+
 @given(st.lists(st.dictionaries(st.text(), st.text(), max_size=4)))
 def test_nothing_but_blobs_ever_passes(attachments: list[dict[str, str]]) -> None:
     if refusal(attachments) is None:

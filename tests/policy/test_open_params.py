@@ -262,7 +262,8 @@ def test_mcp_servers_are_remote_ones_and_get_nothing_of_the_host(change: Any, na
     "host",
     ["localhost", "LOCALHOST.", "a.localhost", "127.0.0.1", "127.9.9.9", "127.1", "2130706433", "0x7f.0.0.1", "0",
      "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]", "[::]", "[fe80::1]", "169.254.169.254", "[64:ff9b::7f00:1]",
-     "[2002:7f00:1::]", "0177.0.0.1", "metadata.google.internal", "224.0.0.1"],
+     "[2002:7f00:1::]", "0177.0.0.1", "metadata.google.internal", "224.0.0.1", "168.63.129.16", "100.100.100.200",
+     "[fd00:ec2::254]"],
 )  # fmt: skip
 def test_no_mcp_server_is_the_machine_that_runs_the_session(host: str) -> None:
     assert "leads to the machine" in refused(mcpServers={"m": {**REMOTE, "url": f"http://{host}:8080/mcp"}}).reason

@@ -29,6 +29,9 @@ OTHER = [
     "fec0::1",
     "224.0.0.1",
     "ff02::1",
+    "168.63.129.16",
+    "::ffff:168.63.129.16",
+    "64:ff9b::a83f:8110",
     "metadata.google.internal",
     "x.local",
 ]

@@ -87,6 +87,27 @@ async def test_a_runtime_that_ends_at_once_is_quoted(tmp_path: Path) -> None:
     await until(lambda: not started_with(tmp_path), timeout=30)
 
 
+async def test_one_that_ends_before_its_keeper_looks_at_it_is_quoted_as_well(tmp_path: Path) -> None:
+    """What bubblewrap tells of it is read when there is time for that: a program that ends at once may be gone."""
+    stand_in = tmp_path / "bwrap"
+    stand_in.write_text(
+        f"#!{sys.executable}\n"
+        "import os, subprocess, sys\n"
+        "gone = subprocess.Popen(['/bin/true'])\n"
+        "gone.wait()\n"
+        "print('a word before the end', flush=True)\n"
+        "os.write(int(sys.argv[2]), b'{\"child-pid\": %d}' % gone.pid)\n"
+        "sys.exit(7)\n"
+    )
+    stand_in.chmod(0o755)
+    launcher = sandbox(tmp_path, bubblewrap=stand_in)
+    with pytest.raises(RuntimeUnavailable, match=r"code 7.*a word before the end"):
+        await launcher.launch(launch_spec(tmp_path, Path("/bin/true")), timeout=60)
+    with pytest.raises(RuntimeUnavailable, match="a program in it ends with code 7"):
+        await launcher.check(tmp_path / "homes")
+    assert started_with(tmp_path) == []
+
+
 async def test_one_that_never_listens_is_ended_when_its_time_is_over(tmp_path: Path) -> None:
     with pytest.raises(RuntimeUnavailable, match="did not listen within 2 s"):
         await sandbox(tmp_path).launch(launch_spec(tmp_path, in_a_sandbox(tmp_path, "never_listens")), timeout=2)

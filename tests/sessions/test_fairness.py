@@ -104,6 +104,28 @@ async def test_one_prompt_too_many_is_refused_at_once_and_nothing_of_it_is_recor
         assert node.context.admission.backlog.tenants == {}
 
 
+async def test_many_large_prompts_are_too_many_before_they_are_many() -> None:
+    backlog = BacklogLimits(characters_per_user=1000, characters_per_tenant=1800)
+    async with scripted_node(max_turns=1, backlog=backlog) as node:
+        running = await prompt(node, ALICE, "s0", "x" * 5000)  # it is for others to say how large one may be
+        await until(lambda: in_turn(node) == ["s0"])
+        waiting = [await prompt(node, ALICE, f"s{n}", "x" * 480) for n in range(2)]
+        blob = {"type": "blob", "data": "x" * 480, "mimeType": "text/plain"}
+        await node.service.open_session(ALICE, OpenSession(id="s9"))
+        for message in (SendMessage("x" * 480), SendMessage("", attachments=[blob])):
+            with pytest.raises(Capacity, match="2 prompts of yours wait already, with 960 characters"):
+                await node.service.send(ALICE, "s9", message)
+        waiting.append(await prompt(node, BOB, "b0", "x" * 480))
+        with pytest.raises(Capacity, match="3 prompts of your organisation"):
+            await prompt(node, BOB, "b1", "x" * 480)
+        waiting.append(await prompt(node, CAROL, "c0", "x" * 480))
+        waiting.append(await prompt(node, ALICE, "s10", "x" * 20))
+        await node.loaded("s0").answer()
+        await running.wait()
+        await end(waiting, node)
+        assert node.context.admission.backlog.tenants == {}
+
+
 async def test_prompts_that_join_a_turn_or_fail_to_be_recorded_do_not_wait() -> None:
     async with scripted_node(backlog=BacklogLimits(per_tenant=2, per_user=2)) as node:
         await node.open("s1")

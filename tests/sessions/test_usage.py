@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aerodrome.events import SessionEvent
+from aerodrome.observability.prometheus import Exposition, PrometheusMeter, new_registry
 from aerodrome.sessions.usage import model_call_of
 from aerodrome.telemetry.meter import ModelCall
 
@@ -39,3 +40,11 @@ def test_whatever_is_said_counts_as_something_or_nothing(data: dict[str, Any]) -
     assert call.output_tokens >= 0
     assert call.seconds is None or call.seconds >= 0
     assert len(call.model) <= 100
+
+
+def test_half_a_character_in_a_name_does_not_make_all_metrics_unreadable() -> None:
+    call = model_call_of("acme", usage({"model": "gpt\ud800", "modelProvider": "\udfff"}))
+    assert (call.model, call.provider) == ("gpt\ufffd", "\ufffd")
+    registry = new_registry()
+    PrometheusMeter(registry).model_called(call)
+    assert "gpt\ufffd" in Exposition(registry).exposition("")[0].decode()

@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 
 from aerodrome.http.api import create_app, routes_only
 from aerodrome.http.limits import HttpLimits
+from aerodrome.http.readers import Readers
 from aerodrome.http.server import HttpServer
 from aerodrome.model import Principal, SessionKey, SessionRow
 from support.scripted_sessions import Keys, Probe, ScriptedAdministration, ScriptedSessions
@@ -79,6 +80,7 @@ class Front:
     keys: Keys
     probe: Probe
     administration: ScriptedAdministration
+    readers: Readers
     contract: Contract
     host: str
     port: int
@@ -204,7 +206,7 @@ async def serving(limits: HttpLimits | None = None) -> AsyncIterator[Front]:
         # The default loads every certificate authority there is, for each client anew.
         verify=False,
     )
-    front = Front(server, sessions, keys, probe, administration, contract, host, port, client)
+    front = Front(server, sessions, keys, probe, administration, app.state.door.readers, contract, host, port, client)
     try:
         async with client:
             yield front

@@ -46,13 +46,14 @@ class Keys:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.revoked: set[str] = set()
         self.failure: Exception | None = None
 
     async def authenticate(self, key: str) -> Principal:
         self.asked.append(key)
         if self.failure is not None:
             raise self.failure
-        if key not in KEYS:
+        if key not in KEYS or key in self.revoked:
             raise Unauthenticated("nobody issued this key")
         return KEYS[key]
 

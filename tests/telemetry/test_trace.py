@@ -26,6 +26,16 @@ def test_a_context_is_read() -> None:
 
 
 @pytest.mark.parametrize(
+    "tracestate",
+    ["a=1", "a=1,b=2", " a=1 , b=2,, c=3", "1t@v=x", "a-b*c/d_=!~ +", ",".join(f"k{number}=1" for number in range(32))],
+)
+def test_a_state_is_passed_on_as_it_is(tracestate: str) -> None:
+    context = TraceContext.parse(GOOD, tracestate)
+    assert context is not None
+    assert context.tracestate == tracestate
+
+
+@pytest.mark.parametrize(
     "traceparent",
     [
         None,
@@ -44,7 +54,25 @@ def test_what_is_none_is_passed_over(traceparent: object) -> None:
     assert TraceContext.parse(traceparent, "vendor=1") is None
 
 
-@pytest.mark.parametrize("tracestate", [None, 7, "a" * 513, "ü=1", "a=1\r\nx-evil: 1"])
+@pytest.mark.parametrize(
+    "tracestate",
+    [
+        None,
+        7,
+        "a" * 513,
+        f"a={'x' * 510}",
+        "ü=1",
+        "a=1\r\nx-evil: 1",
+        "my own words",
+        "a=1,b",
+        "A=1",
+        "a=1,a=2",
+        "a==1",
+        "a=",
+        "a@=1",
+        ",".join(f"k{number}=1" for number in range(33)),
+    ],
+)
 def test_a_state_that_cannot_be_passed_on_is_dropped(tracestate: object) -> None:
     context = TraceContext.parse(GOOD, tracestate)
     assert context is not None

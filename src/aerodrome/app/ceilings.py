@@ -38,7 +38,12 @@ def turn_admission(
         incarnation=incarnation,
         later=partial(tasks.start_if_open, expected=AerodromeError),  # the places of a node that has left are free
         timeout=timeout,
-        backlog=BacklogLimits(limits.max_waiting_per_tenant, limits.max_waiting_per_user),
+        backlog=BacklogLimits(
+            limits.max_waiting_per_tenant,
+            limits.max_waiting_per_user,
+            limits.max_waiting_text_per_tenant,
+            limits.max_waiting_text_per_user,
+        ),
         per_runtime=limits.max_turns_per_runtime,
     )
 

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import structlog
 
@@ -26,6 +26,7 @@ from aerodrome.app.options import (
     attached_options,
     credentials_of,
     gateway_options,
+    http_limits,
     patience,
     peer_silence,
     pool_options,
@@ -41,7 +42,8 @@ from aerodrome.coordination.ports import ClusterEvent
 from aerodrome.errors import AerodromeError, ConfigError
 from aerodrome.gateway.server import Gateway
 from aerodrome.http.api import create_app
-from aerodrome.http.limits import HttpLimits
+from aerodrome.http.door import Door
+from aerodrome.http.readers import Readers
 from aerodrome.http.server import HttpServer
 from aerodrome.identity.ephemeral import Authenticator, EitherOf
 from aerodrome.identity.keys import REVOKED
@@ -121,6 +123,8 @@ class Node:
         #: The other nodes on the same stores.
         self.cluster: Cluster
         self._links: PeerLinks
+        #: Readers of events over HTTP.
+        self._readers: Readers | None = None
         self._http = http
         self._listeners = dict(listeners or {})
         self._authenticator = authenticator
@@ -292,6 +296,8 @@ class Node:
             if not self._tasks.closed:
                 # Connections that stand were checked when they were made.
                 self._tasks.start(self.gateway.recheck(event.subject), "recheck credentials")
+                if self._readers is not None:
+                    self._tasks.start(self._readers.recheck(event.subject), "recheck readers")
 
     async def _open_gateway(self, auth: Authenticator, cli_version: str) -> None:
         self.gateway = Gateway(
@@ -310,7 +316,6 @@ class Node:
         await self._heartbeat.advertise(str(self.settings.server.advertise or advertised(*self.gateway_address)))
 
     async def _open_http(self, auth: Authenticator) -> None:
-        limits = HttpLimits(max_body=self.settings.limits.max_body)
         sessions = self._drain.forwarded = ClusterSessions(
             self.sessions,
             self.cluster,
@@ -326,11 +331,13 @@ class Node:
             auth,
             self.condition,
             Administration(self.stores.coordination),
-            limits,
+            http_limits(self.settings),
             self._attach_admin(),
             metrics=exposition,
             telemetry=self.observability.telemetry,
         )
+        self._readers = readers = cast("Door", app.state.door).readers
+        self._tasks.start(readers.recheck_for_ever(), "recheck readers")
         server = HttpServer(app, *self.settings.server.http, listener=self._listeners.get("http"))
         self.http_address = await server.start()
         self._stack.push_async_callback(server.stop, 5.0)

@@ -119,7 +119,8 @@ def state_of(node: Node, cli_version: str) -> NodeState:
     loaded = [live for live in sessions if live.activation is not None]
     states = Counter(live.listed_state.value for live in loaded)
     turns = Counter(run.row.status is TurnStatus.QUEUED for live in sessions for run in live.turns.all)
-    clients = [client.principal for client in node.gateway.clients if client.principal is not None]
+    # Whom another node passes on is counted there.
+    clients = [client.who for client in node.gateway.clients if client.principal is not None and not client.relayed]
     users = {(live.row.key.tenant, live.row.owner) for live in loaded} | {(who.tenant, who.user) for who in clients}
     runtimes = node.pool.runtimes
     by_state = Counter(runtime.state.value for runtime in runtimes)

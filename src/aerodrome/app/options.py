@@ -15,6 +15,7 @@ from aerodrome.config.types import Address
 from aerodrome.fairness.line import Ceilings
 from aerodrome.gateway.limits import GatewayLimits
 from aerodrome.gateway.server import GatewayOptions
+from aerodrome.http.limits import HttpLimits
 from aerodrome.policy.session_params import Credentials, ToolPolicy
 from aerodrome.runtime.attached.entry import AttachEntry
 from aerodrome.runtime.attached.places import AttachedPoolOptions
@@ -177,6 +178,16 @@ def session_options(settings: Settings) -> SessionOptions:
         default_isolation=settings.isolation.default,
         isolation=dict(settings.isolation.tenants),
         tools=ToolPolicy(isolated=settings.policy.tools, host=settings.policy.host_tools),
+    )
+
+
+def http_limits(settings: Settings) -> HttpLimits:
+    limits = settings.limits
+    return HttpLimits(
+        max_body=limits.max_body,
+        max_incoming=max(256 << 20, 4 * limits.max_body),
+        max_readers=limits.max_readers,
+        max_readers_per_user=limits.max_readers_per_user,
     )
 
 

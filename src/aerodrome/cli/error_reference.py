@@ -81,7 +81,8 @@ ADVICE: dict[str, Advice] = {
         "Wait for `retry_after`. `aerodrome top` shows who waits. If the machine has room: `runtime.max_runtimes`, "
         "`runtime.max_sessions`, `limits.max_turns`, `limits.max_turns_per_tenant`, `limits.max_turns_per_user`, "
         "`limits.max_turns_per_runtime`, `limits.max_sessions` and those of tenants and users; "
-        "`limits.max_waiting_per_user`, `limits.max_waiting_per_tenant`, `sessions.max_queued`. "
+        "`limits.max_waiting_per_user`, `limits.max_waiting_per_tenant`, `limits.max_waiting_text_per_user`, "
+        "`limits.max_waiting_text_per_tenant`, `limits.max_readers`, `sessions.max_queued`. "
         "A reader comes back with `Last-Event-ID`.",
     ),
     "draining": Advice(

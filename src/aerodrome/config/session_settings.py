@@ -66,6 +66,14 @@ class LimitSettings(Section):
     sse_buffer: ByteSize = Field(
         default=4 * MIB, gt=0, description="What may wait for one slow reader of an event stream before it is cut off."
     )
+    max_readers: int = Field(
+        default=10_000,
+        ge=1,
+        description="Most streams of events that are read from this node over HTTP at the same time.",
+    )
+    max_readers_per_user: int = Field(
+        default=1_000, ge=1, description="The same, of one user; one more is refused with `capacity`."
+    )
     max_clients: int = Field(default=10_000, ge=1, description="Most clients of the native gateway at the same time.")
     max_clients_per_user: int = Field(
         default=1_000, ge=1, description="Most clients of the native gateway at the same time, of one user."
@@ -125,6 +133,12 @@ class LimitSettings(Section):
         "refused with `capacity`.",
     )
     max_waiting_per_user: int = Field(default=1_000, ge=1, description="The same, of one user.")
+    max_waiting_text_per_tenant: ByteSize = Field(
+        default=1024 * MIB,
+        gt=0,
+        description="Most characters of prompts, attachments included, that one tenant has waiting in this node.",
+    )
+    max_waiting_text_per_user: ByteSize = Field(default=256 * MIB, gt=0, description="The same, of one user.")
     max_sessions: int | None = Field(
         default=None,
         ge=1,

@@ -12,6 +12,7 @@ from fastapi import Request
 
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.ports import Administration, AttachedServers, Metrics, Readiness
+from aerodrome.http.readers import Readers
 from aerodrome.http.shutdown import Shutdown
 from aerodrome.model import Principal
 from aerodrome.sessions.api import Sessions
@@ -25,6 +26,7 @@ class Door:
     readiness: Readiness
     administration: Administration
     limits: HttpLimits
+    readers: Readers
     attached: AttachedServers | None = None
     metrics: Metrics | None = None
     shutdown: Shutdown = field(default_factory=Shutdown)

@@ -10,6 +10,10 @@ from fastapi import Response
 from pydantic_core import from_json
 
 from aerodrome.errors import Invalid
+from aerodrome.wire.readable import excess_in
+
+#: Fields of a request's object. None has ten, and each that is wrong is named in the answer.
+_MAX_FIELDS = 100
 
 _encoder = msgspec.json.Encoder()
 
@@ -28,12 +32,18 @@ def decode(body: bytes) -> Any:
     """The value of a request body.
 
     Raises:
-        Invalid: It is not JSON in UTF-8; the detail says where.
+        Invalid: It is not JSON in UTF-8, and the detail says where; or it would keep the event loop, and with it
+            everybody, for as long as millions of values take.
     """
+    if (excess := excess_in(body)) is not None:
+        raise Invalid(f"the body has {excess}")
     try:
-        return from_json(body, allow_inf_nan=False)
+        value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise Invalid(f"the body is not valid JSON: {error}") from None
+    if isinstance(value, dict) and len(value) > _MAX_FIELDS:
+        raise Invalid(f"the body has more than {_MAX_FIELDS} fields")
+    return value
 
 
 class JsonResponse(Response):

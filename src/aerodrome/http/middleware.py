@@ -10,15 +10,17 @@ import asyncio
 import re
 import time
 import uuid
+from collections import Counter
 
 import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from aerodrome.errors import AerodromeError, Invalid, TooLarge, Unauthenticated
+from aerodrome.errors import AerodromeError, Capacity, Invalid, TooLarge, Unauthenticated
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.ports import Authenticator
-from aerodrome.http.problems import PROBLEM_CODE, internal_problem, problem_of, problem_response
+from aerodrome.http.problems import PROBLEM_CODE, internal_problem, problem, problem_of, problem_response
+from aerodrome.model import Principal
 from aerodrome.telemetry import SILENT, Telemetry
 from aerodrome.telemetry.trace import Span, TraceContext
 
@@ -37,6 +39,12 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _HOW_TO_AUTHENTICATE = "send your key as 'Authorization: Bearer KEY'"
+
+
+_TWO_LENGTHS = problem_response(
+    problem("invalid", "Content-Length and Transfer-Encoding say two things of the body; send one"),
+    {"Connection": "close"},
+)
 
 
 def header(scope: Scope, name: bytes) -> str | None:
@@ -84,6 +92,11 @@ class RequestContext:
         )
         with structlog.contextvars.bound_contextvars(request_id=request_id), span:
             try:
+                if header(scope, b"transfer-encoding") is not None and header(scope, b"content-length") is not None:
+                    # A proxy that goes by the other one passes on as a body what is a request here, on a connection
+                    # that its callers share (RFC 9112, section 6.3).
+                    await _TWO_LENGTHS(scope, receive, send_named)
+                    return
                 await self._app(scope, receive, send_named)
             except AerodromeError as error:
                 if status:
@@ -140,12 +153,21 @@ def bearer(value: str | None) -> str:
     return key
 
 
+class _Held:
+    """How much of a body is counted."""
+
+    size = 0
+
+
 class BodyLimit:
-    """Refuses a body that is too large, by what it declares or by what arrives, and one that stalls."""
+    """Refuses a body that is too large, by what it declares or by what arrives, and one that stalls; also what comes in
+    at the same time from one user, who may send a thousand of the largest, slowly."""
 
     def __init__(self, app: ASGIApp, limits: HttpLimits) -> None:
         self._app = app
         self._limits = limits
+        #: Bytes of bodies that are not complete yet.
+        self._incoming: Counter[tuple[str, str] | None] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -156,6 +178,8 @@ class BodyLimit:
             raise self._too_large()
         size = 0
         complete = False
+        principal: Principal | None = scope.get("state", {}).get("principal")
+        who = (principal.tenant, principal.user) if principal is not None else None
 
         async def receive_bounded() -> Message:
             nonlocal size, complete
@@ -172,9 +196,23 @@ class BodyLimit:
                 complete = not message.get("more_body", False)
                 if size > limit:
                     raise self._too_large()
+                self._come_in(who, held, 0 if complete else size)
             return message
 
-        await self._app(scope, receive_bounded, send)
+        held = _Held()
+        try:
+            await self._app(scope, receive_bounded, send)
+        finally:
+            self._come_in(who, held, 0)
+
+    def _come_in(self, who: tuple[str, str] | None, held: _Held, size: int) -> None:
+        """So much of this body is here, and not complete. Raises `Capacity`."""
+        self._incoming[who] += size - held.size
+        held.size = size
+        if not self._incoming[who]:
+            del self._incoming[who]
+        elif self._incoming[who] > (most := self._limits.max_incoming) and size:
+            raise Capacity(f"{most} bytes of your requests are coming in already", retry_after=1.0)
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the body is larger than {self._limits.max_body} bytes", limit=self._limits.max_body)

@@ -54,8 +54,9 @@ for `/metrics` the key is a token of its own.
 whether the same request may succeed later, `retry_after` and the `Retry-After` header when. A session you may
 not read is answered like one that does not exist.
 
-**Requests.** Bodies are JSON in UTF-8. A field that is not described is an error. `X-Request-Id` (1 to 128 of
-`A-Z a-z 0-9 . _ : -`) is returned with the response and stands in the log; without it one is made.
+**Requests.** Bodies are JSON in UTF-8, with at most 50,000 values. A field that is not described is an error.
+`X-Request-Id` (1 to 128 of `A-Z a-z 0-9 . _ : -`) is returned with the response and stands in the log; without it one
+is made.
 
 **Server-sent events.** `POST` of a prompt streams with `Accept: text/event-stream`; `GET .../events` always
 does. `event` is the SDK's event type, `data` its envelope on one line as the runtime sent it (`id`, `timestamp`,
@@ -65,7 +66,7 @@ out unless `?trace=true`. A comment line comes as a heartbeat. Beside the SDK's 
 | event | meaning |
 |---|---|
 | `end` | last of a turn's stream: what the call without streaming answers, and `error`, the problem document, if the turn failed or was interrupted |
-| `error` | last of a stream that can not go on: a problem document. `capacity`: you read too slowly; `not_found`: the session is shared with you no more |
+| `error` | last of a stream that can not go on: a problem document. `capacity`: you read too slowly; `not_found`: the session is shared with you no more; `unauthenticated`: your key was revoked |
 | `reconnect` | last of a session's stream when the server stops: connect again with `Last-Event-ID`, here as `last_event_id` |
 | `aerodrome.session_large` | the session was loaded, and its history is long: `characters`, `limit`, `hint` |
 | `aerodrome.gap` | first of a resumed stream: events are missing between the given one and the next |
@@ -78,7 +79,7 @@ Times are Unix seconds.
 
 def body_codes(*codes: str) -> tuple[str, ...]:
     """The codes of a route that takes a body and writes to a store."""
-    return ("invalid", "too_large", "store_unavailable", *codes)
+    return ("invalid", "too_large", "capacity", "store_unavailable", *codes)
 
 
 Responses = dict[int | str, dict[str, Any]]

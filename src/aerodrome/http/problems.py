@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from aerodrome.errors import AerodromeError
@@ -44,6 +45,9 @@ PROBLEMS: dict[str, ProblemKind] = {
     "store_unavailable": ProblemKind(503, "Store unavailable", True, "the database is locked"),
     "turn_interrupted": ProblemKind(503, "Turn interrupted", True, "the runtime died after a tool had run"),
 }
+
+#: Methods that a route may answer.
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 #: The code of the problem that a request is answered with, in its scope.
 PROBLEM_CODE = "aerodrome.problem_code"
@@ -127,11 +131,22 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == HTTPStatus.NOT_FOUND:
         document = problem("not_found", "there is no such route; /openapi.json lists them")
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = headers.get("Allow") or headers.get("allow", "")
+        # The router names the methods of one route; a path has a route for each.
+        headers = {"Allow": (allowed := ", ".join(_methods_of(request)))}
         document = problem("invalid", f"this route answers {allowed}, not {request.method}", status=405)
     else:
         document = problem("invalid", str(error.detail), status=error.status_code)
     return problem_response(document, headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """Those that the path of the request answers."""
+    routes, scope = request.app.routes, request.scope
+    return [name for name in _METHODS if any(_takes(route, scope, name) for route in routes)]
+
+
+def _takes(route: BaseRoute, scope: Scope, method: str) -> bool:
+    return route.matches({**scope, "method": method})[0] is Match.FULL
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:

@@ -9,7 +9,9 @@ application that is a client that went away.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
+from contextvars import Context
 from typing import Any, ClassVar, cast
 
 import h11
@@ -20,6 +22,10 @@ from uvicorn.server import ServerState
 from aerodrome.http.encoding import encode
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.problems import MEDIA_TYPE, problem
+
+#: What uvicorn says of its own errors. Its warnings are of what strangers send, who would fill the log with them.
+_log_of_errors = logging.getLogger("aerodrome.http.uvicorn")
+_log_of_errors.setLevel(logging.ERROR)
 
 
 def protocol_class(limits: HttpLimits) -> type[GuardedProtocol]:
@@ -72,6 +78,8 @@ class GuardedProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.logger = _log_of_errors
+        self.timeout_keep_alive = self.limits.keep_alive  # type: ignore[assignment]  # seconds of any kind
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
@@ -101,6 +109,11 @@ class GuardedProtocol(H11Protocol):
             self._expect_head()
         elif not self._body_is_unwanted():
             self._stop_read_timer()
+
+    def handle_events(self) -> None:
+        # A request that was sent behind another one is begun by the end of that one, in its task. It is none of its
+        # business who that one's caller was, and where in which trace.
+        Context().run(super().handle_events)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -9,7 +9,10 @@ from aerodrome.events import SessionEvent
 from aerodrome.http import schemas, sse
 from aerodrome.http.door import caller_of, door_of
 from aerodrome.http.encoding import JsonResponse
+from aerodrome.http.middleware import bearer
 from aerodrome.http.openapi import EVENT_STREAM, body_codes, responses
+from aerodrome.http.problems import problem_of
+from aerodrome.http.readers import Place
 from aerodrome.http.routing import After, ApiRoute, LastEventId, RequestId, SessionId, Trace
 from aerodrome.sessions.api import EventStream
 
@@ -36,23 +39,36 @@ async def read_events(
     """
     door = door_of(request)
     after = last_event_id or after
-    events = await door.sessions.events(caller_of(request), session_id, after=after)
-    reader = _Reader(events, after or events.position)
-    return sse.SseResponse(
+    who = caller_of(request)
+    place = door.readers.join(bearer(request.headers.get("authorization")), who)
+    try:
+        events = await door.sessions.events(who, session_id, after=after)
+    except BaseException:
+        place.leave()
+        raise
+    reader = _Reader(events, after or events.position, place)
+    response = sse.SseResponse(
         lambda outbox: reader.read(outbox, trace=trace),
-        on_close=events.close,
+        on_close=reader.close,
         stop=door.shutdown.draining,
         farewell=reader.farewell,
         limits=door.limits,
     )
+    place.end = lambda revoked: response.end(sse.frame("error", problem_of(revoked)))
+    return response
 
 
 class _Reader:
     """Reads a subscription, and knows where it could be continued."""
 
-    def __init__(self, events: EventStream, last: str) -> None:
+    def __init__(self, events: EventStream, last: str, place: Place) -> None:
         self._events = events
         self._last = last
+        self._place = place
+
+    def close(self) -> None:
+        self._place.leave()
+        self._events.close()
 
     async def read(self, outbox: sse.Outbox, *, trace: bool) -> None:
         try:

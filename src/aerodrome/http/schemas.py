@@ -26,7 +26,15 @@ SystemMessage = Annotated[str, Field(description="Appended to the runtime's own 
 Prompt = Annotated[str, Field(description="What to ask; may be empty only beside attachments")]
 Attachments = Annotated[
     list[dict[str, Any]],
-    Field(max_length=100, description="Attachments in the SDK's format, such as `{type: blob, data, mimeType}`"),
+    Field(
+        max_length=100,
+        fail_fast=True,
+        description="Attachments in the SDK's format, such as `{type: blob, data, mimeType}`",
+    ),
+]
+Tools = Annotated[
+    list[Annotated[str, Field(max_length=200)]],
+    Field(max_length=200, fail_fast=True),
 ]
 Timestamp = Annotated[float, Field(description="Unix seconds")]
 
@@ -41,7 +49,7 @@ class OpenSessionBody(_Request):
     kind: SessionKind = SessionKind.PERSISTENT
     title: Title | None = None
     system_message: SystemMessage | None = None
-    tools: list[str] | None = Field(
+    tools: Tools | None = Field(
         None, description="Built-in tools the session may use, from what policy allows; default: policy's own set"
     )
     streaming: bool = Field(

@@ -37,14 +37,15 @@ class PromptShortcut:
             return
         session_id, idempotency_key = found
         scope[ROUTE] = _TEMPLATE
-        request = Request(scope, receive)
-        data = await request.body()
+        data = await Request(scope, receive).body()
         try:
             body = SendBody.model_validate(decode(data))
         except (Invalid, ValidationError):
             await self._app(scope, _once_more(data, receive), send)
             return
-        response = await send_message(request, session_id, body, idempotency_key)
+        # What was said is in `body`; the turn may last for an hour. A request remembers its body, so another one.
+        del data
+        response = await send_message(Request(scope, receive), session_id, body, idempotency_key)
         await response(scope, receive, send)
 
 

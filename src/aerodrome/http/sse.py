@@ -196,13 +196,21 @@ class SseResponse(Response):
         self._farewell = farewell
         self._heartbeat = limits.heartbeat
         self._outbox = Outbox(limits.stream_buffer)
+        self._filling: asyncio.Task[None] | None = None
         self._disconnected = False
         self._complete = False
 
+    def end(self, last: bytes) -> None:
+        """End the stream with this frame."""
+        if self._filling is not None:
+            self._filling.cancel()
+        self._outbox.add(last)
+        self._outbox.close()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        fill = asyncio.create_task(self._fill(), name="http:sse-fill")
+        self._filling = fill = asyncio.create_task(self._fill(), name="http:sse-fill")
         watch = asyncio.create_task(self._watch(receive), name="http:sse-watch")
-        unsubscribe = self._stop.subscribe(lambda: self._bid_farewell(fill))
+        unsubscribe = self._stop.subscribe(lambda: self.end(self._farewell()))
         timer = _Timer(self._heartbeat, self._beat)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -248,11 +256,6 @@ class SseResponse(Response):
         if not self._complete:
             self._disconnected = True
             self._outbox.discard()
-
-    def _bid_farewell(self, fill: asyncio.Task[None]) -> None:
-        fill.cancel()
-        self._outbox.add(self._farewell())
-        self._outbox.close()
 
     def _beat(self) -> None:
         # A reader that has something to fetch needs no sign of life, and would only gather them.

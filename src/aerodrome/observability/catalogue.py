@@ -159,7 +159,7 @@ HTTP_SECONDS = _metric(
 ERRORS = _metric(
     "counter", "aerodrome_request_errors", "Requests that were answered with an error, by its code.", "door", "code"
 )
-CLIENTS = _metric("gauge", "aerodrome_gateway_clients", "Native clients that have shown who they are.")
+CLIENTS = _metric("gauge", "aerodrome_gateway_clients", "Native clients of this node that have shown who they are.")
 FRAMES = _metric(
     "counter",
     "aerodrome_gateway_frames",

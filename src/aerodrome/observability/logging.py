@@ -21,27 +21,36 @@ def configure_logging(level: str, log_format: str) -> None:
         log_format: `telemetry.log_format`; `auto` is for people on a terminal and JSON elsewhere.
     """
     for_people = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
-    processors: list[Any] = [
+    prepare: list[Any] = [
         structlog.contextvars.merge_contextvars,
         add_trace,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    render: list[Any]
     if for_people:
         # Not the default formatter, which prints local variables: prompts and keys are among them.
-        processors.append(
+        render = [
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
-        )
+        ]
     else:
-        processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        render = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(
-        processors=processors,
+        processors=[*prepare, *render],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         # The loggers of imported modules are made before this is called; a cached one would keep the defaults.
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    # What libraries and the event loop say, in the same form: whoever reads JSON lines reads every line.
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*prepare, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
 def log_to_the_application() -> None:

@@ -70,6 +70,8 @@ class PrometheusMeter(Meter):
 
         self._tenant, self._model, self._provider = Capped(tenants), Capped(_MODELS), Capped(_MODELS)
         self._reason = Capped(_REASONS)
+        #: Labels of tenants whose turns are there at 0.
+        self._begun: set[str] = set()
         self._turns = counter(catalogue.TURNS)
         self._turn_seconds = histogram(catalogue.TURN_SECONDS)
         self._turn_wait = histogram(catalogue.TURN_WAIT)
@@ -102,9 +104,9 @@ class PrometheusMeter(Meter):
             self._wake_seconds.labels(cause)
         for reason in ("lost", "idle", "room"):
             self._runtimes_ended.labels(reason)
-        for status, code in _ENDS:
+        for status, _ in _ENDS:
             self._turn_seconds.labels(status)
-            self._turns.labels(status, code, "")
+        self._begin_turns_of("")
         for store, operation in _CALLS:
             self._fenced.labels(store)
             self._store_failures.labels(store, operation, StoreUnavailable.code)
@@ -112,8 +114,15 @@ class PrometheusMeter(Meter):
             for error in (Capacity, RateLimited, Unauthenticated):
                 self._errors.labels(door, error.code)
 
+    def _begin_turns_of(self, tenant: str) -> None:
+        self._begun.add(tenant)
+        for status, code in _ENDS:
+            self._turns.labels(status, code, tenant)
+
     def turn_ended(self, turn: EndedTurn) -> None:
-        self._turns.labels(turn.status, turn.code, self._tenant(turn.tenant)).inc()
+        if (tenant := self._tenant(turn.tenant)) not in self._begun:
+            self._begin_turns_of(tenant)
+        self._turns.labels(turn.status, turn.code, tenant).inc()
         if turn.seconds is not None:
             self._turn_seconds.labels(turn.status).observe(turn.seconds)
         if turn.waited is not None:
@@ -260,5 +269,8 @@ class Exposition:
         return token is not None and hmac.compare_digest(credential.encode(), token.encode())
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
-        encode, media_type = choose_encoder(accept)
+        try:
+            encode, media_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # as `version=abc` does, which is no reason to tell nothing
+            encode, media_type = choose_encoder("")
         return encode(self._registry), media_type

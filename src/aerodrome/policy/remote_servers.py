@@ -10,6 +10,7 @@ import ipaddress
 import re
 from typing import Any
 
+from aerodrome._util.addresses import OF_THE_PLATFORM
 from aerodrome.policy.shapes import (
     Denied,
     Shape,
@@ -81,6 +82,8 @@ def _is_the_machine_itself(host: str) -> bool:
     except ValueError:
         name = host.lower().rstrip(".")
         return name in _LOCAL_NAMES or name.endswith(".localhost") or _NUMERIC.fullmatch(host) is not None
+    if address in OF_THE_PLATFORM:
+        return True
     # Addresses in which another one is packed lead to that.
     if isinstance(address, ipaddress.IPv6Address) and (
         address.ipv4_mapped or address.sixtofour or address.teredo or address in _TRANSLATED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from aerodrome._util.surrogates import replace_lone_surrogates
 from aerodrome.events import SessionEvent
 from aerodrome.telemetry.meter import ModelCall
 
@@ -25,7 +26,8 @@ def model_call_of(tenant: str, event: SessionEvent) -> ModelCall:
 
 
 def _name(value: object) -> str:
-    return value[:_LONGEST] if isinstance(value, str) else ""
+    # Half a surrogate pair cannot be written, and with it none of the metrics could.
+    return replace_lone_surrogates(value[:_LONGEST]) if isinstance(value, str) else ""
 
 
 def _number(value: object) -> float | None:

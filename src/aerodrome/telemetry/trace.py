@@ -19,6 +19,12 @@ Value = str | int | float | bool
 
 #: Version 00. What a later version appends is not ours to pass on.
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
+#: A member of a `tracestate` (section 3.3.1.3), or an empty one.
+_MEMBER = re.compile(
+    r" *(?:([a-z][_0-9a-z*/-]{0,255}|[a-z0-9][_0-9a-z*/-]{0,240}@[a-z][_0-9a-z*/-]{0,13})"
+    r"=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e])? *"
+)
+_MOST_MEMBERS = 32
 #: Characters. Longer ones may be dropped (section 3.3.1.5 asks for 512 to be kept).
 _LONGEST_STATE = 512
 
@@ -34,8 +40,7 @@ class TraceContext(NamedTuple):
         """``None``: it is none, and is passed over, as the specification has it."""
         if not isinstance(traceparent, str) or _TRACEPARENT.fullmatch(traceparent) is None:
             return None
-        kept = isinstance(tracestate, str) and len(tracestate) <= _LONGEST_STATE and tracestate.isascii()
-        return cls(traceparent, str(tracestate) if kept and str(tracestate).isprintable() else "")
+        return cls(traceparent, tracestate if isinstance(tracestate, str) and _is_state(tracestate) else "")
 
     @property
     def trace_id(self) -> str:
@@ -52,6 +57,15 @@ class TraceContext(NamedTuple):
     def fields(self) -> dict[str, str]:
         """As members of a message, or as headers."""
         return {"traceparent": self.traceparent, **({"tracestate": self.tracestate} if self.tracestate else {})}
+
+
+def _is_state(text: str) -> bool:
+    """Whatever else is said there is not passed on; a tracer would complain of it, in its words, in the log."""
+    if len(text) > _LONGEST_STATE:
+        return False
+    members = [_MEMBER.fullmatch(member) for member in text.split(",")]
+    names = [member[1] for member in members if member is not None and member[1] is not None]
+    return None not in members and len(names) <= _MOST_MEMBERS and len(set(names)) == len(names)
 
 
 _current: ContextVar[TraceContext | None] = ContextVar("aerodrome_trace", default=None)

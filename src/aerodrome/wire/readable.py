@@ -47,19 +47,36 @@ def flaw_in(value: Raw | UnsetType) -> str | None:
     few = raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH and raw.count(b",") <= MAX_VALUES
     if few and len(raw) <= _SHORT and _PERHAPS_TOO_LARGE.search(raw) is None:
         return None  # nearly all
-    if b"\\" in raw:
-        raw = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # A value may have a name, and both be texts.
-    if raw.count(b'"') > 4 * MAX_VALUES:
-        return _TOO_MANY
-    outside = b" ".join(raw.split(b'"')[::2])
-    if outside.count(b",") + outside.count(b"[") + outside.count(b"{") > MAX_VALUES:
+    if (outside := _outside(raw)) is None:
         return _TOO_MANY
     if _is_deep(outside):
         return _TOO_DEEP
     if _PERHAPS_TOO_LARGE.search(outside) and any(map(_is_large, _NUMBER.finditer(outside))):
         return _TOO_LARGE
     return None
+
+
+def excess_in(raw: bytes) -> str | None:
+    """Why nobody should decode this, whether it is JSON or not: it has more values than there is time for."""
+    if _marks(raw) <= MAX_VALUES:
+        return None  # nearly all
+    return _TOO_MANY if _outside(raw) is None else None
+
+
+def _outside(raw: bytes) -> bytes | None:
+    """What is not within texts; ``None``: there are too many values."""
+    if b"\\" in raw:
+        raw = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+    # A value may have a name, and both be texts.
+    if raw.count(b'"') > 4 * MAX_VALUES:
+        return None
+    outside = b" ".join(raw.split(b'"')[::2])
+    return outside if _marks(outside) <= MAX_VALUES else None
+
+
+def _marks(text: bytes) -> int:
+    """Each value but the first stands behind one."""
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
 def _is_deep(outside: bytes) -> bool:

@@ -112,8 +112,8 @@ The settings as TOML. Strings, numbers, booleans and lists of JSON are written a
 {{- if and .Values.cliServers.enabled (not .Values.cliServers.tenant) -}}
 {{- fail "cliServers.tenant: say whose the servers are, because a server shows all that it sees to whoever it serves" -}}
 {{- end -}}
-{{- if and (or .Values.autoscaling.enabled .Values.metrics.serviceMonitor.enabled) (not .Values.metrics.enabled) -}}
-{{- fail "metrics.enabled: autoscaling and the ServiceMonitor have nothing to go by without metrics" -}}
+{{- if and (or .Values.autoscaling.enabled .Values.metrics.serviceMonitor.enabled .Values.metrics.prometheusRule.enabled) (not .Values.metrics.enabled) -}}
+{{- fail "metrics.enabled: autoscaling, the ServiceMonitor and the PrometheusRules have nothing to go by without metrics" -}}
 {{- end -}}
 {{- if and .Values.secretFiles.csi.enabled (not .Values.secretFiles.csi.secretProviderClass) -}}
 {{- fail "secretFiles.csi.secretProviderClass: name the SecretProviderClass" -}}

@@ -200,9 +200,12 @@ class Keeper:
         if not told:
             raise OSError(0, "bubblewrap could not make the sandbox")
         self.init = json.loads(told)["child-pid"]
-        self.init_handle = os.pidfd_open(self.init)
         self.bubblewrap_ended = os.pidfd_open(self.bubblewrap)
-        segments = os.open(f"/proc/{self.init}/ns/ipc", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.init_handle = os.pidfd_open(self.init)
+            segments = os.open(f"/proc/{self.init}/ns/ipc", os.O_RDONLY | os.O_CLOEXEC)
+        except (ProcessLookupError, FileNotFoundError):
+            return  # it has ended already; with what is for `run` to tell
         _call("setns", segments, _NEWIPC)  # to see what is in them
         os.close(segments)
 
@@ -256,7 +259,8 @@ class Keeper:
                 return _OVER
 
     def _end(self) -> None:
-        signal.pidfd_send_signal(self.init_handle, signal.SIGKILL)
+        if self.init_handle >= 0:
+            signal.pidfd_send_signal(self.init_handle, signal.SIGKILL)
         os.waitpid(self.bubblewrap, 0)
 
     def _serve(self) -> bool:

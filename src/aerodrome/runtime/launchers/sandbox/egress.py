@@ -15,6 +15,8 @@ from enum import StrEnum
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from aerodrome._util.addresses import OF_THE_PLATFORM
+
 #: Where sessions with GitHub's own models connect to.
 GITHUB = ("api.github.com:443", "*.githubcopilot.com:443", "copilot-proxy.githubusercontent.com:443")
 _PORTS = {"http": 80, "https": 443}
@@ -103,7 +105,7 @@ def is_public(address: str) -> bool:
             return is_public(str(ipaddress.IPv4Address(found.packed[-4:])))
         if found not in _GLOBAL_UNICAST:
             return False
-    return found.is_global and not found.is_multicast
+    return found.is_global and not found.is_multicast and found not in OF_THE_PLATFORM
 
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
