@@ -35,8 +35,3 @@ def declared(root: Node, kind: str) -> set[str]:
     types = {"param": "parameter_declaration", "var": "variable_declaration"}
     nodes = [node for node in root.children if node.type == types.get(kind, f"{kind}_declaration")]
     return {match[1] for node in nodes if (match := re.search(rf"\b{kind} (\w+)", text(node)))}
-
-
-def strings(node: Node) -> list[str]:
-    """The texts in it, without their quotes."""
-    return [text(each)[1:-1] for each in walk(node) if each.type == "string"]

@@ -258,18 +258,6 @@ async def pings_without_reading(client: RawClient, count: int = 10_000, size: in
     return answered
 
 
-async def frame_over_the_limit(client: RawClient, size: int) -> None:
-    """A ping of so many bytes. It may be cut off in the middle: then `fate` says so."""
-    head, tail = b'{"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"message": "', b'"}}'
-    with contextlib.suppress(OSError):
-        await client.write(b"Content-Length: %d\r\n\r\n" % size + head)
-        left = size - len(head) - len(tail)
-        while left > 0:
-            await client.write(b"x" * min(left, 1 << 20))
-            left -= 1 << 20
-        await client.write(tail)
-
-
 async def half_close(client: RawClient) -> list[dict[str, Any]]:
     """A request, and then the end of what will be written; all that comes before the server closes."""
     await client.send({"jsonrpc": "2.0", "id": 5, "method": "ping", "params": {}})

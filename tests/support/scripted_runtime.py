@@ -318,7 +318,6 @@ class ScriptedPool:
         #: Raised by `reserve`, as long as it is set.
         self.failure: Exception | None = None
         self.held = False
-        self.notices = 0
         self._changed = asyncio.Event()
         self._max_sessions = max_sessions
         self._max_runtimes = max_runtimes
@@ -359,7 +358,6 @@ class ScriptedPool:
         self.notify()
 
     def notify(self) -> None:
-        self.notices += 1
         self._changed.set()
         self._changed = asyncio.Event()
 
