@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import uvloop
 
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.runtime.launchers.output import LogFile
@@ -71,6 +72,26 @@ async def check_token(host: str, port: int) -> None:
         assert hello["protocolVersion"] == 3
     finally:
         await link.aclose()
+
+
+def test_nothing_that_the_node_has_open_is_handed_on(tmp_path: Path) -> None:
+    """On the loop of production, which hands on what is inheritable."""
+    uvloop.run(_nothing_is_handed_on(tmp_path))
+
+
+async def _nothing_is_handed_on(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    try:
+        os.set_inheritable(reading, True)
+        process = await launcher().launch(launch_spec(tmp_path, fake(tmp_path, "protocol")), timeout=20)
+        # Its output and the socket on which it listens.
+        theirs = set(os.listdir(f"/proc/{process.pid}/fd"))
+        process.kill()
+        await process.reap()
+        assert theirs == {"0", "1", "2", "3"}
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 # --- starts that fail ---

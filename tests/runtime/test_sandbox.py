@@ -19,12 +19,14 @@ from typing import Any
 
 import psutil
 import pytest
+import uvloop
 
 from aerodrome._util.xdg import runtime_packages
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.binary import unpack
 from aerodrome.runtime.launchers.sandbox.bubblewrap import Scratch, arguments
+from aerodrome.runtime.launchers.sandbox.channel import KeeperChannel
 from aerodrome.runtime.launchers.sandbox.egress import Target
 from aerodrome.runtime.launchers.sandbox.host import Host, advice, find_bubblewrap, look
 from aerodrome.runtime.launchers.sandbox.launcher import SandboxedProcess, SandboxLauncher, SandboxOptions
@@ -106,6 +108,55 @@ async def test_a_launch_that_is_cancelled_at_any_moment_leaves_no_process_and_no
         if moment == 1:
             before = len(os.listdir("/proc/self/fd"))
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_nothing_that_the_node_has_open_is_open_in_a_sandbox(tmp_path: Path) -> None:
+    """On the loop of production, which hands on what is inheritable: as a descriptor is that has come in a message."""
+    uvloop.run(_nothing_is_handed_on(tmp_path))
+
+
+async def _nothing_is_handed_on(tmp_path: Path) -> None:
+    command = in_a_sandbox(tmp_path, "protocol")
+    async with launched(tmp_path / "first", command) as first:
+        with await first.connect() as connection:
+            assert not connection.get_inheritable()
+            async with launched(tmp_path / "second", command) as second:
+                (await second.connect()).close()
+                keeper = psutil.Process(second._child.pid)
+                family = [keeper, *keeper.children(recursive=True)]
+                assert second.pid in {process.pid for process in family}
+                ours = set(_open_in(os.getpid()).values())
+                for process in family:
+                    theirs = {to for number, to in _open_in(process.pid).items() if number > 2}
+                    assert not {to for to in ours & theirs if not to.startswith("anon_inode:")}, process
+                # Its output and the socket on which it listens.
+                assert set(_open_in(second.pid)) == {0, 1, 2, 3}
+
+
+def _open_in(pid: int) -> dict[int, str]:
+    """What each descriptor of a process leads to."""
+    found = {}
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found[int(number)] = os.readlink(f"/proc/{pid}/fd/{number}")
+    return found
+
+
+async def test_a_node_with_too_many_files_open_says_so_of_what_a_sandbox_hands_over() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel = KeeperChannel(ours)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with theirs:
+        try:
+            asking = asyncio.create_task(channel.ask({"do": "connect", "port": 1}))
+            await asyncio.get_running_loop().run_in_executor(None, theirs.recv, 1000)
+            socket.send_fds(theirs, [b'{"id": 1, "pid": 7}'], [0, 1])
+            resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+            with pytest.raises(RuntimeUnavailable, match="too many files open"):
+                await asking
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            channel.close()
 
 
 async def test_a_command_that_is_missing(tmp_path: Path) -> None:
