@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 from aerodrome.errors import RuntimeUnavailable
-from aerodrome.runtime.launchers.output import LogFile
+from aerodrome.runtime.launchers.output import LogFile, RuntimeOutput
 from aerodrome.runtime.launchers.process import PASSED_ON, ChildProcess
 from aerodrome.runtime.link import Link, RemoteError
 from support.cli import OFFLINE, TOKEN, fake, has_ended, launch_spec, launcher, processes_at_home
@@ -220,6 +220,46 @@ async def test_output_is_kept_up_to_its_limit(tmp_path: Path) -> None:
     finally:
         process.kill()
         await process.reap()
+
+
+async def test_who_writes_without_end_does_not_keep_the_event_loop_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is run in a runtime can write to its output. However short the lines are, few are looked at; and after a
+    large piece the pipe is left alone for a moment, until there are only the last words to be read."""
+    looked_at: list[bytes] = []
+    look = RuntimeOutput._complete_line
+
+    def counted(self: RuntimeOutput, line: bytes) -> None:
+        looked_at.append(line)
+        look(self, line)
+
+    monkeypatch.setattr(RuntimeOutput, "_complete_line", counted)
+    output = RuntimeOutput(LogFile(tmp_path, 1 << 20))
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: output, os.fdopen(reading, "rb", 0))
+    try:
+        os.write(writing, b"CLI server listening on port 7\n")
+        assert await output.port == 7
+        looked_at.clear()
+        os.write(writing, b"\n" * 50_000 + b"the end of it\n")
+        await until(lambda: output.tail().endswith("the end of it"))
+        assert len(looked_at) <= 41
+        os.write(writing, b"more\n" * 10_000)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert output.tail().endswith("the end of it")
+        await until(lambda: output.tail().endswith("more"))
+        os.write(writing, b"last words\n")
+        output.expect_last_words()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert output.tail().endswith("last words")
+    finally:
+        os.close(writing)
+        transport.close()
+        await output.ended.wait()
 
 
 async def test_a_log_that_cannot_be_written_does_not_stop_the_runtime(tmp_path: Path) -> None:

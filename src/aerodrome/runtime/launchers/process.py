@@ -192,6 +192,7 @@ class ChildProcess:
     async def cleanup(self) -> None:
         self.kill()
         self._cleaned = True
+        self._output.expect_last_words()
         # Those who left the group are known by their environment.
         await asyncio.to_thread(kill_leftovers, self._home)
         # And somebody who is not may hold the pipe open; what it still writes is of no interest.
