@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 from collections import deque
 from pathlib import Path
@@ -88,6 +89,21 @@ class RuntimeOutput(asyncio.Protocol):
         self._tail.append(line)
         if not self.port.done() and (match := _LISTENING.search(line)):
             self.port.set_result(int(match[1]))
+
+
+async def read_output(descriptor: int, log: LogFile) -> tuple[asyncio.ReadTransport, RuntimeOutput]:
+    """Begin to read a pipe, which belongs to the transport from here on."""
+    output = RuntimeOutput(log)
+    pipe = os.fdopen(descriptor, "rb", buffering=0)
+    opening = asyncio.ensure_future(asyncio.get_running_loop().connect_read_pipe(lambda: output, pipe))
+    try:
+        transport, _ = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        # Cancelled itself, uvloop closes the descriptor behind the pipe's back, which closes it once more later on,
+        # when it may be somebody else's.
+        opening.add_done_callback(lambda done: done.result()[0].close())
+        raise
+    return transport, output
 
 
 class LogFile:

@@ -20,7 +20,7 @@ import structlog
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.homes import erase
-from aerodrome.runtime.launchers.output import LogFile, RuntimeOutput
+from aerodrome.runtime.launchers.output import LogFile, RuntimeOutput, read_output
 from aerodrome.runtime.launchers.process import ChildProcess, cli_arguments
 from aerodrome.runtime.launchers.sandbox import bubblewrap
 from aerodrome.runtime.launchers.sandbox.bubblewrap import SandboxLimits, Scratch
@@ -147,9 +147,7 @@ class SandboxLauncher:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reading, writing = os.pipe()
         try:
-            transport, output = await asyncio.get_running_loop().connect_read_pipe(
-                lambda: RuntimeOutput(LogFile(spec.log_dir, spec.log_bytes)), os.fdopen(reading, "rb", buffering=0)
-            )
+            transport, output = await read_output(reading, LogFile(spec.log_dir, spec.log_bytes))
             try:
                 child = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-I", "-S", str(_KEEPER), str(os.getpid())),
