@@ -65,15 +65,21 @@ class Upkeep:
         return self._pool.spare < self.warm_target() and not self._pool.full
 
     async def _watch_machine(self) -> None:
-        """See what the machine has left, and let a warm runtime go when that is too little."""
-        pool = self._pool
         while True:
-            headroom = self._standby.look()
-            if self._standby.short and (warm := pool.in_state(RuntimeState.WARM)) and self.warm_target() < pool.spare:
-                log.warning("runtime.let_go", runtime=warm[0].id, available=headroom.available)
-                await pool.retire(warm[0], "surplus")
-            pool.notify()
+            try:
+                await self._look_at_machine()
+            except OSError as error:  # too many files are open, for one: the next look may go well
+                log.warning("runtime.machine_not_seen", error=str(error))
+            self._pool.notify()
             await asyncio.sleep(_LOOK)
+
+    async def _look_at_machine(self) -> None:
+        """See what it has left, and let a warm runtime go when that is too little."""
+        headroom = self._standby.look()
+        warm = self._pool.in_state(RuntimeState.WARM)
+        if self._standby.short and warm and self.warm_target() < self._pool.spare:
+            log.warning("runtime.let_go", runtime=warm[0].id, available=headroom.available)
+            await self._pool.retire(warm[0], "surplus")
 
     async def _stop_idle(self) -> None:
         interval = max(0.05, min(5.0, self._idle_timeout / 4))

@@ -191,11 +191,13 @@ class ChildProcess:
         self.kill()
         self._cleaned = True
         self._output.expect_last_words()
-        # Those who left the group are known by their environment.
-        await asyncio.to_thread(kill_leftovers, self._home)
-        # And somebody who is not may hold the pipe open; what it still writes is of no interest.
-        self._pipe.close()
-        await self._output.ended.wait()
+        try:
+            # Those who left the group are known by their environment.
+            await asyncio.to_thread(kill_leftovers, self._home)
+        finally:
+            # And somebody who is not may hold the pipe open; what it still writes is of no interest.
+            self._pipe.close()
+            await self._output.ended.wait()
 
     async def reap(self) -> None:
         await self._child.wait()

@@ -327,12 +327,14 @@ class SandboxedProcess(ChildProcess):
             await _ended(self._init)
             os.close(self._init)
             self._init = None
-        await super().cleanup()
-        if self._workspace is not None:
-            self._workspace.release()
-            self._workspace = None
-        if self._owner is not None:
-            self._released(self._owner)
+        try:
+            await super().cleanup()
+        finally:
+            if self._workspace is not None:
+                self._workspace.release()
+                self._workspace = None
+            if self._owner is not None:
+                self._released(self._owner)
 
 
 def _let_others_read(packages: Path) -> None:
