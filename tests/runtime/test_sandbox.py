@@ -25,7 +25,7 @@ from aerodrome._util.xdg import runtime_packages
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.binary import unpack
-from aerodrome.runtime.launchers.sandbox.bubblewrap import Scratch, arguments
+from aerodrome.runtime.launchers.sandbox.bubblewrap import MADE_FILES, Scratch, arguments
 from aerodrome.runtime.launchers.sandbox.channel import KeeperChannel
 from aerodrome.runtime.launchers.sandbox.egress import Target
 from aerodrome.runtime.launchers.sandbox.host import Host, advice, find_bubblewrap, look
@@ -215,6 +215,20 @@ async def test_level_standard_shares_the_network_of_the_machine(tmp_path: Path, 
             port = connection.getpeername()[1]
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), 10)
+
+
+async def test_level_standard_looks_names_up_as_the_machine_does(tmp_path: Path) -> None:
+    """Without its files the runtime would not find the address of a model by its name."""
+    command = in_a_sandbox(tmp_path, "protocol")
+    async with launched(tmp_path, command, own_network=False) as process:
+        (await process.connect()).close()
+        for path in ("etc/hosts", "etc/resolv.conf"):
+            if Path("/", path).exists():
+                assert Path(f"/proc/{process.pid}/root", path).read_bytes() == Path("/", path).read_bytes()
+    async with launched(tmp_path, command) as process:
+        (await process.connect()).close()
+        assert not Path(f"/proc/{process.pid}/root/etc/resolv.conf").exists()
+        assert Path(f"/proc/{process.pid}/root/etc/hosts").read_text() == MADE_FILES["hosts"]
 
 
 @pytest.mark.cli

@@ -197,6 +197,7 @@ class SandboxLauncher:
                 root=root,
                 usr_links=bubblewrap.usr_links(),
                 inner=cli_arguments(str(logs)),
+                own_network=self._options.own_network,
             ),
         }
 
