@@ -527,6 +527,31 @@ async def test_a_start_that_breaks_in_an_unexpected_way_counts_as_failed(tmp_pat
         assert pool._starts.circuit.failures == 1
 
 
+async def test_who_waits_behind_starts_that_fail_is_told_when_no_more_are_tried(tmp_path: Path) -> None:
+    """One that does not listen takes `start_timeout`: those behind it would wait for as many times that."""
+    failing = asyncio.Event()
+
+    class Broken:
+        launched = 0
+
+        async def launch(self, *args: Any, **kwargs: Any) -> Any:
+            self.launched += 1
+            await failing.wait()
+            raise RuntimeUnavailable("it did not listen")
+
+    async with fakes(tmp_path, spawn_concurrency=1) as pool:
+        launcher = pool._starts._launcher = Broken()
+        keys = [RuntimeKey(f"tenant-{n}", None) for n in range(8)]
+        waiting = asyncio.gather(*(pool.reserve(key) for key in keys), return_exceptions=True)
+        await until(lambda: len(pool.runtimes) == len(keys))
+        failing.set()
+        for error in await waiting:
+            assert isinstance(error, RuntimeUnavailable)
+            assert "it did not listen" in error.detail
+        assert launcher.launched == 3
+        assert pool.runtimes == []
+
+
 # --- being closed ---
 
 
