@@ -415,6 +415,8 @@ class RuntimePool:
     def _lost(self, runtime: ManagedRuntime) -> None:
         if not self._closing:
             self._tasks.start(self.retire(runtime, "lost"), f"bury {runtime.id}")
+        if runtime.key is None:
+            self.upkeep.lost(runtime)
         if self.on_lost is not None:
             self.on_lost(runtime)
         self.notify()

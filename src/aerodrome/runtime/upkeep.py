@@ -10,6 +10,7 @@ import structlog
 
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.errors import AerodromeError
+from aerodrome.runtime.circuit import StartCircuit
 from aerodrome.runtime.machine import RuntimeState
 from aerodrome.runtime.standby import Standby
 from aerodrome.runtime.supervisor import ManagedRuntime
@@ -21,6 +22,8 @@ log = structlog.get_logger(__name__)
 
 #: Seconds between two looks at what the machine has left.
 _LOOK = 5.0
+#: Seconds between the deaths of two warm runtimes after which they have nothing to do with each other.
+_APART = 120.0
 
 
 class Upkeep:
@@ -34,6 +37,9 @@ class Upkeep:
         self._standby = standby
         self._idle_timeout = idle_timeout
         self._replenish_delay = replenish_delay
+        #: Warm runtimes that have died, one soon after the other: their replacements are put off.
+        self.deaths = StartCircuit()
+        self._latest_death = 0.0
 
     def start(self, tasks: TaskOwner) -> None:
         tasks.start(self._keep_warm(), "keep-warm")
@@ -45,6 +51,14 @@ class Upkeep:
         measured = [runtime.memory for runtime in self._pool.runtimes if runtime.memory]
         return self._standby.target(self._pool.spare, min(measured, default=None))
 
+    def lost(self, runtime: ManagedRuntime) -> None:
+        """A warm one has ended by itself. Nobody waits for another, and whatever has ended it may do so again."""
+        now = time.monotonic()
+        if now - self._latest_death >= _APART:
+            self.deaths.succeeded()
+        self._latest_death = now
+        self.deaths.failed(now, runtime.lost_reason)
+
     async def _keep_warm(self) -> None:
         """Refill the warm pool whenever it has gone short, a moment after what emptied it."""
         pool = self._pool
@@ -55,6 +69,7 @@ class Upkeep:
                 continue
             if pool.claimed:
                 await asyncio.sleep(self._standby.pause(self._replenish_delay))
+            await asyncio.sleep(self.deaths.wait(time.monotonic()))
             if self._warm_short():
                 try:
                     await pool.spawn()
