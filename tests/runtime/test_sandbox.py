@@ -25,6 +25,7 @@ from aerodrome._util.xdg import runtime_packages
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.binary import unpack
+from aerodrome.runtime.deaths import Death, death_of
 from aerodrome.runtime.launchers.sandbox.bubblewrap import MADE_FILES, Scratch, arguments
 from aerodrome.runtime.launchers.sandbox.channel import KeeperChannel
 from aerodrome.runtime.launchers.sandbox.egress import Target
@@ -184,6 +185,14 @@ async def test_it_ends_by_sigterm_with_all_that_it_has_started(tmp_path: Path, c
         process.terminate()
         assert await asyncio.wait_for(process.wait(), 30) == 0
     assert all(has_ended(member) for member in family)
+
+
+async def test_a_bubblewrap_that_is_killed_is_no_crash_of_the_runtime(tmp_path: Path) -> None:
+    """For which sessions would be blamed."""
+    async with launched(tmp_path, in_a_sandbox(tmp_path, "protocol")) as process:
+        (bubblewrap,) = psutil.Process(process._child.pid).children()
+        bubblewrap.kill()
+        assert death_of(await asyncio.wait_for(process.wait(), 30), process.output_tail()) is Death.OUTSIDE
 
 
 @pytest.mark.cli

@@ -246,7 +246,8 @@ class Keeper:
         while True:
             ready = {descriptor for descriptor, _ in poll.poll(pause * 1000)}
             if self.bubblewrap_ended in ready:
-                return os.waitstatus_to_exitcode(os.waitpid(self.bubblewrap, 0)[1])
+                code = os.waitstatus_to_exitcode(os.waitpid(self.bubblewrap, 0)[1])
+                return code if code >= 0 else 128 - code  # as a shell tells it, and bubblewrap itself
             if self.control.fileno() in ready and not self._serve():
                 self._end()
                 return 1
