@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 PROTOCOL_VERSION = 3
 #: Requests that people, or clients, answer. The bindings bound them.
 HELD = frozenset({"userInput.request", "systemMessage.transform"})
+#: Bytes of the requests of one runtime, such as writes to its sessions' files, that are served at a time.
+_MAX_INBOUND_BYTES = 64 << 20
 
 
 class SessionBinding(Protocol):
@@ -85,7 +87,13 @@ class ControlLink:
             RuntimeUnavailable: The runtime refuses us or speaks another protocol.
         """
         try:
-            self._link = Link(self, max_frame=self._max_frame, on_event=self._on_event, held=HELD)
+            self._link = Link(
+                self,
+                max_frame=self._max_frame,
+                max_inbound_bytes=_MAX_INBOUND_BYTES,
+                on_event=self._on_event,
+                held=HELD,
+            )
             await self._link.open_over(dial, timeout=self._timeout)
             hello = await self.request("connect", {"token": token, "supportedTaskKinds": ["agent", "client", "shell"]})
             if not isinstance(hello, dict):
