@@ -30,6 +30,8 @@ PROTOCOL_VERSION = 3
 HELD = frozenset({"userInput.request", "systemMessage.transform"})
 #: Bytes of the requests of one runtime, such as writes to its sessions' files, that are served at a time.
 _MAX_INBOUND_BYTES = 64 << 20
+#: Files that are read for one runtime at a time. Each may be as large as a frame.
+_READS = 4
 
 
 class SessionBinding(Protocol):
@@ -63,6 +65,7 @@ class ControlLink:
         self._max_frame = max_frame
         self._bindings: dict[str, SessionBinding] = {}
         self._link: Link | None = None
+        self._reading = asyncio.Semaphore(_READS)
         #: The CLI's version, from its answer to `connect`.
         self.version = ""
         #: Set when the connection has gone, for whatever reason.
@@ -165,10 +168,15 @@ class ControlLink:
             raise RequestRefused(envelope.INVALID_PARAMS, str(error)) from error
         session_id = values.get("sessionId") if isinstance(values, dict) else None
         binding = self._bindings.get(session_id) if isinstance(session_id, str) else None
-        if binding is None:
+        if binding is None or self._link is None:
             raise RequestRefused(envelope.INVALID_PARAMS, f"{method}: no such session here")
         space, _, operation = method.partition(".")
         try:
+            if space == "sessionFs" and operation == "readFile":
+                async with self._reading:
+                    # What has been read waits in memory until the runtime takes it.
+                    await self._link.may_write()
+                    return await binding.on_file_operation(operation, values)
             if space == "sessionFs":
                 return await binding.on_file_operation(operation, values)
             return await binding.on_request(method, values)

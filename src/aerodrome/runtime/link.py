@@ -190,7 +190,7 @@ class Link:
 
     async def request_raw(self, method: str, params: Any, *, timeout: float) -> Raw | UnsetType:
         async with asyncio.timeout(timeout):
-            await self._may_write()
+            await self.may_write()
             self._next_id += 1
             request_id = self._next_id
             try:
@@ -211,7 +211,7 @@ class Link:
         Raises:
             LinkClosed: The connection has gone.
         """
-        await self._may_write()
+        await self.may_write()
         self._write(envelope.notification_frame(method, params))
 
     async def aclose(self) -> None:
@@ -255,7 +255,8 @@ class Link:
 
     # --- inside ---
 
-    async def _may_write(self) -> None:
+    async def may_write(self) -> None:
+        """Wait while the runtime does not read what is written to it."""
         # All who wait are woken at once, and the first to write may fill the buffer again.
         while not self._writable.is_set():
             await self._writable.wait()
@@ -356,7 +357,7 @@ class Link:
                 log.exception("link.handler_failed", method=method)
                 frame = envelope.error_frame(request_id, envelope.INTERNAL_ERROR, f"{method} failed")
             with contextlib.suppress(LinkClosed):
-                await self._may_write()
+                await self.may_write()
                 self._write(frame)
         finally:
             if method not in self._held:
