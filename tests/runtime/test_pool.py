@@ -293,6 +293,14 @@ async def test_no_room_is_told_with_a_hint(tmp_path: Path) -> None:
         assert (await pool.reserve(ALICE)).reserved == 2
 
 
+async def test_who_does_not_wait_gets_what_is_there(tmp_path: Path) -> None:
+    """With `runtime.capacity_timeout = 0` only what has to be waited for is refused."""
+    async with fakes(tmp_path, warm=1, capacity_timeout=0.0) as pool:
+        await until(lambda: states(pool) == ["warm"])
+        runtime = await pool.reserve(ALICE)
+        assert await pool.reserve(ALICE) is runtime
+
+
 async def test_a_start_under_way_is_no_lack_of_room(tmp_path: Path) -> None:
     async with fakes(tmp_path, {"start_delay": 0.3}, capacity_timeout=0.05) as pool:
         assert (await pool.reserve(ALICE)).key == ALICE

@@ -256,7 +256,7 @@ class RuntimePool:
                 if claim is not None and claim.error is not None:
                     raise claim.error
                 claim = self._claims.join(key)
-            await self._wait(key, ticket, changed, deadline)
+            await self._wait(key, claim, ticket, changed, deadline)
 
     def release(self, runtime: Runtime) -> None:
         runtime.reserved -= 1
@@ -421,13 +421,15 @@ class RuntimePool:
             self.on_lost(runtime)
         self.notify()
 
-    async def _wait(self, key: RuntimeKey, ticket: Ticket, changed: asyncio.Event, deadline: float) -> None:
+    async def _wait(
+        self, key: RuntimeKey, claim: Claim, ticket: Ticket, changed: asyncio.Event, deadline: float
+    ) -> None:
         limit = None if self._on_its_way(key) else max(0.0, deadline - time.monotonic())
         try:
             async with asyncio.timeout(limit):
                 await changed.wait()
         except TimeoutError:
-            if not self._on_its_way(key):
+            if not self._on_its_way(key) and not claim.ended:  # else there is one, since this moment
                 in_use = f"{len(self._runtimes)} of {self._options.max_runtimes} runtimes are in use or being started"
                 if self._queue.held_back(key):
                     in_use = f"all {self._options.max_runtimes_per_tenant} runtimes of your organisation are in use"
