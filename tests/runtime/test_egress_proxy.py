@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -214,6 +215,16 @@ async def test_many_refusals_do_not_fill_the_log() -> None:
     refusals = [line for line in logged if line["event"] == "sandbox.refused"]
     assert len(refusals) == 100
     assert refusals[-1]["last"]
+
+
+async def test_who_connects_again_and_again_is_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aerodrome.runtime.launchers.sandbox.proxy._RATE", 20)
+    monkeypatch.setattr("aerodrome.runtime.launchers.sandbox.proxy._AT_ONCE", 4)
+    began = time.monotonic()
+    async with proxy(Egress(Network.NONE)) as port:
+        for _ in range(16):
+            assert b" 403 " in await exchange(port, b"CONNECT a.example:443 HTTP/1.1\r\n\r\n")
+    assert time.monotonic() - began >= (16 - 4) / 20
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs util-linux")

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import re
 import socket
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -28,6 +29,9 @@ _MAX_HEAD, _MAX_CONNECTIONS = 1 << 15, 64
 _HEAD_TIMEOUT, _CONNECT_TIMEOUT = 15.0, 15.0
 #: Seconds for the program inside to take the rest of an answer; what it leaves is memory and a descriptor of the node.
 _LINGER = 15.0
+#: Connections of a sandbox a second, in the long run, and how many may come at once: each takes time of the node's
+#: event loop, and a loop of a shell makes thousands.
+_RATE, _AT_ONCE = 200, 400
 #: Refusals of a sandbox that are logged. More of them tell nothing new, and whoever is inside could fill a disk.
 _LOGGED = 100
 _PIECE = 1 << 16
@@ -100,6 +104,8 @@ class EgressProxy:
         self._tasks = TaskOwner(f"egress {runtime}")
         self._connections = 0
         self._refused = 0
+        #: Monotonic time from which on connections are early; each moves it.
+        self._early = 0.0
 
     async def start(self, listener: socket.socket) -> None:
         """The socket is the proxy's from here on."""
@@ -122,6 +128,7 @@ class EgressProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
+            await self._in_time()
             async with asyncio.timeout(_HEAD_TIMEOUT):
                 request = read_head(await reader.readuntil(b"\r\n\r\n"))
             outer_reader, outer_writer = await self._connect(request)
@@ -148,6 +155,12 @@ class EgressProxy:
                 await _closed(writer)
             finally:
                 self._connections -= 1
+
+    async def _in_time(self) -> None:
+        """Wait as long as more connections have come than may."""
+        now = time.monotonic()
+        self._early = max(self._early, now - _AT_ONCE / _RATE) + 1 / _RATE
+        await asyncio.sleep(max(0.0, self._early - now))
 
     async def _connect(self, request: Request) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, port = request.host, request.port
