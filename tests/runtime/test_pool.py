@@ -253,6 +253,28 @@ async def test_trap_03_idle_runtimes_stop(tmp_path: Path) -> None:
         assert users.state is tenants.state is RuntimeState.STOPPED
 
 
+async def test_an_idle_one_that_does_not_end_keeps_no_other_from_being_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that waits for a file system on the network can be killed when that is back, and not before."""
+    back = asyncio.Event()
+    async with fakes(tmp_path, idle_timeout=0.3) as pool:
+        alice, bob = await asyncio.gather(pool.reserve(ALICE), pool.reserve(BOB))
+        stop = alice.stop
+
+        async def stop_when_it_can() -> None:
+            await back.wait()
+            await stop()
+
+        monkeypatch.setattr(alice, "stop", stop_when_it_can)
+        pool.release(alice)
+        pool.release(bob)
+        await until(lambda: bob not in pool.runtimes)
+        assert alice in pool.runtimes
+        back.set()
+        await until(lambda: not pool.runtimes)
+
+
 async def test_what_was_started_for_a_request_that_gave_up_stays_warm_for_a_while(tmp_path: Path) -> None:
     async with fakes(tmp_path, {"start_delay": 0.1}, idle_timeout=0.4) as pool:
         impatient = asyncio.create_task(pool.reserve(ALICE))

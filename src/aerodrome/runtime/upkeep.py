@@ -43,7 +43,7 @@ class Upkeep:
 
     def start(self, tasks: TaskOwner) -> None:
         tasks.start(self._keep_warm(), "keep-warm")
-        tasks.start(self._stop_idle(), "stop-idle")
+        tasks.start(self._stop_idle(tasks), "stop-idle")
         tasks.start(self._watch_machine(), "watch-machine")
 
     def warm_target(self) -> int:
@@ -96,15 +96,17 @@ class Upkeep:
             log.warning("runtime.let_go", runtime=warm[0].id, available=headroom.available)
             await self._pool.retire(warm[0], "surplus")
 
-    async def _stop_idle(self) -> None:
+    async def _stop_idle(self, tasks: TaskOwner) -> None:
         interval = max(0.05, min(5.0, self._idle_timeout / 4))
         while True:
             await asyncio.sleep(interval)
             for runtime in self._pool.runtimes:
-                # Looked at again for each: stopping the one before took a while.
+                # Looked at again for each: when the one before is being stopped, fewer are spare.
                 if self._idle(runtime, time.monotonic()):
                     log.info("runtime.idle", runtime=runtime.id, key=str(runtime.key))
-                    await self._pool.retire(runtime, "idle")
+                    # Not waited for: one that does not end must not keep the others from it.
+                    tasks.start(self._pool.retire(runtime, "idle"), f"stop {runtime.id}")
+                    await asyncio.sleep(0)
 
     def _idle(self, runtime: ManagedRuntime, now: float) -> bool:
         unused = now - runtime.last_held
