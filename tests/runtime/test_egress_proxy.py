@@ -11,11 +11,14 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import psutil
 import pytest
 import structlog
 
+from aerodrome.app.sandbox import sandbox_options
+from aerodrome.config.settings import Settings
 from aerodrome.runtime.launchers.sandbox.egress import Egress, Network, Target
 from aerodrome.runtime.launchers.sandbox.proxy import EgressProxy, Refused, read_head
 from support.host import until
@@ -31,14 +34,14 @@ async def listening(serve: Serve) -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def proxy(egress: Egress, upstream: Target | None = None) -> AsyncIterator[int]:
+async def proxy(egress: Egress, upstream: Target | None = None, **options: int) -> AsyncIterator[int]:
     listener = socket.socket()
     # Of those that it accepts, too: what a program does not read stays with the proxy, not the kernel.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     port: int = listener.getsockname()[1]
-    running = EgressProxy("rt-1", egress, upstream)
+    running = EgressProxy("rt-1", egress, upstream, **options)
     await running.start(listener)
     try:
         yield port
@@ -160,6 +163,30 @@ async def test_who_opens_many_connections_gets_no_more_than_there_are() -> None:
             ended = await asyncio.gather(*(_ended(reader) for reader, _ in held[64:]))
         assert all(ended)
         for _, writer in held:
+            writer.close()
+
+
+async def test_every_session_of_a_runtime_has_its_connections(tmp_path: Path) -> None:
+    settings = Settings.model_validate(
+        {"provider": {"type": "openai", "base_url": "http://127.0.0.1:9/v1"}, "runtime": {"max_sessions": 100}}
+    )
+    options = sandbox_options(settings, tmp_path)
+    gate = asyncio.Event()
+
+    async def held(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await gate.wait()
+        writer.close()
+
+    async with (
+        listening(held) as server,
+        proxy(Egress(Network.NONE, frozenset({Target("127.0.0.1", server)})), connections=options.connections) as port,
+    ):
+        tunnels = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
+        for reader, writer in tunnels:
+            writer.write(f"CONNECT 127.0.0.1:{server} HTTP/1.1\r\n\r\n".encode())
+            assert b" 200 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+        gate.set()
+        for _, writer in tunnels:
             writer.close()
 
 

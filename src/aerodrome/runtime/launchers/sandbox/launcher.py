@@ -27,7 +27,7 @@ from aerodrome.runtime.launchers.sandbox.bubblewrap import SandboxLimits, Scratc
 from aerodrome.runtime.launchers.sandbox.channel import IN_IT, KeeperChannel
 from aerodrome.runtime.launchers.sandbox.egress import Egress, Network, Target, target_of
 from aerodrome.runtime.launchers.sandbox.host import advice, look
-from aerodrome.runtime.launchers.sandbox.proxy import EgressProxy
+from aerodrome.runtime.launchers.sandbox.proxy import CONNECTIONS, EgressProxy
 from aerodrome.runtime.launchers.sandbox.syscalls import seccomp_filter
 from aerodrome.runtime.ports import LaunchSpec
 from aerodrome.runtime.workspaces import Workspace, Workspaces
@@ -54,6 +54,8 @@ class SandboxOptions:
     #: The operator's own proxy.
     proxy: Target | None = None
     read_only: tuple[Path, ...] = ()
+    #: Outwards, at a time: each turn that runs takes at least one.
+    connections: int = CONNECTIONS
 
 
 class SandboxLauncher:
@@ -260,7 +262,9 @@ class SandboxedProcess(ChildProcess):
             listener = socket.socket(fileno=descriptors[0])
             self._egress = options.egress
             reachable = [target_of(spec.reachable)] if spec.reachable else []
-            self._proxy = EgressProxy(spec.id, options.egress.with_named(reachable), options.proxy)
+            self._proxy = EgressProxy(
+                spec.id, options.egress.with_named(reachable), options.proxy, connections=options.connections
+            )
             await self._proxy.start(listener)
 
     @property

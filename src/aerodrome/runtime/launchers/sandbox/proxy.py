@@ -23,8 +23,10 @@ from aerodrome.runtime.launchers.sandbox.egress import Egress, Target, Verdict, 
 
 log = structlog.get_logger(__name__)
 
-#: Bytes of the head of a request, and connections of one sandbox at a time.
-_MAX_HEAD, _MAX_CONNECTIONS = 1 << 15, 64
+#: Bytes of the head of a request.
+_MAX_HEAD = 1 << 15
+#: Connections of one sandbox at a time.
+CONNECTIONS = 64
 #: Seconds for a head to arrive, and for a connection outwards.
 _HEAD_TIMEOUT, _CONNECT_TIMEOUT = 15.0, 15.0
 #: Seconds for the program inside to take the rest of an answer; what it leaves is memory and a descriptor of the node.
@@ -94,15 +96,19 @@ def _without_own_headers(headers: bytes) -> bytes:
 class EgressProxy:
     """Args:
     upstream: The operator's own proxy, by which all goes out that does not stay on this machine.
+    connections: Most at a time.
     """
 
-    def __init__(self, runtime: str, egress: Egress, upstream: Target | None = None) -> None:
+    def __init__(
+        self, runtime: str, egress: Egress, upstream: Target | None = None, *, connections: int = CONNECTIONS
+    ) -> None:
         self.egress = egress
         self._runtime = runtime
         self._upstream = upstream
         self._server: asyncio.Server | None = None
         self._tasks = TaskOwner(f"egress {runtime}")
         self._connections = 0
+        self._most = connections
         self._refused = 0
         #: Monotonic time from which on connections are early; each moves it.
         self._early = 0.0
@@ -120,7 +126,7 @@ class EgressProxy:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Not a coroutine function: its task would be the event loop's, and nobody would end it.
-        if self._tasks.closed or self._connections >= _MAX_CONNECTIONS:
+        if self._tasks.closed or self._connections >= self._most:
             writer.transport.abort()
         else:
             self._connections += 1
