@@ -328,6 +328,58 @@ async def test_a_start_under_way_is_no_lack_of_room(tmp_path: Path) -> None:
         assert (await pool.reserve(ALICE)).key == ALICE
 
 
+async def test_many_who_wait_do_not_look_again_at_each_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take all of the event loop's time, from those at work."""
+    monkeypatch.setattr("aerodrome.runtime.pool._FEW", 20)
+    monkeypatch.setattr("aerodrome.runtime.pool._APART", 1000.0)
+    looks = 0
+    look = RuntimePool._with_room
+
+    def counted(self: RuntimePool, *args: Any) -> ManagedRuntime | None:
+        nonlocal looks
+        looks += 1
+        return look(self, *args)
+
+    monkeypatch.setattr(RuntimePool, "_with_room", counted)
+    async with fakes(tmp_path, max_runtimes=1, max_sessions=1) as pool:
+        held = await pool.reserve(ALICE)
+        waiting = [asyncio.create_task(pool.reserve(ALICE)) for _ in range(50)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        pool.notify()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        looks = 0
+        for _ in range(100):
+            pool.notify()
+            await asyncio.sleep(0)
+        assert looks <= 50
+        # Late, and not never.
+        pool.release(held)
+        pool._wake()
+        done, _ = await asyncio.wait(waiting, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        assert len(done) == 1
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+
+
+async def test_they_are_woken_after_the_last_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aerodrome.runtime.pool._FEW", 20)
+    monkeypatch.setattr("aerodrome.runtime.pool._APART", 0.005)
+    async with fakes(tmp_path, max_runtimes=1, max_sessions=1) as pool:
+        held = await pool.reserve(ALICE)
+        waiting = [asyncio.create_task(pool.reserve(ALICE)) for _ in range(50)]
+        for _ in range(len(waiting)):
+            pool.notify()
+            await asyncio.sleep(0)
+            pool.release(held)
+            done, _ = await asyncio.wait(waiting, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+            (task,) = done
+            held = task.result()
+            waiting.remove(task)
+
+
 async def test_room_that_comes_wakes_who_waits(tmp_path: Path) -> None:
     async with fakes(tmp_path, max_runtimes=1, capacity_timeout=30) as pool:
         runtime = await pool.reserve(ALICE)
