@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -31,7 +32,7 @@ from aerodrome.runtime.launchers.sandbox.channel import KeeperChannel
 from aerodrome.runtime.launchers.sandbox.egress import Target
 from aerodrome.runtime.launchers.sandbox.host import Host, advice, find_bubblewrap, look
 from aerodrome.runtime.launchers.sandbox.launcher import SandboxedProcess, SandboxLauncher, SandboxOptions
-from aerodrome.runtime.workspaces import Workspaces
+from aerodrome.runtime.workspaces import Workspace, Workspaces
 from support.cli import fake, has_ended, launch_spec, processes_at_home
 from support.host import until
 from support.sandbox import allowed
@@ -210,6 +211,31 @@ async def test_a_workspace_that_cannot_be_opened_is_told(tmp_path: Path, cli: Pa
     async with launched(tmp_path, cli) as process:
         with pytest.raises(RuntimeUnavailable, match="the workspace of acme/alice cannot be opened"):
             await process.claim(ALICE)
+
+
+async def test_a_workspace_whose_file_system_does_not_answer_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a network away. What has been opened too late is not locked for ever."""
+    answers = threading.Event()
+    opened: list[RuntimeKey] = []
+    open_it = Workspaces.open
+
+    def open_late(self: Workspaces, owner: RuntimeKey) -> Workspace:
+        answers.wait(60)
+        opened.append(owner)
+        return open_it(self, owner)
+
+    monkeypatch.setattr(Workspaces, "open", open_late)
+    monkeypatch.setattr("aerodrome.runtime.launchers.sandbox.launcher._WORKSPACE_TIMEOUT", 0.2)
+    async with launched(tmp_path, in_a_sandbox(tmp_path, "protocol")) as process:
+        with pytest.raises(RuntimeUnavailable, match=r"acme/alice cannot be opened: it takes longer than 0\.2 s"):
+            await process.claim(ALICE)
+        answers.set()
+        await until(lambda: opened == [ALICE])
+        workspaces = Workspaces(tmp_path / "workspaces")
+        await until(lambda: workspaces.directory(ALICE).exists())
+        await until(lambda: workspaces.remove(ALICE))
 
 
 @pytest.mark.cli

@@ -11,12 +11,15 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import weakref
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 
+from aerodrome._util.threads import Threads
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.homes import erase
@@ -39,6 +42,10 @@ _KEEPER = Path(__file__).with_name("_keeper.py")
 _PASSED_ON = ("LANG", "LC_ALL", "TZ")
 #: Seconds to make a sandbox and to leave it.
 _CHECK_TIMEOUT = 20.0
+#: Seconds to open a user's workspace, and threads that do so: its file system may be a network away. (How long it takes
+#: to measure what is in it is the user's own affair.)
+_WORKSPACE_TIMEOUT = 30.0
+_THREADS, _OF_ONE_TENANT = 16, 8
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
@@ -76,6 +83,8 @@ class SandboxLauncher:
         self._workspaces = workspaces
         self._targets = targets
         self._released = released
+        self._threads = Threads("workspaces", _THREADS, _OF_ONE_TENANT)
+        weakref.finalize(self, self._threads.close)
 
     async def launch(self, spec: LaunchSpec, *, timeout: float) -> SandboxedProcess:
         scratch = Scratch.below(spec.home)
@@ -170,7 +179,14 @@ class SandboxLauncher:
             os.close(writing)
             theirs.close()
         return SandboxedProcess(
-            child, spec.home, output, transport, KeeperChannel(ours), self._workspaces, self._targets, self._released
+            child,
+            spec.home,
+            output,
+            transport,
+            KeeperChannel(ours),
+            lambda owner: self._threads.run(owner.tenant, lambda: self._workspaces.open(owner)),
+            self._targets,
+            self._released,
         )
 
     def _plan(self, spec: LaunchSpec, scratch: Scratch) -> dict[str, object]:
@@ -236,13 +252,13 @@ class SandboxedProcess(ChildProcess):
         output: RuntimeOutput,
         pipe: asyncio.ReadTransport,
         keeper: KeeperChannel,
-        workspaces: Workspaces,
+        open_workspace: Callable[[RuntimeKey], Coroutine[Any, Any, Workspace]],
         targets: Callable[[RuntimeKey], Iterable[Target]],
         released: Callable[[RuntimeKey], None],
     ) -> None:
         super().__init__(child, home, output, pipe)
         self._keeper = keeper
-        self._workspaces = workspaces
+        self._open_workspace = open_workspace
         self._targets = targets
         self._released = released
         self._proxy: EgressProxy | None = None
@@ -298,14 +314,16 @@ class SandboxedProcess(ChildProcess):
         if owner.user is None:
             return
         self._owner = owner
-        opening = asyncio.ensure_future(asyncio.to_thread(self._workspaces.open, owner))
+        opening = asyncio.ensure_future(self._open_workspace(owner))
         try:
-            workspace = await asyncio.shield(opening)
-        except OSError as error:
-            raise RuntimeUnavailable(f"the workspace of {owner} cannot be opened: {error}") from error
-        except asyncio.CancelledError:
-            opening.add_done_callback(_release)  # the thread goes on, and what it has locked would stay so
-            raise
+            async with asyncio.timeout(_WORKSPACE_TIMEOUT) as limit:
+                workspace = await asyncio.shield(opening)
+        except BaseException as error:
+            opening.add_done_callback(_release)  # the thread may go on, and what it has locked would stay so
+            if not isinstance(error, OSError):
+                raise
+            reason = f"it takes longer than {_WORKSPACE_TIMEOUT:g} s" if limit.expired() else str(error)
+            raise RuntimeUnavailable(f"the workspace of {owner} cannot be opened: {reason}") from error
         if self._cleaned:
             workspace.release()
             raise RuntimeUnavailable("the sandbox has ended")
