@@ -180,6 +180,26 @@ def test_who_was_away_has_saved_nothing_up_and_who_was_alone_owes_nothing() -> N
     assert counts_of(served(line, 10)) == {"busy": 5, "late": 5}
 
 
+def test_who_comes_and_goes_behind_one_that_waits_leaves_nothing() -> None:
+    """As in an outage, when nobody is served and all try again."""
+    order = FairOrder(lambda _: 1.0)
+    order.set_ready("waits", True)
+    for _ in range(1000):
+        for flow in ("b", "a"):
+            order.set_ready(flow, True)
+        order.set_ready("b", False)
+        order.set_ready("a", False)
+    assert len(order._heap) <= 100
+    order.set_ready("b", True)
+    order.set_ready("a", True)
+    served = []
+    for _ in range(4):
+        served.append(first := order.first())
+        assert first is not None
+        order.serve(first)
+    assert served == ["waits", "b", "a", "waits"]
+
+
 def test_ever_new_flows_do_not_starve_one_that_waits() -> None:
     """Each new one has had less than whoever was there before: start tags alone would prefer them for ever."""
     order = FairOrder(lambda _: 1.0)

@@ -8,13 +8,17 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import psutil
 import pytest
 import structlog
 
+from aerodrome.app.sandbox import sandbox_options
+from aerodrome.config.settings import Settings
 from aerodrome.runtime.launchers.sandbox.egress import Egress, Network, Target
 from aerodrome.runtime.launchers.sandbox.proxy import EgressProxy, Refused, read_head
 from support.host import until
@@ -30,14 +34,14 @@ async def listening(serve: Serve) -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def proxy(egress: Egress, upstream: Target | None = None) -> AsyncIterator[int]:
+async def proxy(egress: Egress, upstream: Target | None = None, **options: int) -> AsyncIterator[int]:
     listener = socket.socket()
     # Of those that it accepts, too: what a program does not read stays with the proxy, not the kernel.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     port: int = listener.getsockname()[1]
-    running = EgressProxy("rt-1", egress, upstream)
+    running = EgressProxy("rt-1", egress, upstream, **options)
     await running.start(listener)
     try:
         yield port
@@ -162,6 +166,30 @@ async def test_who_opens_many_connections_gets_no_more_than_there_are() -> None:
             writer.close()
 
 
+async def test_every_session_of_a_runtime_has_its_connections(tmp_path: Path) -> None:
+    settings = Settings.model_validate(
+        {"provider": {"type": "openai", "base_url": "http://127.0.0.1:9/v1"}, "runtime": {"max_sessions": 100}}
+    )
+    options = sandbox_options(settings, tmp_path)
+    gate = asyncio.Event()
+
+    async def held(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await gate.wait()
+        writer.close()
+
+    async with (
+        listening(held) as server,
+        proxy(Egress(Network.NONE, frozenset({Target("127.0.0.1", server)})), connections=options.connections) as port,
+    ):
+        tunnels = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
+        for reader, writer in tunnels:
+            writer.write(f"CONNECT 127.0.0.1:{server} HTTP/1.1\r\n\r\n".encode())
+            assert b" 200 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+        gate.set()
+        for _, writer in tunnels:
+            writer.close()
+
+
 async def test_who_does_not_read_an_answer_holds_no_more_than_a_connection_and_not_for_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -214,6 +242,16 @@ async def test_many_refusals_do_not_fill_the_log() -> None:
     refusals = [line for line in logged if line["event"] == "sandbox.refused"]
     assert len(refusals) == 100
     assert refusals[-1]["last"]
+
+
+async def test_who_connects_again_and_again_is_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aerodrome.runtime.launchers.sandbox.proxy._RATE", 20)
+    monkeypatch.setattr("aerodrome.runtime.launchers.sandbox.proxy._AT_ONCE", 4)
+    began = time.monotonic()
+    async with proxy(Egress(Network.NONE)) as port:
+        for _ in range(16):
+            assert b" 403 " in await exchange(port, b"CONNECT a.example:443 HTTP/1.1\r\n\r\n")
+    assert time.monotonic() - began >= (16 - 4) / 20
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs util-linux")

@@ -135,6 +135,19 @@ def test_our_own_process_is_never_killed(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=env, timeout=20).returncode == 0
 
 
+def test_depth_keeps_nothing_from_being_erased(tmp_path: Path) -> None:
+    """It kept a node from starting, that cleared what another one had left."""
+    here = os.open(tmp_path, os.O_RDONLY)
+    for name in ("node-7-abcd", *("d",) * 1500):
+        os.mkdir(name, dir_fd=here)
+        below = os.open(name, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    with Homes(tmp_path) as homes:
+        assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [homes.path.name]
+
+
 @contextmanager
 def unprivileged() -> Iterator[Path]:
     """A directory of somebody whom the system refuses something: root may list everything."""

@@ -408,6 +408,29 @@ async def test_a_runtime_that_asks_too_much_has_to_wait(owner: Owner) -> None:
         assert {(await peer.receive())["id"] for _ in range(4)} == {0, 1, 2, 3}
 
 
+async def test_a_runtime_that_asks_for_much_at_a_time_has_to_wait(owner: Owner) -> None:
+    """Few requests of many bytes fill a node's memory as well."""
+    may_answer = asyncio.Event()
+    serving: list[str] = []
+
+    async def perform(method: str, params: Any) -> None:
+        serving.append(method)
+        await may_answer.wait()
+
+    owner.perform = perform
+    async with linked(owner, max_inbound_bytes=2 * MIB) as (link, peer):
+        for n in range(20):
+            peer.ask(n, "sessionFs.writeFile", {"content": "x" * MIB})
+        await until(lambda: len(serving) == 2)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(peer.writer.drain(), 0.3)
+        assert len(serving) == 2
+        assert not link.connection.reading
+        may_answer.set()
+        assert {(await peer.receive())["id"] for _ in range(20)} == set(range(20))
+        assert link.connection.reading
+
+
 async def test_a_runtime_that_does_not_read_has_little_buffered_for_it(pair: tuple[Link, Peer]) -> None:
     link, peer = pair
     requests = [link.request("big", "x" * MIB, timeout=0.3) for _ in range(100)]

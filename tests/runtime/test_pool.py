@@ -253,6 +253,28 @@ async def test_trap_03_idle_runtimes_stop(tmp_path: Path) -> None:
         assert users.state is tenants.state is RuntimeState.STOPPED
 
 
+async def test_an_idle_one_that_does_not_end_keeps_no_other_from_being_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that waits for a file system on the network can be killed when that is back, and not before."""
+    back = asyncio.Event()
+    async with fakes(tmp_path, idle_timeout=0.3) as pool:
+        alice, bob = await asyncio.gather(pool.reserve(ALICE), pool.reserve(BOB))
+        stop = alice.stop
+
+        async def stop_when_it_can() -> None:
+            await back.wait()
+            await stop()
+
+        monkeypatch.setattr(alice, "stop", stop_when_it_can)
+        pool.release(alice)
+        pool.release(bob)
+        await until(lambda: bob not in pool.runtimes)
+        assert alice in pool.runtimes
+        back.set()
+        await until(lambda: not pool.runtimes)
+
+
 async def test_what_was_started_for_a_request_that_gave_up_stays_warm_for_a_while(tmp_path: Path) -> None:
     async with fakes(tmp_path, {"start_delay": 0.1}, idle_timeout=0.4) as pool:
         impatient = asyncio.create_task(pool.reserve(ALICE))
@@ -293,9 +315,69 @@ async def test_no_room_is_told_with_a_hint(tmp_path: Path) -> None:
         assert (await pool.reserve(ALICE)).reserved == 2
 
 
+async def test_who_does_not_wait_gets_what_is_there(tmp_path: Path) -> None:
+    """With `runtime.capacity_timeout = 0` only what has to be waited for is refused."""
+    async with fakes(tmp_path, warm=1, capacity_timeout=0.0) as pool:
+        await until(lambda: states(pool) == ["warm"])
+        runtime = await pool.reserve(ALICE)
+        assert await pool.reserve(ALICE) is runtime
+
+
 async def test_a_start_under_way_is_no_lack_of_room(tmp_path: Path) -> None:
     async with fakes(tmp_path, {"start_delay": 0.3}, capacity_timeout=0.05) as pool:
         assert (await pool.reserve(ALICE)).key == ALICE
+
+
+async def test_many_who_wait_do_not_look_again_at_each_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take all of the event loop's time, from those at work."""
+    monkeypatch.setattr("aerodrome.runtime.pool._FEW", 20)
+    monkeypatch.setattr("aerodrome.runtime.pool._APART", 1000.0)
+    looks = 0
+    look = RuntimePool._with_room
+
+    def counted(self: RuntimePool, *args: Any) -> ManagedRuntime | None:
+        nonlocal looks
+        looks += 1
+        return look(self, *args)
+
+    monkeypatch.setattr(RuntimePool, "_with_room", counted)
+    async with fakes(tmp_path, max_runtimes=1, max_sessions=1) as pool:
+        held = await pool.reserve(ALICE)
+        waiting = [asyncio.create_task(pool.reserve(ALICE)) for _ in range(50)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        pool.notify()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        looks = 0
+        for _ in range(100):
+            pool.notify()
+            await asyncio.sleep(0)
+        assert looks <= 50
+        # Late, and not never.
+        pool.release(held)
+        pool._wake()
+        done, _ = await asyncio.wait(waiting, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        assert len(done) == 1
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+
+
+async def test_they_are_woken_after_the_last_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aerodrome.runtime.pool._FEW", 20)
+    monkeypatch.setattr("aerodrome.runtime.pool._APART", 0.005)
+    async with fakes(tmp_path, max_runtimes=1, max_sessions=1) as pool:
+        held = await pool.reserve(ALICE)
+        waiting = [asyncio.create_task(pool.reserve(ALICE)) for _ in range(50)]
+        for _ in range(len(waiting)):
+            pool.notify()
+            await asyncio.sleep(0)
+            pool.release(held)
+            done, _ = await asyncio.wait(waiting, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+            (task,) = done
+            held = task.result()
+            waiting.remove(task)
 
 
 async def test_room_that_comes_wakes_who_waits(tmp_path: Path) -> None:
@@ -525,6 +607,40 @@ async def test_a_start_that_breaks_in_an_unexpected_way_counts_as_failed(tmp_pat
             await pool.reserve(ALICE)
         assert pool.runtimes == []
         assert pool._starts.circuit.failures == 1
+
+
+async def test_who_waits_behind_starts_that_fail_is_told_when_no_more_are_tried(tmp_path: Path) -> None:
+    """One that does not listen takes `start_timeout`: those behind it would wait for as many times that."""
+    failing = asyncio.Event()
+
+    class Broken:
+        launched = 0
+
+        async def launch(self, *args: Any, **kwargs: Any) -> Any:
+            self.launched += 1
+            await failing.wait()
+            raise RuntimeUnavailable("it did not listen")
+
+    async with fakes(tmp_path, spawn_concurrency=1) as pool:
+        launcher = pool._starts._launcher = Broken()
+        keys = [RuntimeKey(f"tenant-{n}", None) for n in range(8)]
+        waiting = asyncio.gather(*(pool.reserve(key) for key in keys), return_exceptions=True)
+        await until(lambda: len(pool.runtimes) == len(keys))
+        failing.set()
+        for error in await waiting:
+            assert isinstance(error, RuntimeUnavailable)
+            assert "it did not listen" in error.detail
+        assert launcher.launched == 3
+        assert pool.runtimes == []
+
+
+async def test_one_that_dies_as_soon_as_it_is_warm_is_replaced_less_and_less_often(tmp_path: Path) -> None:
+    """Each start takes a core for a second, from those at work; and whatever kills it may go on."""
+    async with fakes(tmp_path, {"dies_after": "session.detach"}, warm=1) as pool:
+        pool.upkeep.deaths.first = 0.3
+        await until(lambda: starts(tmp_path) == 4)
+        began = sorted(path.stat().st_mtime for path in (tmp_path / "starts").iterdir())
+        assert began[3] - began[0] >= 0.3 + 0.6 + 1.2
 
 
 # --- being closed ---

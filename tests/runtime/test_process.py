@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import signal
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import uvloop
 
 from aerodrome.errors import RuntimeUnavailable
-from aerodrome.runtime.launchers.output import LogFile
+from aerodrome.runtime.launchers.output import LogFile, RuntimeOutput, read_output
 from aerodrome.runtime.launchers.process import PASSED_ON, ChildProcess
 from aerodrome.runtime.link import Link, RemoteError
 from support.cli import OFFLINE, TOKEN, fake, has_ended, launch_spec, launcher, processes_at_home
@@ -71,6 +73,26 @@ async def check_token(host: str, port: int) -> None:
         assert hello["protocolVersion"] == 3
     finally:
         await link.aclose()
+
+
+def test_nothing_that_the_node_has_open_is_handed_on(tmp_path: Path) -> None:
+    """On the loop of production, which hands on what is inheritable."""
+    uvloop.run(_nothing_is_handed_on(tmp_path))
+
+
+async def _nothing_is_handed_on(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    try:
+        os.set_inheritable(reading, True)
+        process = await launcher().launch(launch_spec(tmp_path, fake(tmp_path, "protocol")), timeout=20)
+        # Its output and the socket on which it listens.
+        theirs = set(os.listdir(f"/proc/{process.pid}/fd"))
+        process.kill()
+        await process.reap()
+        assert theirs == {"0", "1", "2", "3"}
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 # --- starts that fail ---
@@ -199,6 +221,65 @@ async def test_output_is_kept_up_to_its_limit(tmp_path: Path) -> None:
     finally:
         process.kill()
         await process.reap()
+
+
+async def test_who_writes_without_end_does_not_keep_the_event_loop_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is run in a runtime can write to its output. However short the lines are, few are looked at; and after a
+    large piece the pipe is left alone for a while, unless there are only the last words to be read."""
+    looked_at: list[bytes] = []
+    look = RuntimeOutput._complete_line
+
+    def counted(self: RuntimeOutput, line: bytes) -> None:
+        looked_at.append(line)
+        look(self, line)
+
+    monkeypatch.setattr(RuntimeOutput, "_complete_line", counted)
+    monkeypatch.setattr("aerodrome.runtime.launchers.output._RATE", 1)
+    output = RuntimeOutput(LogFile(tmp_path, 1 << 20))
+    reading, writing = os.pipe()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: output, os.fdopen(reading, "rb", 0))
+    try:
+        os.write(writing, b"CLI server listening on port 7\n")
+        assert await output.port == 7
+        looked_at.clear()
+        os.write(writing, b"\n" * 50_000 + b"the end of it\n")
+        await until(lambda: output.tail().endswith("the end of it"))
+        assert len(looked_at) <= 41
+        os.write(writing, b"last words\n")
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert output.tail().endswith("the end of it")
+        output.expect_last_words()
+        await until(lambda: output.tail().endswith("last words"))
+    finally:
+        os.close(writing)
+        transport.close()
+        await output.ended.wait()
+
+
+def test_a_descriptor_is_closed_once_when_its_reader_is_given_up(tmp_path: Path) -> None:
+    """On the loop of production: closed once more, later on, it would be somebody else's."""
+    uvloop.run(_it_is_closed_once(tmp_path))
+
+
+async def _it_is_closed_once(tmp_path: Path) -> None:
+    for steps in (1, 2):
+        reading, writing = os.pipe()
+        opening = asyncio.create_task(read_output(reading, LogFile(tmp_path, 1000)))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.wait({opening})
+        assert opening.cancelled()
+        await until(lambda number=reading: not os.path.exists(f"/proc/self/fd/{number}"))  # type: ignore[misc]
+        somebody_elses = os.open(os.devnull, os.O_RDONLY)
+        assert somebody_elses == reading
+        del opening
+        gc.collect()
+        os.close(somebody_elses)
+        os.close(writing)
 
 
 async def test_a_log_that_cannot_be_written_does_not_stop_the_runtime(tmp_path: Path) -> None:

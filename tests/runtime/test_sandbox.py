@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -19,16 +20,19 @@ from typing import Any
 
 import psutil
 import pytest
+import uvloop
 
 from aerodrome._util.xdg import runtime_packages
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.binary import unpack
-from aerodrome.runtime.launchers.sandbox.bubblewrap import Scratch, arguments
+from aerodrome.runtime.deaths import Death, death_of
+from aerodrome.runtime.launchers.sandbox.bubblewrap import MADE_FILES, Scratch, arguments
+from aerodrome.runtime.launchers.sandbox.channel import KeeperChannel
 from aerodrome.runtime.launchers.sandbox.egress import Target
 from aerodrome.runtime.launchers.sandbox.host import Host, advice, find_bubblewrap, look
 from aerodrome.runtime.launchers.sandbox.launcher import SandboxedProcess, SandboxLauncher, SandboxOptions
-from aerodrome.runtime.workspaces import Workspaces
+from aerodrome.runtime.workspaces import Workspace, Workspaces
 from support.cli import fake, has_ended, launch_spec, processes_at_home
 from support.host import until
 from support.sandbox import allowed
@@ -129,6 +133,53 @@ async def test_a_launch_that_is_cancelled_at_any_moment_leaves_no_process_and_no
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_nothing_that_the_node_has_open_is_open_in_a_sandbox(tmp_path: Path) -> None:
+    """On the loop of production, which hands on what is inheritable: as a descriptor is that has come in a message."""
+    uvloop.run(_nothing_is_handed_on(tmp_path))
+
+
+async def _nothing_is_handed_on(tmp_path: Path) -> None:
+    command = in_a_sandbox(tmp_path, "protocol")
+    async with launched(tmp_path / "first", command) as first:
+        with await first.connect() as connection:
+            assert not connection.get_inheritable()
+            async with launched(tmp_path / "second", command) as second:
+                (await second.connect()).close()
+                keeper = psutil.Process(second._child.pid)
+                family = [keeper, *keeper.children(recursive=True)]
+                assert second.pid in {process.pid for process in family}
+                ours = set(_open_in(os.getpid()).values())
+                for process in family:
+                    theirs = {to for number, to in _open_in(process.pid).items() if number > 2}
+                    assert not {to for to in ours & theirs if not to.startswith("anon_inode:")}, process
+
+
+def _open_in(pid: int) -> dict[int, str]:
+    """What each descriptor of a process leads to."""
+    found = {}
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found[int(number)] = os.readlink(f"/proc/{pid}/fd/{number}")
+    return found
+
+
+async def test_a_node_with_too_many_files_open_says_so_of_what_a_sandbox_hands_over() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel = KeeperChannel(ours)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with theirs:
+        try:
+            asking = asyncio.create_task(channel.ask({"do": "connect", "port": 1}))
+            await asyncio.get_running_loop().run_in_executor(None, theirs.recv, 1000)
+            socket.send_fds(theirs, [b'{"id": 1, "pid": 7}'], [0, 1])
+            resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+            with pytest.raises(RuntimeUnavailable, match="too many files open"):
+                await asking
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            channel.close()
+
+
 async def test_a_command_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeUnavailable, match="No such file or directory"):
         await sandbox(tmp_path).launch(launch_spec(tmp_path, tmp_path / "missing"), timeout=60)
@@ -158,6 +209,14 @@ async def test_it_ends_by_sigterm_with_all_that_it_has_started(tmp_path: Path, c
     assert all(has_ended(member) for member in family)
 
 
+async def test_a_bubblewrap_that_is_killed_is_no_crash_of_the_runtime(tmp_path: Path) -> None:
+    """For which sessions would be blamed."""
+    async with launched(tmp_path, in_a_sandbox(tmp_path, "protocol")) as process:
+        (bubblewrap,) = psutil.Process(process._child.pid).children()
+        bubblewrap.kill()
+        assert death_of(await asyncio.wait_for(process.wait(), 30), process.output_tail()) is Death.OUTSIDE
+
+
 @pytest.mark.cli
 async def test_its_workspace_is_locked_until_it_has_ended(tmp_path: Path, cli: Path) -> None:
     workspaces = Workspaces(tmp_path / "workspaces")
@@ -175,6 +234,31 @@ async def test_a_workspace_that_cannot_be_opened_is_told(tmp_path: Path, cli: Pa
             await process.claim(ALICE)
 
 
+async def test_a_workspace_whose_file_system_does_not_answer_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a network away. What has been opened too late is not locked for ever."""
+    answers = threading.Event()
+    opened: list[RuntimeKey] = []
+    open_it = Workspaces.open
+
+    def open_late(self: Workspaces, owner: RuntimeKey) -> Workspace:
+        answers.wait(60)
+        opened.append(owner)
+        return open_it(self, owner)
+
+    monkeypatch.setattr(Workspaces, "open", open_late)
+    monkeypatch.setattr("aerodrome.runtime.launchers.sandbox.launcher._WORKSPACE_TIMEOUT", 0.2)
+    async with launched(tmp_path, in_a_sandbox(tmp_path, "protocol")) as process:
+        with pytest.raises(RuntimeUnavailable, match=r"acme/alice cannot be opened: it takes longer than 0\.2 s"):
+            await process.claim(ALICE)
+        answers.set()
+        await until(lambda: opened == [ALICE])
+        workspaces = Workspaces(tmp_path / "workspaces")
+        await until(lambda: workspaces.directory(ALICE).exists())
+        await until(lambda: workspaces.remove(ALICE))
+
+
 @pytest.mark.cli
 async def test_level_standard_shares_the_network_of_the_machine(tmp_path: Path, cli: Path) -> None:
     async with launched(tmp_path, cli, own_network=False) as process:
@@ -187,6 +271,20 @@ async def test_level_standard_shares_the_network_of_the_machine(tmp_path: Path, 
             port = connection.getpeername()[1]
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), 10)
+
+
+async def test_level_standard_looks_names_up_as_the_machine_does(tmp_path: Path) -> None:
+    """Without its files the runtime would not find the address of a model by its name."""
+    command = in_a_sandbox(tmp_path, "protocol")
+    async with launched(tmp_path, command, own_network=False) as process:
+        (await process.connect()).close()
+        for path in ("etc/hosts", "etc/resolv.conf"):
+            if Path("/", path).exists():
+                assert Path(f"/proc/{process.pid}/root", path).read_bytes() == Path("/", path).read_bytes()
+    async with launched(tmp_path, command) as process:
+        (await process.connect()).close()
+        assert not Path(f"/proc/{process.pid}/root/etc/resolv.conf").exists()
+        assert Path(f"/proc/{process.pid}/root/etc/hosts").read_text() == MADE_FILES["hosts"]
 
 
 @pytest.mark.cli

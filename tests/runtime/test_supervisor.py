@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import resource
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from aerodrome._util.transitions import ImpossibleTransition
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.machine import RuntimeState
+from aerodrome.runtime.measure import cpu_seconds
 from aerodrome.runtime.probe import ProbeModel
 from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
 from support.cli import fake, has_ended, launcher, processes_at_home, runtime_options
@@ -200,6 +204,57 @@ async def test_no_task_outlives_it(tmp_path: Path, probe: ProbeModel) -> None:
     lost.kill("a reason")
     await lost.stop()
     await until(lambda: not {t for t in asyncio.all_tasks() - before if "runtime rt" in t.get_name()})
+
+
+# --- a node that has too many files open ---
+
+
+async def test_a_runtime_that_hangs_is_noticed_also_after_nothing_could_be_looked_at(
+    tmp_path: Path, probe: ProbeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+
+    def looked(pid: int) -> float:
+        looks.append(cpu_seconds(pid))
+        return looks[-1]
+
+    monkeypatch.setattr("aerodrome.runtime.supervisor.cpu_seconds", looked)
+    runtime = await warm(fake_options(tmp_path), probe)
+    try:
+        with no_more_files():
+            before = len(looks)
+            await until(lambda: len(looks) >= before + 2)
+            assert runtime.describe()["rss_bytes"] == 0
+        assert runtime.pid is not None
+        psutil.Process(runtime.pid).suspend()
+        await asyncio.wait_for(runtime.lost.wait(), 15)
+    finally:
+        await runtime.stop()
+
+
+async def test_what_cannot_be_looked_for_keeps_nothing_from_being_given_back(
+    tmp_path: Path, probe: ProbeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = psutil.Process().num_fds()
+    runtime = await warm(fake_options(tmp_path), probe)
+
+    def not_now(directory: Path) -> int:
+        raise OSError(errno.EMFILE, "Too many open files", "/proc")
+
+    monkeypatch.setattr("aerodrome.runtime.launchers.process.kill_leftovers", not_now)
+    await runtime.stop()
+    assert not runtime.home.exists()
+    await until(lambda: psutil.Process().num_fds() <= before)
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 # --- logs ---

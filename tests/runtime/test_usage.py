@@ -130,6 +130,13 @@ def test_memory_that_is_shared_is_told_exactly_where_it_matters(tmp_path: Path) 
     assert memory([*processes, str(tmp_path / "gone")], 100 << 10) == (2 * 125 + 2 * 400) << 10
 
 
+def test_memory_in_huge_pages_counts(tmp_path: Path) -> None:
+    """Anybody may map those that a machine keeps for its database, and they are in no other figure."""
+    status = "Name:\tx\nVmRSS:\t  900 kB\nRssAnon:\t  400 kB\nRssShmem:\t  100 kB\nHugetlbPages:\t   4096 kB\n"
+    (tmp_path / "status").write_text(status)
+    assert memory([str(tmp_path)], 1 << 30) == (400 + 100 + 4096) << 10
+
+
 def test_watches_are_counted_of_those_who_can_have_many() -> None:
     assert watches(["/proc/self"], 1 << 20) < 100
     pipes = [os.pipe() for _ in range(100)]

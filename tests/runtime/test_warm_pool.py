@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -26,8 +27,13 @@ MB = 1 << 20
 class Machine:
     def __init__(self) -> None:
         self.available = 100_000 * MB
+        #: So many looks at it go wrong.
+        self.unseen = 0
 
     def read(self) -> Headroom:
+        if self.unseen:
+            self.unseen -= 1
+            raise OSError(errno.EMFILE, "Too many open files", "/proc/meminfo")
         return Headroom(self.available)
 
 
@@ -81,6 +87,17 @@ async def test_what_stands_by_goes_when_memory_is_short_and_claims_do_not_suffer
         assert states(pool) == {"claimed": 2}
         machine.available = 100_000 * MB
         await until(lambda: states(pool) == {"claimed": 2, "warm": 2})
+
+
+async def test_a_look_that_goes_wrong_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aerodrome.runtime.upkeep._LOOK", 0.02)
+    machine = Machine()
+    async with pool_on(machine, tmp_path, least=1) as pool:
+        await until(lambda: states(pool) == {"warm": 1})
+        machine.unseen = 2
+        await until(lambda: not machine.unseen)
+        machine.available = 100 * MB
+        await until(lambda: not pool.runtimes)
 
 
 async def test_none_is_started_into_the_reserve(tmp_path: Path) -> None:

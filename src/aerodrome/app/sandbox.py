@@ -12,6 +12,7 @@ from aerodrome.runtime.launchers.sandbox.bubblewrap import SandboxLimits
 from aerodrome.runtime.launchers.sandbox.egress import GITHUB, Egress, Network, Target, target, target_of
 from aerodrome.runtime.launchers.sandbox.host import find_bubblewrap
 from aerodrome.runtime.launchers.sandbox.launcher import SandboxOptions
+from aerodrome.runtime.launchers.sandbox.proxy import CONNECTIONS
 from aerodrome.runtime.workspaces import Workspaces
 
 
@@ -32,6 +33,8 @@ def sandbox_options(settings: Settings, packages: Path) -> SandboxOptions:
         egress=Egress(Network(sandbox.network), frozenset(target(text) for text in sandbox.allow)),
         proxy=target_of(sandbox.proxy) if sandbox.proxy is not None else None,
         read_only=tuple(sandbox.read_only),
+        # One for the model's answer and one for what a tool does, of each session.
+        connections=max(CONNECTIONS, 2 * settings.runtime.max_sessions),
     )
 
 

@@ -57,6 +57,8 @@ class WorkspaceCare:
         self._directory = directory
         self._workspaces = workspaces
         self._tasks = tasks
+        #: One at a time: those that look at a file system which does not answer keep a thread each.
+        self._looking = asyncio.Lock()
 
     def deleted(self, row: SessionRow) -> None:
         """A session has been deleted."""
@@ -74,7 +76,9 @@ class WorkspaceCare:
             await asyncio.sleep(_INTERVAL)
 
     async def _look_at(self, owner: RuntimeKey) -> None:
-        if await remove_unowned(self._directory(), self._workspaces, owner):
+        async with self._looking:
+            removed = await remove_unowned(self._directory(), self._workspaces, owner)
+        if removed:
             log.info("workspace.removed", owner=str(owner))
 
     async def _look_at_all(self) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aerodrome._util.descriptors import allow_many
 from aerodrome._util.systemd import Notifier, inherited_sockets
 from aerodrome.cli.console import note, say
 from aerodrome.cli.options import ConfigOption
@@ -54,6 +55,7 @@ def serve(
     from aerodrome.observability.logging import configure_logging
 
     configure_logging(settings.telemetry.log_level, settings.telemetry.log_format)
+    allow_many()
     reload = Reload(find_config(config), lambda: load_settings(config, overrides, known=known))
     uvloop.run(_run(settings, reload, inherited_sockets(frozenset({"http", "gateway"})), Notifier()))
 

@@ -14,6 +14,9 @@ import heapq
 import math
 from collections.abc import Callable
 
+#: Entries that hold no more, beside as many as hold, before they are looked for.
+_SPENT = 64
+
 
 class FairOrder:
     """Args:
@@ -78,6 +81,10 @@ class FairOrder:
         entry = self._ready[flow] = self._next(flow)
         self._entries += 1
         heapq.heappush(self._heap, (*entry, flow))
+        if len(self._heap) > 2 * len(self._ready) + _SPENT:
+            # Of flows that have come and gone behind one that waits.
+            self._heap = [(tag, entry, flow) for flow, (tag, entry) in self._ready.items()]
+            heapq.heapify(self._heap)
 
     def _next(self, flow: str) -> tuple[float, int]:
         return self._now + 1.0 / self._weight(flow), self._entries

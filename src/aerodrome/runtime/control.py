@@ -28,6 +28,10 @@ log = structlog.get_logger(__name__)
 PROTOCOL_VERSION = 3
 #: Requests that people, or clients, answer. The bindings bound them.
 HELD = frozenset({"userInput.request", "systemMessage.transform"})
+#: Bytes of the requests of one runtime, such as writes to its sessions' files, that are served at a time.
+_MAX_INBOUND_BYTES = 64 << 20
+#: Files that are read for one runtime at a time. Each may be as large as a frame.
+_READS = 4
 
 
 class SessionBinding(Protocol):
@@ -61,6 +65,7 @@ class ControlLink:
         self._max_frame = max_frame
         self._bindings: dict[str, SessionBinding] = {}
         self._link: Link | None = None
+        self._reading = asyncio.Semaphore(_READS)
         #: The CLI's version, from its answer to `connect`.
         self.version = ""
         #: Set when the connection has gone, for whatever reason.
@@ -85,7 +90,13 @@ class ControlLink:
             RuntimeUnavailable: The runtime refuses us or speaks another protocol.
         """
         try:
-            self._link = Link(self, max_frame=self._max_frame, on_event=self._on_event, held=HELD)
+            self._link = Link(
+                self,
+                max_frame=self._max_frame,
+                max_inbound_bytes=_MAX_INBOUND_BYTES,
+                on_event=self._on_event,
+                held=HELD,
+            )
             await self._link.open_over(dial, timeout=self._timeout)
             hello = await self.request("connect", {"token": token, "supportedTaskKinds": ["agent", "client", "shell"]})
             if not isinstance(hello, dict):
@@ -157,10 +168,15 @@ class ControlLink:
             raise RequestRefused(envelope.INVALID_PARAMS, str(error)) from error
         session_id = values.get("sessionId") if isinstance(values, dict) else None
         binding = self._bindings.get(session_id) if isinstance(session_id, str) else None
-        if binding is None:
+        if binding is None or self._link is None:
             raise RequestRefused(envelope.INVALID_PARAMS, f"{method}: no such session here")
         space, _, operation = method.partition(".")
         try:
+            if space == "sessionFs" and operation == "readFile":
+                async with self._reading:
+                    # What has been read waits in memory until the runtime takes it.
+                    await self._link.may_write()
+                    return await binding.on_file_operation(operation, values)
             if space == "sessionFs":
                 return await binding.on_file_operation(operation, values)
             return await binding.on_request(method, values)

@@ -18,8 +18,12 @@ from typing import IO, Self
 import psutil
 import structlog
 
+from aerodrome._util.trees import remove_tree
+
 log = structlog.get_logger(__name__)
 
+#: Seconds for what somebody may fill as fast as it is emptied.
+_ERASING = 60.0
 #: How the name of each process's part begins.
 _PART = "node-"
 
@@ -90,14 +94,12 @@ def kill_leftovers(directory: Path) -> int:
 
 
 def erase(directory: Path) -> None:
-    """Remove a directory with all that is in it; what cannot be removed stays."""
-    shutil.rmtree(directory, ignore_errors=True)
-    if not directory.exists():
+    """Remove a directory with all that is in it, however deep a tool has made it or whatever it has locked; what cannot
+    be removed stays."""
+    try:
+        remove_tree(directory, within=_ERASING)
+    except FileNotFoundError:
         return
-    # A tool may have left directories that not even their owner may list.
-    for parent, names, _ in os.walk(directory):
-        for path in (Path(parent, name) for name in names):
-            if not path.is_symlink():
-                with contextlib.suppress(OSError):
-                    path.chmod(0o700)
-    shutil.rmtree(directory, ignore_errors=True)
+    except OSError:
+        with contextlib.suppress(RecursionError):
+            shutil.rmtree(directory, ignore_errors=True)  # goes on behind what it cannot remove

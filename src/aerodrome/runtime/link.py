@@ -4,8 +4,9 @@ Rules of the link:
 
 - every request has a deadline; when it passes, or the caller is cancelled, a late answer is dropped;
 - when the connection goes, for whatever reason, each pending request fails with `LinkClosed`, once;
-- requests of the runtime are served concurrently; while `max_inbound` of them are, the socket is not read, and the
-  runtime waits (what had come in the same piece is served all the same);
+- requests of the runtime are served concurrently; while `max_inbound` of them are, or so many that they have
+  `max_inbound_bytes` together, the socket is not read, and the runtime waits (what had come in the same piece is served
+  all the same);
 - a message larger than a frame is passed over: whoever waits for it, or for its answer, gets an error, and the link
   goes on;
 - after a read that brought nothing but pieces of answers, which come by the hundred and one by one, the socket is left
@@ -88,6 +89,7 @@ class Link:
         *,
         max_frame: int = DEFAULT_MAX_FRAME,
         max_inbound: int = 256,
+        max_inbound_bytes: int | None = None,
         on_event: Callable[[str, SessionEvent], None] | None = None,
         connection: FrameConnection | None = None,
         held: frozenset[str] = frozenset(),
@@ -101,7 +103,9 @@ class Link:
         self._connection.hand_over(self)
         self._held = held
         self._max_inbound = max_inbound
+        self._max_inbound_bytes = max_inbound_bytes
         self._inbound = 0
+        self._inbound_bytes = 0
         self._next_id = 0
         self._pending: dict[envelope.RequestId, tuple[str, asyncio.Future[Raw | UnsetType]]] = {}
         self._writable = asyncio.Event()
@@ -119,6 +123,7 @@ class Link:
         timeout: float,
         max_frame: int = DEFAULT_MAX_FRAME,
         max_inbound: int = 256,
+        max_inbound_bytes: int | None = None,
         on_event: Callable[[str, SessionEvent], None] | None = None,
         held: frozenset[str] = frozenset(),
     ) -> Link:
@@ -133,7 +138,14 @@ class Link:
         Raises:
             LinkClosed: The runtime does not take the connection within `timeout` seconds.
         """
-        link = cls(handler, max_frame=max_frame, max_inbound=max_inbound, on_event=on_event, held=held)
+        link = cls(
+            handler,
+            max_frame=max_frame,
+            max_inbound=max_inbound,
+            max_inbound_bytes=max_inbound_bytes,
+            on_event=on_event,
+            held=held,
+        )
         try:
             async with asyncio.timeout(timeout):
                 await asyncio.get_running_loop().create_connection(lambda: link._connection, host, port)
@@ -178,7 +190,7 @@ class Link:
 
     async def request_raw(self, method: str, params: Any, *, timeout: float) -> Raw | UnsetType:
         async with asyncio.timeout(timeout):
-            await self._may_write()
+            await self.may_write()
             self._next_id += 1
             request_id = self._next_id
             try:
@@ -199,7 +211,7 @@ class Link:
         Raises:
             LinkClosed: The connection has gone.
         """
-        await self._may_write()
+        await self.may_write()
         self._write(envelope.notification_frame(method, params))
 
     async def aclose(self) -> None:
@@ -243,7 +255,8 @@ class Link:
 
     # --- inside ---
 
-    async def _may_write(self) -> None:
+    async def may_write(self) -> None:
+        """Wait while the runtime does not read what is written to it."""
         # All who wait are woken at once, and the first to write may fill the buffer again.
         while not self._writable.is_set():
             await self._writable.wait()
@@ -260,8 +273,14 @@ class Link:
 
     def _rested(self) -> None:
         self._resting = None
-        if self._inbound < self._max_inbound:
+        if not self._busy:
             self._resume_reading()
+
+    @property
+    def _busy(self) -> bool:
+        """As many requests are being served as may be."""
+        most = self._max_inbound_bytes
+        return self._inbound >= self._max_inbound or (most is not None and self._inbound_bytes >= most)
 
     def _dispatch(self, body: bytes) -> bool:
         """Whether it was a piece of an answer."""
@@ -284,7 +303,7 @@ class Link:
             self._settle(message)
         elif message.is_request:
             assert message.method is not UNSET
-            self._serve(message)
+            self._serve(message, len(body))
         else:
             assert message.method is not UNSET
             try:
@@ -318,16 +337,17 @@ class Link:
             self._connection.write(envelope.error_frame(head.id, envelope.INTERNAL_ERROR, text))
         self._handler.on_oversized(head.session_id, text)
 
-    def _serve(self, message: envelope.Message) -> None:
+    def _serve(self, message: envelope.Message, size: int) -> None:
         assert isinstance(message.id, (int, str))
         assert isinstance(message.method, str)
         if message.method not in self._held:
             self._inbound += 1
-            if self._inbound >= self._max_inbound:
+            self._inbound_bytes += size
+            if self._busy:
                 self._connection.read_more(False)
-        self._tasks.start(self._answer(message.id, message.method, message.params), message.method)
+        self._tasks.start(self._answer(message.id, message.method, message.params, size), message.method)
 
-    async def _answer(self, request_id: envelope.RequestId, method: str, params: Raw | UnsetType) -> None:
+    async def _answer(self, request_id: envelope.RequestId, method: str, params: Raw | UnsetType, size: int) -> None:
         try:
             try:
                 frame = envelope.result_frame(request_id, await self._handler.on_request(method, params))
@@ -337,12 +357,14 @@ class Link:
                 log.exception("link.handler_failed", method=method)
                 frame = envelope.error_frame(request_id, envelope.INTERNAL_ERROR, f"{method} failed")
             with contextlib.suppress(LinkClosed):
-                await self._may_write()
+                await self.may_write()
                 self._write(frame)
         finally:
             if method not in self._held:
+                was_busy = self._busy
                 self._inbound -= 1
-                if self._inbound == self._max_inbound - 1:
+                self._inbound_bytes -= size
+                if was_busy and not self._busy:
                     self._resume_reading()
 
     def _resume_reading(self) -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import psutil
 
+#: It has gone, or is not ours to look at; or we cannot look at anything now, because too many files are open.
+_UNTOLD = (psutil.Error, OSError)
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessUse:
@@ -30,7 +33,7 @@ def process_uses(pids: Collection[int]) -> dict[int, ProcessUse]:
     families = _families(pids)
     uses = {}
     for pid in pids:
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(*_UNTOLD):
             process, family = psutil.Process(pid), families.get(pid, [])
             memory = memory_of(process)
             if memory is not None:
@@ -53,25 +56,33 @@ def _families(pids: Collection[int]) -> dict[int, list[psutil.Process]]:
 
 def memory_of(process: psutil.Process) -> int | None:
     """PSS where the kernel tells it (Linux: `smaps_rollup`, about 2 ms for a runtime), else RSS."""
-    with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(*_UNTOLD):
         full = process.memory_full_info()
         return int(getattr(full, "pss", full.rss))
-    with contextlib.suppress(psutil.Error):  # one may see less of a process than that it is there
+    with contextlib.suppress(*_UNTOLD):  # one may see less of a process than that it is there
         return int(process.memory_info().rss)
     return None
 
 
 def _descriptors(process: psutil.Process) -> tuple[int | None, int | None]:
-    with contextlib.suppress(psutil.Error, AttributeError, OSError):
+    with contextlib.suppress(*_UNTOLD, AttributeError):
         return process.num_fds(), process.rlimit(psutil.RLIMIT_NOFILE)[0]
     return None, None
 
 
+def rss_of(pid: int) -> int:
+    """Resident bytes of the process alone; 0 when it has gone, or cannot be looked at."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except _UNTOLD:
+        return 0
+
+
 def cpu_seconds(pid: int) -> float:
-    """Processor time of the process alone, user and system; 0 when it has gone."""
+    """Processor time of the process alone, user and system; 0 when it has gone, or cannot be looked at."""
     try:
         times = psutil.Process(pid).cpu_times()
-    except psutil.Error:
+    except _UNTOLD:
         return 0.0
     return float(times.user + times.system)
 

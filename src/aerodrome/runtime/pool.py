@@ -4,7 +4,8 @@
 between, so that two requests at once can neither start two runtimes for one user nor take one place twice
 (traps 1, 11). A key that needs a runtime has one claim (`claims`), however many requests wait for it.
 
-Nobody waits for anything in particular: whatever changes wakes all who wait, and each looks again.
+Nobody waits for anything in particular: whatever changes wakes all who wait, and each looks again. When many wait, they
+are woken no more often than that their looking takes a part of the event loop's time (`_wake`).
 
 Warm runtimes belong to nobody. One that has been claimed is never warm again (`runtime.machine`).
 """
@@ -41,6 +42,10 @@ from aerodrome.telemetry.meter import Meter
 log = structlog.get_logger(__name__)
 
 
+#: Requests that wait up to which each change wakes them at once.
+_FEW = 200
+#: Seconds between two times that so many are woken, for each of them: several times what a look takes.
+_APART = 1e-4
 #: Runtimes that a session may have got stuck in before it has to wait for one of them.
 _STUCK_IN = 2
 
@@ -100,6 +105,9 @@ class RuntimePool:
         )
         #: Set, and replaced by a new one, whenever something has changed that a waiter may wait for.
         self._changed = asyncio.Event()
+        #: Monotonic time before which those who wait are not woken again, and who wakes them then.
+        self._woken_until = 0.0
+        self._waking: asyncio.TimerHandle | None = None
         self._tasks = TaskOwner("pool")
         self._claims = Claims(self, self._queue, self._tasks, self._requests)
         self._closing = False
@@ -124,7 +132,7 @@ class RuntimePool:
     async def aclose(self) -> None:
         """Stop every runtime. Sessions should have been hibernated before."""
         self._closing = True
-        self.notify()
+        self._wake()
         await self._tasks.aclose()
         await asyncio.gather(*(self._stop(runtime) for runtime in self.runtimes))
         await self._starts.aclose()
@@ -256,7 +264,7 @@ class RuntimePool:
                 if claim is not None and claim.error is not None:
                     raise claim.error
                 claim = self._claims.join(key)
-            await self._wait(key, ticket, changed, deadline)
+            await self._wait(key, claim, ticket, changed, deadline)
 
     def release(self, runtime: Runtime) -> None:
         runtime.reserved -= 1
@@ -277,6 +285,22 @@ class RuntimePool:
 
     def notify(self) -> None:
         """Something has changed that somebody may wait for: a place, or a session that can be hibernated."""
+        if self._waking is not None:
+            return
+        wait = self._woken_until - time.monotonic()
+        if self._closing or wait <= 0.0:
+            self._wake()
+        else:
+            self._waking = asyncio.get_running_loop().call_later(wait, self._wake)
+
+    def _wake(self) -> None:
+        if self._waking is not None:
+            self._waking.cancel()
+            self._waking = None
+        waiting = self._queue.requests
+        if waiting > _FEW:
+            # Thousands that look again at each end of a turn would leave no time for the turns.
+            self._woken_until = time.monotonic() + waiting * _APART
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -415,17 +439,21 @@ class RuntimePool:
     def _lost(self, runtime: ManagedRuntime) -> None:
         if not self._closing:
             self._tasks.start(self.retire(runtime, "lost"), f"bury {runtime.id}")
+        if runtime.key is None:
+            self.upkeep.lost(runtime)
         if self.on_lost is not None:
             self.on_lost(runtime)
         self.notify()
 
-    async def _wait(self, key: RuntimeKey, ticket: Ticket, changed: asyncio.Event, deadline: float) -> None:
+    async def _wait(
+        self, key: RuntimeKey, claim: Claim, ticket: Ticket, changed: asyncio.Event, deadline: float
+    ) -> None:
         limit = None if self._on_its_way(key) else max(0.0, deadline - time.monotonic())
         try:
             async with asyncio.timeout(limit):
                 await changed.wait()
         except TimeoutError:
-            if not self._on_its_way(key):
+            if not self._on_its_way(key) and not claim.ended:  # else there is one, since this moment
                 in_use = f"{len(self._runtimes)} of {self._options.max_runtimes} runtimes are in use or being started"
                 if self._queue.held_back(key):
                     in_use = f"all {self._options.max_runtimes_per_tenant} runtimes of your organisation are in use"

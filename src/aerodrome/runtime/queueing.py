@@ -45,6 +45,8 @@ class RuntimeQueue:
         self._per_user = per_user
         self._places: dict[RuntimeKey, PlaceLine] = {}
         self._waiting: Counter[str] = Counter()
+        #: All of them together.
+        self.requests = 0
         self._claims = FairLine(Ceilings(per_tenant=runtimes_per_tenant), weight)
         self._claimed_for: dict[Ticket, RuntimeKey] = {}
         #: So many claims are the first, and which, as long as that is known.
@@ -66,6 +68,7 @@ class RuntimeQueue:
         if here is None:
             here = self._places[key] = PlaceLine()
         self._waiting[key.tenant] += 1
+        self.requests += 1
         return here.line.join(key.tenant, user)
 
     def is_first(self, key: RuntimeKey, ticket: Ticket) -> bool:
@@ -83,6 +86,7 @@ class RuntimeQueue:
             if not here.line.waiting:
                 del self._places[key]
             self._waiting[key.tenant] -= 1
+            self.requests -= 1
             if not self._waiting[key.tenant]:
                 del self._waiting[key.tenant]
         return key in self._places

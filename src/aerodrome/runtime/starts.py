@@ -58,17 +58,25 @@ class Starts:
             The seconds that it took, without the waiting.
 
         Raises:
-            RuntimeUnavailable: It could not be started; nothing of it is left.
+            RuntimeUnavailable: It could not be started; nothing of it is left. Or so many of those before it have
+                failed meanwhile that it was not tried.
         """
+        on_trial = self.circuit.is_open
+        await asyncio.sleep(wait)
+        async with self._slots:
+            if not on_trial:
+                self.admit()
+            began = time.monotonic()
+            await self._try(runtime)
+        self.circuit.succeeded()
+        took = time.monotonic() - began
+        log.info("runtime.warm", runtime=runtime.id, pid=runtime.pid, seconds=round(took, 3))
+        return took
+
+    async def _try(self, runtime: ManagedRuntime) -> None:
+        self.under_way += 1
         try:
-            await asyncio.sleep(wait)
-            async with self._slots:
-                began = time.monotonic()
-                self.under_way += 1
-                try:
-                    await runtime.start(self._launcher, self._probe)
-                finally:
-                    self.under_way -= 1
+            await runtime.start(self._launcher, self._probe)
         except Exception as error:
             reason = error.detail if isinstance(error, AerodromeError) else f"{type(error).__name__}: {error}"
             self.circuit.failed(time.monotonic(), reason)
@@ -76,7 +84,5 @@ class Starts:
             if isinstance(error, AerodromeError):
                 raise
             raise RuntimeUnavailable(f"the Copilot CLI could not be started: {reason}") from error
-        self.circuit.succeeded()
-        took = time.monotonic() - began
-        log.info("runtime.warm", runtime=runtime.id, pid=runtime.pid, seconds=round(took, 3))
-        return took
+        finally:
+            self.under_way -= 1

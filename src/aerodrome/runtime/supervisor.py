@@ -13,12 +13,11 @@ import contextlib
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import structlog
 
 from aerodrome.errors import RuntimeUnavailable
@@ -27,7 +26,7 @@ from aerodrome.runtime.deaths import Death, death_of
 from aerodrome.runtime.homes import erase, has_home
 from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.runtime.machine import RuntimeMachine, RuntimeState, Stimulus
-from aerodrome.runtime.measure import cpu_seconds, oom_kills
+from aerodrome.runtime.measure import cpu_seconds, oom_kills, rss_of
 from aerodrome.runtime.ports import Cuttable, Launcher, LaunchSpec, RuntimeProcess
 from aerodrome.runtime.probe import ProbeModel, prove_ready
 from aerodrome.runtime.serving import ServingRuntime
@@ -131,10 +130,7 @@ class ManagedRuntime(ServingRuntime):
 
     def describe(self) -> dict[str, Any]:
         """The row of `aerodrome runtimes ls`."""
-        rss = 0
-        if self.pid is not None and not self.state.is_final:
-            with contextlib.suppress(psutil.Error):
-                rss = psutil.Process(self.pid).memory_info().rss
+        rss = rss_of(self.pid) if self.pid is not None and not self.state.is_final else 0
         return {
             **super().describe(),
             "pid": self.pid,
@@ -325,14 +321,21 @@ class ManagedRuntime(ServingRuntime):
         self._machine.apply(Stimulus.ENDED)
         try:
             if self._process is not None:
-                await self._end(self._process)
-            await self.control.aclose()
-            await asyncio.to_thread(erase, self.home)
-            await asyncio.to_thread(_forget_old_logs, self._options)
+                await self._clear(self._end(self._process))
+            await self._clear(self.control.aclose())
+            await self._clear(asyncio.to_thread(erase, self.home))
+            await self._clear(asyncio.to_thread(_forget_old_logs, self._options))
         finally:
             self._died(Death.OUTSIDE)
             self._ended.set()
         await self._tasks.aclose()
+
+    async def _clear(self, step: Coroutine[Any, Any, None]) -> None:
+        """What cannot be done, for too many files are open or the disk fails, keeps nothing else from being done."""
+        try:
+            await step
+        except Exception:
+            log.exception("runtime.not_cleared", runtime=self.id, pid=self.pid)
 
     async def _end(self, process: RuntimeProcess) -> None:
         if self.lost.is_set() and self._death is None:

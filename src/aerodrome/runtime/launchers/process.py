@@ -19,7 +19,7 @@ from pathlib import Path
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.homes import kill_leftovers
-from aerodrome.runtime.launchers.output import LogFile, RuntimeOutput
+from aerodrome.runtime.launchers.output import LogFile, RuntimeOutput, read_output
 from aerodrome.runtime.ports import LaunchSpec, connected
 
 #: Passed on from our own environment: what a program needs to find libraries, certificates and proxies.
@@ -84,9 +84,7 @@ class ProcessLauncher:
         # ended, and not at all while nobody reads.
         reading, writing = os.pipe()
         try:
-            transport, output = await asyncio.get_running_loop().connect_read_pipe(
-                lambda: RuntimeOutput(LogFile(spec.log_dir, spec.log_bytes)), os.fdopen(reading, "rb", buffering=0)
-            )
+            transport, output = await read_output(reading, LogFile(spec.log_dir, spec.log_bytes))
             try:
                 child = await asyncio.create_subprocess_exec(
                     *self._arguments(spec),
@@ -192,11 +190,14 @@ class ChildProcess:
     async def cleanup(self) -> None:
         self.kill()
         self._cleaned = True
-        # Those who left the group are known by their environment.
-        await asyncio.to_thread(kill_leftovers, self._home)
-        # And somebody who is not may hold the pipe open; what it still writes is of no interest.
-        self._pipe.close()
-        await self._output.ended.wait()
+        self._output.expect_last_words()
+        try:
+            # Those who left the group are known by their environment.
+            await asyncio.to_thread(kill_leftovers, self._home)
+        finally:
+            # And somebody who is not may hold the pipe open; what it still writes is of no interest.
+            self._pipe.close()
+            await self._output.ended.wait()
 
     async def reap(self) -> None:
         await self._child.wait()

@@ -74,6 +74,10 @@ def main() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(sys.argv[1]):
         sys.exit(1)  # the parent died before the request was in force
+    # uvloop starts a program with every descriptor that is inheritable; the sandbox must not have one of the node's.
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor > 2:
+            os.closerange(descriptor, descriptor + 1)  # no error for the one by which they were listed
     control = socket.socket(fileno=os.dup(0))
     plan = json.loads(control.recv(1 << 20) or b"null")
     if plan is None:
@@ -245,7 +249,8 @@ class Keeper:
         while True:
             ready = {descriptor for descriptor, _ in poll.poll(pause * 1000)}
             if self.bubblewrap_ended in ready:
-                return os.waitstatus_to_exitcode(os.waitpid(self.bubblewrap, 0)[1])
+                code = os.waitstatus_to_exitcode(os.waitpid(self.bubblewrap, 0)[1])
+                return code if code >= 0 else 128 - code  # as a shell tells it, and bubblewrap itself
             if self.control.fileno() in ready and not self._serve():
                 self._end()
                 return 1

@@ -20,8 +20,9 @@ _PIECE = 200
 _FEW = 100
 #: Bytes of the kernel for a semaphore.
 _SEMAPHORE = 64
-#: Lines of `/proc/PID/status`, in KiB: memory that is nobody else's, what of it is swapped out, and the tables for it.
-_OWN = (b"RssAnon:", b"VmSwap:", b"VmPTE:")
+#: Lines of `/proc/PID/status`, in KiB: memory that is nobody else's, what of it is swapped out, and the tables for it;
+#: and what is in huge pages, which are counted by themselves.
+_OWN = (b"RssAnon:", b"VmSwap:", b"VmPTE:", b"HugetlbPages:")
 
 
 class Over(Exception):

@@ -48,6 +48,8 @@ MADE_FILES = {
     "hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
+#: How names are looked up on the machine, for a sandbox that has its network.
+NAME_FILES = ("/etc/hosts", "/etc/resolv.conf")
 _BECOME_USER = (
     *("/usr/bin/setpriv", f"--reuid={USER_ID}", f"--regid={GROUP_ID}", "--clear-groups"),
     *("--inh-caps=-all", "--bounding-set=-all", "--"),
@@ -119,6 +121,7 @@ def arguments(
     usr_links: Sequence[tuple[str, str]],
     root: bool,
     inner: Sequence[str],
+    own_network: bool = True,
 ) -> list[str]:
     """The command line of bubblewrap.
 
@@ -144,8 +147,12 @@ def arguments(
         line += ["--symlink", target, name] if target else ["--ro-bind", name, name]
     for path in SYSTEM_FILES:
         line += ["--ro-bind-try", path, path]
+    of_host = () if own_network else NAME_FILES
     for name in MADE_FILES:
-        line += ["--ro-bind", str(scratch.etc / name), f"/etc/{name}"]
+        if f"/etc/{name}" not in of_host:
+            line += ["--ro-bind", str(scratch.etc / name), f"/etc/{name}"]
+    for path in of_host:
+        line += ["--ro-bind-try", path, path]
     line += ["--ro-bind", str(command), str(COMMAND), "--ro-bind", str(packages), str(PACKAGES)]
     for extra in read_only:
         line += ["--ro-bind", str(extra), str(extra)]

@@ -85,9 +85,14 @@ class KeeperChannel:
         finally:
             self._ready = None
             self._stop_reading()
-        data, descriptors, _, _ = socket.recv_fds(self._socket, _MOST, _DESCRIPTORS)
+        data, descriptors, flags, _ = socket.recv_fds(self._socket, _MOST, _DESCRIPTORS)
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)  # else it would be in every program that uvloop starts
         if not data:
             raise ConnectionResetError("it closed the connection")
+        if flags & socket.MSG_CTRUNC:
+            _close(descriptors)
+            raise RuntimeUnavailable("what the sandbox hands over cannot be taken: this node has too many files open")
         answer: dict[str, Any] = json.loads(data)
         self._over = self._over or answer.get("over")
         return answer, descriptors

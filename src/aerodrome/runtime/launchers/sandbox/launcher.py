@@ -11,23 +11,26 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import weakref
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 
+from aerodrome._util.threads import Threads
 from aerodrome.errors import RuntimeUnavailable
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.homes import erase
-from aerodrome.runtime.launchers.output import LogFile, RuntimeOutput
+from aerodrome.runtime.launchers.output import LogFile, RuntimeOutput, read_output
 from aerodrome.runtime.launchers.process import ChildProcess, cli_arguments
 from aerodrome.runtime.launchers.sandbox import bubblewrap
 from aerodrome.runtime.launchers.sandbox.bubblewrap import SandboxLimits, Scratch
 from aerodrome.runtime.launchers.sandbox.channel import IN_IT, KeeperChannel
 from aerodrome.runtime.launchers.sandbox.egress import Egress, Network, Target, target_of
 from aerodrome.runtime.launchers.sandbox.host import advice, look
-from aerodrome.runtime.launchers.sandbox.proxy import EgressProxy
+from aerodrome.runtime.launchers.sandbox.proxy import CONNECTIONS, EgressProxy
 from aerodrome.runtime.launchers.sandbox.syscalls import seccomp_filter
 from aerodrome.runtime.ports import LaunchSpec
 from aerodrome.runtime.workspaces import Workspace, Workspaces
@@ -39,6 +42,10 @@ _KEEPER = Path(__file__).with_name("_keeper.py")
 _PASSED_ON = ("LANG", "LC_ALL", "TZ")
 #: Seconds to make a sandbox and to leave it.
 _CHECK_TIMEOUT = 20.0
+#: Seconds to open a user's workspace, and threads that do so: its file system may be a network away. (How long it takes
+#: to measure what is in it is the user's own affair.)
+_WORKSPACE_TIMEOUT = 30.0
+_THREADS, _OF_ONE_TENANT = 16, 8
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
@@ -54,6 +61,8 @@ class SandboxOptions:
     #: The operator's own proxy.
     proxy: Target | None = None
     read_only: tuple[Path, ...] = ()
+    #: Outwards, at a time: each turn that runs takes at least one.
+    connections: int = CONNECTIONS
 
 
 class SandboxLauncher:
@@ -74,6 +83,8 @@ class SandboxLauncher:
         self._workspaces = workspaces
         self._targets = targets
         self._released = released
+        self._threads = Threads("workspaces", _THREADS, _OF_ONE_TENANT)
+        weakref.finalize(self, self._threads.close)
 
     async def launch(self, spec: LaunchSpec, *, timeout: float) -> SandboxedProcess:
         scratch = Scratch.below(spec.home)
@@ -147,9 +158,7 @@ class SandboxLauncher:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reading, writing = os.pipe()
         try:
-            transport, output = await asyncio.get_running_loop().connect_read_pipe(
-                lambda: RuntimeOutput(LogFile(spec.log_dir, spec.log_bytes)), os.fdopen(reading, "rb", buffering=0)
-            )
+            transport, output = await read_output(reading, LogFile(spec.log_dir, spec.log_bytes))
             try:
                 child = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-I", "-S", str(_KEEPER), str(os.getpid())),
@@ -170,7 +179,14 @@ class SandboxLauncher:
             os.close(writing)
             theirs.close()
         return SandboxedProcess(
-            child, spec.home, output, transport, KeeperChannel(ours), self._workspaces, self._targets, self._released
+            child,
+            spec.home,
+            output,
+            transport,
+            KeeperChannel(ours),
+            lambda owner: self._threads.run(owner.tenant, lambda: self._workspaces.open(owner)),
+            self._targets,
+            self._released,
         )
 
     def _plan(self, spec: LaunchSpec, scratch: Scratch) -> dict[str, object]:
@@ -199,6 +215,7 @@ class SandboxLauncher:
                 root=root,
                 usr_links=bubblewrap.usr_links(),
                 inner=cli_arguments(str(logs)),
+                own_network=self._options.own_network,
             ),
         }
 
@@ -235,13 +252,13 @@ class SandboxedProcess(ChildProcess):
         output: RuntimeOutput,
         pipe: asyncio.ReadTransport,
         keeper: KeeperChannel,
-        workspaces: Workspaces,
+        open_workspace: Callable[[RuntimeKey], Coroutine[Any, Any, Workspace]],
         targets: Callable[[RuntimeKey], Iterable[Target]],
         released: Callable[[RuntimeKey], None],
     ) -> None:
         super().__init__(child, home, output, pipe)
         self._keeper = keeper
-        self._workspaces = workspaces
+        self._open_workspace = open_workspace
         self._targets = targets
         self._released = released
         self._proxy: EgressProxy | None = None
@@ -261,7 +278,9 @@ class SandboxedProcess(ChildProcess):
             listener = socket.socket(fileno=descriptors[0])
             self._egress = options.egress
             reachable = [target_of(spec.reachable)] if spec.reachable else []
-            self._proxy = EgressProxy(spec.id, options.egress.with_named(reachable), options.proxy)
+            self._proxy = EgressProxy(
+                spec.id, options.egress.with_named(reachable), options.proxy, connections=options.connections
+            )
             await self._proxy.start(listener)
 
     @property
@@ -295,14 +314,16 @@ class SandboxedProcess(ChildProcess):
         if owner.user is None:
             return
         self._owner = owner
-        opening = asyncio.ensure_future(asyncio.to_thread(self._workspaces.open, owner))
+        opening = asyncio.ensure_future(self._open_workspace(owner))
         try:
-            workspace = await asyncio.shield(opening)
-        except OSError as error:
-            raise RuntimeUnavailable(f"the workspace of {owner} cannot be opened: {error}") from error
-        except asyncio.CancelledError:
-            opening.add_done_callback(_release)  # the thread goes on, and what it has locked would stay so
-            raise
+            async with asyncio.timeout(_WORKSPACE_TIMEOUT) as limit:
+                workspace = await asyncio.shield(opening)
+        except BaseException as error:
+            opening.add_done_callback(_release)  # the thread may go on, and what it has locked would stay so
+            if not isinstance(error, OSError):
+                raise
+            reason = f"it takes longer than {_WORKSPACE_TIMEOUT:g} s" if limit.expired() else str(error)
+            raise RuntimeUnavailable(f"the workspace of {owner} cannot be opened: {reason}") from error
         if self._cleaned:
             workspace.release()
             raise RuntimeUnavailable("the sandbox has ended")
@@ -329,12 +350,14 @@ class SandboxedProcess(ChildProcess):
             await _ended(self._init)
             os.close(self._init)
             self._init = None
-        await super().cleanup()
-        if self._workspace is not None:
-            self._workspace.release()
-            self._workspace = None
-        if self._owner is not None:
-            self._released(self._owner)
+        try:
+            await super().cleanup()
+        finally:
+            if self._workspace is not None:
+                self._workspace.release()
+                self._workspace = None
+            if self._owner is not None:
+                self._released(self._owner)
 
 
 def _let_others_read(packages: Path) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import re
 import socket
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -22,12 +23,17 @@ from aerodrome.runtime.launchers.sandbox.egress import Egress, Target, Verdict, 
 
 log = structlog.get_logger(__name__)
 
-#: Bytes of the head of a request, and connections of one sandbox at a time.
-_MAX_HEAD, _MAX_CONNECTIONS = 1 << 15, 64
+#: Bytes of the head of a request.
+_MAX_HEAD = 1 << 15
+#: Connections of one sandbox at a time.
+CONNECTIONS = 64
 #: Seconds for a head to arrive, and for a connection outwards.
 _HEAD_TIMEOUT, _CONNECT_TIMEOUT = 15.0, 15.0
 #: Seconds for the program inside to take the rest of an answer; what it leaves is memory and a descriptor of the node.
 _LINGER = 15.0
+#: Connections of a sandbox a second, in the long run, and how many may come at once: each takes time of the node's
+#: event loop, and a loop of a shell makes thousands.
+_RATE, _AT_ONCE = 200, 400
 #: Refusals of a sandbox that are logged. More of them tell nothing new, and whoever is inside could fill a disk.
 _LOGGED = 100
 _PIECE = 1 << 16
@@ -90,16 +96,22 @@ def _without_own_headers(headers: bytes) -> bytes:
 class EgressProxy:
     """Args:
     upstream: The operator's own proxy, by which all goes out that does not stay on this machine.
+    connections: Most at a time.
     """
 
-    def __init__(self, runtime: str, egress: Egress, upstream: Target | None = None) -> None:
+    def __init__(
+        self, runtime: str, egress: Egress, upstream: Target | None = None, *, connections: int = CONNECTIONS
+    ) -> None:
         self.egress = egress
         self._runtime = runtime
         self._upstream = upstream
         self._server: asyncio.Server | None = None
         self._tasks = TaskOwner(f"egress {runtime}")
         self._connections = 0
+        self._most = connections
         self._refused = 0
+        #: Monotonic time from which on connections are early; each moves it.
+        self._early = 0.0
 
     async def start(self, listener: socket.socket) -> None:
         """The socket is the proxy's from here on."""
@@ -114,7 +126,7 @@ class EgressProxy:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Not a coroutine function: its task would be the event loop's, and nobody would end it.
-        if self._tasks.closed or self._connections >= _MAX_CONNECTIONS:
+        if self._tasks.closed or self._connections >= self._most:
             writer.transport.abort()
         else:
             self._connections += 1
@@ -122,6 +134,7 @@ class EgressProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
+            await self._in_time()
             async with asyncio.timeout(_HEAD_TIMEOUT):
                 request = read_head(await reader.readuntil(b"\r\n\r\n"))
             outer_reader, outer_writer = await self._connect(request)
@@ -148,6 +161,12 @@ class EgressProxy:
                 await _closed(writer)
             finally:
                 self._connections -= 1
+
+    async def _in_time(self) -> None:
+        """Wait as long as more connections have come than may."""
+        now = time.monotonic()
+        self._early = max(self._early, now - _AT_ONCE / _RATE) + 1 / _RATE
+        await asyncio.sleep(max(0.0, self._early - now))
 
     async def _connect(self, request: Request) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, port = request.host, request.port
