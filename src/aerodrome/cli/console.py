@@ -55,8 +55,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
         table.add_column(column, no_wrap=True)
     for row in rows:
         table.add_row(*(Text("-" if cell in (None, "") else str(cell)) for cell in row))
-    # A terminal that is too narrow cuts cells off; written to a file or a pipe they stay whole.
-    Console(highlight=False, width=None if sys.stdout.isatty() else _UNLIMITED).print(table)
+    # As wide as it is: a narrow terminal breaks the lines. Cut off, an id or a finding would be of no use.
+    Console(highlight=False, width=_UNLIMITED).print(table)
 
 
 def moment(unix_seconds: float | None) -> str:

@@ -95,3 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         console.complain(error.detail)
         sys.exit(1)
+    except OSError as error:
+        # Something of the machine, such as a directory of somebody else, that nobody nearer has put into words.
+        if options.debug:
+            traceback.print_exc()
+        console.complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        sys.exit(1)
