@@ -24,6 +24,8 @@ from aerodrome.model import Isolation
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 #: Below this much free space a node soon fails writes: the CLI's unpacked package alone takes 235 MB.
 _LITTLE_DISK = 1 << 30
+#: Settings that may hold a password, and need not.
+_ADDRESSES = ("coordination.url", "state.url", "state.tables")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,11 @@ async def _provider(settings: Settings) -> str:
             "type github without a token: sessions fail until provider.github_token is set, "
             "for example to env:GITHUB_TOKEN"
         )
+    from aerodrome.app.model_doctor import examine_models
+
+    if problems := await examine_models(settings):
+        # A warning: the machine may have reasons of its own, such as an authority that only runtimes trust.
+        raise _Warning(f"{'; '.join(problems)}: turns will fail with turn_failed")
     tenants = f", and {len(provider.tenants)} tenants with their own" if provider.tenants else ""
     return f"{provider.type}{f' at {provider.base_url}' if provider.base_url else ''}{tenants}"
 
@@ -154,7 +161,7 @@ async def _secrets(settings: Settings) -> str:
         name: cell
         for name, cell in cells_of(settings)
         # An address such as "sqlite" is no secret.
-        if not name.endswith(".url") or cell.where != GIVEN or mask_passwords(cell.current()) != cell.current()
+        if name not in _ADDRESSES or cell.where != GIVEN or mask_passwords(cell.current()) != cell.current()
     }
     listed = ", ".join(f"{name} from {cell.where}" for name, cell in found.items())
     if plain := [name for name, cell in found.items() if cell.where == GIVEN]:
