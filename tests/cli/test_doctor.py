@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+from aerodrome.app.node import Node
 from aerodrome.cli.doctor import Finding, _examine
 from aerodrome.config import load_settings
 from support.host import make_settings
@@ -46,9 +48,28 @@ async def test_what_comes_with_the_defaults_is_no_secret(tmp_path: Path) -> None
 async def test_a_model_that_is_not_there_is_told_before_the_first_turn(tmp_path: Path) -> None:
     finding = await found("provider", tmp_path)
     assert finding.result == "warning"
-    assert finding.detail.startswith("provider.base_url = http://127.0.0.1:")
+    assert finding.detail.startswith("turns will fail: provider.base_url = http://127.0.0.1:")
     assert "does not answer" in finding.detail
-    assert "turn_failed" in finding.detail
+
+
+async def test_a_token_that_is_missing_is_told_beside_what_else_is_wrong(tmp_path: Path) -> None:
+    github = {"type": "github", "github_token": None}
+    finding = await found("provider", tmp_path, provider={"tenants": {"acme": github}})
+    assert finding.result == "warning"
+    assert "provider.tenants.acme.github_token is missing" in finding.detail
+    assert "provider.base_url = " in finding.detail
+
+
+@pytest.mark.cli
+async def test_a_node_without_a_token_says_so_when_it_starts(tmp_path: Path) -> None:
+    for provider, warned in (
+        ({"tenants": {"acme": {"type": "github"}}}, [["provider.tenants.acme"]]),
+        ({"tenants": {"acme": {"type": "github", "github_token": "t0ken"}}}, []),
+    ):
+        with capture_logs() as logs:
+            async with Node(make_settings(tmp_path, "http://127.0.0.1:9/v1", provider=provider)):
+                pass
+        assert [line["sections"] for line in logs if line["event"] == "provider.no_token"] == warned
 
 
 @pytest.mark.parametrize(

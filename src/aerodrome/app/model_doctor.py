@@ -14,16 +14,18 @@ _PATIENCE = 5.0
 
 async def examine_models(settings: Settings) -> list[str]:
     """What is wrong, each with the name of its setting. GitHub's models are not asked: they have no such list."""
+    problems = [
+        f"{name}.github_token is missing: set it, for example to env:GITHUB_TOKEN"
+        for name in settings.provider.without_token()
+    ]
     if any(name.upper().endswith(("_PROXY", "CA_CERTS")) for name in settings.runtime.env):
-        return []  # Runtimes have another way to it than this process.
-    providers: dict[str, ProviderSettings] = {"provider": settings.provider}
-    providers |= {f"provider.tenants.{tenant}": own for tenant, own in settings.provider.tenants.items()}
+        return problems  # Runtimes have another way to the others than this process.
     asked = [
         _problem(name, provider, provider.base_url)
-        for name, provider in providers.items()
+        for name, provider in settings.provider.sections().items()
         if provider.base_url is not None
     ]
-    return [problem for problem in await asyncio.gather(*asked) if problem is not None]
+    return problems + [problem for problem in await asyncio.gather(*asked) if problem is not None]
 
 
 async def _problem(name: str, provider: ProviderSettings, url: str) -> str | None:

@@ -137,17 +137,13 @@ async def _sdk(settings: Settings) -> str:
 
 
 async def _provider(settings: Settings) -> str:
-    provider = settings.provider
-    if provider.type == "github" and provider.github_token is None:
-        raise _Warning(
-            "type github without a token: sessions fail until provider.github_token is set, "
-            "for example to env:GITHUB_TOKEN"
-        )
     from aerodrome.app.model_doctor import examine_models
+
+    provider = settings.provider
 
     if problems := await examine_models(settings):
         # A warning: the machine may have reasons of its own, such as an authority that only runtimes trust.
-        raise _Warning(f"{'; '.join(problems)}: turns will fail with turn_failed")
+        raise _Warning(f"turns will fail: {'; '.join(problems)}")
     tenants = f", and {len(provider.tenants)} tenants with their own" if provider.tenants else ""
     return f"{provider.type}{f' at {provider.base_url}' if provider.base_url else ''}{tenants}"
 
