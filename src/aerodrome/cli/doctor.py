@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from aerodrome.cli.console import out, print_json, print_table, say
+from aerodrome.cli.console import out, print_json, print_table, printable, say
 from aerodrome.cli.options import ConfigOption, JsonOption
 from aerodrome.config import Settings, load_settings
 from aerodrome.config.secret_references import GIVEN
@@ -63,7 +63,9 @@ def doctor(
     else:
         for finding in findings:
             mark = Text(f"{finding.result:8}", style=_STYLES[finding.result])
-            out().print(mark.append(Text(f" {finding.check}: {finding.detail}", style="default not bold")))
+            out().print(
+                mark.append(Text(printable(f" {finding.check}: {finding.detail}", keep="\n"), style="default not bold"))
+            )
     if any(finding.result == "failed" for finding in findings):
         raise typer.Exit(1)
 
