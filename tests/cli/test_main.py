@@ -111,3 +111,10 @@ def test_a_listing_is_whole_on_a_narrow_terminal(run: Run, monkeypatch: pytest.M
     listed = run("keys", "ls").out
     assert key in listed
     assert "a-user-with-a-name-that-is-long" in listed
+
+
+def test_a_machine_on_which_no_runtime_fits_is_no_plan(run: Run) -> None:
+    result = run("plan", "--users", "10", "--memory", "200MB")
+    assert (result.code, result.out) == (2, "")
+    assert "a node with one runtime takes" in result.err
+    assert run("plan", "--users", "10", "--memory", "300MB").code == 0

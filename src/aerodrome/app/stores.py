@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol, cast
@@ -13,13 +13,14 @@ from aerodrome._util.clock import Clock, SystemClock
 from aerodrome._util.patience import Patience, patient
 from aerodrome._util.redis_url import RedisUrl
 from aerodrome._util.sqlite import Database, Synchronous
+from aerodrome._util.store_names import said_of
 from aerodrome.config.settings import Settings
 from aerodrome.config.types import StoreUrl
 from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.coordination.backends.sqlite import SqliteCoordination
 from aerodrome.coordination.backends.sqlite_directory import SqliteDirectory
 from aerodrome.coordination.ports import ClusterEvent, Coordination, Directory
-from aerodrome.errors import ConfigError, StoreUnavailable
+from aerodrome.errors import ConfigError
 from aerodrome.identity.backends.sqlite import SqliteKeyStore
 from aerodrome.identity.keys import REVOKED, KeyService
 from aerodrome.identity.ports import KeyStore
@@ -65,7 +66,7 @@ async def open_stores(settings: Settings, telemetry: Telemetry = SILENT) -> Asyn
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         files = SqliteFiles(settings, stack)
-        with _named("state.tables" if settings.state.volume else "state.url", settings.state.tables_url, settings):
+        with said_of(_where(settings.state.tables_setting, settings.state.tables_url, settings)):
             state = await _open_state(settings, clock, files, stack)
         coordination = observed(await _open_coordination(settings, clock, files, stack), "coordination", telemetry)
 
@@ -98,21 +99,8 @@ async def _open_volume(settings: Settings, state: _State, stack: AsyncExitStack)
     return volume
 
 
-@contextmanager
-def _named(setting: str, url: StoreUrl, settings: Settings) -> Iterator[None]:
-    """What is wrong with a store when it is opened is said with the setting that names it: who reads it is an operator,
-    and never a caller of the API. Raises `StoreUnavailable`."""
-    where = f"server.data_dir = {settings.server.data_dir}" if url == "sqlite" else f"{setting} = {url.masked}"
-    try:
-        yield
-    except StoreUnavailable as error:
-        raise StoreUnavailable(f"{where}: {error.detail}", retry_after=error.retry_after, **error.extra) from error
-    except PermissionError as error:
-        raise StoreUnavailable(
-            f"{where}: this user may not use it; run the command as the user that the node runs as"
-        ) from error
-    except OSError as error:
-        raise StoreUnavailable(f"{where}: {error.strerror or error}") from error
+def _where(setting: str, url: StoreUrl, settings: Settings) -> str:
+    return f"server.data_dir = {settings.server.data_dir}" if url == "sqlite" else f"{setting} = {url.masked}"
 
 
 @asynccontextmanager
@@ -200,7 +188,7 @@ def postgresql_stores() -> ModuleType:
 async def _open_coordination(
     settings: Settings, clock: Clock, databases: SqliteFiles, stack: AsyncExitStack
 ) -> Coordination:
-    with _named("coordination.url", settings.coordination.url, settings):
+    with said_of(_where("coordination.url", settings.coordination.url, settings)):
         return await _opened_coordination(settings, clock, databases, stack)
 
 
