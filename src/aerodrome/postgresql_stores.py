@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from aerodrome._util.clock import Clock
 from aerodrome._util.migrations import PostgresSchema, Status
 from aerodrome._util.postgres import Postgres, Transaction
+from aerodrome._util.store_names import said_of
 from aerodrome.config.settings import Settings
 from aerodrome.config.store_settings import CoordinationSettings, StateSettings
 from aerodrome.config.types import StoreUrl
@@ -130,9 +131,9 @@ async def migrate(settings: Settings, *, check: bool = False, post: bool = False
     """
     done = Migrated({}, [])
     state, coordination = settings.state, settings.coordination
-    for url, store, schemas in (
-        (state.tables_url, state, state_schemas()),
-        (coordination.url, coordination, [PostgresCoordination.schema()]),
+    for setting, url, store, schemas in (
+        (state.tables_setting, state.tables_url, state, state_schemas()),
+        ("coordination.url", coordination.url, coordination, [PostgresCoordination.schema()]),
     ):
         if not url.scheme.startswith("postgres"):
             continue
@@ -143,11 +144,12 @@ async def migrate(settings: Settings, *, check: bool = False, post: bool = False
             statement_timeout=_MIGRATION,
             lock_timeout=_MIGRATION_LOCK,
         )
-        async with database:
-            for schema in schemas:
-                if not check:
-                    done.applied[schema.name] = await schema.migrate(database, post=post)
-                done.statuses.append(await schema.status(database))
+        with said_of(f"{setting} = {url.masked}"):
+            async with database:
+                for schema in schemas:
+                    if not check:
+                        done.applied[schema.name] = await schema.migrate(database, post=post)
+                    done.statuses.append(await schema.status(database))
     return done
 
 
@@ -270,10 +272,12 @@ async def restored_in_place(settings: Settings) -> tuple[int, int]:
         )
 
     if coordination.url.scheme.startswith("postgres"):
-        async with database(coordination) as opened:
-            await PostgresCoordination.schema().ensure(opened)
-            await opened.write(fit_coordination)
-    async with database(state) as opened:
-        for schema in state_schemas():
-            await schema.ensure(opened)
-        return await opened.write(fit)
+        with said_of(f"coordination.url = {coordination.url.masked}"):
+            async with database(coordination) as opened:
+                await PostgresCoordination.schema().ensure(opened)
+                await opened.write(fit_coordination)
+    with said_of(f"{state.tables_setting} = {state.tables_url.masked}"):
+        async with database(state) as opened:
+            for schema in state_schemas():
+                await schema.ensure(opened)
+            return await opened.write(fit)

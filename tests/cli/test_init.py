@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
 
 from aerodrome.config import Settings, load_settings
 from support.command_line import Run
@@ -29,3 +33,12 @@ def test_it_replaces_nothing_unless_told_so(run: Run) -> None:
 def test_a_place_that_can_not_be_written_is_told(run: Run) -> None:
     result = run("init", "missing/my.toml")
     assert (result.code, result.err) == (1, "error: missing/my.toml can not be written: No such file or directory\n")
+
+
+def test_a_disk_that_is_full_leaves_nothing_in_the_way(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr("aerodrome.cli.init.template", Mock(side_effect=full))
+        result = run("init")
+    assert (result.code, result.err) == (1, "error: aerodrome.toml can not be written: No space left on device\n")
+    assert run("init").code == 0

@@ -83,6 +83,18 @@ def test_a_revoked_key_is_refused(run: Run, config: Path) -> None:
     assert (again.code, again.err) == (1, f"error: there is no key {key['id']}; `aerodrome keys ls` lists them\n")
 
 
+def test_a_key_that_has_leaked_is_revoked_by_itself_and_not_shown(run: Run, config: Path) -> None:
+    create(run, config, "--json")
+    key = create(run, config, "--json").json
+    for _ in range(2):
+        result = run("keys", "revoke", key["key"], "-c", config)
+        assert key["key"] not in result.out + result.err
+    assert f"there is no key {key['id']}" in result.err
+    with pytest.raises(Unauthenticated):
+        principal_of(key["key"], config)
+    assert len(run("keys", "ls", "-c", config, "--json").json) == 1
+
+
 def test_a_wrong_label_is_told(run: Run, config: Path) -> None:
     result = create(run, config, "--label", "x" * 201)
     assert result.code == 1

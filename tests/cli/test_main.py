@@ -85,3 +85,36 @@ def test_the_module_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "aerodrome", "--version"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("aerodrome ")
+
+
+def test_what_the_machine_refuses_is_a_message_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working directory has been deleted, which is a `FileNotFoundError` that nobody expects."""
+    config = Path("t.toml").absolute()
+    config.write_text("")
+    gone = Path("gone")
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    Path("../gone").rmdir()
+    monkeypatch.setenv("AERODROME_SERVER__DATA_DIR", "data")
+    result = run("keys", "ls", "-c", config)
+    assert result.code == 1
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert "Traceback" in run("--debug", "keys", "ls", "-c", config).err
+
+
+def test_a_listing_is_whole_on_a_narrow_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id that is cut off cannot be given to the next command."""
+    key = run("keys", "create", "--tenant", "acme", "--user", "a-user-with-a-name-that-is-long", "--json").json["id"]
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    listed = run("keys", "ls").out
+    assert key in listed
+    assert "a-user-with-a-name-that-is-long" in listed
+
+
+def test_a_machine_on_which_no_runtime_fits_is_no_plan(run: Run) -> None:
+    result = run("plan", "--users", "10", "--memory", "200MB")
+    assert (result.code, result.out) == (2, "")
+    assert "a node with one runtime takes" in result.err
+    assert run("plan", "--users", "10", "--memory", "300MB").code == 0

@@ -158,3 +158,15 @@ def test_doctor_checks_the_server_and_never_shows_its_password(config: Path, sch
     found = stores(away)
     assert found["result"] == "failed"
     assert "cannot be reached" in found["detail"]
+
+
+@pytest.mark.parametrize("verb", [("migrate", "--check"), ("restore", "--in-place")])
+def test_a_server_that_is_away_is_named_without_its_password(run: Run, tmp_path: Path, verb: tuple[str, str]) -> None:
+    path = tmp_path / "away.toml"
+    path.write_text(f'[server]\ndata_dir = "{tmp_path}/data"\n[state]\nurl = "postgresql://me:s3cret@127.0.0.1:1/x"\n')
+    result = run(*verb, "-c", path)
+    assert result.code == 1
+    assert result.err.endswith(
+        "error: state.url = postgresql://me:***@127.0.0.1:1/x: the PostgreSQL server cannot be reached\n"
+    )
+    assert "s3cret" not in result.err

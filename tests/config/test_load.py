@@ -390,7 +390,7 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 
 
 def test_the_password_of_a_store_is_resolved_and_never_shown(tmp_path: Path) -> None:
-    url = "postgresql://me:s3cret/x@db.example/aerodrome?sslmode=verify-full"
+    url = "postgresql://me:s3cret%2Fx@db.example/aerodrome?sslmode=verify-full"
     secret = write(tmp_path / "url", f"{url}\n")
     for text, env in [
         (url, {}),
@@ -445,3 +445,24 @@ def test_attached_servers_need_a_volume(tmp_path: Path) -> None:
 def test_a_volume_is_an_absolute_path(url: str) -> None:
     with pytest.raises(ConfigError, match="volume:/PATH"):
         load_settings(env={"AERODROME_STATE__URL": url})
+
+
+@pytest.mark.parametrize("login", ["me:s3@cret", "me@host:s3cret", "me:s3/cret", "me:s3%cret", "me:100%"])
+def test_a_password_that_the_driver_would_take_for_a_host_is_refused_and_not_shown(login: str) -> None:
+    """The driver's own error would quote a piece of it."""
+    (problem,) = problems(f'[state]\nurl = "postgresql://{login}@db.example/aerodrome"')
+    assert problem.endswith(": in user and password write @ as %40, / as %2F and % as %25")
+    assert not [piece for piece in ("s3", "cret", "100") if piece in problem]
+    (problem,) = problems(f'[coordination]\nurl = "postgresql://{login}@db.example/aerodrome"')
+    assert "%40" in problem
+
+
+def test_what_has_a_meaning_may_be_written_in_a_password() -> None:
+    url = "postgresql://me%40host:s3%40%2F%25:?#!@db.example,other.example:5433/aerodrome?options=-c%20a%3Db&x=@"
+    settings = load_settings(overrides={"state.url": url}, env={})
+    assert settings.state.url == url
+
+
+def test_a_directory_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a directory, not a file"):
+        load_settings(tmp_path, env={})

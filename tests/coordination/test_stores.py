@@ -52,10 +52,12 @@ async def test_without_the_driver_it_is_said_how_to_install_it(tmp_path: Path, m
 
 
 async def test_a_store_that_is_away_stops_the_start(tmp_path: Path) -> None:
+    port = free_port()
     with pytest.raises(StoreUnavailable) as caught:
-        async with open_stores(settings_for(tmp_path, f"redis://me:s3cret@127.0.0.1:{free_port()}")):
+        async with open_stores(settings_for(tmp_path, f"redis://me:s3cret@127.0.0.1:{port}")):
             pass
-    assert caught.value.detail == "the Redis server cannot be reached"
+    where = f"coordination.url = redis://me:***@127.0.0.1:{port}"
+    assert caught.value.detail == f"{where}: the Redis server cannot be reached"
     assert caught.value.retryable
     json.dumps(caught.value.extra)
 

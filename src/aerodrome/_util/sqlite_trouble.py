@@ -21,7 +21,10 @@ _UNAVAILABLE: dict[int, tuple[str, float | None]] = {
     sqlite3.SQLITE_IOERR: ("cannot be read or written: the disk reports an error or is full", 5.0),
     sqlite3.SQLITE_READONLY: ("is read-only; check its owner, its mode and how the disk is mounted", None),
     sqlite3.SQLITE_PERM: ("may not be used; check its owner and mode", None),
-    sqlite3.SQLITE_CANTOPEN: ("cannot be opened; check that its directory exists and may be written", None),
+    sqlite3.SQLITE_CANTOPEN: (
+        "cannot be opened; check that its directory exists, and that this user may write to both",
+        None,
+    ),
     sqlite3.SQLITE_CORRUPT: ("is damaged; stop all nodes and restore it from a backup", None),
     sqlite3.SQLITE_NOTADB: ("is not a SQLite database; move it away or configure another path", None),
 }

@@ -161,6 +161,9 @@ class Node:
             allow_version_mismatch=settings.runtime.allow_version_mismatch,
         )
         log.info("node.starting", node=settings.server.node_name, cli=str(binary.path), cli_version=binary.version)
+        if nobodys := settings.provider.without_token():
+            # No error: runtimes may have a model by `runtime.env`, and attached servers one of their own.
+            log.warning("provider.no_token", sections=nobodys, mend="set github_token there, or another type")
         self.observability = open_observability(settings, lambda: state_of(self, binary.version))
         telemetry = self.observability.telemetry
         self._stack.push_async_callback(asyncio.to_thread, telemetry.tracer.shutdown)

@@ -14,7 +14,9 @@ from aerodrome._util.patience import Patience, patient
 from aerodrome._util.redis_url import RedisUrl
 from aerodrome._util.sqlite import Database
 from aerodrome._util.sqlite_threads import Synchronous
+from aerodrome._util.store_names import said_of
 from aerodrome.config.settings import Settings
+from aerodrome.config.types import StoreUrl
 from aerodrome.coordination.backends.memory import MemoryCoordination
 from aerodrome.coordination.backends.sqlite import SqliteCoordination
 from aerodrome.coordination.backends.sqlite_directory import SqliteDirectory
@@ -65,7 +67,8 @@ async def open_stores(settings: Settings, telemetry: Telemetry = SILENT) -> Asyn
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         files = SqliteFiles(settings, stack)
-        state = await _open_state(settings, clock, files, stack)
+        with said_of(_where(settings.state.tables_setting, settings.state.tables_url, settings)):
+            state = await _open_state(settings, clock, files, stack)
         coordination = observed(await _open_coordination(settings, clock, files, stack), "coordination", telemetry)
 
         async def announce(key_id: str) -> None:
@@ -95,6 +98,10 @@ async def _open_volume(settings: Settings, state: _State, stack: AsyncExitStack)
     stack.push_async_callback(volume.aclose)
     await volume.open()
     return volume
+
+
+def _where(setting: str, url: StoreUrl, settings: Settings) -> str:
+    return f"server.data_dir = {settings.server.data_dir}" if url == "sqlite" else f"{setting} = {url.masked}"
 
 
 @asynccontextmanager
@@ -180,6 +187,13 @@ def postgresql_stores() -> ModuleType:
 
 
 async def _open_coordination(
+    settings: Settings, clock: Clock, databases: SqliteFiles, stack: AsyncExitStack
+) -> Coordination:
+    with said_of(_where("coordination.url", settings.coordination.url, settings)):
+        return await _opened_coordination(settings, clock, databases, stack)
+
+
+async def _opened_coordination(
     settings: Settings, clock: Clock, databases: SqliteFiles, stack: AsyncExitStack
 ) -> Coordination:
     url = settings.coordination.url

@@ -1,8 +1,13 @@
-"""How the commands print: results on standard output, everything else on standard error."""
+"""How the commands print: results on standard output, everything else on standard error.
+
+What is printed may have been written by anybody, such as the title of a session. A terminal would obey the control
+characters in it, so they are spelt.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -13,6 +18,15 @@ from rich.table import Table
 from rich.text import Text
 
 _UNLIMITED = 10_000
+#: Controls, halves of characters, and what turns the direction of writing about.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """The text with control characters but those of `keep` as an escape sequence, such as ``\\x1b``."""
+    return _CONTROL.sub(
+        lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode("ascii"), text
+    )
 
 
 def out() -> Console:
@@ -25,26 +39,27 @@ def err() -> Console:
 
 def say(text: str) -> None:
     """A result, as it is: what looks like markup in it (a path, a name) is text."""
-    out().print(text, markup=False)
+    out().print(printable(text, keep="\n"), markup=False)
 
 
 def note(text: str, style: str = "dim") -> None:
     """Something beside the result."""
-    err().print(Text(text, style=style))
+    err().print(Text(printable(text, keep="\n"), style=style))
 
 
 def complain(text: str) -> None:
     message = Text("error: ", style="bold red")
-    err().print(message.append(Text(text, style="default not bold")))
+    err().print(message.append(Text(printable(text, keep="\n"), style="default not bold")))
 
 
 def print_json(value: Any) -> None:
     """For programs: one document, and no colours whatever standard output is."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
+    # Half a character, which a user has sent, can only be spelt, and so can what the encoding here does not have.
+    text = _CONTROL.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
     try:
-        text.encode()
+        text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
-        # Half a character, which a user has sent, can only be spelt.
         text = json.dumps(value, indent=2)
     sys.stdout.write(text + "\n")
 
@@ -54,9 +69,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     for column in columns:
         table.add_column(column, no_wrap=True)
     for row in rows:
-        table.add_row(*(Text("-" if cell in (None, "") else str(cell)) for cell in row))
-    # A terminal that is too narrow cuts cells off; written to a file or a pipe they stay whole.
-    Console(highlight=False, width=None if sys.stdout.isatty() else _UNLIMITED).print(table)
+        table.add_row(*(Text("-" if cell in (None, "") else printable(str(cell))) for cell in row))
+    # As wide as it is: a narrow terminal breaks the lines. Cut off, an id or a finding would be of no use.
+    Console(highlight=False, width=_UNLIMITED).print(table)
 
 
 def moment(unix_seconds: float | None) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from aerodrome.cli.console import out, print_json, print_table, say
+from aerodrome.cli.console import out, print_json, print_table, printable, say
 from aerodrome.cli.options import ConfigOption, JsonOption
 from aerodrome.config import Settings, load_settings
 from aerodrome.config.secret_references import GIVEN
@@ -24,6 +24,8 @@ from aerodrome.model import Isolation
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 #: Below this much free space a node soon fails writes: the CLI's unpacked package alone takes 235 MB.
 _LITTLE_DISK = 1 << 30
+#: Settings that may hold a password, and need not.
+_ADDRESSES = ("coordination.url", "state.url", "state.tables")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,9 @@ def doctor(
     else:
         for finding in findings:
             mark = Text(f"{finding.result:8}", style=_STYLES[finding.result])
-            out().print(mark.append(Text(f" {finding.check}: {finding.detail}", style="default not bold")))
+            out().print(
+                mark.append(Text(printable(f" {finding.check}: {finding.detail}", keep="\n"), style="default not bold"))
+            )
     if any(finding.result == "failed" for finding in findings):
         raise typer.Exit(1)
 
@@ -135,12 +139,13 @@ async def _sdk(settings: Settings) -> str:
 
 
 async def _provider(settings: Settings) -> str:
+    from aerodrome.app.model_doctor import examine_models
+
     provider = settings.provider
-    if provider.type == "github" and provider.github_token is None:
-        raise _Warning(
-            "type github without a token: sessions fail until provider.github_token is set, "
-            "for example to env:GITHUB_TOKEN"
-        )
+
+    if problems := await examine_models(settings):
+        # A warning: the machine may have reasons of its own, such as an authority that only runtimes trust.
+        raise _Warning(f"turns will fail: {'; '.join(problems)}")
     tenants = f", and {len(provider.tenants)} tenants with their own" if provider.tenants else ""
     return f"{provider.type}{f' at {provider.base_url}' if provider.base_url else ''}{tenants}"
 
@@ -154,7 +159,7 @@ async def _secrets(settings: Settings) -> str:
         name: cell
         for name, cell in cells_of(settings)
         # An address such as "sqlite" is no secret.
-        if not name.endswith(".url") or cell.where != GIVEN or mask_passwords(cell.current()) != cell.current()
+        if name not in _ADDRESSES or cell.where != GIVEN or mask_passwords(cell.current()) != cell.current()
     }
     listed = ", ".join(f"{name} from {cell.where}" for name, cell in found.items())
     if plain := [name for name, cell in found.items() if cell.where == GIVEN]:

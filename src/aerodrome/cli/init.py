@@ -29,11 +29,16 @@ def init(
     # Only for the owner: people put secrets into it, whatever its comments say. Exclusive creation leaves no
     # moment between a check and the write in which a file of somebody else could be lost.
     flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if force else os.O_EXCL)
+    made = False
     try:
         with os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
+            made = not force
             file.write(template())
     except FileExistsError:
         raise ConfigError(f"{path} exists; --force replaces it") from None
     except OSError as error:
+        if made:
+            # Half of it would stand in the way of the next try, and might be taken for the whole.
+            path.unlink(missing_ok=True)
         raise ConfigError(f"{path} can not be written: {error.strerror}") from None
     say(_NEXT.format(path=path))

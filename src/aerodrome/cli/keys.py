@@ -14,7 +14,7 @@ from aerodrome.cli.console import moment, note, print_json, print_table, say
 from aerodrome.cli.options import ConfigOption, JsonOption, check_name
 from aerodrome.config import load_settings
 from aerodrome.errors import NotFound
-from aerodrome.identity.keys import KeyService
+from aerodrome.identity.keys import KeyService, id_of
 from aerodrome.identity.ports import KeyInfo
 
 T = TypeVar("T")
@@ -66,11 +66,15 @@ def list_keys(
 
 @app.command("revoke")
 def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `aerodrome keys ls` shows it.")],
+    key: Annotated[
+        str, typer.Argument(metavar="ID", help="The key's id, as `aerodrome keys ls` shows it, or the key itself.")
+    ],
     config: ConfigOption = None,
 ) -> None:
     """Withdraw a key. Running nodes are told; one that does not hear it trusts the key for another `auth.key_cache`
     (5 s)."""
+    # A key that was found where it should not be is all that is known of it.
+    key_id = id_of(key)
     if not _run(config, lambda keys: keys.revoke(key_id)):
         raise NotFound(f"there is no key {key_id}; `aerodrome keys ls` lists them")
     say(f"Revoked {key_id}.")

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -88,10 +89,20 @@ app.add_typer(runtime.app, name="runtime")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line (without the program's name); ends with `SystemExit`."""
     options = _Options()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # Names and titles have characters that a terminal of another encoding has not.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(args=arguments, prog_name="aerodrome", obj=options)
     except AerodromeError as error:
         if options.debug:
             traceback.print_exc()
         console.complain(error.detail)
+        sys.exit(1)
+    except OSError as error:
+        # Something of the machine, such as a directory of somebody else, that nobody nearer has put into words.
+        if options.debug:
+            traceback.print_exc()
+        console.complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         sys.exit(1)

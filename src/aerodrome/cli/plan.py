@@ -68,6 +68,12 @@ def planning(
     machine = Machine(
         memory=_parsed("--memory", memory, parse_size, '"16GB"') / MEGABYTE, cores=cores, max_sessions=max_sessions
     )
+    least = MEASURED.memory(nodes=1, runtimes=1, loaded=1, running=1, asleep=0)
+    if least > machine.memory * machine.used:
+        raise typer.BadParameter(
+            f"a node with one runtime takes {least:.0f} MB, and three quarters of the machine's are planned with",
+            param_hint="--memory",
+        )
     made = plan(demand, MEASURED, machine).describe()
     if as_json:
         print_json(made)

@@ -22,11 +22,13 @@ _HEAD = f"""\
 `{PROGRAM}` has one verb for each job. Results go to standard output, everything else to standard error. Listings take
 `--json`, which prints one document for programs.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage. A failure is one message on standard error.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended with Ctrl-C. A failure is one message on standard error.
 
-The commands that take `--config` read the same settings as `serve` ([settings](settings.md)). `keys`, `sessions` and
-`runtimes` open the stores in `server.data_dir` themselves: they work beside a running server and without one, ask for
-no API key, and need the file permissions of the account that runs the server.
+The commands that take `--config` read the same settings as `serve` ([settings](settings.md)). Those about keys,
+sessions, runtimes and nodes go to the stores themselves, those in `server.data_dir` or where `state.url` and
+`coordination.url` say: they work beside a running server and without one, and ask for no API key. They need what the
+server needs for that: the account that may use its files, and its way to the stores. Told another configuration than
+the server has, they work on other stores.
 """
 
 # Click's and Typer's own classes carry no common type, so the tree is walked as `Any`.

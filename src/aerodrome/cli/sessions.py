@@ -202,6 +202,9 @@ def remove(
 
     done, revoked = run_on_stores(config, erase_all_of_them)
     _tell(done, revoked, as_json)
+    if not (done.sessions or done.memberships or done.refused or revoked):
+        # A name that is misspelt would look like an erasure that was done.
+        note(f"nothing is stored of {tenant if user is None else f'{tenant}/{user}'}")
     if done.refused:
         raise SessionBusy(
             "not deleted, because it is loaded by a running node: "

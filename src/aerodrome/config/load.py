@@ -24,10 +24,12 @@ def find_config(path: Path | str | None = None, env: Mapping[str, str] = os.envi
     """The file to read: the one asked for (which must exist), `./aerodrome.toml`, or the user's own.
 
     Raises:
-        ConfigError: The file asked for does not exist.
+        ConfigError: The file asked for does not exist, or is none.
     """
     if path is not None:
-        if not Path(path).is_file():
+        if Path(path).is_dir():
+            raise ConfigError(f"{path}: a directory, not a file; name the file in it")
+        if not Path(path).exists():
             raise ConfigError(f"{path}: there is no such file; `aerodrome init {path}` writes one")
         return Path(path)
     candidates = [Path(FILE_NAME), config_home(env) / "aerodrome" / FILE_NAME]

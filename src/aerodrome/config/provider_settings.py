@@ -79,6 +79,14 @@ class ProviderSection(ProviderSettings):
         },
     )
 
+    def sections(self) -> dict[str, ProviderSettings]:
+        """The common one and those of tenants, by the names that they have in the file."""
+        return {"provider": self, **{f"provider.tenants.{tenant}": own for tenant, own in self.tenants.items()}}
+
+    def without_token(self) -> list[str]:
+        """The sections of GitHub's models that have no token for them."""
+        return [name for name, one in self.sections().items() if one.type == "github" and one.github_token is None]
+
     def of(self, tenant: str) -> ProviderSettings:
         """The tenant's own entry, whole, or the common one: keys never meet somebody else's address."""
         return self.tenants.get(tenant, self)

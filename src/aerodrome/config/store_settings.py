@@ -153,6 +153,11 @@ class StateSettings(Section):
         """Where everything else is, or all."""
         return self.tables if self.url.scheme == "volume" else self.url
 
+    @property
+    def tables_setting(self) -> str:
+        """The name of the setting that says so."""
+        return "state.tables" if self.url.scheme == "volume" else "state.url"
+
     @model_validator(mode="after")
     def _session_holds_a_file(self) -> Self:
         if self.max_session < self.max_file:

@@ -105,12 +105,22 @@ def resolve_secret(value: Any, info: ValidationInfo) -> SecretStr:
 
 
 #: What is secret in the address of a store: the password after the user's name, and parameters of that name.
-_PASSWORDS = re.compile(r"(://[^:@/\s]*):.*@|(password=)[^&\s]*")
+_PASSWORDS = re.compile(
+    r"(?P<user>://[^:@/\s]*):.*@"
+    # A user with an @ in it, which is wrong, and usual at some providers.
+    r"|(?P<odd>://[^:/\s]*):[^/?\s]*@"
+    r"|(?P<option>password=)[^&\s]*"
+)
 
 
 def mask_passwords(text: str) -> str:
     """The text with `***` for every password in an address, for messages and listings."""
-    return _PASSWORDS.sub(lambda found: f"{found[1]}:***@" if found[1] else f"{found[2]}***", text)
+
+    def mask(found: re.Match[str]) -> str:
+        user = found["user"] or found["odd"]
+        return f"{user}:***@" if user is not None else f"{found['option']}***"
+
+    return _PASSWORDS.sub(mask, text)
 
 
 class StoreUrl(str):
@@ -186,6 +196,10 @@ def check_postgresql_url(value: StoreUrl) -> StoreUrl:
         raise ValueError(
             'expected an address such as "postgresql://aerodrome@db.example/aerodrome?sslmode=verify-full"'
         )
+    authority, _, path = value.partition("://")[2].partition("?")[0].partition("/")
+    if authority.count("@") > 1 or "@" in path or re.search(r"%(?![0-9A-Fa-f]{2})", authority):
+        # The driver would take a piece of the password for the host or the port, and its error would quote that.
+        raise ValueError("in user and password write @ as %40, / as %2F and % as %25")
     return value
 
 

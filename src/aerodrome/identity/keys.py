@@ -35,6 +35,12 @@ _KEY = re.compile(rf"aero_([0-9A-Za-z]{{{_ID_LENGTH}}})_[0-9A-Za-z]{{{_SECRET_LE
 _LABEL = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}")
 
 
+def id_of(text: str) -> str:
+    """The id in a whole key; anything else as it is, which may be an id."""
+    match = _KEY.fullmatch(text)
+    return text if match is None else match[1]
+
+
 class _Known(NamedTuple):
     digest: bytes
     principal: Principal
