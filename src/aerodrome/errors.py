@@ -89,11 +89,10 @@ class Capacity(AerodromeError):
     retryable = True
 
 
-class RateLimited(AerodromeError):
-    """This principal's or tenant's own quota is spent."""
+class RateLimited(Capacity):
+    """The ceiling, or the rate, is that of this user or tenant alone: others are served (ADR 0050)."""
 
     code = "rate_limited"
-    retryable = True
 
 
 class TurnInterrupted(AerodromeError):
@@ -152,4 +151,5 @@ class ConfigError(AerodromeError):
 
 def all_codes() -> dict[str, type[AerodromeError]]:
     """Every code with the class that carries it, for the error table of the documentation."""
-    return {cls.code: cls for cls in AerodromeError.__subclasses__()}
+    kinds: list[type[AerodromeError]] = [*AerodromeError.__subclasses__(), RateLimited]
+    return {cls.code: cls for cls in kinds}

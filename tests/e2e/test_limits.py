@@ -48,7 +48,7 @@ async def test_one_prompt_too_many_is_refused_at_both_doors_and_told_when_to_com
         await until(lambda: running.node.sessions.waiting == {"acme": 1})
         response = await alice.http.post("/sessions/s3/messages", json={"prompt": "one more"})
         problem = response.json()
-        assert (response.status_code, problem["code"], problem["retryable"]) == (503, "capacity", True)
+        assert (response.status_code, problem["code"], problem["retryable"]) == (429, "rate_limited", True)
         assert 1 <= problem["retry_after"] <= 150
         assert problem["retry_after"] <= int(response.headers["Retry-After"]) <= 150
         async with connected(Endpoint("gateway", running.gateway_address, await running.key("alice"))) as client:
@@ -56,7 +56,7 @@ async def test_one_prompt_too_many_is_refused_at_both_doors_and_told_when_to_com
             with pytest.raises(Exception, match="wait already") as refused:
                 await chat.send("one more")
             data = getattr(refused.value, "data", {})
-            assert (data["code"], data["retryable"]) == ("capacity", True)
+            assert (data["code"], data["retryable"]) == ("rate_limited", True)
             assert 1 <= data["retry_after"] <= 150
         await bob.open("b1")
         other = asyncio.create_task(bob.text("b1", "[[say: mine]]"))  # his own line is empty

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from aerodrome._util.clock import ManualClock
-from aerodrome.errors import Capacity
+from aerodrome.errors import Capacity, RateLimited
 from aerodrome.fairness.estimate import JITTER
 from aerodrome.fairness.gate import FairGate
 from aerodrome.fairness.line import Ceilings
@@ -82,10 +82,23 @@ async def test_whoever_finds_no_room_in_time_is_told_when_to_come_again() -> Non
     first = await held(gate, "acme")
     with pytest.raises(Capacity) as full:
         await held(gate, "bank")
+    assert type(full.value) is Capacity
     assert full.value.retry_after is not None
     assert full.value.retry_after >= 1.0
     await first.aclose()
     await (await held(gate, "bank")).aclose()
+    assert nothing_left(gate)
+
+
+@pytest.mark.parametrize("ceilings", [{"per_tenant": 1}, {"per_user": 1}, {"per_user": 1, "total": 1}])
+async def test_at_a_ceiling_of_its_own_it_is_told_so(ceilings: dict[str, int]) -> None:
+    """A node that is full is another matter: for a load balancer, and for whoever is on duty."""
+    gate = gate_of(timeout=0.01, **ceilings)
+    first = await held(gate, "acme")
+    with pytest.raises(RateLimited) as refused:
+        await held(gate, "acme")
+    assert refused.value.retry_after is not None
+    await first.aclose()
     assert nothing_left(gate)
 
 

@@ -142,7 +142,7 @@ async def test_requests_of_a_stranger_are_bounded_in_bytes(node: Host, monkeypat
         params = {"token": "none", "x": "x" * 40_000}
         for number in (1, 2):
             await stranger.send({"jsonrpc": "2.0", "id": number, "method": "connect", "params": params})
-        assert (await stranger.answer_to(2))["error"]["data"]["code"] == "capacity"
+        assert (await stranger.answer_to(2))["error"]["data"]["code"] == "rate_limited"
         gate.set()
 
 
@@ -178,7 +178,7 @@ async def test_one_user_may_not_take_all_places(node: Host) -> None:
         for _ in range(3):
             await stack.enter_async_context(raw(node.gateway_address, key))
         async with raw(node.gateway_address) as fourth:
-            assert (await fourth.connect(key))["error"]["data"]["code"] == "capacity"
+            assert (await fourth.connect(key))["error"]["data"]["code"] == "rate_limited"
             assert await fourth.fate() is Fate.CLOSED
         async with raw(node.gateway_address, await node.key("bob")) as other:
             assert await other.fate() is Fate.ALIVE
@@ -200,7 +200,7 @@ async def test_unanswered_requests_are_bounded_in_bytes(node: Host, monkeypatch:
         params = {"x": "x" * 40_000_000}
         for number in (1, 2):
             await client.send({"jsonrpc": "2.0", "id": number, "method": "session.getLastId", "params": params})
-        assert (await client.answer_to(2))["error"]["data"]["code"] == "capacity"
+        assert (await client.answer_to(2))["error"]["data"]["code"] == "rate_limited"
         gate.set()
         assert "result" in await client.answer_to(1)
         await client.send({"jsonrpc": "2.0", "id": 3, "method": "session.getLastId", "params": params})

@@ -239,7 +239,7 @@ def test_more_requests_than_allowed_are_refused_and_the_others_go_on() -> None:
     for number in range(2):
         assert to_runtime(router.from_client(request(number, "session.getMessages", sessionId="s1")))
     error = error_of(router.from_client(request(9, "session.getMessages", sessionId="s1")))
-    assert [error["data"]["code"], error["data"]["retryable"]] == ["capacity", True]
+    assert [error["data"]["code"], error["data"]["retryable"]] == ["rate_limited", True]
     router.from_runtime("rt-1", body(id=0, result={}))
     assert to_runtime(router.from_client(request(9, "session.getMessages", sessionId="s1")))
 

@@ -308,7 +308,7 @@ async def test_more_requests_than_allowed_are_refused_and_the_others_answered(no
             done, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_EXCEPTION)
             error = next(iter(done)).exception()
             assert isinstance(error, JsonRpcError)
-            assert error.data["code"] == "capacity"
+            assert error.data["code"] == "rate_limited"
         finally:
             os.kill(pid, signal.SIGCONT)
         answers = await asyncio.gather(*reads, return_exceptions=True)

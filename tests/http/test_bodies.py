@@ -124,7 +124,7 @@ async def test_one_user_s_bodies_that_come_in_are_not_without_end(front: Front) 
     answers = {asyncio.create_task(client.response()): client for client in [await front.raw(slow) for _ in range(3)]}
     [refused], waiting = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
     status, headers, document = refused.result()
-    assert (status, document["code"], headers["retry-after"]) == (503, "capacity", "1")
+    assert (status, document["code"], headers["retry-after"]) == (429, "rate_limited", "1")
     first, second = waiting
     # Somebody else's are something else, and so is what has come in.
     bob = await front.raw(request("POST", "/api/v1/ask", JSON, key="aero_bob", body=prompt_of(LIMIT)))

@@ -120,19 +120,27 @@ async def test_a_connection_that_never_asks_is_closed(front: Front, start: bytes
 
 
 @pytest.mark.parametrize(
-    ("limits", "who", "complaint"),
+    ("limits", "who", "refusal"),
     [
-        (HttpLimits(max_readers_per_user=2), "aero_alice", "this user reads 2 streams of events already"),
-        (HttpLimits(max_readers=2), "aero_bob", "2 streams of events are read from this node already"),
+        (
+            HttpLimits(max_readers_per_user=2),
+            "aero_alice",
+            (429, "rate_limited", "this user reads 2 streams of events already"),
+        ),
+        (
+            HttpLimits(max_readers=2),
+            "aero_bob",
+            (503, "capacity", "2 streams of events are read from this node already"),
+        ),
     ],
 )
-async def test_one_more_reader_than_allowed_is_refused(front: Front, who: str, complaint: str) -> None:
+async def test_one_more_reader_than_allowed_is_refused(front: Front, who: str, refusal: tuple[int, str, str]) -> None:
     await front.sessions.set_member(Principal("acme", "alice"), "s1", "bob", Role.READER)
     first, stream = await follow(front)
     await follow(front)
     third = await front.raw(request("GET", EVENTS, key=who))
     status, headers, document = await third.response()
-    assert (status, document["code"], document["detail"]) == (503, "capacity", complaint)
+    assert (status, document["code"], document["detail"]) == refusal
     assert headers["retry-after"] == "1"
     assert len(front.sessions.streams) == 2  # nothing was done for it
     first.abort()

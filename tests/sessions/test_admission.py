@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aerodrome.errors import Capacity, RateLimited
+from aerodrome.errors import RateLimited
 from aerodrome.model import OnBusy, TurnStatus
 from aerodrome.sessions.admission import TurnLimits
 from aerodrome.sessions.api import OpenSession, SendMessage
@@ -139,17 +139,18 @@ async def test_places_of_a_dead_node_are_free() -> None:
             await answered(b, "s2", waiting)
 
 
-async def test_whoever_gets_no_place_in_time_is_told_capacity() -> None:
+async def test_whoever_gets_no_place_in_time_is_told_so() -> None:
     limits = TurnLimits(at_once=1)
     async with scripted_node(limits=limits) as a, scripted_node(a.stores, name="b", limits=limits) as b:
         a.context.admission.gate._timeout = b.context.admission._timeout = 0.3
         for session_id in ("s1", "s2", "s3"):
             await a.open(session_id)
         first = await a.send("s1", "one")
-        for node, session_id in ((a, "s2"), (b, "s3")):  # the ceiling of the node, and that of all nodes
+        # The user's own turns: in this node, and over all nodes.
+        for node, session_id in ((a, "s2"), (b, "s3")):
             row = await (await node.send(session_id, "one")).wait()
             assert row.error is not None
-            assert row.error["code"] == Capacity.code
+            assert row.error["code"] == RateLimited.code
             assert 1.0 <= row.error["retry_after"] <= 150.0
             assert node.context.admission.backlog.tenants == {}
         await a.loaded("s1").answer()

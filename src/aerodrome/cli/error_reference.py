@@ -64,8 +64,14 @@ ADVICE: dict[str, Advice] = {
         "[See why, then release it](operations.md#a-session-is-quarantined).",
     ),
     "rate_limited": Advice(
-        "The rate of the user or of the tenant is spent. Nothing was accepted.",
-        "Come again after `retry_after`; `limits.turns_per_minute`, `limits.turns_per_minute_per_tenant`.",
+        "A rate or a ceiling of the user, the tenant, the session or the connection itself is reached; others are "
+        "served.",
+        "Come again after `retry_after`. Rates: `limits.turns_per_minute`, `limits.turns_per_minute_per_tenant`. What "
+        "runs: `limits.max_turns_per_user`, `limits.max_turns_per_tenant`, `limits.max_sessions_per_user`, "
+        "`limits.max_sessions_per_tenant`. What waits: `limits.max_waiting_per_user`, "
+        "`limits.max_waiting_per_tenant`, `limits.max_waiting_text_per_user`, `limits.max_waiting_text_per_tenant`, "
+        "`sessions.max_queued`. What is connected: `limits.max_clients_per_user`, `limits.max_readers_per_user`, "
+        "`limits.max_requests`.",
     ),
     "internal": Advice(
         "A bug of Aerodrome.",
@@ -76,14 +82,12 @@ ADVICE: dict[str, Advice] = {
         "Read `detail`: it is what the model's address answered. Wrong key: [change it](secrets.md).",
     ),
     "capacity": Advice(
-        "A ceiling was reached for as long as a request waits, or too many wait already. A reader of events was "
-        "too slow.",
+        "The node is full, or the tenant's share of its runtimes in use, for as long as a request waits. A reader of "
+        "events was too slow.",
         "Wait for `retry_after`. `aerodrome top` shows who waits. If the machine has room: `runtime.max_runtimes`, "
-        "`runtime.max_sessions`, `limits.max_turns`, `limits.max_turns_per_tenant`, `limits.max_turns_per_user`, "
-        "`limits.max_turns_per_runtime`, `limits.max_sessions` and those of tenants and users; "
-        "`limits.max_waiting_per_user`, `limits.max_waiting_per_tenant`, `limits.max_waiting_text_per_user`, "
-        "`limits.max_waiting_text_per_tenant`, `limits.max_readers`, `sessions.max_queued`. "
-        "A reader comes back with `Last-Event-ID`.",
+        "`limits.max_runtimes_per_tenant`, `runtime.max_sessions`, `limits.max_turns`, "
+        "`limits.max_turns_per_runtime`, `limits.max_sessions`, `limits.max_clients`, `limits.max_readers`; else more "
+        "nodes. A reader comes back with `Last-Event-ID`.",
     ),
     "draining": Advice(
         "The node is being stopped.",

@@ -72,7 +72,7 @@ class LimitSettings(Section):
         description="Most streams of events that are read from this node over HTTP at the same time.",
     )
     max_readers_per_user: int = Field(
-        default=1_000, ge=1, description="The same, of one user; one more is refused with `capacity`."
+        default=1_000, ge=1, description="The same, of one user; one more is refused with `rate_limited`."
     )
     max_clients: int = Field(default=10_000, ge=1, description="Most clients of the native gateway at the same time.")
     max_clients_per_user: int = Field(
@@ -130,7 +130,7 @@ class LimitSettings(Section):
         default=10_000,
         ge=1,
         description="Most prompts of one tenant that this node has accepted and that have not begun; one more is "
-        "refused with `capacity`.",
+        "refused with `rate_limited`.",
     )
     max_waiting_per_user: int = Field(default=1_000, ge=1, description="The same, of one user.")
     max_waiting_text_per_tenant: ByteSize = Field(

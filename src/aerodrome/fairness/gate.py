@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from aerodrome.errors import Capacity
+from aerodrome.errors import Capacity, RateLimited
 from aerodrome.fairness.estimate import Rate, retry_after
 from aerodrome.fairness.line import Ceilings, FairLine, Scope, Stage, Ticket
 
@@ -96,7 +96,9 @@ class FairGate:
 
     def too_late(self, ticket: Ticket) -> Capacity:
         self.leave(ticket)
-        return Capacity(
+        # At a ceiling of its own it would have waited in an empty node, too.
+        own = self.line.held_back_by(ticket.tenant, ticket.user) in (Scope.USER, Scope.TENANT)
+        return (RateLimited if own else Capacity)(
             f"{self._what} within {self._timeout:g} s: too many are before it",
             retry_after=self.retry_after(ticket.tenant, ticket.user),
         )

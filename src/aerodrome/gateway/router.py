@@ -24,10 +24,10 @@ from collections.abc import Callable, Sequence
 from msgspec import UNSET, Raw, UnsetType
 
 from aerodrome.errors import (
-    Capacity,
     Draining,
     Forbidden,
     NotFound,
+    RateLimited,
     RuntimeUnavailable,
     TooLarge,
     TurnInterrupted,
@@ -134,7 +134,7 @@ class Router:
             return [ToClient(problems.not_connected_frame(request_id))]
         try:
             self.unanswered.check_count()
-        except Capacity as full:
+        except RateLimited as full:
             return [ToClient(problems.problem_frame(request_id, method, full), full.code)]
         if self.profile is not None and self.profile not in rule.profiles:
             refused = refusal(method, self.profile)
@@ -143,7 +143,7 @@ class Router:
         request = Request(request_id, method, rule, body, params, size=len(body))
         try:
             self.unanswered.check_bytes(request.size, stranger=self.profile is None)
-        except Capacity as full:
+        except RateLimited as full:
             return [ToClient(problems.problem_frame(request_id, method, full), full.code)]
         if rule.handling is Handling.GATEWAY:
             self.unanswered.add(request)

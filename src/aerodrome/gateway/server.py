@@ -14,7 +14,15 @@ from typing import Any, Protocol
 import structlog
 
 from aerodrome._util.tasks import TaskOwner, every
-from aerodrome.errors import AerodromeError, Capacity, ConfigError, Draining, RuntimeUnavailable, Unauthenticated
+from aerodrome.errors import (
+    AerodromeError,
+    Capacity,
+    ConfigError,
+    Draining,
+    RateLimited,
+    RuntimeUnavailable,
+    Unauthenticated,
+)
 from aerodrome.gateway.answers import Answers
 from aerodrome.gateway.client import GatewayClient
 from aerodrome.gateway.limits import GatewayLimits
@@ -225,10 +233,10 @@ class Gateway:
         log.info("gateway.client_connected", tenant=principal.tenant, user=principal.user, peer=client.connection.peer)
 
     def _refuse_when_full(self, principal: Principal) -> None:
+        if self._admitted[principal.tenant, principal.user] >= self.limits.max_clients_per_user:
+            raise RateLimited(f"this user has {self.limits.max_clients_per_user} connections already", retry_after=1.0)
         if self._admitted.total() >= self.limits.max_clients:
             raise Capacity(f"{self.limits.max_clients} clients are connected already", retry_after=1.0)
-        if self._admitted[principal.tenant, principal.user] >= self.limits.max_clients_per_user:
-            raise Capacity(f"this user has {self.limits.max_clients_per_user} connections already", retry_after=1.0)
 
     # --- other nodes ---
 

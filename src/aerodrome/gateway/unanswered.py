@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from aerodrome.errors import Capacity
+from aerodrome.errors import RateLimited
 from aerodrome.gateway.commands import Request, release
 from aerodrome.wire.envelope import RequestId
 
@@ -40,15 +40,17 @@ class Unanswered:
         return self._requests.get(request.id) is request
 
     def check_count(self) -> None:
-        """Raises `Capacity`: there is no room for one more."""
+        """Raises `RateLimited`: there is no room for one more."""
         if len(self._requests) >= self._max_requests:
             said = f"{self._max_requests} requests of this connection are not answered yet"
-            raise Capacity(said, retry_after=1.0)
+            raise RateLimited(said, retry_after=1.0)
 
     def check_bytes(self, size: int, *, stranger: bool) -> None:
-        """Raises `Capacity`: there is no room for one of that size."""
+        """Raises `RateLimited`: there is no room for one of that size."""
         if self._bytes + size > (self._stranger_bytes if stranger else self._max_bytes):
-            raise Capacity(f"{self._bytes} bytes of requests of this connection are not answered yet", retry_after=1.0)
+            raise RateLimited(
+                f"{self._bytes} bytes of requests of this connection are not answered yet", retry_after=1.0
+            )
 
     def add(self, request: Request) -> None:
         self._requests[request.id] = request

@@ -16,7 +16,7 @@ import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from aerodrome.errors import AerodromeError, Capacity, Invalid, TooLarge, Unauthenticated
+from aerodrome.errors import AerodromeError, Invalid, RateLimited, TooLarge, Unauthenticated
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.ports import Authenticator
 from aerodrome.http.problems import PROBLEM_CODE, internal_problem, problem, problem_of, problem_response
@@ -206,13 +206,13 @@ class BodyLimit:
             self._come_in(who, held, 0)
 
     def _come_in(self, who: tuple[str, str] | None, held: _Held, size: int) -> None:
-        """So much of this body is here, and not complete. Raises `Capacity`."""
+        """So much of this body is here, and not complete. Raises `RateLimited`."""
         self._incoming[who] += size - held.size
         held.size = size
         if not self._incoming[who]:
             del self._incoming[who]
         elif self._incoming[who] > (most := self._limits.max_incoming) and size:
-            raise Capacity(f"{most} bytes of your requests are coming in already", retry_after=1.0)
+            raise RateLimited(f"{most} bytes of your requests are coming in already", retry_after=1.0)
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the body is larger than {self._limits.max_body} bytes", limit=self._limits.max_body)

@@ -79,7 +79,7 @@ Times are Unix seconds.
 
 def body_codes(*codes: str) -> tuple[str, ...]:
     """The codes of a route that takes a body and writes to a store."""
-    return ("invalid", "too_large", "capacity", "store_unavailable", *codes)
+    return ("invalid", "too_large", "rate_limited", "store_unavailable", *codes)
 
 
 Responses = dict[int | str, dict[str, Any]]

@@ -36,10 +36,12 @@ PROBLEMS: dict[str, ProblemKind] = {
     "conflict": ProblemKind(409, "Conflict", False, "this Idempotency-Key was used for another prompt"),
     "too_large": ProblemKind(413, "Too large", False, "the body is larger than 16777216 bytes"),
     "quarantined": ProblemKind(423, "Session quarantined", False, "loading this session has ended 2 runtimes"),
-    "rate_limited": ProblemKind(429, "Rate limited", True, "60 requests a minute are spent"),
+    "rate_limited": ProblemKind(
+        429, "Rate limited", True, "60 turns a minute are what you may have, and they are spent"
+    ),
     "internal": ProblemKind(500, "Internal error", False, "unexpected; the log has it under this X-Request-Id"),
     "turn_failed": ProblemKind(502, "Turn failed", False, "the model provider answered 500"),
-    "capacity": ProblemKind(503, "At capacity", True, "20 prompts are waiting in this session"),
+    "capacity": ProblemKind(503, "At capacity", True, "64 of 64 runtimes are in use, and none became free within 30 s"),
     "draining": ProblemKind(503, "Draining", True, "this node is shutting down"),
     "runtime_unavailable": ProblemKind(503, "Runtime unavailable", True, "no Copilot CLI process could be started"),
     "store_unavailable": ProblemKind(503, "Store unavailable", True, "the database is locked"),

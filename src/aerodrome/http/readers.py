@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
-from aerodrome.errors import AerodromeError, Capacity, Unauthenticated
+from aerodrome.errors import AerodromeError, Capacity, RateLimited, Unauthenticated
 from aerodrome.http.limits import HttpLimits
 from aerodrome.http.ports import Authenticator
 from aerodrome.model import Principal
@@ -50,7 +50,7 @@ class Readers:
         """Raises `Capacity`: there are too many already."""
         most, most_of_one = self._limits.max_readers, self._limits.max_readers_per_user
         if self._of_user[who.tenant, who.user] >= most_of_one:
-            raise Capacity(f"this user reads {most_of_one} streams of events already", retry_after=1.0)
+            raise RateLimited(f"this user reads {most_of_one} streams of events already", retry_after=1.0)
         if len(self._places) >= most:
             raise Capacity(f"{most} streams of events are read from this node already", retry_after=1.0)
         place = Place(self, credential, who)

@@ -22,7 +22,9 @@ router = APIRouter(prefix="/api/v1/sessions/{session_id}", tags=["events"], rout
 @router.get(
     "/events",
     response_class=Response,
-    responses=responses({200: EVENT_STREAM}, "invalid", "not_found", "capacity", "draining", "store_unavailable"),
+    responses=responses(
+        {200: EVENT_STREAM}, "invalid", "not_found", "rate_limited", "capacity", "draining", "store_unavailable"
+    ),
 )
 async def read_events(
     request: Request,

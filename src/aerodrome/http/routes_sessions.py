@@ -28,7 +28,7 @@ router = APIRouter(prefix="/api/v1", tags=["sessions"], route_class=ApiRoute)
                 "description": "The session of that id that is yours or shared with you, unchanged",
             },
         },
-        *body_codes("forbidden", "not_found", "capacity", "rate_limited", "runtime_unavailable"),
+        *body_codes("forbidden", "not_found", "capacity", "runtime_unavailable"),
     ),
 )
 async def open_session(request: Request, body: schemas.OpenSessionBody | None = None) -> Response:

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from aerodrome.errors import Capacity
+from aerodrome.errors import RateLimited
 from aerodrome.fairness.estimate import Rate, retry_after
 from aerodrome.fairness.line import Ceilings, FairLine, Scope, Stage, Ticket
 from aerodrome.model import RuntimeKey
@@ -55,13 +55,13 @@ class RuntimeQueue:
     # --- requests for a place ---
 
     def join(self, key: RuntimeKey, user: str) -> Ticket:
-        """Raises `Capacity`: too many wait already."""
+        """Raises `RateLimited`: too many wait already."""
         user = key.user or user
         here = self._places.get(key)
         waiting = here.line.waiting_of(key.tenant, user) if here is not None else 0
         of_tenant = self._waiting[key.tenant]
         if waiting >= self._per_user or of_tenant >= self._per_tenant:
-            raise Capacity(
+            raise RateLimited(
                 f"{waiting} requests of yours for a runtime wait already, and {of_tenant} of your organisation",
                 retry_after=self.retry_after(key, user),
             )

@@ -30,7 +30,7 @@ from weakref import WeakKeyDictionary
 import structlog
 
 from aerodrome.coordination.ports import Admission, Cap, Limits, Rate
-from aerodrome.errors import Capacity, RateLimited, StoreUnavailable
+from aerodrome.errors import RateLimited, StoreUnavailable
 from aerodrome.fairness.gate import FairGate
 from aerodrome.fairness.line import Ceilings
 from aerodrome.model import TurnRow
@@ -213,7 +213,7 @@ class TurnAdmission:
             # These are free when turns of the tenant, or the user, end anywhere; what is known is how many end here.
             user = turn.author if self._limits.at_once is not None else None
             ahead = self._heads.get(self._head(turn), (None, 0))[1]
-            raise Capacity(
+            raise RateLimited(
                 f"no turn could be started within {self._timeout:g} s: too many are running in all nodes",
                 retry_after=self.gate.estimate(ahead, turn.key.tenant, user),
             ) from None

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from aerodrome.errors import Capacity
+from aerodrome.errors import RateLimited
 from aerodrome.model import TurnRow
 
 
@@ -42,7 +42,7 @@ class Backlog:
         return {tenant: count for (tenant, user), count in self._counts.items() if user is None}
 
     def check(self, turn: TurnRow) -> None:
-        """Raises `Capacity`: it is one too many."""
+        """Raises `RateLimited`: it is one too many."""
         tenant, user, limits = turn.key.tenant, turn.author, self._limits
         of_user = ("yours", user, limits.per_user, limits.characters_per_user)
         of_tenant = ("your organisation", None, limits.per_tenant, limits.characters_per_tenant)
@@ -51,7 +51,7 @@ class Backlog:
             waiting, characters = self._counts[tenant, name], self._characters[tenant, name]
             # A single one may always wait: what it may be has another limit.
             if waiting >= most or (waiting and characters + size > most_characters):
-                raise Capacity(
+                raise RateLimited(
                     f"{waiting} prompts of {who} wait already, with {characters} characters",
                     retry_after=self._estimate(waiting, tenant, name),
                 )

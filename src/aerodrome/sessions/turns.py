@@ -19,10 +19,10 @@ import structlog
 from aerodrome._util.tasks import Flag, Forestalled, first_of, unless
 from aerodrome.errors import (
     AerodromeError,
-    Capacity,
     Conflict,
     Draining,
     NotFound,
+    RateLimited,
     SessionBusy,
 )
 from aerodrome.events import SessionEvent
@@ -200,7 +200,7 @@ class Turns:
         waiting = len(self._queue) - (self._current is None)
         if waiting >= self._context.options.max_queued:
             chance, now = random.random(), self._context.clock.monotonic()  # noqa: S311
-            raise Capacity(
+            raise RateLimited(
                 f"{waiting} prompts wait in this session already",
                 retry_after=retry_after(waiting, self._rate.per_second(now), chance),
             )

@@ -74,7 +74,8 @@ def _references_lead_somewhere(world: World, values: dict[str, Any]) -> None:
 
 def _settings_of_nodes(world: World) -> str:
     """The one of the nodes; hooks have copies."""
-    (text,) = {each["data"]["aerodrome.toml"] for each in _manifests(world) if each["kind"] == "ConfigMap"}
+    files = [each["data"] for each in _manifests(world) if each["kind"] == "ConfigMap"]
+    (text,) = {data["aerodrome.toml"] for data in files if "aerodrome.toml" in data}
     return str(text)
 
 
