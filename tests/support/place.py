@@ -44,7 +44,9 @@ class Place:
 
     def runtimes(self, wanted: Callable[[dict[str, Any]], bool], count: int = 1) -> list[dict[str, Any]]:
         """So many runtimes of this kind, as soon as the node has told of them."""
-        deadline = time.monotonic() + 20.0
-        while len(found := [each for each in self.aerodrome("runtimes", "ls") if wanted(each)]) != count:
-            assert time.monotonic() < deadline, found
-        return found
+        deadline = time.monotonic() + 60.0
+        while True:
+            told = self.aerodrome("runtimes", "ls")
+            if len(found := [each for each in told if wanted(each)]) == count:
+                return found
+            assert time.monotonic() < deadline, told

@@ -6,7 +6,7 @@ import contextvars
 import pytest
 from structlog.testing import capture_logs
 
-from aerodrome._util.tasks import Flag, Forestalled, TaskOwner, every, first_of, unless
+from aerodrome._util.tasks import Flag, Forestalled, TaskOwner, every, first_of, shared, unless
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")
 
@@ -136,3 +136,38 @@ async def test_what_is_done_for_ever_is_done_again_after_it_has_failed() -> None
             await again.wait()
     await owner.aclose()
     assert [line["event"] for line in logged] == ["test.failed"]
+
+
+async def test_who_waits_for_a_shared_task_is_told_of_its_end_and_ends_with_it_when_both_are_cancelled() -> None:
+    owner = TaskOwner("test")
+
+    async def retrying(task: asyncio.Task[None]) -> None:
+        """As whoever tries again for as long as it takes."""
+        while True:
+            try:
+                return await shared(task)
+            except Forestalled:
+                await asyncio.sleep(0)
+
+    task = owner.start(asyncio.sleep(60), "shared")
+    alone = asyncio.create_task(shared(task))
+    await asyncio.sleep(0)
+    alone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await alone
+    assert not task.done()
+
+    other = asyncio.create_task(shared(task))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(Forestalled):
+        await other
+
+    # In which order they are cancelled is a matter of chance.
+    for _ in range(50):
+        owner = TaskOwner("test")
+        task = owner.start(asyncio.sleep(60), "shared")
+        waiting = [owner.start(retrying(task), "wait") for _ in range(3)]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(owner.aclose(), 10)
+        assert all(each.cancelled() for each in waiting)

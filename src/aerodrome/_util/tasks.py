@@ -143,3 +143,19 @@ async def unless(work: Coroutine[Any, Any, T], *signals: asyncio.Future[Any]) ->
     if task.cancelled():
         raise Forestalled
     return task.result()
+
+
+async def shared(task: asyncio.Task[T]) -> T:
+    """Wait for a task that others wait for, too: our cancellation leaves it as it is.
+
+    Raises:
+        Forestalled: It was cancelled, and we were not. Who is cancelled together with it ends, and does not take that
+            for a failure of the task, to be tried again.
+    """
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        ours = asyncio.current_task()
+        if task.cancelled() and (ours is None or not ours.cancelling()):
+            raise Forestalled from None
+        raise

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
-from aerodrome._util.tasks import TaskOwner
+from aerodrome._util.tasks import Forestalled, TaskOwner, shared
 from aerodrome.errors import AerodromeError, RuntimeUnavailable
 from aerodrome.gateway.upstream import Upstream
 from aerodrome.peers.link import PeerGone
@@ -56,11 +56,9 @@ class ClientLinks:
             self._opening[link_id] = opening
             opening.add_done_callback(lambda _: self._opening.pop(link_id, None))
         try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            if opening.cancelled():
-                raise PeerGone("the other end has gone, or the client", retry_after=1.0) from None
-            raise
+            return await shared(opening)
+        except Forestalled:
+            raise PeerGone("the other end has gone, or the client", retry_after=1.0) from None
 
     async def _open(self, opening: Coroutine[Any, Any, Upstream]) -> Upstream:
         link = await opening

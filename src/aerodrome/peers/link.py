@@ -11,7 +11,7 @@ import msgspec
 import structlog
 from msgspec import Raw, UnsetType
 
-from aerodrome._util.tasks import TaskOwner
+from aerodrome._util.tasks import Forestalled, TaskOwner, shared
 from aerodrome.coordination.ports import Node
 from aerodrome.errors import AerodromeError, RuntimeUnavailable
 from aerodrome.peers import shapes
@@ -199,11 +199,9 @@ class PeerLinks:
             self._opening[node.incarnation] = opening
             opening.add_done_callback(lambda _: self._opening.pop(node.incarnation, None))
         try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            if opening.cancelled():
-                raise PeerGone(f"the node {node.name} has gone", retry_after=1.0) from None
-            raise
+            return await shared(opening)
+        except Forestalled:
+            raise PeerGone(f"the node {node.name} has gone", retry_after=1.0) from None
 
     async def _open(self, node: Node) -> PeerLink:
         link = await PeerLink.open(node, own=self._own(), timeout=self._timeout, silence=self._silence)
