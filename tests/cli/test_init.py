@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
+import resource
 import stat
 from pathlib import Path
-from unittest.mock import Mock
-
-import pytest
 
 from aerodrome.config import Settings, load_settings
 from support.command_line import Run
@@ -35,10 +32,12 @@ def test_a_place_that_can_not_be_written_is_told(run: Run) -> None:
     assert (result.code, result.err) == (1, "error: missing/my.toml can not be written: No such file or directory\n")
 
 
-def test_a_disk_that_is_full_leaves_nothing_in_the_way(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    full = OSError(errno.ENOSPC, "No space left on device")
-    with monkeypatch.context() as patch:
-        patch.setattr("aerodrome.cli.init.template", Mock(side_effect=full))
+def test_a_disk_that_takes_a_part_only_leaves_nothing_in_the_way(run: Run) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
         result = run("init")
-    assert (result.code, result.err) == (1, "error: aerodrome.toml can not be written: No space left on device\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (result.code, result.err) == (1, "error: aerodrome.toml can not be written: File too large\n")
     assert run("init").code == 0
