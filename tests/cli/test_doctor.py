@@ -16,7 +16,7 @@ from aerodrome.app.node import Node
 from aerodrome.cli.doctor import Finding, _examine
 from aerodrome.config import load_settings
 from support.host import make_settings
-from support.stores import free_port
+from support.ports import free_port
 
 
 async def found(check: str, tmp_path: Path, base_url: str | None = None, **sections: Any) -> Finding:

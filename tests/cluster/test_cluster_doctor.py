@@ -18,9 +18,10 @@ from aerodrome.demo.model import ModelServer
 from aerodrome.model import SessionKey, SessionRow
 from aerodrome.sessions.blame import LIMIT, OPTION, Charges
 from support.nodes import eventually, nodes
+from support.ports import free_port
 from support.postgres import fresh_schema, shared_server
 from support.server import serve, write_config
-from support.stores import ValkeyServer, free_port, valkey
+from support.stores import ValkeyServer, valkey
 
 pytestmark = [pytest.mark.cli, pytest.mark.timeout(300)]
 

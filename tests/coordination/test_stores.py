@@ -14,8 +14,9 @@ from aerodrome.cli.doctor import _examine
 from aerodrome.config.settings import Settings
 from aerodrome.coordination.ports import Node
 from aerodrome.errors import ConfigError, StoreUnavailable
+from support.ports import free_port
 from support.postgres import PostgresServer, fresh_schema
-from support.stores import ValkeyServer, free_port
+from support.stores import ValkeyServer
 
 
 def settings_for(tmp_path: Path, url: str, **coordination: str) -> Settings:

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from aerodrome.demo.model import KEPT_REQUESTS, ModelServer
+from aerodrome.demo.model import KEPT_REQUESTS, ModelServer, main
 
 TOOL = '[[tool: ask_user {"question": "which of the two?"}]] [[tool: now]]'
 
@@ -458,6 +458,18 @@ def test_a_taken_port_is_an_error() -> None:
         ModelServer.in_thread(port=model.port),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("port", "why"), [("taken", "Address already in use"), ("444271", "port must be 0-65535")], ids=["taken", "none"]
+)
+def test_where_it_cannot_listen_the_program_says_why(port: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as ended:
+        main(["--port", str(taken.getsockname()[1]) if port == "taken" else port])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert why in said
+    assert said.endswith("; choose another --host or --port\n")
 
 
 def test_as_a_program() -> None:

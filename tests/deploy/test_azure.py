@@ -19,7 +19,7 @@ from deploy.test_haproxy import Scripted
 from support import bicep
 from support.chart import ROOT
 from support.nodes import eventually
-from support.stores import free_port
+from support.ports import free_port
 
 DEPLOY = ROOT / "deploy"
 AZURE = DEPLOY / "azure"

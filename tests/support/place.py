@@ -11,7 +11,8 @@ from typing import Any
 
 import httpx
 
-from support.reader import free_ports, reader_of
+from support.ports import free_port
+from support.reader import reader_of
 
 
 class Place:
@@ -20,7 +21,7 @@ class Place:
     def __init__(self, directory: Path, model_url: str) -> None:
         self.directory = directory
         self.env = reader_of(directory)
-        http, gateway = free_ports(2)
+        http, gateway = free_port(), free_port()
         self._url = f"http://127.0.0.1:{http}/api/v1"
         self.server = (
             f'[server]\nhttp = "127.0.0.1:{http}"\ngateway = "127.0.0.1:{gateway}"\ndata_dir = "data"\n'

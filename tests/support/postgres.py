@@ -8,7 +8,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -23,6 +22,7 @@ import psutil
 import psycopg
 
 from aerodrome._util.postgres import Postgres
+from support.ports import free_port
 
 #: Tests kill processes, not the machine: nobody waits for the disk.
 _OPTIONS = {"fsync": "off", "max_connections": "200", "shared_buffers": "32MB", "unix_socket_directories": ""}
@@ -33,7 +33,7 @@ class PostgresServer:
 
     def __init__(self, directory: Path, options: dict[str, str] | None = None) -> None:
         self.directory = directory
-        self.port = _free_port()
+        self.port = free_port()
         self._options = _OPTIONS | (options or {})
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -186,13 +186,6 @@ def binaries() -> Path:
 def account() -> str | None:
     """PostgreSQL refuses to run as root: then as nobody."""
     return "nobody" if os.geteuid() == 0 else None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def until(condition: Any, timeout: float = 10.0) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 
+from support.ports import free_port
 from support.postgres import PostgresServer, shared_server
 
 _CONFIG = {"save": '""', "appendonly": "no", "bind": "127.0.0.1", "loglevel": "warning"}
@@ -149,13 +150,6 @@ def paused(server: ValkeyServer | PostgresServer) -> Iterator[None]:
         for part in reversed(stopped):
             with suppress(psutil.NoSuchProcess):
                 part.resume()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _binary() -> Path:

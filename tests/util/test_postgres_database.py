@@ -10,9 +10,10 @@ import pytest
 
 from aerodrome._util.postgres import Postgres, Transaction
 from aerodrome.errors import ConfigError, StoreUnavailable
+from support.ports import free_port
 from support.postgres import fetch, fresh_schema, postgres, server, shared_server, until
 from support.relay import relaying
-from support.stores import free_port, paused
+from support.stores import paused
 
 
 async def refused(call: object, words: str) -> StoreUnavailable:

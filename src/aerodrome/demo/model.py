@@ -240,7 +240,7 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
-    except OSError:
+    except (OSError, OverflowError):
         bound.close()
         raise
     return bound
@@ -275,7 +275,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--rate", type=float, help="tokens a second of streamed answers")
     parser.add_argument("--tokens", type=int, help="length of each answer")
-    uvloop.run(_serve(ModelServer(**vars(parser.parse_args(arguments)))))
+    options = parser.parse_args(arguments)
+    try:
+        uvloop.run(_serve(ModelServer(**vars(options))))
+    except (OSError, OverflowError) as error:  # the latter of a port that there is not
+        why = str(error).removesuffix(".")
+        parser.error(f"cannot listen on {options.host}:{options.port}: {why}; choose another --host or --port")
 
 
 if __name__ == "__main__":

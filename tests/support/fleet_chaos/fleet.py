@@ -21,10 +21,11 @@ from aerodrome.config import load_settings
 from support.fleet_chaos.options import HEARTBEAT, NODES, STORE_PATIENCE, TTL
 from support.fleet_chaos.transcript import Transcript
 from support.fleet_chaos.watch import Watch
+from support.ports import free_port
 from support.postgres import PostgresServer, fresh_schema
 from support.postgres import server as postgresql
 from support.server import Server, serve, write_config
-from support.stores import ValkeyServer, free_port, valkey
+from support.stores import ValkeyServer, valkey
 
 #: Seconds in which a node has to be up, whatever happens to the stores meanwhile.
 _START = 60.0
