@@ -85,7 +85,8 @@ async def test_stores_and_front_doors_are_timed(measured: Host) -> None:
         await client.request("session.create", {"sessionId": "n1"})
         await client.request("account.getQuota")
         await client.request("session.send", {"sessionId": "nobodys", "prompt": "x"})
-        found = await read(measured)
+        async with alice.events("s1"):
+            found = await read(measured)
     calls = "aerodrome_store_call_seconds_count"
     for store, operation in (
         ("files", "append"),
@@ -105,6 +106,8 @@ async def test_stores_and_front_doors_are_timed(measured: Host) -> None:
     assert found.value(errors, door="gateway", code="not_found") == 1
     assert found.value(errors, door="gateway", code="forbidden") == 1
     assert found.value("aerodrome_gateway_clients") == 1
+    assert found.value("aerodrome_http_event_streams") == 1
+    assert found.value("aerodrome_http_connections") >= 2  # that stream's, and the reading of the metrics
     for side in ("client", "upstream"):
         for direction in ("in", "out"):
             frames = found.value("aerodrome_gateway_frames_total", side=side, direction=direction)

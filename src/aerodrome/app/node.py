@@ -123,8 +123,9 @@ class Node:
         #: The other nodes on the same stores.
         self.cluster: Cluster
         self._links: PeerLinks
-        #: Readers of events over HTTP.
-        self._readers: Readers | None = None
+        #: The HTTP API, if there is one, and who reads events over it.
+        self.http_server: HttpServer | None = None
+        self.readers: Readers | None = None
         self._http = http
         self._listeners = dict(listeners or {})
         self._authenticator = authenticator
@@ -299,8 +300,8 @@ class Node:
             if not self._tasks.closed:
                 # Connections that stand were checked when they were made.
                 self._tasks.start(self.gateway.recheck(event.subject), "recheck credentials")
-                if self._readers is not None:
-                    self._tasks.start(self._readers.recheck(event.subject), "recheck readers")
+                if self.readers is not None:
+                    self._tasks.start(self.readers.recheck(event.subject), "recheck readers")
 
     async def _open_gateway(self, auth: Authenticator, cli_version: str) -> None:
         self.gateway = Gateway(
@@ -339,11 +340,11 @@ class Node:
             metrics=exposition,
             telemetry=self.observability.telemetry,
         )
-        self._readers = readers = cast("Door", app.state.door).readers
+        self.readers = readers = cast("Door", app.state.door).readers
         self._tasks.start(readers.recheck_for_ever(), "recheck readers")
-        server = HttpServer(app, *self.settings.server.http, listener=self._listeners.get("http"))
-        self.http_address = await server.start()
-        self._stack.push_async_callback(server.stop, 5.0)
+        self.http_server = HttpServer(app, *self.settings.server.http, listener=self._listeners.get("http"))
+        self.http_address = await self.http_server.start()
+        self._stack.push_async_callback(self.http_server.stop, 5.0)
 
     async def _open_metrics(self) -> None:
         if (exposition := self.observability.exposition) is None:

@@ -142,6 +142,8 @@ def state_of(node: Node, cli_version: str) -> NodeState:
         places_used=sum(runtime.reserved for runtime in runtimes),
         places_limit=settings.runtime.max_runtimes * settings.runtime.max_sessions,
         runtime_memory=tuple(map(_memory, runtimes)),
+        http_connections=0 if node.http_server is None else node.http_server.connections,
+        event_streams=0 if node.readers is None else node.readers.count,
         gateway_clients=len(clients),
         heartbeat_age=node.condition.heartbeat_age,
         heartbeat_ttl=settings.coordination.ttl,

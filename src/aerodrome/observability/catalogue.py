@@ -159,6 +159,12 @@ HTTP_SECONDS = _metric(
 ERRORS = _metric(
     "counter", "aerodrome_request_errors", "Requests that were answered with an error, by its code.", "door", "code"
 )
+CONNECTIONS = _metric(
+    "gauge",
+    "aerodrome_http_connections",
+    "Connections to the HTTP API of this node, idle ones and strangers' included.",
+)
+READERS = _metric("gauge", "aerodrome_http_event_streams", "Streams of events that are read from this node over HTTP.")
 CLIENTS = _metric("gauge", "aerodrome_gateway_clients", "Native clients of this node that have shown who they are.")
 FRAMES = _metric(
     "counter",
@@ -235,6 +241,8 @@ CATALOGUE: dict[str, tuple[Metric, ...]] = {
     "Front doors": (
         HTTP_SECONDS,
         ERRORS,
+        CONNECTIONS,
+        READERS,
         CLIENTS,
         FRAMES,
         BYTES,

@@ -217,6 +217,8 @@ class StateCollector(Collector):
             (catalogue.PLACES_LIMIT, state.places_limit),
             (catalogue.MEMORY_SUM, sum(state.runtime_memory)),
             (catalogue.MEMORY_MAX, max(state.runtime_memory, default=0)),
+            (catalogue.CONNECTIONS, state.http_connections),
+            (catalogue.READERS, state.event_streams),
             (catalogue.CLIENTS, state.gateway_clients),
             (catalogue.ACCEPTING, int(state.accepting)),
             (catalogue.DRAINING, int(state.draining)),

@@ -27,6 +27,8 @@ class NodeState:
     places_limit: int = 0
     #: Resident memory of each, in bytes.
     runtime_memory: tuple[int, ...] = ()
+    http_connections: int = 0
+    event_streams: int = 0
     gateway_clients: int = 0
     #: Seconds.
     heartbeat_age: float = 0.0
