@@ -17,6 +17,9 @@ class HttpLimits:
     #: Seconds for which a connection is kept between two requests. Proxies keep theirs for 60 in general, and a request
     #: that they send when we close is lost: whoever chooses the connection has to be the one that closes it.
     keep_alive: float = 75.0
+    #: Connections on which no request is being answered, strangers' included; past it the one that has been silent for
+    #: longest is cut. A client may find that at any time, and connects anew.
+    max_silent: int = 10_000
     #: Seconds in which a client that has bytes to fetch must take some; then its connection is cut.
     write_timeout: float = 30.0
     #: Seconds between two heartbeat comments of an event stream.

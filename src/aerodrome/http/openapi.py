@@ -58,6 +58,10 @@ not read is answered like one that does not exist.
 `X-Request-Id` (1 to 128 of `A-Z a-z 0-9 . _ : -`) is returned with the response and stands in the log; without it one
 is made.
 
+**Connections** are kept for 75 s between two requests. A request's head has to come within 30 s, and its body must not
+pause for as long. Of more than 10,000 connections on which no request is being answered the one that has been so for
+longest is closed.
+
 **Server-sent events.** `POST` of a prompt streams with `Accept: text/event-stream`; `GET .../events` always
 does. `event` is the SDK's event type, `data` its envelope on one line as the runtime sent it (`id`, `timestamp`,
 `parentId`, `type`, `data`), `id` the event's id, for `Last-Event-ID`. The runtime's own `model.*` trace is left

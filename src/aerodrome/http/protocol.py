@@ -30,7 +30,7 @@ _log_of_errors.setLevel(logging.ERROR)
 
 def protocol_class(limits: HttpLimits) -> type[GuardedProtocol]:
     """The class with these limits; uvicorn wants a class it can call itself."""
-    return type("HttpProtocol", (GuardedProtocol,), {"limits": limits})
+    return type("HttpProtocol", (GuardedProtocol,), {"limits": limits, "silent": {}})
 
 
 class GatheringTransport:
@@ -69,6 +69,8 @@ class GatheringTransport:
 
 class GuardedProtocol(H11Protocol):
     limits: ClassVar[HttpLimits] = HttpLimits()
+    #: Those on which no request is being answered, of one server. Who has been for longest comes first.
+    silent: ClassVar[dict[GuardedProtocol, None]] = {}
 
     def __init__(
         self,
@@ -93,8 +95,10 @@ class GuardedProtocol(H11Protocol):
             milliseconds = int(self.limits.write_timeout * 1000)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         self._expect_head()
+        self._fall_silent()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.silent.pop(self, None)
         self._stop_read_timer()
         self._stop_write_timer()
         super().connection_lost(exc)
@@ -105,6 +109,8 @@ class GuardedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self._is_answering():
+            self.silent.pop(self, None)
         if self.conn.their_state is h11.IDLE:
             self._expect_head()
         elif not self._body_is_unwanted():
@@ -117,9 +123,21 @@ class GuardedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if not self._is_answering() and not self.transport.is_closing():
+            self._fall_silent()
         if self._body_is_unwanted():
             self._stop_read_timer()
             self._read_timer = self.loop.call_later(self.limits.read_timeout, self.transport.abort)
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _fall_silent(self) -> None:
+        self.silent[self] = None
+        if len(self.silent) > self.limits.max_silent:
+            longest = next(iter(self.silent))
+            del self.silent[longest]
+            longest.transport.close()  # what it has not fetched yet of its last answer is not lost
 
     def _body_is_unwanted(self) -> bool:
         return self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete
