@@ -88,7 +88,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 
 async def test_sockets_of_the_manager_are_listened_on_and_outlive_the_node(tmp_path: Path, manager: Manager) -> None:
     async with ModelServer() as model, httpx.AsyncClient(timeout=60) as client:
-        config = write_config(tmp_path, model.base_url)
+        config = write_config(tmp_path, model.base_url, ttl="15s")
         key = await new_key(config)
         http, gateway = manager.addresses
 
@@ -138,7 +138,7 @@ async def test_sockets_that_nobody_can_tell_apart_stop_the_start(tmp_path: Path,
 
 async def test_a_node_that_leaves_says_so_before_it_turns_anybody_away(tmp_path: Path) -> None:
     """For `server.drain_delay`, so that load balancers pass it over in time."""
-    async with ModelServer() as model, host(tmp_path, model, server={"drain_delay": "2s"}) as running:
+    async with ModelServer() as model, host(tmp_path, model, server={"drain_delay": "4s"}) as running:
         alice = await running.user()
         await alice.open("s")
         assert await alice.text("s", "[[say: one]]") == "one"
@@ -153,6 +153,6 @@ async def test_a_node_that_leaves_says_so_before_it_turns_anybody_away(tmp_path:
 
 
 async def says_that_it_leaves(running: Host) -> bool:
-    async with httpx.AsyncClient(timeout=5) as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         answer = await client.get(f"{running.url}/ready")
     return answer.status_code == 503 and answer.json()["code"] == "draining"

@@ -20,8 +20,12 @@ from support.command_line import Result
 from support.host import User
 
 
-def write_config(directory: Path, model_url: str, extra: str = "") -> Path:
-    """A configuration file for one data directory; `extra` is TOML behind it."""
+def write_config(directory: Path, model_url: str, extra: str = "", *, ttl: str = "2s") -> Path:
+    """A configuration file for one data directory; `extra` is TOML behind it.
+
+    `ttl` is of `coordination`: short for who waits until a node is taken for dead. A node that stands still for two
+    thirds of it, as on a busy machine, gives up what it has, so that others give it more.
+    """
     config = directory / "aerodrome.toml"
     config.write_text(
         f"""
@@ -29,7 +33,7 @@ def write_config(directory: Path, model_url: str, extra: str = "") -> Path:
 http = "127.0.0.1:0"
 gateway = "127.0.0.1:0"
 data_dir = {json.dumps(str(directory / "data"))}
-drain_timeout = "20s"
+drain_timeout = "60s"
 [provider]
 type = "openai"
 base_url = {json.dumps(model_url)}
@@ -37,7 +41,7 @@ api_key = "test-key"
 model = "gpt-4.1"
 [coordination]
 heartbeat = "200ms"
-ttl = "2s"
+ttl = "{ttl}"
 {extra}
 """
     )
@@ -117,7 +121,7 @@ async def serve(config: Path, *arguments: str, environment: Mapping[str, str] | 
         )
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             line = (await process.stdout.readline()).decode()
         assert line.startswith("ready http="), (line, log.read_text()[-2000:])
         doors = dict(word.split("=", 1) for word in line.split()[1:])
@@ -131,7 +135,7 @@ async def serve(config: Path, *arguments: str, environment: Mapping[str, str] | 
 @asynccontextmanager
 async def user_of(server: Server, key: str) -> AsyncIterator[User]:
     async with httpx.AsyncClient(
-        base_url=f"{server.url}/api/v1", headers={"Authorization": f"Bearer {key}"}, timeout=60
+        base_url=f"{server.url}/api/v1", headers={"Authorization": f"Bearer {key}"}, timeout=240
     ) as client:
         yield User(client)
 
