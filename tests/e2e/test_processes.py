@@ -6,11 +6,12 @@ import asyncio
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 
 from aerodrome.demo.model import ModelServer
+from support.cli import has_ended
 from support.server import aerodrome, new_key, serve, user_of, write_config
+from support.waiting import until
 
 pytestmark = pytest.mark.cli
 
@@ -30,8 +31,7 @@ async def test_kill_9_and_restart(tmp_path: Path, model: ModelServer) -> None:
         await server.process.wait()
         await asyncio.wait({half_done})
         assert half_done.exception() is not None
-    _, alive = await asyncio.to_thread(psutil.wait_procs, runtimes, 60)
-    assert not alive
+    await until(lambda: all(map(has_ended, runtimes)))
 
     model.open_gate("held")
     async with serve(config) as server, user_of(server, key) as alice:
@@ -66,7 +66,7 @@ async def test_sigterm_finishes_turns_and_exits_0(tmp_path: Path, model: ModelSe
         model.open_gate("held")
         assert (await turn)["message"]["content"] == "finished"
         assert await server.process.wait() == 0
-    assert not [process for process in runtimes if process.is_running()]
+    assert all(map(has_ended, runtimes))
 
 
 async def test_a_node_is_drained_from_the_command_line(tmp_path: Path, model: ModelServer) -> None:
@@ -98,7 +98,7 @@ async def test_a_node_is_drained_from_the_command_line(tmp_path: Path, model: Mo
         assert await waiting == f"{node['incarnation']} has gone.\n"
         assert '"last_event_id"' in (await reader).text.partition("event: reconnect")[2]
         assert await aerodrome("nodes", "ls", "--config", str(config), "--json") == []
-    assert not [process for process in runtimes if process.is_running()]
+    assert all(map(has_ended, runtimes))
 
 
 async def test_a_key_that_is_revoked_elsewhere_stops_at_once(tmp_path: Path, model: ModelServer) -> None:
@@ -128,8 +128,7 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path, model: ModelServe
         assert await server.process.wait() == 1
         await asyncio.wait({turn})
         assert turn.exception() is not None
-    _, alive = await asyncio.to_thread(psutil.wait_procs, runtimes, 60)
-    assert not alive
+    await until(lambda: all(map(has_ended, runtimes)))
 
 
 async def test_two_processes_share_one_store(tmp_path: Path, model: ModelServer) -> None:
