@@ -195,7 +195,7 @@ def _free_port() -> int:
         return port
 
 
-async def until(condition: Any, timeout: float = 60.0) -> None:
+async def until(condition: Any, timeout: float = 10.0) -> None:
     """Wait until the coroutine function returns something true."""
     async with asyncio.timeout(timeout):
         while not await condition():

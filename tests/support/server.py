@@ -23,8 +23,9 @@ from support.host import User
 def write_config(directory: Path, model_url: str, extra: str = "", *, ttl: str = "2s") -> Path:
     """A configuration file for one data directory; `extra` is TOML behind it.
 
-    `ttl` is of `coordination`: short for who waits until a node is taken for dead. A node that stands still for two
-    thirds of it, as on a busy machine, gives up what it has, so that others give it more.
+    Args:
+        ttl: A node that stands still for two thirds of it gives up its sessions. Where no node is to be missed, it
+            costs nothing to have it longer than a slow machine can need.
     """
     config = directory / "aerodrome.toml"
     config.write_text(
@@ -121,8 +122,11 @@ async def serve(config: Path, *arguments: str, environment: Mapping[str, str] | 
         )
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(60):
-            line = (await process.stdout.readline()).decode()
+        try:
+            async with asyncio.timeout(60):
+                line = (await process.stdout.readline()).decode()
+        except TimeoutError:
+            line = "nothing within 60 s"
         assert line.startswith("ready http="), (line, log.read_text()[-2000:])
         doors = dict(word.split("=", 1) for word in line.split()[1:])
         yield Server(process, config, f"http://{doors['http']}", log, doors["gateway"])
