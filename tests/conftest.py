@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import structlog
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Other work on the machine must not fail a property; pytest-timeout ends what hangs.
-settings.register_profile("aerodrome", deadline=None)
+settings.register_profile("aerodrome", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("aerodrome")
 
 

@@ -63,7 +63,7 @@ class Host:
             client = httpx.AsyncClient(
                 base_url=f"{self.url}/api/v1",
                 headers={"Authorization": f"Bearer {key}"},
-                timeout=60,
+                timeout=240,
                 limits=httpx.Limits(max_connections=400),
             )
             await self._stack.enter_async_context(client)
@@ -148,7 +148,7 @@ async def host(data_dir: Path, model: ModelServer, **sections: dict[str, Any]) -
         yield Host(node, stack)
 
 
-async def until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], timeout: float = 60.0) -> None:
     """Wait for something that has no event to wait for. Polls; fails after `timeout` seconds."""
     async with asyncio.timeout(timeout):
         while not condition():
