@@ -89,7 +89,7 @@ class ValkeyServer:
 
     def command(self, *words: str) -> bytes:
         """Run one command, such as ``command("FLUSHALL")``; returns the first piece of the raw answer."""
-        with socket.create_connection(("127.0.0.1", self.port), 5) as wire:
+        with socket.create_connection(("127.0.0.1", self.port), 30) as wire:
             wire.sendall(b"*%d\r\n" % len(words))
             for word in words:
                 wire.sendall(b"$%d\r\n%s\r\n" % (len(word.encode()), word.encode()))
