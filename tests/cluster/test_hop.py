@@ -30,6 +30,8 @@ from support.sdk_clients import Chat, Client, Endpoint, connected, custom_tool
 
 pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
 
+#: A slow machine is no runtime that hangs.
+PATIENT = {"ping_timeout": "20s"}
 CALL = '[[tool: look {"x": "there"}]]'
 QUESTION = '[[tool: ask_user {"question": "Which colour?"}]]'
 
@@ -42,7 +44,7 @@ def model() -> Iterator[ModelServer]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def nodes(tmp_path_factory: pytest.TempPathFactory, model: ModelServer) -> AsyncIterator[Hop]:
-    async with hop(tmp_path_factory.mktemp("nodes"), model) as running:
+    async with hop(tmp_path_factory.mktemp("nodes"), model, runtime=PATIENT) as running:
         yield running
 
 
@@ -159,7 +161,7 @@ async def test_a_drain_takes_the_sessions_to_the_client_s_own_node(
 ) -> None:
     monkeypatch.setattr(gateway_requests, "_RETURNS", 3)
     async with (
-        hop(tmp_path, model, server={"drain_timeout": "60s"}) as nodes,
+        hop(tmp_path, model, server={"drain_timeout": "60s"}, runtime=PATIENT) as nodes,
         connected(await endpoint(nodes)) as client,
     ):
         await _drained(nodes, client, model)

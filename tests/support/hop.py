@@ -29,11 +29,11 @@ class Hop:
 @asynccontextmanager
 async def hop(data_dir: Path, model: ModelServer, **sections: Any) -> AsyncIterator[Hop]:
     """Sections as those of `support.host.host`."""
-    # Neither nodes nor runtimes are missed on a slow machine. For as long as the time to live who has just begun does
+    # No node is missed on a slow machine. For as long as the time to live who has just begun does
     # not know who lives, and some is told to clients only then.
     quick = {"heartbeat": "100ms", "ttl": "8s", **sections.pop("coordination", {})}
     server = sections.pop("server", {})
-    runtime = {"ping_timeout": "20s", **sections.pop("runtime", {})}
+    runtime = sections.pop("runtime", {})
     async with AsyncExitStack() as stack:
         front, back = [
             await stack.enter_async_context(
