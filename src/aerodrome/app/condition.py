@@ -66,8 +66,9 @@ class Condition:
             return True, "accepting work"
         if (reason := self._pool.unavailable_reason) is not None:
             return False, f"the Copilot CLI does not start: {reason}"
-        # Where none is kept warm, the first is started for a session, and none comes to a node that is not ready.
-        if self._pool.keeps_warm and not any(
+        # Where none is kept warm, as set or for want of memory, the first is started for a session, and no session
+        # comes to a node that is not ready.
+        if self._pool.upkeep.warm_target() > 0 and not any(
             r.state is RuntimeState.WARM or r.state.serves for r in self._pool.runtimes
         ):
             return False, "the first runtime is being started"
