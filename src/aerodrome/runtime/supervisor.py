@@ -173,6 +173,7 @@ class ManagedRuntime(ServingRuntime):
             await asyncio.shield(self._discard(str(error) or type(error).__name__))
             raise
         self._machine.apply(Stimulus.READY)
+        self.last_held = time.monotonic()  # nobody could hold it before: a start that took long was no idleness
         self._is_alive()
         self._tasks.start(self._watch_health(), "health")
 
@@ -243,7 +244,7 @@ class ManagedRuntime(ServingRuntime):
         while True:
             await asyncio.sleep(self._options.ping_interval)
             try:
-                await self.control.request("ping", {}, timeout=self._options.ping_timeout)
+                await self._ping_answered(self._options.ping_timeout)
             except TimeoutError:
                 self._lose(f"no answer to a ping within {self._options.ping_timeout:g} s: it hangs", self._hung())
                 return
