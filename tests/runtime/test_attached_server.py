@@ -20,8 +20,6 @@ from support.databases import database
 from support.peer import Peer
 from support.waiting import until
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @pytest.fixture
 async def endpoint(tmp_path: Path) -> AsyncIterator[tuple[str, int]]:

@@ -21,8 +21,6 @@ from aerodrome.runtime.supervisor import ManagedRuntime
 from support.cli import fake, running_pool, runtime_options
 from support.waiting import until
 
-pytestmark = pytest.mark.timeout(60)
-
 ALICE, BOB, CAROL = (RuntimeKey("acme", user) for user in ("alice", "bob", "carol"))
 ZOE = RuntimeKey("globex", "zoe")
 
