@@ -108,6 +108,7 @@ def hang(runtime: ManagedRuntime, ping_timeout: float = 1.0) -> psutil.Process:
     assert runtime.pid is not None
     process = psutil.Process(runtime.pid)
     process.suspend()
+    runtime._ping_timeout = ping_timeout
     runtime._options = replace(runtime._options, ping_timeout=ping_timeout)
     return process
 
