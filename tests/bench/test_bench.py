@@ -45,7 +45,7 @@ WATCHED = {"telemetry": 6}
 
 
 @pytest.mark.cli
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "expected",
     [

@@ -76,7 +76,7 @@ class Shell:
 
     async def send(self, command: str) -> Any:
         """The response to the prompt; whatever the tool asks is allowed."""
-        arguments = json.dumps({"command": command, "description": "run it", "initial_wait": 60})
+        arguments = json.dumps({"command": command, "description": "run it", "initial_wait": 200})
         # From before the prompt on: nobody is told of what was asked before.
         async with self.user.events(self.session) as events:
             approving = asyncio.create_task(self._approve(events))
@@ -84,7 +84,7 @@ class Shell:
                 return await self.user.http.post(
                     f"/sessions/{self.session}/messages",
                     json={"prompt": f"[[tool: bash {arguments}]]"},
-                    timeout=120,
+                    timeout=250,
                 )
             finally:
                 approving.cancel()
