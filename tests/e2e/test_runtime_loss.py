@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from aerodrome.demo.model import ModelServer
-from support.cli import hang
 from support.host import Host, host, until
 
 pytestmark = pytest.mark.cli
@@ -84,7 +83,8 @@ async def test_a_hung_runtime_is_replaced_and_the_turn_repeated(acme: Host, mode
     await alice.open("s1")
     turn = asyncio.create_task(alice.say("s1", "[[gate: held]] two"))
     await model.gate_reached("held")
-    process = hang(acme.runtime())
+    process = acme.process()
+    process.suspend()
     model.open_gate("held")
     assert (await turn)["turn"]["retried"] is True
     await until(lambda: not process.is_running())

@@ -10,7 +10,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import pytest
@@ -21,9 +21,7 @@ from copilot._jsonrpc import JsonRpcError
 from aerodrome.demo.model import ModelServer
 from aerodrome.gateway.upstream import Upstream
 from aerodrome.model import SessionKey
-from aerodrome.runtime.supervisor import ManagedRuntime
 from aerodrome.sessions.live import LiveSession
-from support.cli import hang
 from support.hop import Hop, hop
 from support.host import Host, host, until
 from support.sdk_clients import Chat, Endpoint, connected, custom_tool
@@ -76,10 +74,7 @@ def kill(node: Host, chat: Chat, number: signal.Signals = signal.SIGKILL) -> int
     activation = live(node, chat).activation
     assert activation is not None
     assert activation.runtime.pid is not None
-    if number is signal.SIGSTOP:
-        hang(cast("ManagedRuntime", activation.runtime))
-    else:
-        os.kill(activation.runtime.pid, number)
+    os.kill(activation.runtime.pid, number)
     return activation.runtime.pid
 
 
@@ -246,8 +241,10 @@ async def test_a_call_in_flight_fails_or_is_repeated(node: Host, endpoint: Endpo
         chat = await client.create()
         await chat.turn("[[tokens: 200]] one")
         await chat.turn("[[tokens: 200]] two")
-        process = hang(node.runtime())
-        await until(lambda: process.status() == psutil.STATUS_STOPPED)
+        process = node.runtime().pid
+        assert process is not None
+        os.kill(process, signal.SIGSTOP)
+        await until(lambda: psutil.Process(process).status() == psutil.STATUS_STOPPED)
         # It cannot answer either: a read is asked again of the next runtime, anything else might have happened.
         reading = asyncio.create_task(chat.session.get_events())
         changing = asyncio.create_task(chat.session.rpc.history.compact())

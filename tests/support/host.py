@@ -25,8 +25,7 @@ def make_settings(data_dir: Path, model_url: str, **sections: dict[str, Any]) ->
     values: dict[str, dict[str, Any]] = {
         "server": {"http": "127.0.0.1:0", "gateway": "127.0.0.1:0", "data_dir": str(data_dir), "drain_timeout": "5s"},
         "provider": {"type": "openai", "base_url": model_url, "api_key": "test-key", "model": "gpt-4.1"},
-        # On a busy machine one that is well may be late; a test of one that hangs says so itself (`support.cli.hang`).
-        "runtime": {"warm": 0, "ping_interval": "500ms", "ping_timeout": "20s"},
+        "runtime": {"warm": 0, "ping_interval": "500ms", "ping_timeout": "2s"},
     }
     for name, keys in sections.items():
         values[name] = {**values.get(name, {}), **keys}

@@ -32,7 +32,8 @@ def tried(attempt):
 """
 #: Tools that reach the host; no `allow_unsandboxed`.
 SECTIONS: dict[str, dict[str, Any]] = {
-    # What uses a machine up makes others slow as well: that is no sign that they hang.
+    # What uses a machine up makes others slow as well: that is no sign that they hang, or are dead.
+    "coordination": {"heartbeat": "1s", "ttl": "60s"},
     "runtime": {"launcher": "sandbox", "warm": 1, "start_timeout": "60s", "ping_timeout": "30s"},
     "isolation": {"default": "user"},
     "policy": {"host_tools": ["bash"]},
