@@ -206,11 +206,12 @@ async def test_who_does_not_read_an_answer_holds_no_more_than_a_connection_and_n
         silent = [_deaf() for _ in range(100)]
         loop = asyncio.get_running_loop()
         held = 0
-        for each in silent:
+        for number, each in enumerate(silent):
             await loop.sock_connect(each, ("127.0.0.1", port))
             with contextlib.suppress(ConnectionError):
                 await loop.sock_sendall(each, f"GET http://127.0.0.1:{server}/ HTTP/1.1\r\n\r\n".encode())
-            held = max(held, _established(port))
+            if number % 10 == 9:
+                held = max(held, _established(port))
         async with asyncio.timeout(60):
             while count := _established(port):
                 held = max(held, count)
