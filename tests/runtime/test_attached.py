@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -246,29 +245,6 @@ async def test_a_server_that_hangs_takes_no_prompt_and_is_lost() -> None:
         assert "it hangs" in runtime.lost_reason
     finally:
         fake.awake.set()
-        await runtime.aclose()
-        await fake.stop()
-
-
-async def test_a_node_that_stood_still_itself_does_not_take_its_server_for_one_that_hangs() -> None:
-    fake = FakeServer()
-    await fake.start()
-    seen: list[float] = []
-    options = AttachedOptions(ping_timeout=0.5)
-    runtime = AttachedRuntime(
-        ("127.0.0.1", fake.port), AttachEntry("x", fake.port), options, lambda _, seconds: seen.append(seconds)
-    )
-    try:
-        await runtime.open()
-        began = time.monotonic()
-        asking = asyncio.create_task(runtime.takes_prompts())
-        await asyncio.sleep(0)
-        runtime._options = replace(options, ping_timeout=30.0)
-        time.sleep(1.0)
-        assert await asking
-        assert not runtime.lost.is_set()
-        assert seen[0] <= time.monotonic() - began - 1.0, "that we stood still is not held against it"
-    finally:
         await runtime.aclose()
         await fake.stop()
 

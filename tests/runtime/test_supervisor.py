@@ -214,31 +214,6 @@ async def test_whatever_it_is_lost_by_it_is_told_once(tmp_path: Path, probe: Pro
     assert not runtime.home.exists()
 
 
-async def test_a_node_that_stood_still_itself_does_not_take_its_runtime_for_one_that_hangs(
-    tmp_path: Path, probe: ProbeModel
-) -> None:
-    """When it goes on, the answer is there, and its time is over."""
-    runtime = await warm(fake_options(tmp_path), probe)
-    process = hang(runtime, ping_timeout=1.0)
-    control, pinged = runtime.control, asyncio.Event()
-    request = control.request
-
-    async def asked(method: str, params: Any, *, timeout: float | None = None) -> Any:
-        if timeout == 1.0:
-            pinged.set()
-        return await request(method, params, timeout=timeout)
-
-    control.request = asked  # type: ignore[method-assign]
-    await pinged.wait()
-    runtime._options = replace(runtime._options, ping_timeout=30.0)
-    alive_at = runtime._alive_at
-    process.resume()
-    time.sleep(1.5)
-    await until(lambda: runtime._alive_at > alive_at or runtime.lost.is_set())
-    assert not runtime.lost.is_set()
-    await runtime.stop()
-
-
 async def test_no_task_outlives_it(tmp_path: Path, probe: ProbeModel) -> None:
     before = asyncio.all_tasks()
     stopped = await warm(fake_options(tmp_path), probe)

@@ -22,8 +22,6 @@ from aerodrome.runtime.wear import Latency
 
 #: Seconds that others wait for a runtime to let go of a session: they may need its place.
 LET_GO = 10.0
-#: Seconds by which the end of a wait is late only in a process that stood still itself.
-_STOOD_STILL = 0.2
 #: Seconds that an answer to `session.detach` is waited for in the background.
 _PATIENCE = 86400.0
 
@@ -77,7 +75,7 @@ class ServingRuntime:
         if self.lost.is_set():
             return False
         try:
-            await self._ping_answered(self._ping_timeout)
+            await self.control.request("ping", {}, timeout=self._ping_timeout)
         except (LinkClosed, RemoteError):
             self._lose(f"no answer to {unanswered}, nor to a ping")
             return False
@@ -85,19 +83,6 @@ class ServingRuntime:
             self._lose_hung(f"no answer to {unanswered}, nor to a ping")
             return False
         return True
-
-    async def _ping_answered(self, timeout: float) -> float:
-        """Returns the seconds that it took. Raises `LinkClosed`, `RemoteError`, and `TimeoutError`: it hangs."""
-        asked = time.monotonic()
-        try:
-            await self.control.request("ping", {}, timeout=timeout)
-        except TimeoutError:
-            if time.monotonic() - asked < timeout + _STOOD_STILL:
-                raise
-            # We were stopped ourselves, or had no processor: its answer may have come in time, and not been read.
-            asked = time.monotonic()
-            await self.control.request("ping", {}, timeout=timeout)
-        return time.monotonic() - asked
 
     async def takes_prompts(self) -> bool:
         """A process of our own is killed before its sessions go elsewhere, and what it was handed and has not read goes

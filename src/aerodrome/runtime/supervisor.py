@@ -244,7 +244,7 @@ class ManagedRuntime(ServingRuntime):
         while True:
             await asyncio.sleep(self._options.ping_interval)
             try:
-                await self._ping_answered(self._options.ping_timeout)
+                await self.control.request("ping", {}, timeout=self._options.ping_timeout)
             except TimeoutError:
                 self._lose(f"no answer to a ping within {self._options.ping_timeout:g} s: it hangs", self._hung())
                 return

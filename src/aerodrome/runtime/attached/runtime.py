@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,15 +171,16 @@ class AttachedRuntime(ServingRuntime):
 
     async def _ping(self) -> bool:
         """Whether it answers; it is lost if not."""
+        began = time.monotonic()
         try:
-            seconds = await self._ping_answered(self._options.ping_timeout)
+            await self.control.request("ping", {}, timeout=self._options.ping_timeout)
         except TimeoutError:
             self._lose(f"no answer to a ping within {self._options.ping_timeout:g} s: it hangs")
             return False
         except (LinkClosed, RemoteError) as error:
             self._lose(f"the ping failed: {error}")
             return False
-        self._observe(True, seconds)
+        self._observe(True, time.monotonic() - began)
         return True
 
     def _lose(self, reason: str) -> None:
