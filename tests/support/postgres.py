@@ -62,7 +62,7 @@ class PostgresServer:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, cwd=self.directory, user=account(), start_new_session=True
             )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 30
         while True:
             try:
                 psycopg.connect(self.url, connect_timeout=5).close()
@@ -86,7 +86,7 @@ class PostgresServer:
             psutil.wait_procs(children, timeout=30)
         else:
             self._process.send_signal(how)
-        self._process.wait(120)
+        self._process.wait(30)
         self._process = None
 
     def _run(self, command: list[str]) -> None:
