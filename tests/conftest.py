@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import structlog
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+
+# What is printed is compared with the pages: as wide and as plain as on any other machine. Typer looks when it is
+# imported, and takes a job of GitHub Actions for a terminal.
+for _name in ("COLUMNS", "LINES", "FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "TTY_COMPATIBLE", "GITHUB_ACTIONS"):
+    os.environ.pop(_name, None)
 
 # Other work on the machine must not fail a property; pytest-timeout ends what hangs.
-settings.register_profile("aerodrome", deadline=None)
+settings.register_profile("aerodrome", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("aerodrome")
 
 

@@ -22,6 +22,7 @@ def config_of(directory: Path, model: ModelServer, volume: Path, attach: list[st
     return write_config(
         directory,
         model.base_url,
+        ttl="4s",
         extra=f"""
 [state]
 url = "volume:{volume}"
@@ -34,13 +35,16 @@ attach_refresh = "200ms"
     )
 
 
-async def listed(config: Path, states: dict[str, str]) -> list[dict[str, Any]]:
-    """The attached servers, once they stand as in `states`: server -> state."""
+async def listed(config: Path, states: dict[str, str], sessions: dict[str, int] | None = None) -> list[dict[str, Any]]:
+    """The attached servers, once they stand as in `states`, server -> state, and those in `sessions` have so many.
+    Nodes tell of both with their heartbeats, of which the latest may have been in between."""
     async with asyncio.timeout(60):
         while True:
             rows: list[dict[str, Any]] = await aerodrome("runtimes", "ls", "--config", str(config), "--json")
             # A node that has just been killed is listed as well, for as long as it may live.
-            if sorted((row["server"], row["state"]) for row in rows if "server" in row) == sorted(states.items()):
+            servers = [row for row in rows if "server" in row]
+            stand = sorted((row["server"], row["state"]) for row in servers) == sorted(states.items())
+            if stand and (sessions or {}).items() <= {row["server"]: row["sessions"] for row in servers}.items():
                 return rows
 
 
@@ -129,14 +133,14 @@ async def test_a_server_is_drained_for_its_restart(
         for session in ("s1", "s2"):
             await alice.open(session)
             await alice.say(session, "My name is Ada")
-        rows = await listed(config, {one.address: "claimed", two.address: "claimed"})
-        assert [row["sessions"] for row in rows] == [1, 1]
+        await listed(
+            config, {one.address: "claimed", two.address: "claimed"}, sessions={one.address: 1, two.address: 1}
+        )
         refused = await run_aerodrome("runtimes", "recycle", *arguments)
         assert (refused.code, f"aerodrome runtimes drain {one.address}" in refused.err) == (1, True)
         done = await aerodrome("runtimes", "drain", *arguments, "--json")
         assert done["state"] == "done"
-        rows = await listed(config, {one.address: "drained", two.address: "claimed"})
-        assert next(row["sessions"] for row in rows if row["server"] == one.address) == 0
+        await listed(config, {one.address: "drained", two.address: "claimed"}, sessions={one.address: 0})
         for session in ("s1", "s2"):
             assert "Ada" in await alice.text(session, "What is my name?")
         one.kill()

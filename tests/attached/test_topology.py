@@ -101,7 +101,8 @@ async def test_a_server_that_hangs_is_left_and_comes_back_when_it_answers(
     tmp_path: Path, volume: Path, servers: Servers, model: ModelServer
 ) -> None:
     one, two = await servers.start(), await servers.start()
-    async with attached_host(tmp_path / "d", model, volume, [of_acme(one), of_acme(two)]) as acme:
+    entries, soon = [of_acme(one), of_acme(two)], {"ping_timeout": "5s"}
+    async with attached_host(tmp_path / "d", model, volume, entries, runtime=soon) as acme:
         await connected(acme, 2)
         alice = await acme.user()
         await alice.open("s1")
@@ -199,9 +200,7 @@ async def test_under_isolation_user_no_two_users_share_a_server(
     tmp_path: Path, volume: Path, servers: Servers, model: ModelServer
 ) -> None:
     entries = [of_acme(await servers.start()), of_acme(await servers.start())]
-    isolation = {"default": "user"}
-    runtime = {"capacity_timeout": "1s"}
-    async with attached_host(tmp_path / "d", model, volume, entries, runtime=runtime, isolation=isolation) as host:
+    async with attached_host(tmp_path / "d", model, volume, entries, isolation={"default": "user"}) as host:
         await connected(host, 2)
         for name in ("alice", "bob"):
             user = await host.user(name)
@@ -239,9 +238,9 @@ async def test_what_cannot_be_used_says_why(tmp_path: Path, volume: Path, server
     ):
         alice = await host.user()
         await alice.open("s1")
+        await until(lambda: all("not been connected" not in row["reason"] for row in rows(host).values()), 60)
         problem = await alice.say("s1", "hello", expect=503)
         assert problem["code"] == "runtime_unavailable"
-        await until(lambda: all("not been connected" not in row["reason"] for row in rows(host).values()))
         reasons = {address: row["reason"] for address, row in rows(host).items()}
         assert "AUTHENTICATION_FAILED" in reasons[wrong_token.address]
         assert "not the directory of acme" in reasons[elsewhere.address]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,11 @@ from support.stores import ValkeyServer, valkey
 pytestmark = [pytest.mark.cli, pytest.mark.timeout(300)]
 
 
-async def doctor(config: Path, *, expect: int) -> dict[tuple[str, str], dict[str, Any]]:
-    """The findings by what they are of."""
+async def doctor(config: Path, *, expect: int, **environment: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """The findings by what they are of. `environment` goes over this process's."""
     command = [sys.executable, "-m", "aerodrome", "doctor", "--cluster", "--json", "--config", str(config)]
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env={**os.environ, **environment}
     )
     out, err = await process.communicate()
     assert process.returncode == expect, (out, err)
@@ -38,7 +39,7 @@ async def doctor(config: Path, *, expect: int) -> dict[tuple[str, str], dict[str
 
 
 async def test_nodes_of_one_machine(tmp_path: Path, model: ModelServer) -> None:
-    config = write_config(tmp_path, model.base_url)
+    config = write_config(tmp_path, model.base_url, ttl="60s")
     assert (await doctor(config, expect=1))["fleet", "nodes"]["detail"] == "no node lives"
     async with nodes(config, "a", "b") as fleet:
         user = await fleet.user("a")
@@ -77,7 +78,7 @@ async def test_damage_and_sessions_in_quarantine_are_found(tmp_path: Path, model
 
 
 async def test_what_a_dead_node_has_left_is_found(tmp_path: Path, model: ModelServer) -> None:
-    config = write_config(tmp_path, model.base_url)
+    config = write_config(tmp_path, model.base_url, ttl="5s")
     async with nodes(config, "a") as fleet:
         user = await fleet.user("a")
         await user.open("s")
@@ -87,7 +88,7 @@ async def test_what_a_dead_node_has_left_is_found(tmp_path: Path, model: ModelSe
         await fleet.kill("a")
         await asyncio.gather(turn, return_exceptions=True)
         # The last heartbeat counts for `coordination.ttl`.
-        findings = await eventually(lambda: _without_nodes(config))
+        findings = await eventually(lambda: _without_nodes(config), 60)
     assert findings["sessions", "leases"]["detail"].startswith("1 sessions are listed as loaded and no living node has")
     assert findings["sessions", "turns"]["detail"].startswith("1 turns of nodes that have gone are not reported yet")
 
@@ -120,14 +121,14 @@ async def test_servers_that_endanger_what_is_stored_in_them(tmp_path: Path, mode
             findings = await doctor(config, expect=0)
             assert findings["coordination", "server"]["mend"].startswith("+info")
         server.stop()
-        findings = await doctor(config, expect=1)
+        findings = await doctor(config, expect=1, AERODROME_COORDINATION__PATIENCE="1s")
         assert findings.keys() == {("stores", "reachable")}
 
 
 def _fleet_config(directory: Path, model: ModelServer, server: ValkeyServer, schema: str) -> Path:
-    config = write_config(directory, model.base_url)
+    config = write_config(directory, model.base_url, ttl="60s")
     text = config.read_text()
-    text = text.replace("[coordination]\n", f'[coordination]\nurl = "{server.url}"\npatience = "1s"\n')
+    text = text.replace("[coordination]\n", f'[coordination]\nurl = "{server.url}"\n')
     config.write_text(f'{text}\n[state]\nurl = "{shared_server().url}"\ndatabase_schema = "{schema}"\n')
     return config
 
@@ -136,7 +137,7 @@ def _fleet_config(directory: Path, model: ModelServer, server: ValkeyServer, sch
 async def test_a_node_of_a_release_too_far_away_is_refused_with_the_command_to_run(
     tmp_path: Path, model: ModelServer, distance: int
 ) -> None:
-    config = write_config(tmp_path, model.base_url)
+    config = write_config(tmp_path, model.base_url, ttl="60s")
     major, minor, _ = aerodrome.__version__.split(".", 2)
     other = f"{major}.{int(minor) + distance}.0" if int(minor) + distance >= 0 else f"{int(major) + 2}.0.0"
     async with open_stores(load_settings(config)) as stores:

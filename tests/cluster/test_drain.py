@@ -19,9 +19,17 @@ pytestmark = pytest.mark.cli
 HELD = "[[gate: held]] [[say: finished]]"
 
 
+def config_of(directory: Path, model: ModelServer) -> Path:
+    """Time enough for a slow machine: nobody is missed, and no turn is cut off. A prompt waits for a session of another
+    node for a few seconds more than the time to live."""
+    config = write_config(directory, model.base_url, "[runtime]\nwarm = 0\n", ttl="6s")
+    config.write_text(config.read_text().replace('drain_timeout = "20s"', 'drain_timeout = "60s"'))
+    return config
+
+
 @pytest.fixture
 async def fleet(tmp_path: Path, model: ModelServer) -> AsyncIterator[Nodes]:
-    async with nodes(write_config(tmp_path, model.base_url, "[runtime]\nwarm = 0\n"), "a", "b") as running:
+    async with nodes(config_of(tmp_path, model), "a", "b") as running:
         at_b = await running.user("b")
         for session in ("native", "http", "stream"):
             await at_b.open(session)
@@ -54,14 +62,14 @@ async def test_the_turns_of_other_nodes_are_waited_for(fleet: Nodes, model: Mode
     client.forget()
     assert await answer == "finished"
     assert '"content":"finished"' in (await stream).text.replace(" ", "")
-    assert await asyncio.wait_for(draining.process.wait(), 20) == 0
+    assert await asyncio.wait_for(draining.process.wait(), 50) == 0
     at_b = await fleet.user("b")
     for session in ("native", "http", "stream"):
         assert await at_b.prompts_seen(session) == ["hello", HELD]
 
 
 async def test_no_longer_than_the_time_that_a_drain_may_take(tmp_path: Path, model: ModelServer) -> None:
-    config = write_config(tmp_path, model.base_url, "[runtime]\nwarm = 0\n")
+    config = config_of(tmp_path, model)
     async with nodes(config, "b") as fleet:
         await fleet.start("a", {"AERODROME_SERVER__DRAIN_TIMEOUT": "1s"})
         at_b = await fleet.user("b")
@@ -111,7 +119,7 @@ async def test_others_go_on_with_a_session_that_a_draining_node_still_runs(fleet
                 if said[-1] == "later":
                     break
     assert [text for text in said if text] == ["hello", "echo: hello", QUESTION, "finished", "[[say: later]]", "later"]
-    assert await asyncio.wait_for(draining.process.wait(), 20) == 0
+    assert await asyncio.wait_for(draining.process.wait(), 50) == 0
 
 
 async def test_a_turn_of_a_draining_node_is_aborted_from_another(fleet: Nodes, model: ModelServer) -> None:
@@ -126,7 +134,7 @@ async def test_a_turn_of_a_draining_node_is_aborted_from_another(fleet: Nodes, m
     chat = await asyncio.wait_for(client.resume("native"), 20)
     await asyncio.wait_for(chat.session.abort(), 20)
     assert [(await turn)["turn"]["status"] for turn in turns] == ["aborted", "aborted"]
-    assert await asyncio.wait_for(draining.process.wait(), 20) == 0
+    assert await asyncio.wait_for(draining.process.wait(), 50) == 0
     assert await chat.turn("[[say: later]]") == "later"
 
 
@@ -134,7 +142,7 @@ async def test_a_client_is_attached_again_to_what_a_draining_node_still_runs(
     tmp_path: Path, model: ModelServer
 ) -> None:
     """The link between the two nodes is cut meanwhile."""
-    config = write_config(tmp_path, model.base_url, "[runtime]\nwarm = 0\n")
+    config = config_of(tmp_path, model)
     async with wire() as between, nodes(config, "a") as fleet:
         b = await fleet.start("b", {"AERODROME_SERVER__ADVERTISE": between.address})
         host, _, port = b.gateway.rpartition(":")
@@ -157,5 +165,5 @@ async def test_a_client_is_attached_again_to_what_a_draining_node_still_runs(
         assert chat.answer == "finished"
         told = [event.id for event in chat.events]
         assert len(told) == len(set(told))
-        assert await asyncio.wait_for(b.process.wait(), 20) == 0
+        assert await asyncio.wait_for(b.process.wait(), 50) == 0
         assert await chat.turn("[[say: later]]") == "later"

@@ -30,6 +30,8 @@ from support.sdk_clients import Chat, Client, Endpoint, connected, custom_tool
 
 pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
 
+#: A slow machine is no runtime that hangs.
+PATIENT = {"ping_timeout": "20s"}
 CALL = '[[tool: look {"x": "there"}]]'
 QUESTION = '[[tool: ask_user {"question": "Which colour?"}]]'
 
@@ -42,7 +44,7 @@ def model() -> Iterator[ModelServer]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def nodes(tmp_path_factory: pytest.TempPathFactory, model: ModelServer) -> AsyncIterator[Hop]:
-    async with hop(tmp_path_factory.mktemp("nodes"), model) as running:
+    async with hop(tmp_path_factory.mktemp("nodes"), model, runtime=PATIENT) as running:
         yield running
 
 
@@ -158,7 +160,10 @@ async def test_a_drain_takes_the_sessions_to_the_client_s_own_node(
     tmp_path: Path, model: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway_requests, "_RETURNS", 3)
-    async with hop(tmp_path, model) as nodes, connected(await endpoint(nodes)) as client:
+    async with (
+        hop(tmp_path, model, server={"drain_timeout": "60s"}, runtime=PATIENT) as nodes,
+        connected(await endpoint(nodes)) as client,
+    ):
         await _drained(nodes, client, model)
 
 
@@ -210,7 +215,7 @@ async def test_nothing_is_left_when_the_client_goes_in_the_middle_of_a_move(node
     assert list(mine.links) == []
     assert not mine.links.opening
     live = nodes.back.node.sessions.find_live(SessionKey("acme", chat.id))
-    assert live is None or not live.attachments
+    await until(lambda: live is None or not live.attachments)
 
 
 async def test_a_deleted_session_is_forgotten_at_both_nodes(nodes: Hop, client: Client) -> None:
@@ -276,10 +281,10 @@ async def test_a_session_whose_node_cannot_be_reached_is_not_waited_for_for_ever
     chat = await client.create()
     seen = Seen(chat)
     await chat.turn("one")
-    monkeypatch.setattr(nodes.front.node.gateway, "patience", 0.5)
-    monkeypatch.setattr(away, "_LOOK", 0.1)
     cluster = nodes.front.node.cluster
     with monkeypatch.context() as unreachable:
+        unreachable.setattr(nodes.front.node.gateway, "patience", 0.5)
+        unreachable.setattr(away, "_LOOK", 0.1)
         wrong = replace(nodes.front.node.cluster.node(nodes.back.node.cluster.own), address="127.0.0.1:1")  # type: ignore[type-var]
 
         async def elsewhere(key: SessionKey) -> Any:

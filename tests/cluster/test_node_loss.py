@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from copilot import ToolInvocation, ToolResult
 
+from aerodrome.app.stores import open_stores
+from aerodrome.config import load_settings
 from aerodrome.demo.model import ModelServer
-from support.nodes import Nodes, nodes
+from aerodrome.model import SessionKey
+from support.nodes import Nodes, eventually, nodes
 from support.sdk_clients import custom_tool
 from support.server import write_config
 
@@ -20,7 +23,7 @@ pytestmark = [pytest.mark.cli]
 
 @pytest.fixture
 async def fleet(tmp_path: Path, model: ModelServer) -> AsyncIterator[Nodes]:
-    async with nodes(write_config(tmp_path, model.base_url), "a", "b") as running:
+    async with nodes(write_config(tmp_path, model.base_url, ttl="4s"), "a", "b") as running:
         yield running
 
 
@@ -60,7 +63,7 @@ async def test_a_turn_of_a_killed_node_is_reported_to_whoever_waits_for_it(fleet
     await chat.send("[[gate: never]]")
     await chat.until("assistant.turn_start")
     queued = asyncio.create_task(at_a.http.post("/sessions/s/messages", json={"prompt": "[[say: queued]]"}))
-    await asyncio.wait({queued}, timeout=0.3)
+    await eventually(lambda: is_in_line(fleet.config, "[[say: queued]]"))
     assert not queued.done()
     await fleet.kill("b")
     error = await chat.until("session.error")
@@ -72,13 +75,18 @@ async def test_a_turn_of_a_killed_node_is_reported_to_whoever_waits_for_it(fleet
     assert await chat.prompts_seen() == ["[[say: one]]", "[[say: two]]"]
 
 
+async def is_in_line(config: Path, prompt: str) -> bool:
+    """Whether a node has taken it."""
+    async with open_stores(load_settings(config)) as stores:
+        return any(turn.prompt == prompt for turn in await stores.ledger.unfinished(SessionKey("acme", "s")))
+
+
 async def test_a_paused_node_does_not_write_when_it_wakes(fleet: Nodes, model: ModelServer) -> None:
     at_a, at_b = await fleet.user("a"), await fleet.user("b")
     await at_b.open("s")
     assert await at_b.text("s", "[[say: one]]") == "one"
     held = asyncio.create_task(at_b.http.post("/sessions/s/messages", json={"prompt": "[[gate: held]]"}))
-    while len(model.requests) < 2:
-        await asyncio.sleep(0.01)
+    await model.gate_reached("held")
     paused = fleet.servers["b"]
     await asyncio.to_thread(paused.pause_between_writes)
     try:

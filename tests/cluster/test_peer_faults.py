@@ -47,7 +47,7 @@ class Apart:
 async def apart(tmp_path: Path, model: ModelServer) -> AsyncIterator[Apart]:
     async with AsyncExitStack() as stack:
         between = await stack.enter_async_context(wire())
-        fleet = await stack.enter_async_context(nodes(write_config(tmp_path, model.base_url), "a"))
+        fleet = await stack.enter_async_context(nodes(write_config(tmp_path, model.base_url, ttl="5s"), "a"))
         b = await fleet.start("b", {"AERODROME_SERVER__ADVERTISE": between.address})
         host, _, port = b.gateway.rpartition(":")
         between.upstream = host, int(port)
@@ -66,13 +66,16 @@ async def test_a_turn_and_a_reader_survive(apart: Apart, model: ModelServer, fau
     await begun_at_b(apart)
     at_a, at_b = await apart.fleet.user("a"), await apart.fleet.user("b")
     seen: list[dict[str, Any]] = []
+    arrived = asyncio.Event()
 
     async def read() -> None:
         async with at_a.events("s") as events:
+            arrived.set()
             async for event in events:
                 seen.append(event)  # noqa: PERF401 - as they come
 
     reading = asyncio.create_task(read())
+    await asyncio.wait_for(arrived.wait(), 20)
     prompt = "[[gate: held]] two"
     held = asyncio.create_task(at_a.say("s", prompt))
     await model.gate_reached("held")
@@ -128,7 +131,7 @@ async def test_a_node_that_cannot_be_reached_is_told_within_a_deadline(
     at_a, at_b = await apart.fleet.user("a"), await apart.fleet.user("b")
     assert await at_a.text("s", "[[say: two]]") == "two"
     apart.fault(fault)
-    answer = await asyncio.wait_for(at_a.say("s", "[[say: three]]", expect=503, key="three"), 30)
+    answer = await asyncio.wait_for(at_a.say("s", "[[say: three]]", expect=503, key="three"), 60)
     assert answer["code"] == "runtime_unavailable"
     assert answer["retryable"] is True
     assert await at_b.text("s", "[[say: four]]") == "four"
@@ -233,7 +236,7 @@ class Streamed:
 
     async def whole(self) -> None:
         """To its end, each event once."""
-        await asyncio.wait_for(self._reading, 30)
+        await asyncio.wait_for(self._reading, 60)
         assert self.kinds[-1] == "end", self.seen[-1]
         told = [event["id"] for event in self.seen if "id" in event]
         assert len(told) == len(set(told))

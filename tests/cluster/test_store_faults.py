@@ -27,7 +27,7 @@ from support.stores import shared_valkey
 pytestmark = pytest.mark.cli
 
 #: Seconds; a node fences itself after two thirds of it.
-TTL = 5.0
+TTL = 6.0
 #: Seconds of an outage that is shorter than that.
 SHORT = 0.8
 
@@ -140,7 +140,7 @@ async def short_trouble(running: Faulty, model: ModelServer, where: Wire, fault:
 async def test_a_node_that_is_cut_off_fences_itself_and_comes_back(
     tmp_path: Path, model: ModelServer, store: str, fault: str
 ) -> None:
-    async with faulty(tmp_path, model, store, "b") as running:
+    async with faulty(tmp_path, model, store, "b", extra="[runtime]\nwarm = 0\n") as running:
         at_a, at_b = await running.nodes.user("a"), await running.nodes.user("b")
         await at_a.open("s")
         assert await at_a.text("s", "[[say: one]]") == "one"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-
-import pytest
+from time import monotonic
 
 from aerodrome.coordination.ports import Admission, Cap, Rate
 from support.coordination import TTL, Pair, join_both
@@ -20,10 +19,12 @@ async def admitted(pair: Pair, count: int, rate: Rate = RATE) -> list[Admission]
 
 async def test_a_rate_holds_over_two_nodes_and_says_when_to_come_again(pair: Pair) -> None:
     await join_both(pair)
+    began = monotonic()
     *granted, refused = await admitted(pair, 5)
     assert granted == [Admission()] * 4
     assert refused.exceeded == RATE
-    assert refused.retry_after == pytest.approx(15.0, abs=2.0)
+    # The clock of a server goes on by itself.
+    assert 15.0 - (monotonic() - began) - 0.1 < refused.retry_after <= 15.1
     pair.clock.advance(refused.retry_after)
     assert await pair.a.admit("t-5", "a-1", rates=[RATE]) == Admission()
     assert (await pair.b.admit("t-6", "b-1", rates=[RATE])).exceeded == RATE
@@ -39,7 +40,8 @@ async def test_a_rate_is_whole_again_after_its_period_and_saves_up_no_more_than_
 
 async def test_a_burst_of_a_large_limit_comes_through_whole(pair: Pair) -> None:
     await join_both(pair)
-    rate = Rate("many", 700, 3600.0)
+    # One more is earned in 51 s, which is more than so many calls take a server.
+    rate = Rate("many", 700, 36_000.0)
     await asyncio.gather(*(pair.nodes[number % 2].admit("t", "a-1", rates=[rate]) for number in range(700)))
     refused = await pair.a.admit("t", "a-1", rates=[rate])
     assert refused.exceeded == rate
@@ -99,10 +101,10 @@ async def test_the_places_of_a_dead_node_are_free(pair: Pair) -> None:
     await join_both(pair)
     for number in range(2):
         assert await pair.a.admit(f"t-{number}", "a-1", caps=[CAP]) == Admission()
-    pair.clock.advance(TTL - 1)
+    pair.clock.advance(TTL / 2)
     await pair.b.heartbeat("b-1")
     assert await pair.b.admit("t-2", "b-1", caps=[CAP]) == Admission(full=CAP)
-    pair.clock.advance(1)
+    pair.clock.advance(TTL / 2)
     for number in (2, 3):
         assert await pair.b.admit(f"t-{number}", "b-1", caps=[CAP]) == Admission()
     assert await pair.b.admit("t-4", "b-1", caps=[CAP]) == Admission(full=CAP)

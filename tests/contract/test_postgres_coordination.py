@@ -17,7 +17,7 @@ from aerodrome.coordination.ports import Admission, Beat, Cap, ClusterEvent, Nod
 from aerodrome.errors import StoreUnavailable
 from aerodrome.model import SessionKey
 from support.coordination import TTL, taken
-from support.postgres import fetch, fresh_schema, postgres, server, shared_server
+from support.postgres import fetch, fresh_schema, given_up_at_once, postgres, server, shared_server
 from support.relay import relaying
 from support.stores import paused
 from support.waiting import until
@@ -173,15 +173,16 @@ async def test_a_restarted_server_is_waited_for_and_heard_again(how: signal.Sign
 
 async def test_a_server_that_hangs_is_given_up_in_time_and_all_goes_on_afterwards() -> None:
     with server() as postgresql:
-        limits: dict[str, Any] = {"deadline": 1.0, "statement_timeout": 0.5}
-        async with postgres(url=postgresql.url, **limits) as db, store(db, beat_deadline=0.5) as a:
+        async with postgres(url=postgresql.url, statement_timeout=0.5) as db, store(db, beat_deadline=20.0) as a:
             await a.join(Node("a", "a-1"), LONG)
             began = monotonic()
-            with paused(postgresql):
+            a._beat_deadline = 0.5
+            with paused(postgresql), given_up_at_once(db):
                 calls = [a.heartbeat("a-1"), a.acquire(KEY, "a-1"), a.publish(ClusterEvent("lost", ""))]
                 failed = await asyncio.gather(*calls, return_exceptions=True)
             assert monotonic() - began < 20.0
             assert [type(error) for error in failed] == [StoreUnavailable] * 3
+            a._beat_deadline = 20.0
             assert await a.heartbeat("a-1") is Beat.ALIVE
 
 
@@ -236,7 +237,7 @@ async def test_schemas_hear_only_their_own() -> None:
 async def test_a_heartbeat_waits_for_no_other_call() -> None:
     schema = fresh_schema()
     async with (
-        postgres(schema, max_connections=1, deadline=0.3) as db,
+        postgres(schema, max_connections=1) as db,
         postgres(schema, max_connections=1) as own,
         store(db, beats=own) as a,
     ):
@@ -250,7 +251,7 @@ async def test_a_heartbeat_waits_for_no_other_call() -> None:
         holding = asyncio.create_task(db.read(hold))
         await entered.wait()
         assert await a.heartbeat("a-1") is Beat.ALIVE
-        with pytest.raises(StoreUnavailable, match="in use"):
+        with given_up_at_once(db), pytest.raises(StoreUnavailable, match="in use"):
             await a.nodes()
         done.set()
         await holding

@@ -27,7 +27,7 @@ from aerodrome.identity.ports import KeyInfo, StoredKey
 from aerodrome.model import Role, SessionKey, SessionRow, TurnRow, TurnStatus
 from aerodrome.sessions.backends.postgresql import PostgresLedger
 from aerodrome.statestore.backends.postgresql import PostgresFileStore
-from support.postgres import fetch, fresh_schema, postgres, server, shared_server, standby_of
+from support.postgres import fetch, fresh_schema, given_up_at_once, postgres, server, shared_server, standby_of
 from support.relay import relaying
 
 KEY = SessionKey("acme", "chat")
@@ -62,7 +62,7 @@ def turn(id_: str, **columns: Any) -> TurnRow:
 async def test_a_restart_of_the_server_under_load_costs_latency_and_loses_nothing(how: signal.Signals) -> None:
     """Every write is acknowledged in the end, and is there once: of those in doubt, too."""
     with server() as own:
-        async with postgres(url=own.url) as db:
+        async with postgres(url=own.url, deadline=60.0) as db:
             stores = await stores_on(db)
             done, stop = 0, False
 
@@ -218,17 +218,17 @@ async def test_a_write_that_was_given_up_and_comes_late_is_not_done_again_behind
 
 @pytest.mark.usefixtures("not_ended")
 async def test_a_write_without_an_answer_is_done_by_the_time_of_the_next_look_or_never() -> None:
-    async with postgres(hang=0.5, deadline=0.2) as db:
+    async with postgres(hang=0.5) as db:
         files = (await stores_on(db)).files
         await files.raise_epoch(KEY, 1)
         await files.append(KEY, 1, EVENTS, "0\n")
         async with standing_still(db):
-            with pytest.raises(StoreUnavailable):
+            with given_up_at_once(db), pytest.raises(StoreUnavailable):
                 await files.append(KEY, 1, EVENTS, "1\n")
             assert await files.read(KEY, EVENTS) == "0\n"
         assert await files.read(KEY, EVENTS) == "0\n"
         async with standing_still(db):
-            with pytest.raises(StoreUnavailable):
+            with given_up_at_once(db), pytest.raises(StoreUnavailable):
                 await files.append(KEY, 1, EVENTS, "2\n")
             await files.append(KEY, 1, EVENTS, "3\n")
         assert await files.read(KEY, EVENTS) == "0\n3\n"
@@ -278,11 +278,11 @@ async def test_what_was_given_up_is_not_done_behind_what_has_followed_it() -> No
 
 
 async def test_what_nobody_waits_for_any_more_is_not_done_later_either() -> None:
-    async with postgres(hang=0.5, deadline=0.2) as db:
+    async with postgres(hang=0.5) as db:
         stores = await stores_on(db)
         await stores.directory.insert(SessionRow(KEY, "alice"))
         async with standing_still(db):
-            with pytest.raises(StoreUnavailable):
+            with given_up_at_once(db), pytest.raises(StoreUnavailable):
                 await stores.directory.update(KEY, title="one")
             await stores.directory.update(KEY, title="two")
         row = await stores.directory.get(KEY)
@@ -427,7 +427,7 @@ async def test_two_programs_on_one_empty_database_both_killed_lose_nothing_ackno
 
 async def test_every_store_says_that_the_server_is_away_and_goes_on_afterwards() -> None:
     with server() as own:
-        async with postgres(url=own.url, deadline=0.2) as db:
+        async with postgres(url=own.url) as db:
             stores = await stores_on(db)
             await stores.files.raise_epoch(KEY, 1)
             await asyncio.to_thread(own.stop)
@@ -442,7 +442,7 @@ async def test_every_store_says_that_the_server_is_away_and_goes_on_afterwards()
                 stores.directory.list("acme"),
             ]
             for call in calls:
-                with pytest.raises(StoreUnavailable):
+                with given_up_at_once(db), pytest.raises(StoreUnavailable):
                     await call
             await asyncio.to_thread(own.start)
             await stores.files.append(KEY, 1, EVENTS, "kept")

@@ -9,8 +9,8 @@ import shutil
 import signal
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -37,12 +37,33 @@ LONG = 600.0
 
 @asynccontextmanager
 async def store(url: str, **options: Any) -> AsyncIterator[RedisCoordination]:
-    coordination = RedisCoordination(RedisUrl.parse(url), **options)
+    """One that a slow machine does not make give up, unless it is told otherwise."""
+    coordination = RedisCoordination(RedisUrl.parse(url), **{"timeout": 20.0, "patience": 20.0, **options})
     await coordination.open()
     try:
         yield coordination
     finally:
         await coordination.aclose()
+
+
+@contextmanager
+def given_up_soon(coordination: RedisCoordination) -> Iterator[None]:
+    """What is not answered during the block."""
+    client = coordination._client
+    before = client._timeout, client._patience
+    client._timeout = client._patience = 0.3
+    try:
+        yield
+    finally:
+        client._timeout, client._patience = before
+
+
+async def hear(heard: list[ClusterEvent], publisher: RedisCoordination, event: ClusterEvent) -> None:
+    """What is published while a connection that listens is made anew is lost: until it is heard."""
+    async with asyncio.timeout(30):
+        while event not in heard:
+            await publisher.publish(event)
+            await asyncio.sleep(0.05)
 
 
 async def works(coordination: RedisCoordination) -> None:
@@ -88,9 +109,7 @@ async def test_an_emptied_server_is_filled_again_by_those_who_are_there() -> Non
                 assert lease.epoch == before.epoch + 1
                 assert (await a.admit("t-2", "a-1", caps=[Cap("c", 1)])).full is None
                 heard.clear()
-                while not heard:
-                    await b.publish(ClusterEvent("after", ""))
-                    await asyncio.sleep(0.05)
+                await hear(heard, b, ClusterEvent("after", ""))
 
 
 async def test_a_server_that_is_away_for_a_moment_is_waited_for() -> None:
@@ -108,23 +127,21 @@ async def test_a_server_that_is_away_for_a_moment_is_waited_for() -> None:
 
 async def test_a_server_that_hangs_is_given_up_in_time_and_all_goes_on_afterwards() -> None:
     with valkey() as server:
-        async with store(server.url, timeout=0.3) as a:
+        async with store(server.url) as a:
             await a.join(Node("a", "a-1"), LONG)
             heard: list[ClusterEvent] = []
             a.listen(heard.append)
-            await a.publish(ClusterEvent("before", ""))
-            await until(lambda: bool(heard))
+            await hear(heard, a, ClusterEvent("before", ""))
             began = monotonic()
-            with paused(server):
+            with paused(server), given_up_soon(a):
                 calls = [a.heartbeat("a-1"), a.acquire(KEY, "a-1"), a.nodes(), a.publish(ClusterEvent("lost", ""))]
                 failed = await asyncio.gather(*calls, return_exceptions=True)
-            assert monotonic() - began < 5.0
+            assert monotonic() - began < 15.0
             assert [str(error) for error in failed] == ["the Redis server does not answer"] * 4
             assert await a.heartbeat("a-1") is Beat.ALIVE
             lease = await taken(a, KEY, "a-1")
             assert await a.holder(KEY) == lease  # no answer to an earlier question is taken for this one's
-            await a.publish(ClusterEvent("after", ""))
-            await until(lambda: heard[-1] == ClusterEvent("after", ""))
+            await hear(heard, a, ClusterEvent("after", ""))
 
 
 async def test_a_burst_of_calls_takes_no_more_connections_than_its_share() -> None:
@@ -139,12 +156,12 @@ async def test_a_burst_of_calls_takes_no_more_connections_than_its_share() -> No
 
 async def test_a_heartbeat_waits_for_no_other_call(valkey_server: ValkeyServer) -> None:
     prefix = f"test-{secrets.token_hex(6)}"
-    async with store(valkey_server.url, prefix=prefix, timeout=0.5, patience=0.1) as a:
+    async with store(valkey_server.url, prefix=prefix) as a:
         await a.join(Node("a", "a-1"), LONG)
         for _ in range(64):
             await a._client._room.acquire()
         assert await a.heartbeat("a-1") is Beat.ALIVE
-        with pytest.raises(StoreUnavailable, match="slower than it is asked"):
+        with given_up_soon(a), pytest.raises(StoreUnavailable, match="slower than it is asked"):
             await a.nodes()
 
 
@@ -153,27 +170,22 @@ async def test_a_connection_that_listens_and_is_cut_is_made_again() -> None:
         async with store(server.url) as a, store(server.url) as b:
             heard: list[ClusterEvent] = []
             a.listen(heard.append)
-            await a.publish(ClusterEvent("before", ""))
-            await until(lambda: bool(heard))
+            await hear(heard, a, ClusterEvent("before", ""))
             assert server.command("CLIENT", "KILL", "TYPE", "pubsub") == b":1\r\n"
-            while ClusterEvent("after", "") not in heard:
-                await b.publish(ClusterEvent("after", ""))
-                await asyncio.sleep(0.05)
+            await hear(heard, b, ClusterEvent("after", ""))
 
 
 async def test_a_connection_that_listens_to_nobody_is_noticed() -> None:
     with valkey() as server:
-        async with store(server.url, timeout=0.3) as a:
+        async with store(server.url) as a:
             a._events._idle = 0.05
             heard: list[ClusterEvent] = []
             a.listen(heard.append)
-            await a.publish(ClusterEvent("before", ""))
-            await until(lambda: bool(heard))
+            await hear(heard, a, ClusterEvent("before", ""))
             with paused(server):
                 await until(lambda: not a._events._subscription._began.is_set())
             await until(lambda: a._events._subscription._began.is_set())
-            await a.publish(ClusterEvent("after", ""))
-            await until(lambda: heard[-1] == ClusterEvent("after", ""))
+            await hear(heard, a, ClusterEvent("after", ""))
 
 
 def documented_rules() -> list[str]:
@@ -347,7 +359,7 @@ async def test_a_cluster_keeps_all_of_a_fleet_in_one_slot() -> None:
 def leads(server: ValkeyServer) -> bool:
     try:
         return b"role:master" in server.command("INFO", "replication")
-    except ConnectionError:
+    except OSError:
         return False  # whoever promotes it cuts its clients off
 
 
@@ -373,9 +385,7 @@ async def test_sentinels_lead_to_whoever_is_the_primary() -> None:
                 assert await a.heartbeat("a-1") is Beat.ALIVE
                 heard: list[ClusterEvent] = []
                 a.listen(heard.append)
-                while not heard:
-                    await a.publish(ClusterEvent("after", ""))
-                    await asyncio.sleep(0.05)
+                await hear(heard, a, ClusterEvent("after", ""))
 
 
 async def test_what_is_stored_does_not_grow_with_what_was(valkey_server: ValkeyServer) -> None:

@@ -114,7 +114,10 @@ async def test_only_what_nobody_was_told_of_may_be_taken_back_by_a_power_failure
 
 
 async def test_locked_out_every_store_says_so_and_goes_on_afterwards(tmp_path: Path) -> None:
-    async with database(tmp_path / "s.db", busy_timeout=0.3) as db:
+    async with (
+        database(tmp_path / "s.db", busy_timeout=0.3) as db,
+        database(tmp_path / "s.db", busy_timeout=60.0) as patient,
+    ):
         files, ledger, coordination = SqliteFileStore(db), SqliteLedger(db), SqliteCoordination(db)
         directory = SqliteDirectory(db)
         for adapter in (files, ledger, coordination, directory):
@@ -137,7 +140,7 @@ async def test_locked_out_every_store_says_so_and_goes_on_afterwards(tmp_path: P
             assert [type(result) for result in results] == [StoreUnavailable] * 7
             assert await files.read(KEY, EVENTS) == "one\n"
             assert await directory.get(KEY) is None
-            waiting = asyncio.create_task(files.append(KEY, 1, EVENTS, "two\n"))
+            waiting = asyncio.create_task(SqliteFileStore(patient).append(KEY, 1, EVENTS, "two\n"))
             await asyncio.sleep(0)
             await asyncio.to_thread(holder.release)
             await waiting

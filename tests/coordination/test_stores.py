@@ -20,7 +20,7 @@ from support.stores import ValkeyServer
 
 
 def settings_for(tmp_path: Path, url: str, **coordination: str) -> Settings:
-    coordination = {"url": url, "patience": "1s"} | coordination
+    coordination = {"url": url, "patience": "30s", "ttl": "60s"} | coordination
     return Settings.model_validate({"server": {"data_dir": str(tmp_path)}, "coordination": coordination})
 
 
@@ -55,7 +55,7 @@ async def test_without_the_driver_it_is_said_how_to_install_it(tmp_path: Path, m
 async def test_a_store_that_is_away_stops_the_start(tmp_path: Path) -> None:
     port = free_port()
     with pytest.raises(StoreUnavailable) as caught:
-        async with open_stores(settings_for(tmp_path, f"redis://me:s3cret@127.0.0.1:{port}")):
+        async with open_stores(settings_for(tmp_path, f"redis://me:s3cret@127.0.0.1:{port}", patience="1s")):
             pass
     where = f"coordination.url = redis://me:***@127.0.0.1:{port}"
     assert caught.value.detail == f"{where}: the Redis server cannot be reached"
@@ -70,7 +70,9 @@ async def test_doctor_looks_at_the_store_and_tells_no_secret(tmp_path: Path, val
         (good, "ok", f"coordination in {good}; 0 sessions, 0 running nodes"),
         (bad, "failed", "the Redis server cannot be reached"),
     ):
-        findings = await _examine(settings_for(tmp_path, url, key_prefix=secrets.token_hex(6)), False)
+        patience = "1s" if status == "failed" else "30s"
+        settings = settings_for(tmp_path, url, key_prefix=secrets.token_hex(6), patience=patience)
+        findings = await _examine(settings, False)
         (stores,) = [finding for finding in findings if finding.check == "stores"]
         assert stores.result == status
         assert words in stores.detail

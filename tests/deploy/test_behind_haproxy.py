@@ -55,7 +55,7 @@ class Site:
 
     async def ready(self, name: str) -> bool:
         try:
-            async with httpx.AsyncClient() as client:
+            async with httpx.AsyncClient(timeout=60) as client:
                 return (await client.get(f"http://127.0.0.1:{self.ports[name][0]}/ready")).status_code == 200
         except httpx.TransportError:
             return False
@@ -64,7 +64,7 @@ class Site:
 @pytest.fixture
 async def site(tmp_path: Path, model: ModelServer) -> AsyncIterator[Site]:
     schema = fresh_schema()
-    config = write_config(tmp_path, model.base_url)
+    config = write_config(tmp_path, model.base_url, ttl="15s")
     text = config.read_text().replace("[coordination]\n", f'[coordination]\nurl = "{shared_valkey().url}"\n')
     # As in deploy/compose/aerodrome.toml, but for a drain that ends sooner.
     text = text.replace("[server]\n", '[server]\ndrain_delay = "5s"\n')
@@ -114,7 +114,7 @@ class Talk:
 
     def client(self) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {self.key}"}
-        return httpx.AsyncClient(base_url=f"{self.site.balancer.url}/api/v1", headers=headers, timeout=60)
+        return httpx.AsyncClient(base_url=f"{self.site.balancer.url}/api/v1", headers=headers, timeout=240)
 
     async def history(self) -> list[str]:
         """Its prompts, as stored."""
@@ -233,7 +233,7 @@ async def test_both_nodes_are_restarted_and_no_turn_fails(site: Site, model: Mod
         for name in site.ports:
             server = site.fleet.servers[name]
             server.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(server.process.wait(), 60) == 0, server.log.read_text()[-2000:]
+            assert await asyncio.wait_for(server.process.wait(), 120) == 0, server.log.read_text()[-2000:]
             await all_go_on(1)
             await site.fleet.start(name)
             await eventually(partial(site.ready, name), 60)

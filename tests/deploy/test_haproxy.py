@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from support.haproxy import Balancer, haproxy
+from support.haproxy import CONFIGURATION, Balancer, haproxy
 from support.nodes import eventually
 
 
@@ -54,20 +56,20 @@ async def test_what_one_node_refuses_another_does_if_it_counts_once(
     pair: tuple[Balancer, Scripted, Scripted],
 ) -> None:
     balancer, _, refuses = pair
-    async with httpx.AsyncClient(base_url=balancer.url) as client:
+    async with httpx.AsyncClient(base_url=balancer.url, timeout=60) as client:
         for number in range(6):
             headers = {"Idempotency-Key": str(number)}
             assert (await client.post("/x", json={"prompt": "p"}, headers=headers)).status_code == 200
             assert (await client.get("/x")).status_code == 200
         assert refuses.asked > 0
         # What nobody can tell from its repetition is not repeated.
-        plain = {(await client.post("/x", json={"prompt": "p"})).status_code for _ in range(6)}
+        plain = {(await client.post("/x", json={"prompt": "p"})).status_code for _ in range(20)}
         assert plain == {200, 503}
 
 
 async def test_a_node_that_is_not_ready_is_passed_over(pair: tuple[Balancer, Scripted, Scripted]) -> None:
     balancer, _, refuses = pair
-    async with httpx.AsyncClient(base_url=balancer.url) as client:
+    async with httpx.AsyncClient(base_url=balancer.url, timeout=60) as client:
         refuses.ready = False
 
         async def passed_over() -> bool:
@@ -75,10 +77,20 @@ async def test_a_node_that_is_not_ready_is_passed_over(pair: tuple[Balancer, Scr
             statuses = {(await client.post("/x")).status_code for _ in range(4)}
             return statuses == {200} and refuses.asked == before
 
-        # `server.drain_delay` in deploy/compose/aerodrome.toml is longer than this takes.
-        await eventually(passed_over, 5)
+        await eventually(passed_over, 60)
         refuses.ready = True
-        await eventually(lambda: _asked_again(client, refuses), 10)
+        await eventually(lambda: _asked_again(client, refuses), 60)
+
+
+def test_a_node_that_leaves_goes_on_working_until_it_is_passed_over() -> None:
+    (checks,) = re.findall(
+        r"check inter (\d+)s fastinter (\d+)ms fall (\d+) ", CONFIGURATION.read_text(encoding="utf-8")
+    )
+    between, when_one_has_failed, fall = (int(each) for each in checks)
+    settings = tomllib.loads(CONFIGURATION.with_name("aerodrome.toml").read_text(encoding="utf-8"))
+    delay = float(settings["server"]["drain_delay"].removesuffix("s"))
+    # And as long again for the answers to the checks.
+    assert 2 * (between + (fall - 1) * when_one_has_failed / 1000) <= delay
 
 
 async def _asked_again(client: httpx.AsyncClient, node: Scripted) -> bool:

@@ -92,7 +92,7 @@ async def answers(tmp_path: Path, contained: Callable[[Path, Path], list[str]], 
     tmp.mkdir()
     unpack()
     async with ModelServer() as model:
-        config = write_config(tmp_path, model.base_url, extra)
+        config = write_config(tmp_path, model.base_url, extra, ttl="15s")
         config.write_text(config.read_text().replace(str(tmp_path / "data"), str(data)))
         key = await new_key(config)
         # As it is inside.

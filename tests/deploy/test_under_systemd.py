@@ -101,7 +101,7 @@ async def test_a_node_serves_turns_in_sandboxes_with_it(tmp_path: Path) -> None:
     runtime_packages().chmod(0o755)
     settings = merged(unit(SYSTEMD / "aerodrome.service")["Service"], DROP_IN)
     async with ModelServer() as model:
-        config = write_config(directory, model.base_url, '[runtime]\nlauncher = "sandbox"\n')
+        config = write_config(directory, model.base_url, '[runtime]\nlauncher = "sandbox"\n', ttl="15s")
         key = await new_key(config)
         command = confined(settings, directory, sys.executable, "-m", "aerodrome", "serve", "--config", config)
         await takes_a_turn(command, tmp_path / "log", key, HOME=str(directory))

@@ -73,8 +73,10 @@ def damage(place: Place, shell: Shell, volume: Path) -> None:
     with place.client("alice") as alice:
         alice.post("/sessions", json={"id": "support-42"}).raise_for_status()
         alice.post("/sessions/support-42/messages", json={"prompt": "Hello."}).raise_for_status()
-    attached = place.runtimes(lambda each: "server" in each and each["state"] == "claimed", len(MACHINES))
-    assert sum(each["turns"] for each in attached) == 1, "the turn ran in one of them"
+    place.runtimes(lambda each: "server" in each and each["state"] == "claimed", len(MACHINES))
+    # The turn ran in one of them, which the node has told of a moment later.
+    place.runtimes(lambda each: "server" in each and each["turns"] == 1)
+    place.runtimes(lambda each: "server" in each and each["turns"] == 0, len(MACHINES) - 1)
     shell.play(Command(0, "until aerodrome sessions ls | grep hibernated; do sleep 0.1; done", ["...hibernated..."]))
     with (volume / "support-42" / "events.jsonl").open("a") as history:
         history.write('{"type": "assistant.mess')

@@ -82,7 +82,7 @@ def test_what_is_printed_is_held_against_what_is_shown(expected: list[str], prin
 
 
 def test_a_command_that_fails_or_says_something_else_is_told(tmp_path: Path) -> None:
-    with Shell(tmp_path, reader_of(tmp_path), timeout=10) as shell:
+    with Shell(tmp_path, reader_of(tmp_path)) as shell:
         shell.play(Command(1, "NAME=ada"))
         shell.play(Command(2, "echo $NAME", ["ada"]))
         shell.play(Command(3, "printf 'no line end'", ["no line end"]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import signal
 import sqlite3
@@ -40,7 +39,7 @@ async def test_a_backup_under_load_has_every_turn_that_was_answered_before_it(
     tmp_path: Path, model: ModelServer
 ) -> None:
     """Two nodes and their users work while it is made, and are killed; another machine goes on from it."""
-    config = write_config(tmp_path, model.base_url)
+    config = write_config(tmp_path, model.base_url, ttl="15s")
     answered: dict[str, list[str]] = {f"s{number}": [] for number in range(_SESSIONS)}
     stop = asyncio.Event()
 
@@ -73,7 +72,7 @@ async def test_a_backup_under_load_has_every_turn_that_was_answered_before_it(
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "backup").iterdir()} == {0o600}
 
     (tmp_path / "elsewhere").mkdir()
-    elsewhere = write_config(tmp_path / "elsewhere", model.base_url)
+    elsewhere = write_config(tmp_path / "elsewhere", model.base_url, ttl="15s")
     restored = await aerodrome("restore", str(tmp_path / "backup"), "--config", str(elsewhere), "--json")
     # Without the ephemeral ones, whose callers have gone.
     assert restored["sessions"] == _SESSIONS
@@ -98,7 +97,7 @@ async def test_trap_08_a_restored_session_is_fenced_against_whoever_had_it_befor
     tmp_path: Path, model: ModelServer
 ) -> None:
     """A node that was paused before the restore believes in an epoch that was given out after the backup."""
-    config = write_config(tmp_path, model.base_url)
+    config = write_config(tmp_path, model.base_url, ttl="15s")
     async with nodes(config, "a") as fleet:
         user = await fleet.user("a")
         await user.open("used")
@@ -108,13 +107,13 @@ async def test_trap_08_a_restored_session_is_fenced_against_whoever_had_it_befor
         await user.text("unused", "[[say: after]]")
         await user.text("used", "[[say: two]]")
         lost = dict(_epochs(tmp_path / "data"))
-        paused = fleet.servers["a"].process.pid
-        os.kill(paused, signal.SIGSTOP)
+        paused = fleet.servers["a"]
+        paused.pause_between_writes()
         try:
             said = await refused("restore", str(tmp_path / "backup"), "--config", str(config), "--replace")
             assert "is in use: stop every node of this data_dir, also one that stands still" in said
         finally:
-            os.kill(paused, signal.SIGCONT)
+            paused.send_signal(signal.SIGCONT)
     restored = await aerodrome("restore", str(tmp_path / "backup"), "--config", str(config), "--replace", "--json")
     assert set(DATABASES) <= {path.name for path in Path(restored["replaced"]).iterdir()}
     fenced = dict(_epochs(tmp_path / "data"))
@@ -136,7 +135,7 @@ def _epochs(directory: Path) -> list[tuple[str, int]]:
 
 
 async def test_a_restore_that_must_not_be(tmp_path: Path, model: ModelServer) -> None:
-    config = write_config(tmp_path, model.base_url)
+    config = write_config(tmp_path, model.base_url, ttl="15s")
     backup = tmp_path / "backup"
     async with serve(config):
         await aerodrome("backup", str(backup), "--config", str(config), "--json")
@@ -161,7 +160,7 @@ async def test_a_restore_that_must_not_be(tmp_path: Path, model: ModelServer) ->
 
 
 async def test_a_restore_that_is_cut_short_keeps_nodes_from_starting(tmp_path: Path, model: ModelServer) -> None:
-    config = write_config(tmp_path, model.base_url)
+    config = write_config(tmp_path, model.base_url, ttl="15s")
     await new_key(config)
     async with serve(config):
         await aerodrome("backup", str(tmp_path / "backup"), "--config", str(config), "--json")
@@ -173,7 +172,7 @@ async def test_a_restore_that_is_cut_short_keeps_nodes_from_starting(tmp_path: P
 
 
 async def test_a_damaged_database_can_be_replaced(tmp_path: Path, model: ModelServer) -> None:
-    config = write_config(tmp_path, model.base_url)
+    config = write_config(tmp_path, model.base_url, ttl="15s")
     async with serve(config):
         await aerodrome("backup", str(tmp_path / "backup"), "--config", str(config), "--json")
     for path in (tmp_path / "data").glob("state.sqlite3*"):
@@ -192,7 +191,7 @@ async def test_a_node_that_only_the_coordination_store_knows_of_is_not_overwritt
     tmp_path: Path, model: ModelServer, valkey_server: ValkeyServer
 ) -> None:
     """It may be on another machine, with the disk it uses mounted from here."""
-    config = write_config(tmp_path, model.base_url)
+    config = write_config(tmp_path, model.base_url, ttl="15s")
     async with serve(config):
         await aerodrome("backup", str(tmp_path / "backup"), "--config", str(config), "--json")
     prefix = f'url = "{valkey_server.url}"\nkey_prefix = "{fresh_schema()}"\n'

@@ -44,18 +44,19 @@ async def limit_pages(running: Host, *, room: int) -> None:
     await database.write(limit)
 
 
-async def test_a_store_locked_by_another_process_is_waited_for(acme: Host, tmp_path: Path) -> None:
-    alice = await acme.user("alice")
-    await alice.open("s1")
-    await alice.say("s1", "one")
-    locker = await lock_from_outside(tmp_path / "state.sqlite3")
-    turn = asyncio.create_task(alice.say("s1", "two"))
-    await asyncio.wait({turn}, timeout=0.5)
-    assert not turn.done()
-    locker.stdin.write(b"\n")  # type: ignore[union-attr]
-    assert (await turn)["turn"]["status"] == "completed"
-    await locker.wait()
-    assert await alice.prompts_seen("s1") == ["one", "two"]
+async def test_a_store_locked_by_another_process_is_waited_for(tmp_path: Path, model: ModelServer) -> None:
+    async with host(tmp_path, model, state={"patience": "60s"}) as acme:
+        alice = await acme.user("alice")
+        await alice.open("s1")
+        await alice.say("s1", "one")
+        locker = await lock_from_outside(tmp_path / "state.sqlite3")
+        turn = asyncio.create_task(alice.say("s1", "two"))
+        await asyncio.wait({turn}, timeout=0.5)
+        assert not turn.done()
+        locker.stdin.write(b"\n")  # type: ignore[union-attr]
+        assert (await turn)["turn"]["status"] == "completed"
+        await locker.wait()
+        assert await alice.prompts_seen("s1") == ["one", "two"]
 
 
 async def test_a_store_locked_for_long_is_told(acme: Host, tmp_path: Path) -> None:
@@ -144,12 +145,12 @@ async def test_a_slow_model_can_be_aborted(acme: Host, model: ModelServer) -> No
 
 
 async def test_a_turn_over_its_time_is_ended(tmp_path: Path, model: ModelServer) -> None:
-    async with host(tmp_path, model, sessions={"turn_timeout": "2s"}) as running:
+    async with host(tmp_path, model, sessions={"turn_timeout": "5s"}) as running:
         alice = await running.user("alice")
         await alice.open("s1")
         problem = await alice.say("s1", "[[hang]] hello", expect=502)
         assert problem["code"] == "turn_failed"
-        assert "longer than 2 s" in problem["detail"]
+        assert "longer than 5 s" in problem["detail"]
         assert await alice.text("s1", "[[say: fine]]") == "fine"
 
 
@@ -186,9 +187,9 @@ async def test_on_disconnect_cancel_aborts_the_turn(tmp_path: Path, model: Model
 
 async def test_200_simultaneous_first_requests(tmp_path: Path, model: ModelServer) -> None:
     """Of 200 users of one tenant, on a cold node: one runtime's worth of places, and all are served."""
-    async with host(tmp_path, model, runtime={"max_sessions": 60, "max_runtimes": 2, "capacity_timeout": "60s"}) as (
-        running
-    ):
+    # So many at once keep a runtime from answering pings for a while, where there is little to run it on.
+    runtime = {"max_sessions": 60, "max_runtimes": 2, "capacity_timeout": "240s", "ping_timeout": "60s"}
+    async with host(tmp_path, model, runtime=runtime) as running:
         users = [await running.user(f"user{number}") for number in range(200)]
 
         async def first_turn(number: int) -> str:
@@ -204,7 +205,6 @@ async def test_200_simultaneous_first_requests(tmp_path: Path, model: ModelServe
 # --- strange input ---
 
 
-@pytest.mark.timeout(180)
 async def test_strange_prompts(acme: Host, model: ModelServer) -> None:
     alice = await acme.user("alice")
     await alice.open("s1")

@@ -15,7 +15,7 @@ from support.host import host
 pytestmark = pytest.mark.cli
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "runtime": {"ping_interval": "300ms", "ping_timeout": "1s", "max_sessions": 4, "max_runtimes": 6, "warm": 1},
+    "runtime": {"ping_interval": "300ms", "ping_timeout": "4s", "max_sessions": 4, "max_runtimes": 6, "warm": 1},
     "isolation": {"default": "tenant", "tenants": {"bank": "user"}},
 }
 

@@ -23,7 +23,7 @@ def config_for(directory: Path, model: ModelServer, url: str) -> Path:
 
 
 async def reborn(server: Server) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while "heartbeat.declared_dead" not in server.log.read_text():
             await asyncio.sleep(0.05)
 
@@ -58,7 +58,7 @@ async def test_postgresql_is_killed_and_started_again(tmp_path: Path, model: Mod
 
 async def say_again(server: Server, key: str, prompt: str) -> None:
     """As a client that comes again when it is told to; the key of the prompt keeps it from being said twice."""
-    async with user_of(server, key) as alice, asyncio.timeout(60):
+    async with user_of(server, key) as alice, asyncio.timeout(120):
         while True:
             answer = await alice.http.post(
                 "/sessions/s1/messages", json={"prompt": prompt}, headers={"Idempotency-Key": prompt}

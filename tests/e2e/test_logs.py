@@ -66,14 +66,15 @@ async def a_day(url: str, gateway: str, key: str, http: Any) -> None:
 
 async def test_nothing_said_and_nothing_secret_is_logged(tmp_path: Path, model: ModelServer) -> None:
     with collector() as otel:
-        config = write_config(tmp_path, model.base_url, TELEMETRY.format(url=otel.url))
+        config = write_config(tmp_path, model.base_url, TELEMETRY.format(url=otel.url), ttl="15s")
         key = await new_key(config, "alice", "acme")
         async with AsyncExitStack() as stack:
             server = await stack.enter_async_context(serve(config))
             alice = await stack.enter_async_context(user_of(server, key))
             await a_day(server.url, server.gateway, key, alice.http)
             listed = await aerodrome("runtimes", "ls", "--config", str(config), "--json")
-            tokens = [_token_of(listed[0]["pid"]), *_peer_tokens(tmp_path)]
+            (serving, *_) = [row for row in listed if row["state"] == "claimed"]
+            tokens = [_token_of(serving["pid"]), *_peer_tokens(tmp_path)]
             assert len(tokens) == 2
             server.send_signal(signal.SIGTERM)
             await asyncio.wait_for(server.process.wait(), 60)

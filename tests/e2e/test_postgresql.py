@@ -73,7 +73,7 @@ async def test_a_restart_of_the_server_in_mid_turn_costs_latency_only(
 async def test_a_server_that_stays_away_is_told_and_nothing_acknowledged_is_lost(
     tmp_path: Path, model: ModelServer, own_server: PostgresServer
 ) -> None:
-    async with host(tmp_path, model, state=state_on(own_server.url, patience="500ms")) as running:
+    async with host(tmp_path, model, state=state_on(own_server.url, patience="3s")) as running:
         alice = await running.user("alice")
         await alice.open("s1")
         await alice.say("s1", "one")

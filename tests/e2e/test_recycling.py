@@ -115,7 +115,7 @@ async def test_a_drained_runtime_stops_and_its_sessions_sleep(acme: Host, model:
     await model.gate_reached("held")
     draining = asyncio.create_task(acme.node.pool.drain(drained.id))
     await until(lambda: drained.reserved == 1)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await states(acme))["b"] != "hibernated":  # the directory is told behind what happens
             await asyncio.sleep(0.01)
     assert not draining.done()
@@ -131,7 +131,7 @@ async def test_a_drained_runtime_stops_and_its_sessions_sleep(acme: Host, model:
 async def test_at_the_ceiling_sessions_sleep_until_there_is_room(tmp_path: Path, model: ModelServer) -> None:
     async with host(tmp_path, model, runtime={"max_runtimes": 1}) as running:
         worn = await talking(running, "a", "b")
-        await asyncio.wait_for(running.node.pool.recycle(worn.id, "turns"), 20)
+        await asyncio.wait_for(running.node.pool.recycle(worn.id, "turns"), 60)
         alice = await running.user("alice")
         assert await alice.prompts_seen("a") == ["I am a"]
         assert running.runtime() is not worn

@@ -27,6 +27,12 @@ from support.stores import valkey
 pytestmark = [pytest.mark.cli]
 
 
+@pytest.fixture(autouse=True)
+def _nobody_else_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a test has the node do so (`secrets.refresh`): a session that it is putting to sleep is still loaded."""
+    monkeypatch.setattr("aerodrome.app.secret_keeper._LOOK", 3600.0)
+
+
 def last_key(model: ModelServer) -> str:
     """The key that the model's latest request came with."""
     headers = {name.lower(): value for name, value in model.requests[-1].headers.items()}

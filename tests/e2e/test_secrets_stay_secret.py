@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -45,7 +46,7 @@ patience = "2s"
 [coordination]
 url = "{redis}"
 heartbeat = "200ms"
-ttl = "2s"
+ttl = "15s"
 patience = "2s"
 [provider]
 type = "openai"
@@ -104,12 +105,15 @@ class Watch:
 
     def process(self, process: psutil.Process) -> None:
         """What every user of the machine may see: not the environment, which is the owner's."""
-        self.add(f"the arguments of {process.pid}", Path(f"/proc/{process.pid}/cmdline").read_bytes())
+        with suppress(OSError):  # it has ended, such as a program that prints a secret
+            self.add(f"the arguments of {process.pid}", Path(f"/proc/{process.pid}/cmdline").read_bytes())
 
     def files(self, directory: Path) -> None:
-        for path in sorted(directory.rglob("*")):
-            if path.is_file() and not path.is_symlink():
-                self.add(str(path), path.read_bytes())
+        for parent, _, names in os.walk(directory):  # which passes over what is removed meanwhile
+            for path in (Path(parent, name) for name in names):
+                if path.is_file() and not path.is_symlink():
+                    with suppress(FileNotFoundError):
+                        self.add(str(path), path.read_bytes())
 
     def valkey(self, server: ValkeyServer, password: str) -> None:
         with Redis(port=server.port, password=password) as client:
@@ -232,7 +236,7 @@ async def _node(watch: Watch, config: Path, environment: dict[str, str], tmp_pat
                 watch.add(path, (await anybody.get(path)).text)
         # A secret that is lost, and one that is changed, are told in the log.
         (tmp_path / "model-key").unlink()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while "secret.kept" not in server.log.read_text():
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)

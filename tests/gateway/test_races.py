@@ -66,13 +66,15 @@ async def test_a_client_that_leaves_a_session_and_is_back_before_the_answer_hear
     async with raw(door.gateway_address, await door.key()) as client:
         await client.request("session.resume", {"sessionId": session_id})
         for number in range(20):
-            for request_id, method in enumerate(("session.detach", "session.resume")):
+            # An id of its own for each: the answer to a prompt may come behind the end of its turn.
+            leave, back, send = (f"{number}-{what}" for what in ("leave", "back", "send"))
+            for request_id, method in ((leave, "session.detach"), (back, "session.resume")):
                 params = {"sessionId": session_id}
                 await client.send({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
-            assert "result" in await client.answer_to(1)
+            assert "result" in await client.answer_to(back)
             client.received.clear()
             prompt = {"sessionId": session_id, "prompt": f"[[say: {number}]]"}
-            await client.send({"jsonrpc": "2.0", "id": 2, "method": "session.send", "params": prompt})
+            await client.send({"jsonrpc": "2.0", "id": send, "method": "session.send", "params": prompt})
             assert "assistant.message" in await told_until_idle(client, session_id)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,8 +21,15 @@ FOLLOW = request("GET", EVENTS)
 
 
 @pytest.fixture
-def limits() -> HttpLimits:
-    return HttpLimits(write_timeout=0.3, read_timeout=0.3, keep_alive=0.3)
+def many_descriptors() -> Iterator[None]:
+    """Two for each of a thousand readers, where a process may have so many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 3000
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"this machine gives a process {hard} descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture
@@ -35,22 +44,25 @@ async def follow(front: Front) -> tuple[RawClient, ScriptedStream]:
     return client, front.sessions.streams[-1]
 
 
+@pytest.mark.usefixtures("many_descriptors")
 async def test_a_thousand_idle_readers_connect_quickly_and_cost_little(front: Front) -> None:
     before = len(asyncio.all_tasks())
-    started = time.monotonic()
+    started = time.process_time()
     clients = []
     for _ in range(20):
         clients += await asyncio.gather(*[follow(front) for _ in range(50)])
-    assert time.monotonic() - started < 5
+    # Ten times what it takes, of this process's own time.
+    assert time.process_time() - started < 10
     assert len(asyncio.all_tasks()) - before <= 3 * 1000
 
     for stream in front.sessions.streams:
         stream.put(event(1))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         arrived = await asyncio.gather(*[client.event() for client, _ in clients])
     assert {item[0] for item in arrived} == {"e1"}
 
 
+@pytest.mark.parametrize("limits", [HttpLimits(write_timeout=1.0)])
 @pytest.mark.usefixtures("no_help_from_the_kernel")
 async def test_a_reader_that_stops_reading_is_cut_off_and_the_others_get_everything(front: Front) -> None:
     front.sessions.stream_capacity = 500
@@ -74,7 +86,7 @@ async def test_a_reader_that_stops_reading_is_cut_off_and_the_others_get_everyth
         quick_stream.end()
         return number
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         producing = asyncio.create_task(produce())
         received = await quick.events()
         sent = await producing
@@ -85,6 +97,7 @@ async def test_a_reader_that_stops_reading_is_cut_off_and_the_others_get_everyth
     assert 64 * 1024 < held < 2 * (64 * 1024 + 70 * 1024)
 
 
+@pytest.mark.parametrize("limits", [HttpLimits(write_timeout=2.0)])
 async def test_a_slow_reader_that_goes_on_reading_is_not_cut_off(front: Front) -> None:
     front.sessions.messages = [Message(f"m{number}", "user", "x" * 10_000, 1.0) for number in range(1000)]
     client = await front.raw(request("GET", MESSAGES + "?limit=1000"))
@@ -95,28 +108,29 @@ async def test_a_slow_reader_that_goes_on_reading_is_not_cut_off(front: Front) -
     # Slower than the time-out altogether, never silent for so long.
     for _ in range(10):
         remaining -= len(await client.reader.readexactly(min(remaining, 1_000_000)))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.25)
     await client.reader.readexactly(remaining)
 
 
+@pytest.mark.parametrize("limits", [HttpLimits(write_timeout=0.3)])
 @pytest.mark.usefixtures("no_help_from_the_kernel")
 async def test_a_reader_that_takes_nothing_of_an_ordinary_answer_is_cut_off(front: Front) -> None:
     front.sessions.messages = [Message(f"m{number}", "user", "x" * 10_000, 1.0) for number in range(1000)]
     client = await front.raw()
     client.stop_reading()
     await client.send(request("GET", MESSAGES + "?limit=1000"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not front.server.connections:
             await asyncio.sleep(0.01)
         while front.server.connections:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("limits", [HttpLimits(read_timeout=0.3)])
 @pytest.mark.parametrize("start", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: t"])
 async def test_a_connection_that_never_asks_is_closed(front: Front, start: bytes) -> None:
     client = await front.raw(start)
-    async with asyncio.timeout(5):
-        assert await client.is_closed()
+    assert await client.is_closed()
 
 
 @pytest.mark.parametrize(
@@ -144,7 +158,7 @@ async def test_one_more_reader_than_allowed_is_refused(front: Front, who: str, r
     assert headers["retry-after"] == "1"
     assert len(front.sessions.streams) == 2  # nothing was done for it
     first.abort()
-    await asyncio.wait_for(stream.closed.wait(), 5)
+    await asyncio.wait_for(stream.closed.wait(), 20)
     await third.send(request("GET", EVENTS, key=who))
     assert (await third.head())[0] == 200
 
@@ -156,11 +170,11 @@ async def test_a_reader_that_is_refused_takes_no_place(front: Front) -> None:
     assert front.readers.count == 0
 
 
+@pytest.mark.parametrize("limits", [HttpLimits(keep_alive=0.3)])
 async def test_a_connection_that_asks_no_more_is_closed(front: Front) -> None:
     client = await front.raw(request("GET", "/health"))
     assert (await client.response())[0] == 200
-    async with asyncio.timeout(5):
-        assert await client.is_closed()
+    assert await client.is_closed()
 
 
 def test_a_proxy_closes_its_idle_connections_before_we_do() -> None:
@@ -168,6 +182,7 @@ def test_a_proxy_closes_its_idle_connections_before_we_do() -> None:
     assert HttpLimits().keep_alive > 60
 
 
+@pytest.mark.parametrize("limits", [HttpLimits(write_timeout=0.3, read_timeout=0.3, keep_alive=0.3)])
 async def test_a_stream_outlives_the_time_outs_of_requests(front: Front) -> None:
     client, stream = await follow(front)
     await asyncio.sleep(0.5)

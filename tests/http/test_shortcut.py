@@ -140,7 +140,7 @@ async def test_a_prompt_is_kept_once_while_its_turn_runs(front: Front) -> None:
     try:
         client.writer.write(request("POST", MESSAGES, "Content-Type: application/json", body=body))
         del body
-        await asyncio.wait_for(front.sessions.called.wait(), 10)
+        await asyncio.wait_for(front.sessions.called.wait(), 60)
         gc.collect()
         kept, _ = tracemalloc.get_traced_memory()
     finally:

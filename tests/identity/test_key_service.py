@@ -129,11 +129,12 @@ def test_garbage_is_refused(garbage: str) -> None:
 
 
 async def test_malformed_keys_cost_no_read_and_no_time(keys: KeyService, store: CountingStore) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     for garbage in ("", "aero_", "x" * 1_000_000, "aero_" * 200_000, "\u0661" * 61, "\ud800" * 61, "\0" * 61):
         with pytest.raises(Unauthenticated):
             await keys.authenticate(garbage)
-    assert time.perf_counter() - started < 0.5
+    # A millisecond or two.
+    assert time.thread_time() - started < 0.5
     assert store.reads == 0
 
 

@@ -84,7 +84,7 @@ async def place(store: MemoryCoordination) -> AsyncIterator[Place]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in {"_LOOK": 0.01, "_AGAIN": 0.05, "_ACKNOWLEDGED_WITHIN": 0.5}.items():
+    for name, seconds in {"_LOOK": 0.01, "_AGAIN": 0.05}.items():
         monkeypatch.setattr(administration, name, seconds)
 
 
@@ -156,7 +156,10 @@ async def test_a_node_that_dies_meanwhile(store: MemoryCoordination, place: Plac
         await asking
 
 
-async def test_a_node_that_does_not_understand(store: MemoryCoordination, place: Place) -> None:
+async def test_a_node_that_does_not_understand(
+    store: MemoryCoordination, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(administration, "_ACKNOWLEDGED_WITHIN", 0.5)
     place.deaf = 1000
     with pytest.raises(RuntimeUnavailable, match="does not say"):
         await Administration(store).retire("rt-1", Verb.DRAIN)

@@ -174,9 +174,11 @@ def attached_settings(
             "attach": list(servers),
             "attach_tokens": {"default": TOKEN},
             "attach_refresh": "200ms",
+            # A slow machine is no server that hangs.
+            "ping_timeout": "20s",
             **(runtime or {}),
         },
-        **sections,
+        **{"coordination": {"ttl": "20s"}, **sections},
     )
 
 

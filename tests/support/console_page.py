@@ -152,7 +152,7 @@ def _short(printed: list[str]) -> str:
 class Shell:
     """One bash, as the reader has it. Everything it has started is ended with it."""
 
-    def __init__(self, directory: Path, env: Mapping[str, str], *, timeout: float = 60.0) -> None:
+    def __init__(self, directory: Path, env: Mapping[str, str], *, timeout: float = 120.0) -> None:
         self._directory = directory
         self._timeout = timeout
         self._background: list[str] = []

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aerodrome._util.clock import ManualClock
 from aerodrome._util.redis_url import RedisUrl
@@ -16,7 +16,10 @@ from aerodrome.coordination.ports import Coordination, Lease, Node
 from aerodrome.model import SessionKey
 from support.databases import database
 
-TTL = 5.0
+#: Seconds. The clock of a server goes on by itself: half of it is time enough for any test on any machine.
+TTL = 60.0
+#: Seconds. Nothing here is about a server that is slow.
+_PATIENT = 60.0
 
 
 class Pair(NamedTuple):
@@ -36,7 +39,11 @@ def redis_pair(url: str, clock: ManualClock) -> tuple[Coordination, Coordination
     from aerodrome.coordination.backends.redis import RedisCoordination
 
     prefix, start = f"test-{secrets.token_hex(6)}", clock.now
-    a, b = (RedisCoordination(RedisUrl.parse(url), prefix=prefix, offset=lambda: clock.now - start) for _ in range(2))
+    patient: dict[str, Any] = {"timeout": _PATIENT, "patience": _PATIENT}
+    a, b = (
+        RedisCoordination(RedisUrl.parse(url), prefix=prefix, offset=lambda: clock.now - start, **patient)
+        for _ in range(2)
+    )
     return a, b
 
 
@@ -64,9 +71,12 @@ async def opened(kind: str, directory: Path) -> AsyncIterator[Pair]:
         from support.postgres import fresh_schema, postgres
 
         schema, start = fresh_schema(), clock.now
-        async with postgres(schema) as first_pool, postgres(schema) as second_pool:
+        patient: dict[str, Any] = {"deadline": _PATIENT, "statement_timeout": _PATIENT, "lock_timeout": _PATIENT}
+        async with postgres(schema, **patient) as first_pool, postgres(schema, **patient) as second_pool:
             pools = (first_pool, second_pool)
-            c, d = (PostgresCoordination(pool, offset=lambda: clock.now - start) for pool in pools)
+            c, d = (
+                PostgresCoordination(pool, offset=lambda: clock.now - start, beat_deadline=_PATIENT) for pool in pools
+            )
             async with _both(c, d):
                 yield Pair(c, d, clock)
 

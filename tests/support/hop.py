@@ -29,7 +29,9 @@ class Hop:
 @asynccontextmanager
 async def hop(data_dir: Path, model: ModelServer, **sections: Any) -> AsyncIterator[Hop]:
     """Sections as those of `support.host.host`."""
-    quick = {"heartbeat": "100ms", "ttl": "5s", **sections.pop("coordination", {})}
+    # No node is missed on a slow machine. For as long as the time to live who has just begun does
+    # not know who lives, and some is told to clients only then.
+    quick = {"heartbeat": "100ms", "ttl": "8s", **sections.pop("coordination", {})}
     server = sections.pop("server", {})
     runtime = sections.pop("runtime", {})
     async with AsyncExitStack() as stack:

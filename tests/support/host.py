@@ -63,7 +63,7 @@ class Host:
             client = httpx.AsyncClient(
                 base_url=f"{self.url}/api/v1",
                 headers={"Authorization": f"Bearer {key}"},
-                timeout=60,
+                timeout=240,
                 limits=httpx.Limits(max_connections=400),
             )
             await self._stack.enter_async_context(client)

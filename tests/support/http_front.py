@@ -27,7 +27,7 @@ BOB = {"Authorization": "Bearer aero_bob"}
 MESSAGES = "/api/v1/sessions/s1/messages"
 EVENTS = "/api/v1/sessions/s1/events"
 #: Seconds in which the server must do what a test waits for.
-PATIENCE = 10
+PATIENCE = 20
 STREAM = {"Accept": "text/event-stream"}
 
 

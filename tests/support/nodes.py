@@ -64,7 +64,7 @@ async def nodes(config: Path, *names: str) -> AsyncIterator[Nodes]:
         yield fleet
 
 
-async def eventually(condition: Callable[[], Any], timeout: float = 20.0) -> Any:
+async def eventually(condition: Callable[[], Any], timeout: float = 60.0) -> Any:
     """The condition's first true value; it may be a coroutine function."""
     async with asyncio.timeout(timeout):
         while True:

@@ -164,6 +164,16 @@ async def postgres(schema: str | None = None, url: str | None = None, **options:
         yield database
 
 
+@contextmanager
+def given_up_at_once(db: Postgres) -> Iterator[None]:
+    """What fails during the block is not tried again. Outside of it, what a slow machine lets fail is."""
+    before, db.deadline = db.deadline, 0.0
+    try:
+        yield
+    finally:
+        db.deadline = before
+
+
 async def fetch(database: Postgres, query: str) -> list[tuple[Any, ...]]:
     return (await database.execute(query)).rows
 

@@ -20,8 +20,13 @@ from support.command_line import Result
 from support.host import User
 
 
-def write_config(directory: Path, model_url: str, extra: str = "") -> Path:
-    """A configuration file for one data directory; `extra` is TOML behind it."""
+def write_config(directory: Path, model_url: str, extra: str = "", *, ttl: str = "2s") -> Path:
+    """A configuration file for one data directory; `extra` is TOML behind it.
+
+    Args:
+        ttl: A node that stands still for two thirds of it gives up its sessions. Where no node is to be missed, it
+            costs nothing to have it longer than a slow machine can need.
+    """
     config = directory / "aerodrome.toml"
     config.write_text(
         f"""
@@ -29,7 +34,7 @@ def write_config(directory: Path, model_url: str, extra: str = "") -> Path:
 http = "127.0.0.1:0"
 gateway = "127.0.0.1:0"
 data_dir = {json.dumps(str(directory / "data"))}
-drain_timeout = "20s"
+drain_timeout = "60s"
 [provider]
 type = "openai"
 base_url = {json.dumps(model_url)}
@@ -37,7 +42,7 @@ api_key = "test-key"
 model = "gpt-4.1"
 [coordination]
 heartbeat = "200ms"
-ttl = "2s"
+ttl = "{ttl}"
 {extra}
 """
     )
@@ -117,8 +122,11 @@ async def serve(config: Path, *arguments: str, environment: Mapping[str, str] | 
         )
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(30):
-            line = (await process.stdout.readline()).decode()
+        try:
+            async with asyncio.timeout(60):
+                line = (await process.stdout.readline()).decode()
+        except TimeoutError:
+            line = "nothing within 60 s"
         assert line.startswith("ready http="), (line, log.read_text()[-2000:])
         doors = dict(word.split("=", 1) for word in line.split()[1:])
         yield Server(process, config, f"http://{doors['http']}", log, doors["gateway"])
@@ -131,7 +139,7 @@ async def serve(config: Path, *arguments: str, environment: Mapping[str, str] | 
 @asynccontextmanager
 async def user_of(server: Server, key: str) -> AsyncIterator[User]:
     async with httpx.AsyncClient(
-        base_url=f"{server.url}/api/v1", headers={"Authorization": f"Bearer {key}"}, timeout=60
+        base_url=f"{server.url}/api/v1", headers={"Authorization": f"Bearer {key}"}, timeout=240
     ) as client:
         yield User(client)
 

@@ -90,7 +90,7 @@ class ValkeyServer:
 
     def command(self, *words: str) -> bytes:
         """Run one command, such as ``command("FLUSHALL")``; returns the first piece of the raw answer."""
-        with socket.create_connection(("127.0.0.1", self.port), 5) as wire:
+        with socket.create_connection(("127.0.0.1", self.port), 30) as wire:
             wire.sendall(b"*%d\r\n" % len(words))
             for word in words:
                 wire.sendall(b"$%d\r\n%s\r\n" % (len(word.encode()), word.encode()))
@@ -141,10 +141,13 @@ def paused(server: ValkeyServer | PostgresServer) -> Iterator[None]:
     process = psutil.Process(server.pid)
     stopped: list[psutil.Process] = []
     try:
-        # The parent first: then it makes no more children while we stop those there are.
-        for part in (process, *process.children(recursive=True)):
-            part.suspend()
-            stopped.append(part)
+        process.suspend()
+        stopped.append(process)
+        # It makes no more children now; those that have ended meanwhile it has not buried.
+        for part in process.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                part.suspend()
+                stopped.append(part)
         yield
     finally:
         for part in reversed(stopped):

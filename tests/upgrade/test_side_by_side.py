@@ -88,7 +88,7 @@ class Both:
 async def both(tmp_path: Path, model: ModelServer, old_release: Path) -> AsyncIterator[Both]:
     """Made by the old release: its tables, a key, no session."""
     extra = '[sessions]\nidle_timeout = "1s"\n[runtime]\nwarm = 1\n'
-    config = write_config(tmp_path, model.base_url, extra)
+    config = write_config(tmp_path, model.base_url, extra, ttl="5s")
     async with AsyncExitStack() as stack:
         made = Both(config, old_release, stack)
         assert made.run_old("--version").stdout.startswith(f"aerodrome {OLD_VERSION} ")
@@ -146,7 +146,7 @@ async def test_a_session_goes_on_at_either_release(both: Both, model: ModelServe
     async with user_of(old, bob) as at_old_too:
         assert (await at_old_too.http.get("/sessions")).json()["sessions"] == []
     old.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(old.process.wait(), 30) == 0
+    assert await asyncio.wait_for(old.process.wait(), 60) == 0
     assert (await at_new.http.delete("/sessions/t")).status_code == 204
 
 

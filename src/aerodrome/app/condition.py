@@ -66,7 +66,10 @@ class Condition:
             return True, "accepting work"
         if (reason := self._pool.unavailable_reason) is not None:
             return False, f"the Copilot CLI does not start: {reason}"
-        if not any(r.state is RuntimeState.WARM or r.state.serves for r in self._pool.runtimes):
+        # Where none is kept warm, the first is started for a session, and none comes to a node that is not ready.
+        if self._pool.keeps_warm and not any(
+            r.state is RuntimeState.WARM or r.state.serves for r in self._pool.runtimes
+        ):
             return False, "the first runtime is being started"
         return True, "accepting work"
 

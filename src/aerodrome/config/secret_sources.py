@@ -15,7 +15,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Protocol
 from urllib.parse import quote
 
@@ -32,6 +32,11 @@ _CREDENTIALS = re.compile(r"^\$(?:CREDENTIALS_DIRECTORY|\{CREDENTIALS_DIRECTORY\
 _UNREAD = (-1,)
 #: Length of the stamp of what is there and is no file.
 _ODD = 2
+#: Place of the time of the latest change in that of a file.
+_CTIME = 3
+#: Seconds in which a file may change twice and its times only once: the kernel's clock for files ticks every 1 to 10 ms
+#: before Linux 6.13, and every two seconds on some file systems.
+_TICK = 2.0
 
 
 class Unresolved(ValueError):
@@ -54,7 +59,7 @@ class Source(Protocol):
         ...
 
     def changed(self) -> bool:
-        """Whether it is certain that `read` would give something else. Costs next to nothing."""
+        """Whether `read` may give something else, as far as that shows without asking anybody. Costs little."""
         ...
 
     def reread(self) -> str:
@@ -87,7 +92,8 @@ class FileSource:
     """A file, read again when it is another one or has changed.
 
     What is compared is what the path leads to, so that the swap of a symbolic link above it, by which Kubernetes
-    changes all files of a volume at once, counts.
+    changes all files of a volume at once, counts. A file that had just changed when it was read may change again and
+    look the same: it is read each time until that is over.
 
     What a shell passes as ``<(...)`` is a pipe, which can be read once: another reading would wait for ever.
     """
@@ -103,6 +109,8 @@ class FileSource:
         self._unset = not directory and named != reference.rest
         self._path = Path(named).expanduser()
         self._seen: tuple[int, ...] = ()
+        #: Whether what was read may have changed since without another stamp.
+        self._fresh = False
         #: What was read, as far as it cannot be read again; ``None``: nothing was read yet.
         self._kept: str | None = None
 
@@ -112,6 +120,7 @@ class FileSource:
         # Before the file: what is changed in between is read again.
         self._seen = self._stamp()
         regular = len(self._seen) != _ODD
+        self._fresh = regular and self._seen != () and time() - self._seen[_CTIME] / 1e9 < _TICK
         if not regular and self._kept is not None:
             if not self._kept:
                 raise Unresolved(f"the file {self._path} is no file any more")
@@ -133,7 +142,7 @@ class FileSource:
         return _text(content, f"the file {self._path}")
 
     def changed(self) -> bool:
-        return self._stamp() != self._seen
+        return self._fresh or self._stamp() != self._seen
 
     reread = read
 

@@ -155,6 +155,11 @@ class RuntimePool:
         return len(self._runtimes) >= self._options.max_runtimes
 
     @property
+    def keeps_warm(self) -> bool:
+        """Whether runtimes are started before anybody needs them."""
+        return self._options.warm > 0
+
+    @property
     def spare(self) -> int:
         """Runtimes that are warm, or about to be, and that no claim waits for."""
         return len(self.in_state(RuntimeState.WARM)) + len(self.in_state(RuntimeState.STARTING)) - self._queue.claims
