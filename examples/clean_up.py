@@ -15,12 +15,11 @@ from common import ask, example_settings
 
 async def main() -> None:
     # Seconds, to see it happen; the defaults are 30 minutes and 30 days. Sessions that are idle are unloaded first.
-    with example_settings(sessions={"idle_timeout": "2s", "ttl": "10s"}) as settings:
+    with example_settings(sessions={"idle_timeout": "2s", "ttl": "15s"}) as settings:
         async with Fleet(settings) as fleet:
             client = await fleet.client(user="alice")
             sessions = {name: await client.create_session(session_id=name) for name in ("daily", "forgotten")}
-            for session in sessions.values():
-                await ask(session, "My name is Ada")
+            await asyncio.gather(*(ask(session, "My name is Ada") for session in sessions.values()))
             print("stored:", await stored(fleet))
 
             # Both were made at the same time. It is the last *use* that counts, so the one in daily use stays.

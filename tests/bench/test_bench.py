@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ WATCHED = {"telemetry": 6}
 
 
 @pytest.mark.cli
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "expected",
     [
@@ -84,7 +85,10 @@ def test_a_quick_run(tmp_path: Path, expected: dict[str, int]) -> None:
             _check(row)
     # One line a benchmark that begins, and nothing else.
     assert done.stderr.split() == [word for name in expected for word in (name, "...")]
-    assert _processes_of(tmp_path) == []
+    deadline = time.monotonic() + 60
+    while left := _processes_of(tmp_path):  # of a process that was killed, the system ends those that it has started
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
     assert list(tmp_path.iterdir()) == []
 
 

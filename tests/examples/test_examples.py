@@ -83,12 +83,13 @@ forgotten, anew: I don't know your name yet.""",
 
 
 @pytest.mark.cli
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_example_shows_what_it_is_there_for(name: str, tmp_path: Path) -> None:
     # Of somebody's own settings none may be needed, and a provider among them would be used.
     env = {key: value for key, value in os.environ.items() if not key.startswith("AERODROME_") or "CACHE" in key}
     done = subprocess.run(
-        [sys.executable, ROOT / "examples" / name], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=90
+        [sys.executable, ROOT / "examples" / name], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert shown(PRINTED[name].splitlines(), done.stdout.splitlines()), done.stdout

@@ -15,7 +15,7 @@ from aerodrome.fairness.line import Ceilings
 from support.scripted_node import settle
 
 
-def gate_of(timeout: float = 5.0, **ceilings: int) -> FairGate:
+def gate_of(timeout: float = 60.0, **ceilings: int) -> FairGate:
     return FairGate(Ceilings(**ceilings), timeout=timeout, what="no turn could be started")
 
 
@@ -104,7 +104,7 @@ async def test_at_a_ceiling_of_its_own_it_is_told_so(ceilings: dict[str, int]) -
 
 async def test_the_time_to_come_again_is_that_of_the_line_and_of_the_rate() -> None:
     clock = ManualClock()
-    gate = FairGate(Ceilings(total=1), timeout=5.0, what="none", monotonic=clock.monotonic)
+    gate = FairGate(Ceilings(total=1), timeout=60.0, what="none", monotonic=clock.monotonic)
     for _ in range(300):
         place = await held(gate, "acme")
         clock.advance(0.5)  # two a second
@@ -122,7 +122,7 @@ async def test_the_time_to_come_again_is_that_of_the_line_and_of_the_rate() -> N
 
 async def test_who_waits_for_its_own_ceiling_is_told_by_its_own_rate() -> None:
     clock = ManualClock()
-    gate = FairGate(Ceilings(total=100, per_user=1), timeout=5.0, what="none", monotonic=clock.monotonic)
+    gate = FairGate(Ceilings(total=100, per_user=1), timeout=60.0, what="none", monotonic=clock.monotonic)
     slow = await held(gate, "acme", "alice")
     for _ in range(300):  # others come and go ten times a second
         place = await held(gate, "acme", "bob")
@@ -161,6 +161,6 @@ async def test_a_place_that_came_with_the_cancellation_is_given_on() -> None:
     waiting.cancel()
     await first.aclose()  # in the same moment
     await asyncio.gather(waiting, return_exceptions=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await (await held(gate, "bank")).aclose()
     assert nothing_left(gate)

@@ -20,14 +20,18 @@ from support.databases import database
 from support.peer import Peer
 from support.waiting import until
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @pytest.fixture
 async def endpoint(tmp_path: Path) -> AsyncIterator[tuple[str, int]]:
     """Of a server that sees what is in `tmp_path`/share."""
 
+    handlers: set[asyncio.Task[Any]] = set()
+
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handler = asyncio.current_task()
+        assert handler is not None
+        handlers.add(handler)
+
         async def perform(request: dict[str, Any]) -> Any:
             if request["method"] == "connect":
                 return {"ok": True, "protocolVersion": 3, "version": PINNED.version}
@@ -41,6 +45,9 @@ async def endpoint(tmp_path: Path) -> AsyncIterator[tuple[str, int]]:
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     yield server.sockets[0].getsockname()[:2]
     server.close()
+    # Each ends when it has seen that its connection is gone; cut off by the end of the loop it would leave its socket.
+    if handlers:
+        await asyncio.wait(handlers, timeout=60)
 
 
 class Owner:

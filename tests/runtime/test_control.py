@@ -8,14 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import pytest
-
 from aerodrome.events import SessionEvent
 from aerodrome.runtime.control import ControlLink
 from support.peer import Peer
 from support.waiting import until
-
-pytestmark = pytest.mark.timeout(60)
 
 MIB = 1 << 20
 

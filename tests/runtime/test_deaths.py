@@ -18,8 +18,6 @@ from aerodrome.runtime.probe import ProbeModel
 from aerodrome.runtime.supervisor import ManagedRuntime
 from support.cli import fake, launcher, runtime_options
 
-pytestmark = pytest.mark.timeout(60)
-
 _numbers = itertools.count()
 V8 = "<--- Last few GCs --->\nFATAL ERROR: Reached heap limit Allocation failed - JavaScript heap out of memory"
 
@@ -55,10 +53,11 @@ async def probe() -> AsyncIterator[ProbeModel]:
     await model.aclose()
 
 
-async def started(tmp_path: Path, probe: ProbeModel, **misbehaviour: Any) -> ManagedRuntime:
+async def started(
+    tmp_path: Path, probe: ProbeModel, watched: dict[str, Any] | None = None, **misbehaviour: Any
+) -> ManagedRuntime:
     options = runtime_options(tmp_path, fake(tmp_path, "protocol"), misbehaviour=misbehaviour)
-    # Long enough that what it did between its last answer and being stopped is little work beside it.
-    runtime = ManagedRuntime(f"rt-{next(_numbers)}", replace(options, ping_interval=0.05, ping_timeout=3))
+    runtime = ManagedRuntime(f"rt-{next(_numbers)}", replace(options, ping_interval=0.05, **(watched or {})))
     await runtime.start(launcher(), probe)
     return runtime
 
@@ -68,29 +67,31 @@ async def test_a_crash_is_told_from_a_kill_although_the_connection_goes_first(
 ) -> None:
     crashing = await started(tmp_path, probe, dies_on="session.crash")
     asyncio.get_running_loop().create_task(_ignore(crashing.control.request("session.crash", {})))
-    assert await asyncio.wait_for(crashing.death, 20) is Death.CRASHED
+    assert await asyncio.wait_for(crashing.death, 30) is Death.CRASHED
     killed = await started(tmp_path, probe)
     assert killed.pid is not None
     os.kill(killed.pid, signal.SIGKILL)
-    assert await asyncio.wait_for(killed.death, 20) is Death.OUTSIDE
+    assert await asyncio.wait_for(killed.death, 30) is Death.OUTSIDE
 
 
 async def test_one_that_was_stopped_is_told_from_one_that_was_busy(tmp_path: Path, probe: ProbeModel) -> None:
+    # Long enough that what it did between its last answer and being stopped is little work beside it.
+    soon = {"ping_timeout": 3}
     # What it has done to start says nothing, also when it is stopped before its first ping.
-    paused = await started(tmp_path, probe, start_work=0.5)
+    paused = await started(tmp_path, probe, soon, start_work=0.5)
     assert paused.pid is not None
     os.kill(paused.pid, signal.SIGSTOP)
-    assert await asyncio.wait_for(paused.death, 20) is Death.OUTSIDE
+    assert await asyncio.wait_for(paused.death, 30) is Death.OUTSIDE
     assert "it hangs" in paused.lost_reason
-    busy = await started(tmp_path, probe, busy_on="session.spin")
+    busy = await started(tmp_path, probe, soon, busy_on="session.spin")
     asyncio.get_running_loop().create_task(_ignore(busy.control.request("session.spin", {})))
-    assert await asyncio.wait_for(busy.death, 20) is Death.STUCK
+    assert await asyncio.wait_for(busy.death, 30) is Death.STUCK
 
 
 async def test_what_we_end_ourselves_is_nobodys_fault(tmp_path: Path, probe: ProbeModel) -> None:
     killed = await started(tmp_path, probe)
     killed.kill("for a test")
-    assert await asyncio.wait_for(killed.death, 20) is Death.OUTSIDE
+    assert await asyncio.wait_for(killed.death, 30) is Death.OUTSIDE
     stopped = await started(tmp_path, probe)
     await stopped.stop()
     assert stopped.death.result() is Death.OUTSIDE

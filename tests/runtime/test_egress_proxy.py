@@ -21,7 +21,6 @@ from aerodrome.app.sandbox import sandbox_options
 from aerodrome.config.settings import Settings
 from aerodrome.runtime.launchers.sandbox.egress import Egress, Network, Target
 from aerodrome.runtime.launchers.sandbox.proxy import EgressProxy, Refused, read_head
-from support.host import until
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -206,12 +205,13 @@ async def test_who_does_not_read_an_answer_holds_no_more_than_a_connection_and_n
     ):
         silent = [_deaf() for _ in range(100)]
         loop = asyncio.get_running_loop()
-        for each in silent:
+        held = 0
+        for number, each in enumerate(silent):
             await loop.sock_connect(each, ("127.0.0.1", port))
             with contextlib.suppress(ConnectionError):
                 await loop.sock_sendall(each, f"GET http://127.0.0.1:{server}/ HTTP/1.1\r\n\r\n".encode())
-        await until(lambda: _established(port) > 0, timeout=30)
-        held = 0
+            if number % 10 == 9:
+                held = max(held, _established(port))
         async with asyncio.timeout(60):
             while count := _established(port):
                 held = max(held, count)
@@ -260,7 +260,7 @@ def test_a_public_address_of_this_machine_is_this_machine() -> None:
     done = subprocess.run(
         ["unshare", "-Urn", sys.executable, "-c", OWN_ADDRESS], capture_output=True, text=True, check=False, timeout=100
     )
-    if "unshare failed" in done.stderr:
+    if done.stderr.startswith("unshare: "):  # it may not, or may and then has no rights in it
         pytest.skip(done.stderr)
     assert (done.stdout, done.stderr) == ("403\n", "")
 

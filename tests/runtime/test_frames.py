@@ -10,7 +10,7 @@ import pytest
 
 from aerodrome.runtime.frames import FrameConnection
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(60)
 
 
 class _Owner:

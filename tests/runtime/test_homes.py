@@ -18,7 +18,7 @@ from aerodrome.runtime.homes import Homes, erase, has_home, kill_leftovers
 from support.cli import has_ended
 from support.waiting import until
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(60)
 
 #: Takes its part, starts what a runtime's tool might have left, tells its pid, and waits.
 _NEIGHBOUR = """
@@ -49,7 +49,7 @@ class Neighbour:
         self.left = psutil.Process(int(pid))
 
     def end(self) -> None:
-        self.process.communicate(timeout=10)
+        self.process.communicate(timeout=30)
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def neighbour(root: Path) -> Iterator[Neighbour]:
 async def test_the_part_of_a_dead_process_is_cleared_and_what_it_has_left_is_killed(tmp_path: Path) -> None:
     with neighbour(tmp_path) as dead:
         dead.process.send_signal(signal.SIGKILL)
-        dead.process.wait(timeout=10)
+        dead.process.wait(timeout=30)
         assert not has_ended(dead.left)
         with Homes(tmp_path) as homes:
             await until(lambda: has_ended(dead.left))
@@ -118,12 +118,12 @@ def test_only_those_at_home_there_are_killed(tmp_path: Path) -> None:
     ]
     try:
         assert kill_leftovers(part) == 1
-        assert inside.wait(timeout=10) == -signal.SIGKILL
+        assert inside.wait(timeout=30) == -signal.SIGKILL
         assert [process.poll() for process in outside] == [None, None, None]
     finally:
         for process in (inside, *outside):
             process.kill()
-            process.wait(timeout=10)
+            process.wait(timeout=30)
 
 
 def test_our_own_process_is_never_killed(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_our_own_process_is_never_killed(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from aerodrome.runtime.homes import *; kill_leftovers(Path(sys.argv[1]))"
     )
     env = {**os.environ, "COPILOT_HOME": str(tmp_path / "rt-1" / "copilot")}
-    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=env, timeout=20).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=env, timeout=50).returncode == 0
 
 
 def test_depth_keeps_nothing_from_being_erased(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from aerodrome.wire import envelope
 from aerodrome.wire.framing import encode_frame
 from support.peer import Owner, Peer, linked
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(60)
 
 MIB = 1 << 20
 
@@ -33,7 +33,7 @@ async def pair(owner: Owner) -> AsyncIterator[tuple[Link, Peer]]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -43,7 +43,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def test_a_request_is_answered(pair: tuple[Link, Peer]) -> None:
     link, peer = pair
-    asking = asyncio.create_task(link.request("ping", {"a": "ü\u2028"}, timeout=5))
+    asking = asyncio.create_task(link.request("ping", {"a": "ü\u2028"}, timeout=30))
     request = await peer.receive()
     assert request == {"jsonrpc": "2.0", "id": request["id"], "method": "ping", "params": {"a": "ü\u2028"}}
     peer.answer(request, {"pong": [1, None]})
@@ -52,7 +52,7 @@ async def test_a_request_is_answered(pair: tuple[Link, Peer]) -> None:
 
 async def test_answers_find_their_requests_in_any_order(pair: tuple[Link, Peer]) -> None:
     link, peer = pair
-    asking = [asyncio.create_task(link.request("double", n, timeout=10)) for n in range(500)]
+    asking = [asyncio.create_task(link.request("double", n, timeout=30)) for n in range(500)]
     requests = [await peer.receive() for _ in asking]
     assert len({request["id"] for request in requests}) == 500
     for request in reversed(requests):
@@ -62,7 +62,7 @@ async def test_answers_find_their_requests_in_any_order(pair: tuple[Link, Peer])
 
 async def test_a_refusal_is_an_error_with_its_code(pair: tuple[Link, Peer]) -> None:
     link, peer = pair
-    asking = asyncio.create_task(link.request("open", {}, timeout=5))
+    asking = asyncio.create_task(link.request("open", {}, timeout=30))
     request = await peer.receive()
     peer.send({"id": request["id"], "error": {"code": -32603, "message": "Session not found: x"}})
     with pytest.raises(RemoteError, match="open: Session not found: x") as caught:
@@ -76,8 +76,8 @@ async def test_a_request_that_the_runtime_would_not_answer_is_not_sent(pair: tup
     for _ in range(200):
         deep = [deep]
     with pytest.raises(RemoteError, match="nested deeper"):
-        await link.request("send", {"attachments": deep}, timeout=5)
-    asking = asyncio.create_task(link.request("send", "half a \ud83d character", timeout=5))
+        await link.request("send", {"attachments": deep}, timeout=30)
+    asking = asyncio.create_task(link.request("send", "half a \ud83d character", timeout=30))
     request = await peer.receive()
     assert request["params"] == "half a \ufffd character"
     peer.answer(request, None)
@@ -86,11 +86,11 @@ async def test_a_request_that_the_runtime_would_not_answer_is_not_sent(pair: tup
 
 async def test_an_answer_larger_than_a_frame_is_an_error_and_the_link_goes_on() -> None:
     async with linked(Owner(), max_frame=1000) as (link, peer):
-        asking = asyncio.create_task(link.request("history", {}, timeout=5))
+        asking = asyncio.create_task(link.request("history", {}, timeout=30))
         peer.answer(await peer.receive(), "x" * 50_000)
         with pytest.raises(RemoteError, match="over the limit"):
             await asking
-        asking = asyncio.create_task(link.request("ping", {}, timeout=5))
+        asking = asyncio.create_task(link.request("ping", {}, timeout=30))
         peer.answer(await peer.receive(), "pong")
         assert await asking == "pong"
 
@@ -126,7 +126,7 @@ async def test_the_deadline_passes_and_the_late_answer_is_dropped(pair: tuple[Li
     with pytest.raises(TimeoutError):
         await link.request("slow", {}, timeout=0.01)
     late = await peer.receive()
-    asking = asyncio.create_task(link.request("next", {}, timeout=5))
+    asking = asyncio.create_task(link.request("next", {}, timeout=30))
     request = await peer.receive()
     peer.answer(late, "too late")
     peer.answer(late, "twice")
@@ -138,7 +138,7 @@ async def test_the_deadline_passes_and_the_late_answer_is_dropped(pair: tuple[Li
 
 async def test_a_cancelled_request_leaves_nothing_behind(pair: tuple[Link, Peer]) -> None:
     link, peer = pair
-    asking = asyncio.create_task(link.request("slow", {}, timeout=5))
+    asking = asyncio.create_task(link.request("slow", {}, timeout=30))
     request = await peer.receive()
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -149,7 +149,7 @@ async def test_a_cancelled_request_leaves_nothing_behind(pair: tuple[Link, Peer]
 
 
 async def echo(link: Link, peer: Peer) -> Any:
-    asking = asyncio.create_task(link.request("echo", "still here", timeout=5))
+    asking = asyncio.create_task(link.request("echo", "still here", timeout=30))
     request = await peer.receive()
     peer.answer(request, request["params"])
     return await asking
@@ -172,7 +172,7 @@ async def test_all_who_wait_learn_of_the_end_once(
     pair: tuple[Link, Peer], owner: Owner, last_bytes: bytes, reason: str
 ) -> None:
     link, peer = pair
-    asking = [asyncio.create_task(link.request(f"m{n}", {}, timeout=5)) for n in range(20)]
+    asking = [asyncio.create_task(link.request(f"m{n}", {}, timeout=30)) for n in range(20)]
     for _ in asking:
         await peer.receive()
     peer.writer.write(last_bytes)
@@ -181,7 +181,7 @@ async def test_all_who_wait_learn_of_the_end_once(
         with pytest.raises(LinkClosed, match=reason):
             await task
     with pytest.raises(LinkClosed, match=reason):
-        await link.request("after", {}, timeout=5)
+        await link.request("after", {}, timeout=30)
     await link.aclose()
     assert len(owner.closed) == 1
     assert link.closed
@@ -189,7 +189,7 @@ async def test_all_who_wait_learn_of_the_end_once(
 
 async def test_a_reset_connection_is_an_end(pair: tuple[Link, Peer], owner: Owner) -> None:
     link, peer = pair
-    asking = asyncio.create_task(link.request("m", {}, timeout=5))
+    asking = asyncio.create_task(link.request("m", {}, timeout=30))
     await peer.receive()
     peer.writer.transport.abort()
     with pytest.raises(LinkClosed):
@@ -199,7 +199,7 @@ async def test_a_reset_connection_is_an_end(pair: tuple[Link, Peer], owner: Owne
 
 async def test_what_came_before_garbage_counts(pair: tuple[Link, Peer], owner: Owner) -> None:
     link, peer = pair
-    asking = asyncio.create_task(link.request("m", {}, timeout=5))
+    asking = asyncio.create_task(link.request("m", {}, timeout=30))
     request = await peer.receive()
     answer = b'{"jsonrpc":"2.0","id":%d,"result":"whole"}' % request["id"]
     peer.writer.write(encode_frame(answer) + b"garbage\r\n\r\n")
@@ -224,7 +224,7 @@ async def test_a_body_that_is_no_message_is_passed_over(pair: tuple[Link, Peer])
 
 async def test_aborting_tells_the_reason_at_once(pair: tuple[Link, Peer], owner: Owner) -> None:
     link, peer = pair
-    asking = asyncio.create_task(link.request("m", {}, timeout=5))
+    asking = asyncio.create_task(link.request("m", {}, timeout=30))
     await peer.receive()
     link.abort("it hangs")
     assert owner.closed == ["it hangs"]
@@ -249,7 +249,7 @@ async def test_closing_twice_ends_everything_it_has_begun(owner: Owner) -> None:
     before = asyncio.all_tasks()
     async with linked(owner) as (link, peer):
         peer.ask(1, "forever")
-        asking = asyncio.create_task(link.request("m", {}, timeout=5))
+        asking = asyncio.create_task(link.request("m", {}, timeout=30))
         await begun.wait()
         await asyncio.gather(link.aclose(), link.aclose())
         await link.aclose()
@@ -259,7 +259,7 @@ async def test_closing_twice_ends_everything_it_has_begun(owner: Owner) -> None:
         with pytest.raises(LinkClosed):
             await asking
         with pytest.raises(LinkClosed):
-            await link.request("after", {}, timeout=5)
+            await link.request("after", {}, timeout=30)
     left = {task for task in asyncio.all_tasks() - before if "link" in task.get_name()}
     assert left == set()
 
@@ -276,7 +276,7 @@ async def test_an_error_nobody_waits_for_any_more_is_not_reported(pair: tuple[Li
     link, peer = pair
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    asking = asyncio.create_task(link.request("m", {}, timeout=5))
+    asking = asyncio.create_task(link.request("m", {}, timeout=30))
     await peer.receive()
     asking.cancel()
     link.abort("gone")
@@ -291,7 +291,7 @@ async def test_nobody_listens() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can get the port meanwhile
         with pytest.raises(LinkClosed, match=r"no connection to 127\.0\.0\.1:"):
-            await Link.connect("127.0.0.1", taken.getsockname()[1], Owner(), timeout=5)
+            await Link.connect("127.0.0.1", taken.getsockname()[1], Owner(), timeout=30)
 
 
 async def test_nobody_accepts() -> None:
@@ -403,7 +403,7 @@ async def test_a_runtime_that_asks_too_much_has_to_wait(owner: Owner) -> None:
             await asyncio.wait_for(peer.writer.drain(), 0.3)
         assert owner.notifications == []
         may_answer.set()
-        await asyncio.wait_for(peer.writer.drain(), 10)
+        await asyncio.wait_for(peer.writer.drain(), 30)
         await until(lambda: len(owner.notifications) == 32)
         assert {(await peer.receive())["id"] for _ in range(4)} == {0, 1, 2, 3}
 
@@ -437,7 +437,7 @@ async def test_a_runtime_that_does_not_read_has_little_buffered_for_it(pair: tup
     outcomes = await asyncio.gather(*requests, return_exceptions=True)
     assert all(isinstance(outcome, TimeoutError) for outcome in outcomes)
     # What had to wait for room in the buffer was given up without being written.
-    asking = asyncio.create_task(link.request("last", {}, timeout=10))
+    asking = asyncio.create_task(link.request("last", {}, timeout=30))
     written = 0
     while (request := await peer.receive())["method"] == "big":
         written += 1
@@ -448,7 +448,7 @@ async def test_a_runtime_that_does_not_read_has_little_buffered_for_it(pair: tup
 
 async def test_who_waits_to_write_learns_of_the_end(pair: tuple[Link, Peer]) -> None:
     link, peer = pair
-    filling = [asyncio.create_task(link.request("big", "x" * MIB, timeout=20)) for _ in range(30)]
+    filling = [asyncio.create_task(link.request("big", "x" * MIB, timeout=30)) for _ in range(30)]
     await until(lambda: not link._writable.is_set())
     peer.writer.transport.abort()
     outcomes = await asyncio.gather(*filling, return_exceptions=True)
@@ -518,7 +518,7 @@ async def test_behind_a_piece_of_an_answer_the_link_rests(monkeypatch: pytest.Mo
         send_compact(peer, told("assistant.message_delta"))
         await until(lambda: not transport.is_reading())
         # Whatever is asked meanwhile is sent, and a link at rest is closed like any other.
-        asking = asyncio.create_task(link.request("m", {}, timeout=5))
+        asking = asyncio.create_task(link.request("m", {}, timeout=30))
         assert (await peer.receive())["method"] == "m"
         await link.aclose()
         with pytest.raises(LinkClosed):

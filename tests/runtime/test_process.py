@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import re
@@ -20,8 +21,6 @@ from aerodrome.runtime.link import Link, RemoteError
 from support.cli import OFFLINE, TOKEN, fake, has_ended, launch_spec, launcher, processes_at_home
 from support.peer import Owner
 from support.waiting import until
-
-pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.mark.cli
@@ -52,7 +51,7 @@ async def test_the_cli_listens_on_a_port_of_its_choice_with_nothing_of_ours_in_i
         assert spec.home.stat().st_mode & 0o777 == 0o700
         await check_token(host, port)
         process.terminate()
-        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert await asyncio.wait_for(process.wait(), 30) == 0
         assert process.exit_code == 0
         assert f"listening on port {port}" in process.output_tail()
         assert f"listening on port {port}" in (spec.log_dir / "output.log").read_text()
@@ -64,12 +63,12 @@ async def test_the_cli_listens_on_a_port_of_its_choice_with_nothing_of_ours_in_i
 
 
 async def check_token(host: str, port: int) -> None:
-    link = await Link.connect(host, port, Owner(), timeout=5)
+    link = await Link.connect(host, port, Owner(), timeout=30)
     try:
         with pytest.raises(RemoteError, match="AUTHENTICATION_FAILED") as refused:
-            await link.request("connect", {"token": "wrong", "supportedTaskKinds": []}, timeout=5)
+            await link.request("connect", {"token": "wrong", "supportedTaskKinds": []}, timeout=30)
         assert refused.value.code == -32002
-        hello = await link.request("connect", {"token": TOKEN, "supportedTaskKinds": []}, timeout=5)
+        hello = await link.request("connect", {"token": TOKEN, "supportedTaskKinds": []}, timeout=30)
         assert hello["protocolVersion"] == 3
     finally:
         await link.aclose()
@@ -84,7 +83,7 @@ async def _nothing_is_handed_on(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     try:
         os.set_inheritable(reading, True)
-        process = await launcher().launch(launch_spec(tmp_path, fake(tmp_path, "protocol")), timeout=20)
+        process = await launcher().launch(launch_spec(tmp_path, fake(tmp_path, "protocol")), timeout=50)
         # Its output and the socket on which it listens.
         theirs = set(os.listdir(f"/proc/{process.pid}/fd"))
         process.kill()
@@ -98,11 +97,21 @@ async def _nothing_is_handed_on(tmp_path: Path) -> None:
 # --- starts that fail ---
 
 
-async def launch_fails(tmp_path: Path, command: Path, *, timeout: float = 20) -> str:
+def zombies() -> set[psutil.Process]:
+    found = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.status() == psutil.STATUS_ZOMBIE:
+                found.add(child)
+    return found
+
+
+async def launch_fails(tmp_path: Path, command: Path, *, timeout: float = 50) -> str:
+    before = zombies()  # what earlier tests have left is no fault of this one
     with pytest.raises(RuntimeUnavailable) as caught:
         await launcher().launch(launch_spec(tmp_path, command), timeout=timeout)
     assert processes_at_home(tmp_path) == []
-    assert [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE] == []
+    assert zombies() <= before
     return caught.value.detail
 
 
@@ -169,7 +178,7 @@ async def test_a_launch_that_is_cancelled_at_any_moment_leaves_no_process(tmp_pa
 
 
 async def parent(tmp_path: Path) -> tuple[ChildProcess, list[psutil.Process]]:
-    process = await launcher().launch(launch_spec(tmp_path, fake(tmp_path, "has_children")), timeout=20)
+    process = await launcher().launch(launch_spec(tmp_path, fake(tmp_path, "has_children")), timeout=50)
     found = re.search(r"children ([\d ]+)", process.output_tail())
     assert found is not None
     return process, [psutil.Process(int(pid)) for pid in found[1].split()]
@@ -183,7 +192,7 @@ async def test_killing_it_kills_all_that_it_has_started(tmp_path: Path) -> None:
         # The group goes at once; who has left it, when the process is cleaned up.
         await until(lambda: has_ended(in_group))
         assert not has_ended(outside)
-        await asyncio.wait_for(process.cleanup(), 10)
+        await asyncio.wait_for(process.cleanup(), 30)
         await until(lambda: has_ended(outside))
         # Somebody who has hidden well holds the pipe: we do not.
         assert not has_ended(unknown)
@@ -195,7 +204,7 @@ async def test_an_end_by_itself_is_cleaned_up_though_a_child_holds_its_output(tm
     process, (*_, unknown) = await parent(tmp_path)
     try:
         os.kill(process.pid, signal.SIGKILL)
-        await asyncio.wait_for(process.reap(), 10)
+        await asyncio.wait_for(process.reap(), 30)
         await until(lambda: processes_at_home(tmp_path) == [])
     finally:
         unknown.kill()
@@ -205,7 +214,7 @@ async def test_an_end_by_itself_is_cleaned_up_though_a_child_holds_its_output(tm
 
 
 async def spoken(tmp_path: Path, **changes: int) -> ChildProcess:
-    process = await launcher().launch(launch_spec(tmp_path, fake(tmp_path, "talks_a_lot"), **changes), timeout=20)
+    process = await launcher().launch(launch_spec(tmp_path, fake(tmp_path, "talks_a_lot"), **changes), timeout=50)
     await until(lambda: process.output_tail().endswith("said everything"))
     return process
 
@@ -265,6 +274,7 @@ def test_a_descriptor_is_closed_once_when_its_reader_is_given_up(tmp_path: Path)
 
 
 async def _it_is_closed_once(tmp_path: Path) -> None:
+    gc.collect()  # what earlier tests have left to be closed has a lower number, which would be given out first
     for steps in (1, 2):
         reading, writing = os.pipe()
         opening = asyncio.create_task(read_output(reading, LogFile(tmp_path, 1000)))
@@ -308,7 +318,7 @@ async def test_descriptors_do_not_pile_up(tmp_path: Path) -> None:
         process.kill()
         await process.reap()
         with pytest.raises(RuntimeUnavailable):
-            await launcher().launch(launch_spec(tmp_path, fake(tmp_path, "ends_at_once")), timeout=20)
+            await launcher().launch(launch_spec(tmp_path, fake(tmp_path, "ends_at_once")), timeout=50)
         process = await spoken(tmp_path)
         process.kill()
         await process.reap()

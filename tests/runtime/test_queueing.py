@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from aerodrome._util.clock import ManualClock
 from aerodrome.errors import Capacity
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.pool import RuntimePool
@@ -104,10 +105,15 @@ async def test_one_request_too_many_is_refused_at_once(tmp_path: Path) -> None:
         assert sorted(order) == ["acme/alice", "acme/bob", "acme/carol"]
 
 
-async def test_the_time_to_come_again_depends_on_the_line(tmp_path: Path) -> None:
+async def test_the_time_to_come_again_depends_on_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = ManualClock()
+    monkeypatch.setattr("aerodrome.runtime.queueing.time", clock)
     async with fakes(tmp_path, max_runtimes=1, max_sessions=1, capacity_timeout=0.5) as pool:
         await pool.reserve(ACME, user="alice")
         waiting = [asyncio.create_task(pool.reserve(ACME, user="alice")) for _ in range(200)]
+        await asyncio.sleep(0)
+        assert pool._queue.waiting == {"acme": 200}
+        clock.advance(0.5)
         refused = await asyncio.gather(*waiting, return_exceptions=True)
         times = [error.retry_after for error in refused if isinstance(error, Capacity) and error.retry_after]
         assert len(times) == 200

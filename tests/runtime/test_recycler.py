@@ -56,7 +56,7 @@ async def test_worn_runtimes_go_one_after_the_other_the_most_pressing_first(tmp_
         await until(lambda: well.state is RuntimeState.RETIRING)
         pool.release(well)
         await until(lambda: well not in pool.runtimes)
-        assert pool.retirements.under_way == 0
+        await until(lambda: pool.retirements.under_way == 0)
         assert pool.retirements.recycled == {"turns": 2, "memory": 1}
 
 

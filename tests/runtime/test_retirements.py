@@ -17,8 +17,6 @@ from aerodrome.runtime.recycler import RecycleOptions
 from support.cli import fake, has_ended, running_pool, runtime_options
 from support.waiting import until
 
-pytestmark = pytest.mark.timeout(60)
-
 ACME, GLOBEX = RuntimeKey("acme", None), RuntimeKey("globex", None)
 
 
@@ -174,7 +172,9 @@ async def test_a_warm_one_is_replaced_by_the_pool(tmp_path: Path) -> None:
 
 async def test_what_cannot_be_recycled_is_told(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
-    misbehaviour = {"broken_while": str(broken), "start_delay": 0.3}
+    hold = tmp_path / "hold"
+    hold.touch()
+    misbehaviour = {"broken_while": str(broken), "held_while": str(hold)}
     options = runtime_options(tmp_path, fake(tmp_path, "protocol"), misbehaviour=misbehaviour)
     async with running_pool(options) as pool:
         for ask in (pool.drain, lambda runtime_id: pool.recycle(runtime_id, "age")):
@@ -184,6 +184,7 @@ async def test_what_cannot_be_recycled_is_told(tmp_path: Path) -> None:
         await until(lambda: [r.state for r in pool.runtimes] == [RuntimeState.STARTING])
         with pytest.raises(Conflict, match="is being started"):
             await pool.recycle(pool.runtimes[0].id, "age")
+        hold.unlink()
         worn = await starting
         # No other one can be had: it is better than none.
         broken.touch()
@@ -259,13 +260,17 @@ async def test_at_the_ceiling_it_is_remembered_what_the_next_one_replaces(tmp_pa
 
 
 async def test_one_that_is_lost_before_its_replacement_is_there_was_not_recycled(tmp_path: Path) -> None:
-    options = runtime_options(tmp_path, fake(tmp_path, "protocol"), misbehaviour={"start_delay": 0.3})
+    hold = tmp_path / "hold"
+    options = runtime_options(tmp_path, fake(tmp_path, "protocol"), misbehaviour={"held_while": str(hold)})
     async with running_pool(options) as pool:
         Sessions(pool)
         worn = await pool.reserve(ACME)
+        hold.touch()
         recycling = asyncio.create_task(pool.recycle(worn.id, "memory"))
         await until(lambda: states(pool) == ["claimed", "starting"])
         worn.kill("for a test")
+        await until(lambda: worn not in pool.runtimes)
+        hold.unlink()
         await recycling
         (other,) = pool.runtimes
         assert (other.replaces, pool.retirements.recycled) == ((), {})

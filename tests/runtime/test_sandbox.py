@@ -120,7 +120,7 @@ async def test_one_that_never_listens_is_ended_when_its_time_is_over(tmp_path: P
 
 async def test_a_launch_that_is_cancelled_at_any_moment_leaves_no_process_and_no_descriptor(tmp_path: Path) -> None:
     command = in_a_sandbox(tmp_path, "never_listens")
-    before = None
+    before = 0
     for moment in range(12):
         launching = asyncio.create_task(sandbox(tmp_path).launch(launch_spec(tmp_path, command), timeout=60))
         await asyncio.sleep(moment * 0.02)
@@ -130,7 +130,8 @@ async def test_a_launch_that_is_cancelled_at_any_moment_leaves_no_process_and_no
         await until(lambda: not started_with(tmp_path), timeout=30)
         if moment == 1:
             before = len(os.listdir("/proc/self/fd"))
-    assert len(os.listdir("/proc/self/fd")) == before
+    # Fewer, when what earlier tests have left was closed meanwhile.
+    await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
 def test_nothing_that_the_node_has_open_is_open_in_a_sandbox(tmp_path: Path) -> None:
@@ -266,11 +267,17 @@ async def test_level_standard_shares_the_network_of_the_machine(tmp_path: Path, 
             port = connection.getpeername()[1]
         with socket.create_connection(("127.0.0.1", port), 10):
             pass
-    async with launched(tmp_path, cli) as process:
-        with await process.connect() as connection:
-            port = connection.getpeername()[1]
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port), 10)
+    # Somebody else on the machine may listen on a port of the same number, though hardly each time.
+    for attempt in range(3):
+        async with launched(tmp_path / str(attempt), cli) as process:
+            with await process.connect() as connection:
+                port = connection.getpeername()[1]
+            with contextlib.suppress(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), 10).close()
+                continue
+        break
+    else:
+        pytest.fail("its port is a port of the machine")
 
 
 async def test_level_standard_looks_names_up_as_the_machine_does(tmp_path: Path) -> None:

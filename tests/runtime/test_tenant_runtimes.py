@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from aerodrome._util.clock import ManualClock
 from aerodrome.errors import Capacity
 from aerodrome.model import RuntimeKey
 from aerodrome.runtime.machine import RuntimeState
@@ -20,8 +21,6 @@ from aerodrome.runtime.ports import Runtime
 from aerodrome.runtime.supervisor import ManagedRuntime
 from support.cli import fake, running_pool, runtime_options
 from support.waiting import until
-
-pytestmark = pytest.mark.timeout(60)
 
 ALICE, BOB, CAROL = (RuntimeKey("acme", user) for user in ("alice", "bob", "carol"))
 ZOE = RuntimeKey("globex", "zoe")
@@ -38,13 +37,20 @@ def claimed(pool: RuntimePool) -> list[RuntimeKey | None]:
     return [runtime.key for runtime in pool.in_state(RuntimeState.CLAIMED)]
 
 
-async def test_past_its_ceiling_a_tenant_waits_and_another_does_not(tmp_path: Path) -> None:
-    async with pool_of(tmp_path, max_runtimes_per_tenant=2, capacity_timeout=0.5) as pool:
+async def test_past_its_ceiling_a_tenant_waits_and_another_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock()
+    monkeypatch.setattr("aerodrome.runtime.pool.time", clock)
+    async with pool_of(tmp_path, max_runtimes_per_tenant=2) as pool:
         await pool.reserve(ALICE)
         alices = await pool.reserve(ALICE)
         bobs = await pool.reserve(BOB)
         refused = asyncio.create_task(pool.reserve(CAROL))
         assert (await pool.reserve(ZOE)).key == ZOE
+        assert not refused.done()
+        clock.advance(41)
+        pool.notify()
         with pytest.raises(Capacity, match=r"all 2 runtimes of your organisation are in use, and none became free"):
             await refused
         assert alices.reserved == 2  # a place in a runtime that the tenant has is no new runtime

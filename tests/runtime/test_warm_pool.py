@@ -19,8 +19,6 @@ from aerodrome.runtime.standby import Standby, StandbyOptions
 from support.cli import fake, launcher, runtime_options
 from support.waiting import until
 
-pytestmark = pytest.mark.timeout(60)
-
 MB = 1 << 20
 
 

@@ -11,8 +11,8 @@ __all__ = ["allowed"]
 
 
 @pytest.fixture(autouse=True)
-def _only_where_it_is_allowed(allowed: None) -> None:
-    pass
+def _only_where_it_is_allowed(allowed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")  # what programs say inside is read
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ os.fork(), os.fork()
 taken = bytearray(300 << 20)
 for at in range(0, len(taken), 4096):
     taken[at] = 1
-time.sleep(30)
+time.sleep(180)
 """,
     "shared between processes": """
 import mmap, time
@@ -30,7 +30,7 @@ taken = [mmap.mmap(-1, 400 << 20) for _ in range(3)]
 for each in taken:
     for at in range(0, len(each), 4096):
         each[at] = 1
-time.sleep(30)
+time.sleep(180)
 """,
     "in segments of System V": """
 import ctypes, time
@@ -41,7 +41,7 @@ for _ in range(3):
     at = ctypes.c_void_p(libc.shmat(segment, None, 0))
     ctypes.memset(at, 1, 400 << 20)
     libc.shmdt(at)
-time.sleep(30)
+time.sleep(180)
 """,
 }
 
@@ -73,7 +73,7 @@ for _ in range(4):
     held[-1].write(bytes(10 << 20))
     held[-1].flush()
     os.unlink("file")
-time.sleep(30)""")
+time.sleep(180)""")
         await ended_because(alice, response, "sandbox.workspace_quota")
 
 
@@ -87,8 +87,8 @@ held = []
 for _ in range(3):
     if os.fork() == 0:
         held = [os.pipe() for _ in range(400)]
-        time.sleep(30)
-time.sleep(30)""")
+        time.sleep(180)
+time.sleep(180)""")
         await ended_because(alice, response, "sandbox.processes")
 
 
@@ -105,7 +105,7 @@ while len(pollers) * len(pipes) < {part} * 3 // 2 and len(pollers) < 2000:
     pollers.append(select.epoll())
     for pipe in pipes:
         pollers[-1].register(pipe)
-time.sleep(30)""")
+time.sleep(180)""")
         await ended_because(alice, response, "max_user_watches")
 
 
@@ -127,7 +127,7 @@ async def test_a_tree_that_is_very_deep_is_counted_and_locks_nobody_out(tmp_path
         alice = await Shell.of(running, "alice")
         dig = "for _ in range(300):\n    os.mkdir('d')\n    os.chdir('d')\n"
         assert await alice.python(f"{dig}print(json.dumps('deep'))") == "deep"
-        response = await alice.send(f"{DEEPEST}; head -c 10M /dev/zero > file; sleep 30")
+        response = await alice.send(f"{DEEPEST}; head -c 10M /dev/zero > file; sleep 180")
         await ended_because(alice, response, "sandbox.workspace_quota")
         assert "0" in await alice.run("rm -r d; ls | wc -l")
 

@@ -71,7 +71,7 @@ except MemoryError:
         )
         assert one == "too much"
         hog = "import time\ntaken = bytearray(400 << 20)\nfor i in range(0, len(taken), 4096):\n    taken[i] = 1\n"
-        several = f"for i in 1 2 3; do (exec {{python}} -c '{hog}time.sleep(60)') & done; wait"
+        several = f"for i in 1 2 3; do (exec {{python}} -c '{hog}time.sleep(180)') & done; wait"
         from support.sandbox import PYTHON
 
         response = await alice.send(several.replace("{python}", PYTHON))
@@ -115,7 +115,7 @@ async def test_the_disk_ends_at_the_quota_and_what_is_too_much_can_be_deleted(
         assert str(20 * MIB) in size
         # Each time: the session is not held for one that ends runtimes, or its user could not tidy up any more.
         for copies in (3, 6, 9):
-            fill = f"for i in $(seq {copies}); do cp small $i; done; sleep 60"
+            fill = f"for i in $(seq {copies}); do cp small $i; done; sleep 180"
             response = await alice.send(f"head -c 4M /dev/zero > small; {fill}")
             await ended_because(alice, response, "sandbox.workspace_quota")
             assert "0" in await alice.run("rm *; ls | wc -l")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from pathlib import Path
 
@@ -79,11 +80,20 @@ async def test_kill_9_of_the_node_leaves_no_process_and_an_operator_erases_what_
     async with serve(config) as server, user_of(server, key) as user:
         await user.open("s1", tools=["bash"])
         await Shell(user, "s1").run("echo mine > file; (setsid sleep 1000 &)")
+
+        def asleep() -> list[psutil.Process]:
+            found = []
+            for process in server.runtimes():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if process.name() == "sleep":
+                        found.append(process)
+            return found
+
+        await until(lambda: len(asleep()) == 1)  # the shell has not waited for it
         runtimes = server.runtimes()
-        assert len([process for process in runtimes if process.name() == "sleep"]) == 1
         server.send_signal(signal.SIGKILL)
         await server.process.wait()
-    _, alive = await asyncio.to_thread(psutil.wait_procs, runtimes, 20)
+    _, alive = await asyncio.to_thread(psutil.wait_procs, runtimes, 60)
     assert not alive
     (workspace,) = (tmp_path / "data/workspaces").iterdir()
     assert (workspace / "files/file").read_text() == "mine\n"

@@ -20,7 +20,7 @@ from aerodrome.runtime.binary import resolve
 from aerodrome.runtime.launchers.process import ProcessLauncher
 from aerodrome.runtime.pool import PoolOptions, RuntimePool
 from aerodrome.runtime.ports import LaunchSpec
-from aerodrome.runtime.supervisor import RuntimeOptions
+from aerodrome.runtime.supervisor import ManagedRuntime, RuntimeOptions
 
 #: The real CLI without network and keys. Its own provider leads nowhere; sessions bring theirs.
 OFFLINE = {
@@ -73,7 +73,8 @@ def runtime_options(directory: Path, command: Path, *, misbehaviour: dict[str, A
         logs=directory / "logs",
         env={**OFFLINE, "FAKE": json.dumps(misbehaviour or {})},
         ping_interval=0.2,
-        ping_timeout=1.0,
+        # On a busy machine one that is well may be late; a test of one that hangs says so itself (`hung`).
+        ping_timeout=30.0,
     )
 
 
@@ -100,6 +101,16 @@ def processes_at_home(directory: Path) -> list[psutil.Process]:
         except (psutil.Error, OSError):
             continue
     return found
+
+
+def hang(runtime: ManagedRuntime, ping_timeout: float = 1.0) -> psutil.Process:
+    """Stop its process, and have that noticed soon."""
+    assert runtime.pid is not None
+    process = psutil.Process(runtime.pid)
+    process.suspend()
+    runtime._ping_timeout = ping_timeout
+    runtime._options = replace(runtime._options, ping_timeout=ping_timeout)
+    return process
 
 
 def has_ended(process: psutil.Process) -> bool:

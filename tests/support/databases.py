@@ -29,7 +29,7 @@ class LockHolder:
 
     def release(self) -> None:
         """Give the lock back and wait until it is free."""
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=60)
 
 
 @asynccontextmanager
@@ -47,7 +47,7 @@ async def locked_by_another_process(path: Path, lock: str = "EXCLUSIVE") -> Asyn
             process.kill()
 
 
-def database(path: Path, *, busy_timeout: float = 5.0) -> Database:
+def database(path: Path, *, busy_timeout: float = 30.0) -> Database:
     """One that does not wait for the disk: tests kill processes, not the machine."""
     return Database(path, synchronous="OFF", busy_timeout=busy_timeout)
 

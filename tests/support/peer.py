@@ -94,7 +94,7 @@ async def linked(owner: Owner, **options: Any) -> AsyncIterator[tuple[Link, Peer
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     async with server:
         host, port = server.sockets[0].getsockname()[:2]
-        link = await Link.connect(host, port, owner, timeout=5, **options)
+        link = await Link.connect(host, port, owner, timeout=30, **options)
         peer = await arrived
         try:
             yield link, peer

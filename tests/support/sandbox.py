@@ -32,7 +32,9 @@ def tried(attempt):
 """
 #: Tools that reach the host; no `allow_unsandboxed`.
 SECTIONS: dict[str, dict[str, Any]] = {
-    "runtime": {"launcher": "sandbox", "warm": 1, "start_timeout": "60s"},
+    # What uses a machine up makes others slow as well: that is no sign that they hang, or are dead.
+    "coordination": {"heartbeat": "1s", "ttl": "60s"},
+    "runtime": {"launcher": "sandbox", "warm": 1, "start_timeout": "60s", "ping_timeout": "30s"},
     "isolation": {"default": "user"},
     "policy": {"host_tools": ["bash"]},
     "sandbox": {"read_only": [sys.base_prefix]},
@@ -75,20 +77,19 @@ class Shell:
 
     async def send(self, command: str) -> Any:
         """The response to the prompt; whatever the tool asks is allowed."""
-        arguments = json.dumps({"command": command, "description": "run it", "initial_wait": 60})
-        turn = asyncio.create_task(
-            self.user.http.post(
-                f"/sessions/{self.session}/messages",
-                json={"prompt": f"[[tool: bash {arguments}]]"},
-                timeout=120,
-            )
-        )
-        approving = asyncio.create_task(self._approve())
-        try:
-            return await turn
-        finally:
-            approving.cancel()
-            await asyncio.wait({approving})
+        arguments = json.dumps({"command": command, "description": "run it", "initial_wait": 200})
+        # From before the prompt on: nobody is told of what was asked before.
+        async with self.user.events(self.session) as events:
+            approving = asyncio.create_task(self._approve(events))
+            try:
+                return await self.user.http.post(
+                    f"/sessions/{self.session}/messages",
+                    json={"prompt": f"[[tool: bash {arguments}]]"},
+                    timeout=250,
+                )
+            finally:
+                approving.cancel()
+                await asyncio.wait({approving})
 
     async def run(self, command: str) -> str:
         """What the command has written, and its exit code, as far as the model is told: 500 characters."""
@@ -100,14 +101,11 @@ class Shell:
         """The response to the prompt that has a Python script run."""
         return await self.send(_python(script))
 
-    async def _approve(self) -> None:
-        async with self.user.events(self.session) as events:
-            async for event in events:
-                if event["event"] == "permission.requested":
-                    request = event["data"]["data"]["requestId"]
-                    await self.user.http.post(
-                        f"/sessions/{self.session}/requests/{request}", json={"decision": "approve"}
-                    )
+    async def _approve(self, events: AsyncIterator[dict[str, Any]]) -> None:
+        async for event in events:
+            if event["event"] == "permission.requested":
+                request = event["data"]["data"]["requestId"]
+                await self.user.http.post(f"/sessions/{self.session}/requests/{request}", json={"decision": "approve"})
 
     async def python(self, script: str) -> Any:
         """What a Python script run by the tool prints: JSON."""

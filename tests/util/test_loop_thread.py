@@ -52,7 +52,7 @@ def running() -> bool:
 
 
 async def gone() -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while running():
             await asyncio.sleep(0.001)
 
@@ -78,7 +78,7 @@ async def test_it_goes_on_while_the_loop_of_the_program_stands_still() -> None:
 
     running_there = asyncio.create_task(thread.run(tick()))
     await asyncio.sleep(0)
-    assert ticked.wait(10), "it waited for us"  # a wait that blocks this loop
+    assert ticked.wait(30), "it waited for us"  # a wait that blocks this loop
     await running_there
     await thread.stop()
 
@@ -117,7 +117,7 @@ async def test_a_start_that_is_given_up_has_left_when_it_returns() -> None:
     room = Room()
     room.may_enter.clear()
     starting = asyncio.create_task(LoopThread("room", room.open).start())
-    await asyncio.to_thread(room.entering.wait, 10)
+    await asyncio.to_thread(room.entering.wait, 30)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
@@ -138,11 +138,11 @@ async def test_work_that_is_given_up_is_cancelled_there() -> None:
     thread = LoopThread("room", Room().open)
     await thread.start()
     task = asyncio.create_task(thread.run(work()))
-    await asyncio.to_thread(begun.wait, 10)
+    await asyncio.to_thread(begun.wait, 30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await asyncio.to_thread(cancelled.wait, 10)
+    assert await asyncio.to_thread(cancelled.wait, 30)
     await thread.stop()
 
 

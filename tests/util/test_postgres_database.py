@@ -139,7 +139,7 @@ async def test_away_for_longer_than_the_deadline_is_unavailable_and_then_over() 
             await asyncio.to_thread(own.stop)
             began = time.monotonic()
             await refused(db.execute("SELECT 1"), "the PostgreSQL server cannot be reached")
-            assert 0.4 < time.monotonic() - began < 5
+            assert 0.4 < time.monotonic() - began < 30
             await asyncio.to_thread(own.start)
             assert await items(db) == []
             assert (await db.execute("SELECT 1", deadline=0.0)).row == (1,)
@@ -148,21 +148,21 @@ async def test_away_for_longer_than_the_deadline_is_unavailable_and_then_over() 
 async def test_a_server_that_stands_still_is_given_up_in_time() -> None:
     with server() as own:
         url = f"{own.url}?connect_timeout=2"
-        async with postgres(url=url, deadline=0.5, statement_timeout=0.2, max_connections=2) as db:
+        async with postgres(url=url, deadline=0.5, hang=2.2, max_connections=2) as db:
             await table(db)
             with paused(own):
                 began = time.monotonic()
                 calls = [refused(db.execute("SELECT 1"), "cannot be reached|in use") for _ in range(4)]
                 await asyncio.gather(*calls)
-                assert time.monotonic() - began < 12
-            assert (await db.execute("SELECT 1", deadline=10.0)).row == (1,)
+                assert time.monotonic() - began < 40
+            assert (await db.execute("SELECT 1", deadline=60.0)).row == (1,)
 
 
 async def test_limits_of_a_statement() -> None:
     schema = fresh_schema()
-    async with postgres(schema, statement_timeout=0.3, lock_timeout=0.1) as db, postgres(schema) as other:
-        await table(db)
-        await db.execute("INSERT INTO item VALUES (1)")
+    async with postgres(schema, statement_timeout=1.0, lock_timeout=0.1) as db, postgres(schema) as other:
+        await table(other)
+        await other.execute("INSERT INTO item VALUES (1)")
         await refused(db.execute("SELECT pg_sleep(60)"), "takes too long")
 
         async def hold(transaction: Transaction) -> None:
@@ -213,7 +213,7 @@ async def test_a_log_in_that_cannot_work_fails_at_once(change: tuple[str, str], 
     database = Postgres(scheme + "//" + rest.replace(*change), deadline=60.0)
     began = time.monotonic()
     await refused(database.open(), words)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 50
 
 
 async def test_nobody_there_fails_at_once() -> None:
@@ -233,19 +233,26 @@ async def test_not_open_or_closed_is_said() -> None:
 
 
 async def test_more_callers_than_connections_wait_for_their_turn() -> None:
-    async with postgres(max_connections=2, deadline=0.3) as db:
+    async with postgres(max_connections=2) as db:
         found = await asyncio.gather(*(db.execute("SELECT pg_backend_pid()") for _ in range(20)))
         assert len({result.row for result in found}) <= 2
-        sleepers = [asyncio.create_task(db.execute("SELECT pg_sleep(1.5)")) for _ in range(2)]
-        await until(lambda: _sleeping(db.schema, 2))
-        await refused(db.execute("SELECT 1"), "all 2 connections")
-        await asyncio.gather(*sleepers)
+        both, enough = asyncio.Barrier(3), asyncio.Event()
+
+        async def hold(transaction: Transaction) -> None:
+            await both.wait()
+            await enough.wait()
+
+        holders = [asyncio.create_task(db.write(hold)) for _ in range(2)]
+        await both.wait()
+        await refused(db.execute("SELECT 1", deadline=0.3), "all 2 connections")
+        enough.set()
+        await asyncio.gather(*holders)
 
 
-async def _sleeping(schema: str, count: int) -> bool:
+async def _sleeping() -> bool:
     async with postgres() as other:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(1.5)' AND state = 'active'"
-        return (await other.execute(query)).row == (count,)
+        query = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(9)' AND state = 'active'"
+        return (await other.execute(query)).row == (1,)
 
 
 async def test_whoever_is_cancelled_leaves_the_connection_usable() -> None:
@@ -254,11 +261,11 @@ async def test_whoever_is_cancelled_leaves_the_connection_usable() -> None:
 
         async def sleep(transaction: Transaction) -> None:
             await transaction.execute("INSERT INTO item VALUES (1)")
-            await transaction.execute("SELECT pg_sleep(1.5)")
+            await transaction.execute("SELECT pg_sleep(9)")
 
-        for call in (db.write(sleep), db.execute("SELECT pg_sleep(1.5)")):
+        for call in (db.write(sleep), db.execute("SELECT pg_sleep(9)")):
             task = asyncio.create_task(call)
-            await until(lambda: _sleeping(db.schema, 1))
+            await until(_sleeping)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task

@@ -74,7 +74,7 @@ def test_the_manager_is_told(tmp_path: Path, abstract: bool) -> None:
     name = f"aerodrome-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind("\0" + name if abstract else name)
-        manager.settimeout(5)
+        manager.settimeout(30)
         env = {"NOTIFY_SOCKET": "@" + name if abstract else name}
         Notifier(env).tell("READY=1", "STATUS=well")
         assert manager.recv(100) == b"READY=1\nSTATUS=well"

@@ -132,7 +132,7 @@ async def test_what_is_done_for_ever_is_done_again_after_it_has_failed() -> None
     owner = TaskOwner("test")
     owner.start(every(0.0, work, "test.failed"), "work")
     with capture_logs() as logged:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await again.wait()
     await owner.aclose()
     assert [line["event"] for line in logged] == ["test.failed"]
@@ -169,5 +169,5 @@ async def test_who_waits_for_a_shared_task_is_told_of_its_end_and_ends_with_it_w
         task = owner.start(asyncio.sleep(60), "shared")
         waiting = [owner.start(retrying(task), "wait") for _ in range(3)]
         await asyncio.sleep(0)
-        await asyncio.wait_for(owner.aclose(), 10)
+        await asyncio.wait_for(owner.aclose(), 30)
         assert all(each.cancelled() for each in waiting)

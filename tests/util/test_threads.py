@@ -11,7 +11,7 @@ from aerodrome._util.threads import Threads
 from aerodrome.errors import StoreUnavailable
 from support.waiting import until
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(60)
 
 
 class Calls:
@@ -105,4 +105,4 @@ async def main():
 
 asyncio.run(main())
 """
-    subprocess.run([sys.executable, "-c", program], timeout=20, check=True)
+    subprocess.run([sys.executable, "-c", program], timeout=50, check=True)

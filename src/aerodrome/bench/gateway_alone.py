@@ -19,7 +19,7 @@ from statistics import median
 import psutil
 
 from aerodrome.bench.children import python_child
-from aerodrome.bench.lab import START_TIMEOUT, Lab, cpu_seconds
+from aerodrome.bench.lab import Lab, cpu_seconds
 from aerodrome.bench.report import Row, skipped
 from aerodrome.bench.scale import Scale
 from aerodrome.bench.stats import difference_interval, percentile
@@ -38,7 +38,7 @@ defaults
   timeout client 60s
   timeout server 60s
 frontend front
-  bind 127.0.0.1:{port}
+  bind fd@{listener}
   default_backend back
 backend back
   server stub {host}:{stub_port}
@@ -163,28 +163,20 @@ async def _haproxy(lab: Lab, peer: Mapping[str, str | int]) -> AsyncIterator[tup
     if command is None:
         yield None
         return
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
     config = lab.new_directory("haproxy") / "haproxy.cfg"
-    config.write_text(_HAPROXY.format(port=port, host=peer["host"], stub_port=peer["port"]))
-    process = await asyncio.create_subprocess_exec(
-        *(command, "-db", "-q", "-f", str(config)), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    # Handed over listening: a port that is free now may be somebody else's by the time that it is bound.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = int(listener.getsockname()[1])
+        number = listener.fileno()
+        config.write_text(_HAPROXY.format(listener=number, host=peer["host"], stub_port=peer["port"]))
+        process = await asyncio.create_subprocess_exec(
+            *(command, "-db", "-q", "-f", str(config)),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(number,),
+        )
     try:
-        await _listening(port)
         yield port, psutil.Process(process.pid)
     finally:
         process.kill()
         await process.wait()
-
-
-async def _listening(port: int) -> None:
-    async with asyncio.timeout(START_TIMEOUT):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.01)
-            else:
-                writer.close()
-                return

@@ -173,6 +173,7 @@ class ManagedRuntime(ServingRuntime):
             await asyncio.shield(self._discard(str(error) or type(error).__name__))
             raise
         self._machine.apply(Stimulus.READY)
+        self.last_held = time.monotonic()  # nobody could hold it before: a start that took long was no idleness
         self._is_alive()
         self._tasks.start(self._watch_health(), "health")
 

@@ -1,10 +1,10 @@
 """Speaks as much of the CLI's protocol as a pool needs, and misbehaves as `FAKE` (a JSON object) tells it.
 
-start_delay: seconds before it listens. start_work: seconds of processor time before that. broken_while: it does not
-start while this file exists. protocol: the version it claims. silent_on: a method it never answers. dies_on: a method
-at which it ends; dies_after: the same, answered before. fails_turns: turns end in an error. busy_on: a method at which
-it works for ever and answers nothing any more. stubborn: it does not end when asked to. started: a directory in which
-each start leaves a file.
+held_while: it does not listen while this file exists. start_work: seconds of processor time before it listens.
+broken_while: it does not start while this file exists. protocol: the version it claims. silent_on: a method it never
+answers. dies_on: a method at which it ends; dies_after: the same, answered before. fails_turns: turns end in an error.
+busy_on: a method at which it works for ever and answers nothing any more. stubborn: it does not end when asked to.
+started: a directory in which each start leaves a file.
 """
 
 import json
@@ -30,7 +30,8 @@ def main() -> None:
     if os.path.exists(FAKE.get("broken_while", "/nonexistent")):
         print("no: the library libbroken.so is missing", file=sys.stderr)
         sys.exit(1)
-    time.sleep(FAKE.get("start_delay", 0))
+    while os.path.exists(FAKE.get("held_while", "/nonexistent")):
+        time.sleep(0.005)
     while time.process_time() < FAKE.get("start_work", 0):
         pass
     server = socket.create_server(("127.0.0.1", 0))
