@@ -101,7 +101,8 @@ async def test_a_server_that_hangs_is_left_and_comes_back_when_it_answers(
     tmp_path: Path, volume: Path, servers: Servers, model: ModelServer
 ) -> None:
     one, two = await servers.start(), await servers.start()
-    async with attached_host(tmp_path / "d", model, volume, [of_acme(one), of_acme(two)]) as acme:
+    watchful = {"ping_timeout": "2s"}
+    async with attached_host(tmp_path / "d", model, volume, [of_acme(one), of_acme(two)], runtime=watchful) as acme:
         await connected(acme, 2)
         alice = await acme.user()
         await alice.open("s1")

@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,9 @@ class World:
 async def world(cli: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     probe = ProbeModel()
     await probe.start()
-    runtime = ManagedRuntime("rt-1", runtime_options(tmp_path_factory.mktemp("policy"), cli))
+    # One for all: that the machine is slow for a moment must not end it.
+    options = replace(runtime_options(tmp_path_factory.mktemp("policy"), cli), ping_timeout=20.0)
+    runtime = ManagedRuntime("rt-1", options)
     try:
         async with ModelServer() as model:
             await runtime.start(launcher(), probe)
