@@ -143,6 +143,7 @@ async def test_removal_ends_everything_at_once_on_both_doors(node: Host, model: 
             await called.wait()
             assert (await anext(events))["event"]
             await unshare(node, "leave", "bob")
+            await bob.sdk.ping()  # what he was sent before is here
             seen = len(his.events)
             answer = await waiting
             assert (answer.status_code, answer.json()["code"]) == (404, "not_found")

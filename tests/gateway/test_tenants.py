@@ -284,6 +284,7 @@ async def _drained(client: RawClient) -> None:
 
 async def test_no_more_clients_than_allowed_are_let_in(node: Host) -> None:
     key = await node.key()
+    await until(lambda: not node.node.gateway.clients)  # of the test before
     async with AsyncExitStack() as stack:
         first = [await stack.enter_async_context(raw(node.gateway_address, key)) for _ in range(10)]
         eleventh = await stack.enter_async_context(raw(node.gateway_address))
@@ -306,7 +307,8 @@ async def test_more_requests_than_allowed_are_refused_and_the_others_answered(no
             request = client.sdk._client.request
             reads = [asyncio.create_task(request("session.getMessages", {"sessionId": chat.id})) for _ in range(25)]
             done, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_EXCEPTION)
-            error = next(iter(done)).exception()
+            # One that was answered before the runtime stood still has none.
+            error = next(filter(None, (read.exception() for read in done)))
             assert isinstance(error, JsonRpcError)
             assert error.data["code"] == "rate_limited"
         finally:
