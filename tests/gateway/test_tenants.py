@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -34,7 +34,7 @@ def model() -> Iterator[ModelServer]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(model: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
-    limits = {"client_timeout": "2s", "max_clients": 10, "max_requests": 20}
+    limits = {"max_clients": 10, "max_requests": 20}
     sections: dict[str, Any] = {"limits": limits, "auth": {"key_cache": "100ms"}}
     async with host(tmp_path_factory.mktemp("node"), model, **sections) as running:
         yield running
@@ -264,9 +264,22 @@ async def test_a_revoked_key_ends_streams_of_events(node: Host) -> None:
     assert (last["event"], last["data"]["code"]) == ("error", "unauthenticated")
 
 
+@contextmanager
+def impatient(node: Host, limit: str) -> Iterator[None]:
+    """With 2 s of 30, and for no other test: a client that is only slow would be cut off as well."""
+    limits = node.node.gateway.limits
+    usual = getattr(limits, limit)
+    object.__setattr__(limits, limit, 2.0)
+    try:
+        yield
+    finally:
+        object.__setattr__(limits, limit, usual)
+
+
 async def test_who_does_not_say_who_it_is_is_shown_the_door(node: Host) -> None:
-    async with raw(node.gateway_address) as client:
-        assert await gone(client)
+    with impatient(node, "connect_timeout"):
+        async with raw(node.gateway_address) as client:
+            assert await gone(client)
 
 
 async def gone(client: RawClient) -> bool:
@@ -326,12 +339,13 @@ async def test_a_client_that_does_not_read_is_cut_off_and_hinders_nobody(node: H
         await slow.request("session.resume", {"sessionId": chat.id})
         gateway = node.node.gateway
         before = len(gateway.clients)
-        # From here on nobody reads there. Answers in 3,000 pieces are far more than sockets and buffers hold.
-        for _ in range(40):
-            await chat.turn("[[tokens: 3000]]")
-            if len(gateway.clients) < before:
-                break
-        await until(lambda: len(gateway.clients) < before)
+        with impatient(node, "write_timeout"):
+            # From here on nobody reads there. Answers in 3,000 pieces are far more than sockets and buffers hold.
+            for _ in range(40):
+                await chat.turn("[[tokens: 3000]]")
+                if len(gateway.clients) < before:
+                    break
+            await until(lambda: len(gateway.clients) < before)
         assert await chat.turn("and now?") == "echo: and now?"
 
 

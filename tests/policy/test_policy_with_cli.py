@@ -64,7 +64,7 @@ class Session(ProbeSession):
         self.idle.clear()
         before = len(self._world.model.requests)
         await self.call("session.send", prompt=prompt)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self.idle.wait()
         requests = self._world.model.requests[before:]
         return [[tool["function"]["name"] for tool in request.body.get("tools") or ()] for request in requests]
@@ -252,7 +252,7 @@ async def test_a_tool_of_the_client_is_called_in_the_place_of_one_of_the_hosts(w
     session = await world.isolated(tools=[mine])
     call = f'[[tool: bash {{"command": "touch {tmp_path}/ran", "description": "d"}}]] [[then]] [[say: done]]'
     await session.call("session.send", prompt=call)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (pending := (await session.allowed("session.tools.listPendingRequests"))["items"]):
             await asyncio.sleep(0.01)
         await session.allowed("session.tools.handlePendingToolCall", requestId=pending[0]["requestId"], result="mine")

@@ -28,7 +28,7 @@ MODEL = "gpt-4.1"
 #: The tools of a session in the SDK's mode "empty" when a test does not say which.
 TOOLS = ("builtin:ask_user", "custom:*")
 #: Seconds until something that must come counts as missing.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
