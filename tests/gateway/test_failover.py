@@ -289,7 +289,7 @@ async def test_a_session_that_is_opened_over_http_while_its_client_sleeps_has_th
 
 async def test_a_runtime_with_more_sessions_than_it_may_have_is_shared_in_turns(tmp_path: Path) -> None:
     runtime = {"max_sessions": 1, "max_runtimes": 1}
-    async with ModelServer() as model, host(tmp_path, model, runtime=runtime) as small:
+    async with ModelServer() as model, host(tmp_path, model, coordination=LASTING, runtime=runtime) as small:
         endpoint = Endpoint("gateway", small.gateway_address, await small.key())
         async with connected(endpoint) as client:
             chats = [await client.create() for _ in range(3)]

@@ -18,7 +18,7 @@ from aerodrome.gateway import bodies
 from aerodrome.gateway.client import GatewayClient
 from aerodrome.model import SessionKey
 from aerodrome.wire.framing import encode_frame
-from support.host import Host, host, until
+from support.host import LASTING, Host, host, until
 from support.misbehaving import Fate, raw
 
 pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
@@ -36,7 +36,8 @@ def model() -> Iterator[ModelServer]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(model: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
     directory = tmp_path_factory.mktemp("node")
-    async with host(directory, model, limits={"max_clients_per_user": 3, "client_buffer": "70MiB"}) as running:
+    limits = {"max_clients_per_user": 3, "client_buffer": "70MiB"}
+    async with host(directory, model, coordination=LASTING, limits=limits) as running:
         yield running
 
 

@@ -14,7 +14,7 @@ from aerodrome.demo.model import ModelServer
 from aerodrome.model import SessionKey
 from aerodrome.sessions import attachments
 from aerodrome.sessions.requests import MAX_HELD
-from support.host import Host, User, host, until
+from support.host import LASTING, Host, User, host, until
 from support.misbehaving import RawClient, raw
 
 pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
@@ -31,7 +31,7 @@ def model() -> Iterator[ModelServer]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(model: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
-    async with host(tmp_path_factory.mktemp("node"), model) as running:
+    async with host(tmp_path_factory.mktemp("node"), model, coordination=LASTING) as running:
         yield running
 
 
@@ -154,26 +154,28 @@ async def test_a_client_that_reads_slowly(node: Host, victim: User, monkeypatch:
     address, _, port = node.gateway_address.rpartition(":")
     await asyncio.get_running_loop().sock_connect(sock, (address, int(port)))
     client = RawClient(*await asyncio.open_connection(sock=sock))
-    await client.connect(await node.key("alice"))
-    await client.request("session.create", {"sessionId": "slow"})
-    (connection,) = [c.connection for c in node.node.gateway.clients if "slow" in c.attachments]
-    await client.send({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"message": "x" * 30_000_000}})
 
     async def trickle() -> None:
         while await client.reader.read(200_000):
             await asyncio.sleep(0.1)
 
-    reading = asyncio.ensure_future(trickle())
-    await until(lambda: connection.paused)
-    live = node.node.sessions.find_live(SessionKey("acme", "slow"))
-    assert live is not None
-    assert await node.node.sessions.hibernate(live)
-    # It was not waited for: it has more than ten seconds to go on reading what it was sent before.
-    assert connection.paused
-    assert not connection.closed
-    assert await alice.text("slow", "hello") == "echo: hello"
-    reading.cancel()
-    client.writer.transport.abort()
+    try:
+        await client.connect(await node.key("alice"))
+        await client.request("session.create", {"sessionId": "slow"})
+        (connection,) = [c.connection for c in node.node.gateway.clients if "slow" in c.attachments]
+        await client.send({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"message": "x" * 30_000_000}})
+        reading = asyncio.ensure_future(trickle())
+        await until(lambda: connection.paused)
+        live = node.node.sessions.find_live(SessionKey("acme", "slow"))
+        assert live is not None
+        assert await node.node.sessions.hibernate(live)
+        # It was not waited for: it has more than ten seconds to go on reading what it was sent before.
+        assert connection.paused
+        assert not connection.closed
+        assert await alice.text("slow", "hello") == "echo: hello"
+        reading.cancel()
+    finally:
+        client.writer.transport.abort()
 
 
 async def test_a_client_that_takes_too_little_is_cut_off(

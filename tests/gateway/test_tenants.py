@@ -17,7 +17,7 @@ from copilot._jsonrpc import JsonRpcError
 from aerodrome.demo.model import ModelServer
 from aerodrome.errors import StoreUnavailable
 from aerodrome.model import SessionKey
-from support.host import Host, host, sse_events, until
+from support.host import LASTING, Host, host, sse_events, until
 from support.misbehaving import RawClient, raw
 from support.sdk_clients import Chat, Endpoint, connected, custom_tool
 
@@ -35,7 +35,7 @@ def model() -> Iterator[ModelServer]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(model: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
     limits = {"max_clients": 10, "max_requests": 20}
-    sections: dict[str, Any] = {"limits": limits, "auth": {"key_cache": "100ms"}}
+    sections: dict[str, Any] = {"coordination": LASTING, "limits": limits, "auth": {"key_cache": "100ms"}}
     async with host(tmp_path_factory.mktemp("node"), model, **sections) as running:
         yield running
 
