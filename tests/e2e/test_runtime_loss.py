@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from aerodrome.demo.model import ModelServer
+from support.cli import hold_for_hung
 from support.host import Host, host, until
 
 pytestmark = pytest.mark.cli
@@ -83,6 +84,7 @@ async def test_a_hung_runtime_is_replaced_and_the_turn_repeated(acme: Host, mode
     await alice.open("s1")
     turn = asyncio.create_task(alice.say("s1", "[[gate: held]] two"))
     await model.gate_reached("held")
+    hold_for_hung(acme.runtime())
     process = acme.process()
     process.suspend()
     model.open_gate("held")

@@ -14,7 +14,7 @@ from aerodrome.demo.model import ModelServer
 from aerodrome.gateway.upstream import Upstream
 from aerodrome.model import SessionKey
 from aerodrome.sessions.wake import read_history
-from support.host import Host, host, until
+from support.host import LASTING, Host, host, until
 from support.misbehaving import RawClient, raw
 
 pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
@@ -29,7 +29,7 @@ def model() -> Iterator[ModelServer]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(model: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
     limits = {"max_turns_per_tenant": 1}
-    async with host(tmp_path_factory.mktemp("node"), model, limits=limits) as running:
+    async with host(tmp_path_factory.mktemp("node"), model, coordination=LASTING, limits=limits) as running:
         yield running
 
 

@@ -64,6 +64,13 @@ async def settle(*clients: Client) -> None:
         await client.sdk.ping()
 
 
+async def all_told(recorder: Recorder, *links: int) -> None:
+    """These connections have been told all that follows an open of the session by one of them. The last comes when it
+    is ready, which may be behind the answer."""
+    last = "session.managed_settings_resolved"
+    await until(lambda: all(last in types(recorder.events(link=link)) for link in links))
+
+
 def types(events: list[dict[str, Any]]) -> list[str]:
     return [event["type"] for event in events]
 
@@ -78,8 +85,7 @@ async def test_a_resume_replays_nothing_and_is_told_to_all(direct: Endpoint) -> 
         recorder.messages.clear()
         await attach(second, one.id)
         told = ["session.resume", "session.managed_settings_resolved"]
-        # The second comes when it is ready, which may be behind the answer.
-        await until(lambda: all(len(recorder.events(link=link)) >= len(told) for link in (0, 1)))
+        await all_told(recorder, 0, 1)
         await settle(first, second)
         assert types(recorder.events(link=0)) == told
         assert types(recorder.events(link=1)) == told
@@ -119,8 +125,9 @@ async def test_a_session_without_a_turn_is_attached_to_as_well(direct: Endpoint)
 async def test_to_detach_concerns_the_own_connection_only(direct: Endpoint, method: str, again: bool) -> None:
     async with two_links(direct) as (recorder, first, second):
         one = await first.create()
+        recorder.messages.clear()
         await attach(second, one.id)
-        await settle(first, second)
+        await all_told(recorder, 0, 1)
         recorder.messages.clear()
         assert await second.sdk._client.request(method, {"sessionId": one.id}) == {"success": True}
         # It is not attached any more.
@@ -135,6 +142,7 @@ async def test_to_detach_concerns_the_own_connection_only(direct: Endpoint, meth
 async def test_the_last_to_detach_is_told_of_the_end_before_the_answer(direct: Endpoint) -> None:
     async with two_links(direct) as (recorder, first, _):
         one = await first.create()
+        await all_told(recorder, 0)
         recorder.messages.clear()
         await one.session.disconnect()
         down = [found for found in recorder.messages if not found.up and found.method != "session.lifecycle"]

@@ -8,7 +8,7 @@ import asyncio
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from aerodrome.demo.model import ModelServer
 from aerodrome.gateway.upstream import Upstream
 from aerodrome.model import SessionKey
 from aerodrome.sessions.live import LiveSession
+from support.cli import hold_for_hung
 from support.hop import Hop, hop
-from support.host import Host, host, until
+from support.host import LASTING, Host, host, until
 from support.sdk_clients import Chat, Endpoint, connected, custom_tool
 
 pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
@@ -31,24 +32,22 @@ pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
 CALL = '[[tool: look {"x": "there"}]]'
 
 
-@pytest.fixture(scope="module")
-def model() -> Iterator[ModelServer]:
-    with ModelServer.in_thread() as server:
-        yield server
+@pytest.fixture(scope="module", params=["gateway", "forwarded"])
+def endpoint_kind(request: pytest.FixtureRequest) -> str:
+    """The suite's `model` is one for each, so that the gates are shut again."""
+    return str(request.param)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["gateway", "forwarded"])
-async def nodes(
-    request: pytest.FixtureRequest, model: ModelServer, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Hop]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def nodes(endpoint_kind: str, model: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hop]:
     """One node where clients connect, and one where their sessions run, with a warm runtime in reserve; or one that is
     both."""
-    directory, warm = tmp_path_factory.mktemp("node"), {"warm": 1}
-    if request.param == "forwarded":
-        async with hop(directory, model, runtime=warm) as two:
+    directory, runtime = tmp_path_factory.mktemp("node"), {"warm": 1}
+    if endpoint_kind == "forwarded":
+        async with hop(directory, model, coordination=LASTING, runtime=runtime) as two:
             yield two
     else:
-        async with host(directory, model, runtime=warm) as running:
+        async with host(directory, model, coordination=LASTING, runtime=runtime) as running:
             yield Hop(running, running)
 
 
@@ -139,6 +138,7 @@ async def test_a_turn_whose_runtime_dies_or_hangs_is_answered_all_the_same(
         await chat.turn("one")
         message_id = await chat.send(f"[[gate: {gate}]] two")
         await model.gate_reached(gate)
+        hold_for_hung(node.runtime())
         kill(node, chat, number)
         model.open_gate(gate)
         await chat.until("session.idle")
@@ -241,6 +241,7 @@ async def test_a_call_in_flight_fails_or_is_repeated(node: Host, endpoint: Endpo
         chat = await client.create()
         await chat.turn("[[tokens: 200]] one")
         await chat.turn("[[tokens: 200]] two")
+        hold_for_hung(node.runtime())
         process = node.runtime().pid
         assert process is not None
         os.kill(process, signal.SIGSTOP)
@@ -287,10 +288,9 @@ async def test_a_session_that_is_opened_over_http_while_its_client_sleeps_has_th
         await until(lambda: bool(chat.data("session.idle")))
 
 
-async def test_a_runtime_with_more_sessions_than_it_may_have_is_shared_in_turns(
-    tmp_path: Path, model: ModelServer
-) -> None:
-    async with host(tmp_path, model, runtime={"max_sessions": 1, "max_runtimes": 1}) as small:
+async def test_a_runtime_with_more_sessions_than_it_may_have_is_shared_in_turns(tmp_path: Path) -> None:
+    runtime = {"max_sessions": 1, "max_runtimes": 1}
+    async with ModelServer() as model, host(tmp_path, model, coordination=LASTING, runtime=runtime) as small:
         endpoint = Endpoint("gateway", small.gateway_address, await small.key())
         async with connected(endpoint) as client:
             chats = [await client.create() for _ in range(3)]

@@ -14,7 +14,7 @@ from aerodrome.demo.model import ModelServer
 from aerodrome.model import SessionKey
 from aerodrome.sessions import attachments
 from aerodrome.sessions.requests import MAX_HELD
-from support.host import Host, User, host, until
+from support.host import LASTING, Host, User, host, until
 from support.misbehaving import RawClient, raw
 
 pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
@@ -31,9 +31,7 @@ def model() -> Iterator[ModelServer]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(model: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
-    async with host(tmp_path_factory.mktemp("node"), model) as running:
-        # As configured by default 30 s.
-        running.node.gateway.request_timeout = 3.0
+    async with host(tmp_path_factory.mktemp("node"), model, coordination=LASTING) as running:
         yield running
 
 
@@ -44,7 +42,6 @@ async def victim(node: Host) -> AsyncIterator[User]:
     await bob.open("victim")
     await bob.say("victim", "hello")
     runtime = node.runtime()
-    runtime.control._timeout = 3.0  # 30 s by default
     yield bob
     assert not runtime.lost.is_set(), runtime.lost_reason
     assert await bob.text("victim", "still there?") == "echo: still there?"
@@ -76,7 +73,7 @@ async def test_what_the_runtime_does_not_answer_is_answered(node: Host, victim: 
         await client.request("session.create", {"sessionId": "odd"})
         body = b'{"jsonrpc":"2.0","id":5,"method":"session.log","params":{"sessionId":"odd","message":"m","x":%b}}'
         await client.write(b"Content-Length: %d\r\n\r\n" % len(body % value) + body % value)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await client.answer_to(5)
         live = node.node.sessions.find_live(SessionKey("acme", "odd"))
         assert live is not None
@@ -94,9 +91,12 @@ async def test_a_transform_that_is_not_answered(node: Host, victim: User, monkey
 
 
 async def test_a_client_that_keeps_the_runtime_waiting_is_cut_off_and_its_session_goes_on(
-    node: Host, victim: User
+    node: Host, victim: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With more patience for the client than for the runtime, it is the runtime that does not answer in time."""
+    # As configured by default 30 s.
+    monkeypatch.setattr(node.node.gateway, "request_timeout", 3.0)
+    monkeypatch.setattr(node.runtime().control, "_timeout", 3.0)
     alice = await node.user("alice")
     async with raw(node.gateway_address, await node.key("alice")) as client:
         sections = {"custom_instructions": {"action": "transform"}}
@@ -128,22 +128,22 @@ async def test_questions_of_one_session_do_not_fill_the_control_link(node: Host,
     alice = await node.user("alice")
     await alice.open("asker", tools=["ask_user"])
     calls = "".join(f'[[tool: ask_user {{"question": "q{number}"}}]]' for number in range(300))
-    asking = asyncio.ensure_future(alice.http.post("/sessions/asker/messages", json={"prompt": calls}))
-    try:
-        async with alice.events("asker") as events:
+    async with alice.events("asker") as events:
+        asking = asyncio.ensure_future(alice.http.post("/sessions/asker/messages", json={"prompt": calls}))
+        try:
             asked = 0
             async for event in events:
                 asked += event["event"] == "user_input.requested"
                 if asked == 300:
                     break
-        live = node.node.sessions.find_live(SessionKey("acme", "asker"))
-        assert live is not None
-        assert live.activation is not None
-        await until(lambda: len(live.activation._requests._held) == MAX_HELD)  # type: ignore[union-attr]
-        assert await victim.text("victim", "and I?") == "echo: and I?"
-    finally:
-        asking.cancel()
-        await alice.http.post("/sessions/asker/abort")
+            live = node.node.sessions.find_live(SessionKey("acme", "asker"))
+            assert live is not None
+            assert live.activation is not None
+            await until(lambda: len(live.activation._requests._held) == MAX_HELD)  # type: ignore[union-attr]
+            assert await victim.text("victim", "and I?") == "echo: and I?"
+        finally:
+            asking.cancel()
+            await alice.http.post("/sessions/asker/abort")
 
 
 async def test_a_client_that_reads_slowly(node: Host, victim: User, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,31 +154,34 @@ async def test_a_client_that_reads_slowly(node: Host, victim: User, monkeypatch:
     address, _, port = node.gateway_address.rpartition(":")
     await asyncio.get_running_loop().sock_connect(sock, (address, int(port)))
     client = RawClient(*await asyncio.open_connection(sock=sock))
-    await client.connect(await node.key("alice"))
-    await client.request("session.create", {"sessionId": "slow"})
-    (connection,) = [c.connection for c in node.node.gateway.clients if "slow" in c.attachments]
-    await client.send({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"message": "x" * 30_000_000}})
 
     async def trickle() -> None:
         while await client.reader.read(200_000):
             await asyncio.sleep(0.1)
 
-    reading = asyncio.ensure_future(trickle())
-    await until(lambda: connection.paused)
-    live = node.node.sessions.find_live(SessionKey("acme", "slow"))
-    assert live is not None
-    began = asyncio.get_running_loop().time()
-    assert await node.node.sessions.hibernate(live)
-    assert asyncio.get_running_loop().time() - began < 2.0
-    assert not connection.closed
-    assert await alice.text("slow", "hello") == "echo: hello"
-    reading.cancel()
-    client.writer.transport.abort()
+    try:
+        await client.connect(await node.key("alice"))
+        await client.request("session.create", {"sessionId": "slow"})
+        (connection,) = [c.connection for c in node.node.gateway.clients if "slow" in c.attachments]
+        await client.send({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"message": "x" * 30_000_000}})
+        reading = asyncio.ensure_future(trickle())
+        await until(lambda: connection.paused)
+        live = node.node.sessions.find_live(SessionKey("acme", "slow"))
+        assert live is not None
+        assert await node.node.sessions.hibernate(live)
+        # It was not waited for: it has more than ten seconds to go on reading what it was sent before.
+        assert connection.paused
+        assert not connection.closed
+        assert await alice.text("slow", "hello") == "echo: hello"
+        reading.cancel()
+    finally:
+        client.writer.transport.abort()
 
 
 async def test_a_client_that_takes_too_little_is_cut_off(
     node: Host, victim: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    await until(lambda: not node.node.gateway.clients)
     async with raw(node.gateway_address, await node.key("alice")) as client:
         (connection,) = [c.connection for c in node.node.gateway.clients if c.connection.connected]
         object.__setattr__(node.node.gateway.limits, "write_timeout", 1.0)
@@ -191,7 +194,7 @@ async def test_a_client_that_takes_too_little_is_cut_off(
                     await asyncio.sleep(0.1)
 
             reading = asyncio.ensure_future(sip())
-            await until(lambda: connection.closed, timeout=10)
+            await until(lambda: connection.closed)
             reading.cancel()
         finally:
             object.__setattr__(node.node.gateway.limits, "write_timeout", 30.0)

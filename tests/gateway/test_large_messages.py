@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from aerodrome.demo.model import ModelServer
-from support.host import Host, host
+from support.host import LASTING, Host, host
 from support.misbehaving import raw
 
 pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
@@ -24,7 +24,7 @@ def model() -> Iterator[ModelServer]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(model: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
     limits = {"max_frame": "256KiB", "max_body": "64KiB", "max_prompt": "64KiB"}
-    async with host(tmp_path_factory.mktemp("node"), model, limits=limits) as running:
+    async with host(tmp_path_factory.mktemp("node"), model, coordination=LASTING, limits=limits) as running:
         yield running
 
 

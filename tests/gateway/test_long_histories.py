@@ -18,7 +18,7 @@ from aerodrome.sessions.fork import forked_history
 from aerodrome.sessions.replay import unpublished
 from aerodrome.sessions.wake import take_lease
 from aerodrome.statestore.provider import EVENTS_PATH
-from support.host import Host, host
+from support.host import LASTING, Host, host
 from support.misbehaving import raw
 
 pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
@@ -34,7 +34,7 @@ def model() -> Iterator[ModelServer]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(model: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
-    async with host(tmp_path_factory.mktemp("node"), model) as running:
+    async with host(tmp_path_factory.mktemp("node"), model, coordination=LASTING) as running:
         context = running.node.sessions._context
         await (await running.user("alice")).open("long")
         kinds = ("assistant.message", "user.message")

@@ -16,7 +16,7 @@ from aerodrome.model import Role, SessionKey
 from aerodrome.policy.method_rules import Handling
 from aerodrome.policy.method_table import GROUPS
 from aerodrome.policy.profiles import Profile
-from support.host import Host, host, until
+from support.host import LASTING, Host, host, until
 from support.sdk_clients import Chat, Client, Endpoint, connected, custom_tool, requests_of, system_message
 
 pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
@@ -32,7 +32,7 @@ def model() -> Iterator[ModelServer]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(model: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
-    async with host(tmp_path_factory.mktemp("node"), model) as running:
+    async with host(tmp_path_factory.mktemp("node"), model, coordination=LASTING) as running:
         yield running
 
 
@@ -143,6 +143,7 @@ async def test_removal_ends_everything_at_once_on_both_doors(node: Host, model: 
             await called.wait()
             assert (await anext(events))["event"]
             await unshare(node, "leave", "bob")
+            await bob.sdk.ping()  # what he was sent before is here
             seen = len(his.events)
             answer = await waiting
             assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
@@ -330,7 +331,7 @@ async def test_in_isolation_user_a_shared_session_runs_in_its_owner_s_runtime(
     model: ModelServer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     async with (
-        host(tmp_path_factory.mktemp("alone"), model, isolation={"default": "user"}) as node,
+        host(tmp_path_factory.mktemp("alone"), model, coordination=LASTING, isolation={"default": "user"}) as node,
         connected(await endpoint_of(node)) as alice,
         connected(await endpoint_of(node, "bob")) as bob,
     ):

@@ -11,7 +11,7 @@ import pytest
 from aerodrome.demo.model import ModelServer
 from aerodrome.gateway.upstream import Upstream
 from aerodrome.runtime.control import ControlLink
-from support.host import host
+from support.host import LASTING, host
 from support.misbehaving import raw
 
 pytestmark = pytest.mark.cli
@@ -39,7 +39,7 @@ async def test_what_a_client_may_choose_holds_when_its_session_is_loaded_anew(
     isolation = {"default": "user"}
     async with (
         ModelServer() as model,
-        host(tmp_path, model, policy=policy, isolation=isolation) as running,
+        host(tmp_path, model, coordination=LASTING, policy=policy, isolation=isolation) as running,
         raw(running.gateway_address, await running.key("alice")) as client,
     ):
         assert "result" in await client.request("session.create", {"sessionId": "s1"})

@@ -14,7 +14,16 @@ from copilot.session import PermissionNoResult
 from copilot.session_events import SessionMode
 
 from aerodrome.demo.model import ModelServer
-from support.sdk_clients import TOOLS, Endpoint, connected, custom_tool, gateway, requests_of, system_message
+from support.sdk_clients import (
+    PATIENCE,
+    TOOLS,
+    Endpoint,
+    connected,
+    custom_tool,
+    gateway,
+    requests_of,
+    system_message,
+)
 
 pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
 
@@ -132,7 +141,7 @@ async def test_a_turn_is_aborted_while_its_tool_runs(endpoint: Endpoint) -> None
         await chat.session.abort()
         assert (await chat.until("session.idle")).aborted is True
         # The SDK is told, and cancels the handler.
-        await asyncio.wait_for(ended.wait(), 5)
+        await asyncio.wait_for(ended.wait(), PATIENCE)
         assert await chat.turn("go on") == "echo: go on"
 
 

@@ -13,7 +13,7 @@ import pytest_asyncio
 from aerodrome.coordination.ports import Node
 from aerodrome.demo.model import ModelServer
 from aerodrome.model import SessionKey
-from support.host import Host, host, until
+from support.host import LASTING, Host, host, until
 from support.misbehaving import RawClient, raw
 
 pytestmark = [pytest.mark.cli, pytest.mark.asyncio(loop_scope="module")]
@@ -28,10 +28,7 @@ def model() -> Iterator[ModelServer]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def nodes(model: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Host, Host]]:
     directory = tmp_path_factory.mktemp("pair")
-    options: dict[str, Any] = {
-        "coordination": {"heartbeat": "100ms", "ttl": "5s"},
-        "limits": {"max_turns_per_tenant": 1},
-    }
+    options: dict[str, Any] = {"coordination": LASTING, "limits": {"max_turns_per_tenant": 1}}
     async with AsyncExitStack() as stack:
         first, second = [
             await stack.enter_async_context(host(directory, model, server={"node_name": name}, **options))
@@ -44,7 +41,7 @@ async def nodes(model: ModelServer, tmp_path_factory: pytest.TempPathFactory) ->
 async def told_until_idle(client: RawClient, session_id: str) -> list[str]:
     """Types of the session's events."""
     told: list[str] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while "session.idle" not in told:
             message = await client.receive()
             if message.get("method") == "session.event" and message["params"]["sessionId"] == session_id:

@@ -10,7 +10,7 @@ import pytest
 
 from aerodrome.demo.model import ModelServer
 from aerodrome.runtime.supervisor import ManagedRuntime
-from support.host import host, until
+from support.host import LASTING, host, until
 from support.sdk_clients import Endpoint, connected, custom_tool
 
 pytestmark = pytest.mark.cli
@@ -23,7 +23,7 @@ def has_one(runtime: ManagedRuntime) -> bool:
 
 
 async def test_a_client_stays_connected_with_its_tools_while_its_runtime_is_recycled(tmp_path: Path) -> None:
-    async with ModelServer() as model, host(tmp_path, model, runtime={"warm": 1}) as running:
+    async with ModelServer() as model, host(tmp_path, model, coordination=LASTING, runtime={"warm": 1}) as running:
         endpoint = Endpoint("gateway", running.gateway_address, await running.key())
         async with connected(endpoint) as client, connected(endpoint) as neighbour:
             chat = await client.create(tools=[custom_tool("look", skip_permission=True)], streaming=True)

@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Session(ProbeSession):
         self.idle.clear()
         before = len(self._world.model.requests)
         await self.call("session.send", prompt=prompt)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self.idle.wait()
         requests = self._world.model.requests[before:]
         return [[tool["function"]["name"] for tool in request.body.get("tools") or ()] for request in requests]
@@ -120,7 +120,9 @@ class World:
 async def world(cli: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     probe = ProbeModel()
     await probe.start()
-    runtime = ManagedRuntime("rt-1", runtime_options(tmp_path_factory.mktemp("policy"), cli))
+    # One for all: that the machine is slow for a moment must not end it.
+    options = replace(runtime_options(tmp_path_factory.mktemp("policy"), cli), ping_timeout=20.0)
+    runtime = ManagedRuntime("rt-1", options)
     try:
         async with ModelServer() as model:
             await runtime.start(launcher(), probe)
@@ -250,7 +252,7 @@ async def test_a_tool_of_the_client_is_called_in_the_place_of_one_of_the_hosts(w
     session = await world.isolated(tools=[mine])
     call = f'[[tool: bash {{"command": "touch {tmp_path}/ran", "description": "d"}}]] [[then]] [[say: done]]'
     await session.call("session.send", prompt=call)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (pending := (await session.allowed("session.tools.listPendingRequests"))["items"]):
             await asyncio.sleep(0.01)
         await session.allowed("session.tools.handlePendingToolCall", requestId=pending[0]["requestId"], result="mine")

@@ -225,7 +225,8 @@ def undeletable(node: ScriptedNode, error: Exception, *sessions: str) -> None:
 
     async def delete_session(key: SessionKey, epoch: int, created_at: float) -> None:
         if key.id in sessions:
-            raise error
+            # Not the same one each time: its traceback would grow with each, and be told in the log each time.
+            raise type(error)(*error.args)
         await delete(node.stores.files, key, epoch, created_at)
 
     node.stores.files.delete_session = delete_session  # type: ignore[method-assign]

@@ -12,6 +12,7 @@ from aerodrome.model import SessionKey, TurnRow, TurnStatus
 from aerodrome.sessions.activation import Activation
 from aerodrome.sessions.delivery import Delivery
 from aerodrome.sessions.run import TurnRun
+from support.loop_clock import loop_clock
 
 
 class Sending:
@@ -73,55 +74,76 @@ async def test_a_prompt_that_was_answered_before_its_send_was_is_seen_to_have_en
     assert run.row.tool_ran
 
 
-async def test_the_wait_ends_when_a_prompt_comes_goes_or_is_overdue_and_with_the_activation() -> None:
-    delivery, run = Delivery(0.01, lambda _: None), make_run()
+async def waiting_for(delivery: Delivery, lost: asyncio.Future[Any]) -> asyncio.Task[None]:
+    """Who waits for a change, and has found none."""
+    waiting = asyncio.create_task(delivery.change(lost))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    return waiting
+
+
+async def test_the_wait_ends_when_a_prompt_goes_or_is_overdue_and_with_the_activation() -> None:
     lost: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    attempt = delivery.add(run)
-    await delivery.change(lost)
-    assert delivery.overdue() == [run]
-    patient = Delivery(60, lambda _: None)
-    patient.add(make_run())
-    waiting = asyncio.create_task(patient.change(lost))
-    await asyncio.sleep(0)
-    lost.set_result(None)
-    await waiting
-    assert patient.overdue() == []
-    assert delivery.remove(run, attempt) is True
+    with loop_clock() as clock:
+        delivery, run = Delivery(60, lambda _: None), make_run()
+        attempt = delivery.add(run)
+        waiting = await waiting_for(delivery, lost)
+        clock.advance(60)
+        await waiting
+        assert delivery.overdue() == [run]
+        patient = Delivery(600, lambda _: None)
+        patient.add(make_run())
+        waiting = await waiting_for(patient, lost)
+        lost.set_result(None)
+        await waiting
+        assert patient.overdue() == []
+        assert delivery.remove(run, attempt) is True
 
 
 async def test_the_time_of_a_prompt_that_waits_in_the_runtime_begins_with_its_turn() -> None:
     lost: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    delivery, first, second = Delivery(0.01, lambda _: None), make_run(), make_run()
-    attempt = delivery.add(first)
-    delivery.add(second)
-    await delivery.change(lost)
-    assert delivery.overdue() == [first]
-    delivery.remove(first, attempt)
-    assert delivery.overdue() == []
-    await delivery.change(lost)  # it has gone
-    await delivery.change(lost)
-    assert delivery.overdue() == [second]
+    with loop_clock() as clock:
+        delivery, first, second = Delivery(60, lambda _: None), make_run(), make_run()
+        attempt = delivery.add(first)
+        delivery.add(second)
+        waiting = await waiting_for(delivery, lost)
+        clock.advance(60)
+        await waiting
+        assert delivery.overdue() == [first]
+        delivery.remove(first, attempt)
+        assert delivery.overdue() == []
+        await delivery.change(lost)  # it has gone
+        waiting = await waiting_for(delivery, lost)
+        clock.advance(60)
+        await waiting
+        assert delivery.overdue() == [second]
 
 
 async def test_the_time_of_a_prompt_ends_when_the_next_is_taken_up() -> None:
     """The runtime is idle once, behind all that were queued in it."""
     lost: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    delivery, first, second = Delivery(0.01, lambda _: None), make_run(), make_run()
-    for run, name in ((first, "m1"), (second, "m2")):
-        delivery.add(run)
-        sending = Sending()
-        sending.answer.set_result(name)
-        await sent(delivery, run, sending)
-    delivery.feed(event("user.message", messageId="m1"))
-    delivery.feed(event("assistant.message", messageId="a1", content="yes"))
-    await delivery.change(lost)  # they were sent
-    await delivery.change(lost)
-    assert delivery.overdue() == [first]
-    delivery.feed(event("user.message", messageId="m2"))
-    assert delivery.overdue() == []
-    await delivery.change(lost)
-    assert delivery.overdue() == [second]
-    # What is taken up then is no prompt of ours: they end in their time all the same.
-    delivery.feed(event("assistant.message", messageId="a2", content="yes"))
-    delivery.feed(event("user.message", messageId="m3"))
-    assert delivery.overdue() == [first, second]
+    with loop_clock() as clock:
+        delivery, first, second = Delivery(60, lambda _: None), make_run(), make_run()
+        for run, name in ((first, "m1"), (second, "m2")):
+            delivery.add(run)
+            sending = Sending()
+            sending.answer.set_result(name)
+            await sent(delivery, run, sending)
+        delivery.feed(event("user.message", messageId="m1"))
+        delivery.feed(event("assistant.message", messageId="a1", content="yes"))
+        await delivery.change(lost)  # they were sent
+        waiting = await waiting_for(delivery, lost)
+        clock.advance(60)
+        await waiting
+        assert delivery.overdue() == [first]
+        delivery.feed(event("user.message", messageId="m2"))
+        assert delivery.overdue() == []
+        waiting = await waiting_for(delivery, lost)
+        clock.advance(60)
+        await waiting
+        assert delivery.overdue() == [second]
+        # What is taken up then is no prompt of ours: they end in their time all the same.
+        delivery.feed(event("assistant.message", messageId="a2", content="yes"))
+        delivery.feed(event("user.message", messageId="m3"))
+        assert delivery.overdue() == [first, second]

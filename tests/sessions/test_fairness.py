@@ -172,9 +172,9 @@ async def test_when_all_loaded_sessions_are_in_turns_the_next_waits_for_the_end_
         await until(lambda: in_turn(node) == ["s2"])
         await node.loaded("s2").answer()
         await second.wait()
-        node.context.residents._timeout = 0.05
         third = await prompt(node, ALICE, "s1")
         await until(lambda: in_turn(node) == ["s1"])
+        node.context.residents._timeout = 0.05
         row = await (await prompt(node, BOB, "s2")).wait()
         assert row.error is not None
         assert (row.error["code"], row.error["retry_after"] >= 1.0) == ("capacity", True)

@@ -25,7 +25,7 @@ async def native(node: ScriptedNode, prompt: str) -> TurnRun:
 
 
 async def status(run: TurnRun) -> TurnStatus:
-    assert await run.over(timeout=5), "the turn never ends"
+    assert await run.over(timeout=20), "the turn never ends"
     return (await run.wait()).status
 
 

@@ -71,7 +71,7 @@ async def send_as(node: ScriptedNode, who: Principal, prompt: str, **message: An
 
 
 async def next_of(stream: Channel) -> str:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         return (await anext(stream)).type
 
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from aerodrome._util.clock import ManualClock
+from aerodrome._util.patience import Patience
 from aerodrome._util.redis_url import RedisUrl
 from aerodrome._util.tasks import TaskOwner
 from aerodrome.coordination.backends.memory import MemoryCoordination
@@ -22,7 +23,7 @@ from aerodrome.model import SessionKey, TurnRow, TurnStatus
 from aerodrome.sessions.admission import TurnAdmission, TurnLimits
 from aerodrome.sessions.returns import OwnLeases, give_back
 from support.coordination import taken
-from support.postgres import postgres
+from support.postgres import fresh_schema, postgres
 from support.scripted_node import Unsteady, no_pause, scripted_node, settle
 from support.stores import ValkeyServer, paused, valkey
 from support.waiting import until
@@ -33,15 +34,20 @@ KEY = SessionKey("acme", "s1")
 LONG = 600.0
 
 
+#: What an impatient store is asked with while nothing is the matter: it may be slow then, too.
+surely = Patience(30.0)
+
+
 @asynccontextmanager
 async def impatient(server: ValkeyServer) -> AsyncIterator[RedisCoordination]:
     coordination = RedisCoordination(RedisUrl.parse(server.url), timeout=0.3, patience=0.0)
-    await coordination.open()
-    await coordination.join(Node("a", "a-1"), LONG)
+    await surely(coordination.open)
+    await surely(lambda: coordination.join(Node("a", "a-1"), LONG))
     # The server knows the scripts: what it is asked while it stands still it can do afterwards.
-    assert await coordination.release(await taken(coordination, SessionKey("acme", "before"), "a-1"))
-    await coordination.admit("before", "a-1", caps=[Cap("before", 1)])
-    await coordination.vacate("before", "a-1")
+    before = await surely(lambda: taken(coordination, SessionKey("acme", "before"), "a-1"))
+    await surely(lambda: coordination.release(before))
+    await surely(lambda: coordination.admit("before", "a-1", caps=[Cap("before", 1)]))
+    await surely(lambda: coordination.vacate("before", "a-1"))
     try:
         yield coordination
     finally:
@@ -106,7 +112,8 @@ async def test_a_place_that_a_store_has_given_late_does_not_stay_taken() -> None
                     pass
             await until(lambda: not tasks._tasks)
             assert server.command("HLEN", "{aerodrome}:places") == b":0\r\n"
-            assert (await store.admit("t-2", "a-1", caps=[Cap("running/acme/alice", 1)])).full is None
+            place = Cap("running/acme/alice", 1)
+            assert (await surely(lambda: store.admit("t-2", "a-1", caps=[place]))).full is None
 
 
 # --- leases ---
@@ -116,7 +123,7 @@ async def test_a_lease_is_given_back_when_its_store_goes_on() -> None:
     with valkey() as server:
         async with impatient(server) as store, tasks_of_a_node() as tasks:
             leases = OwnLeases(store, lambda: "a-1", tasks)
-            lease = await taken(store, KEY, "a-1")
+            lease = await surely(lambda: taken(store, KEY, "a-1"))
             with paused(server):
                 with pytest.raises(StoreUnavailable):
                     await leases.release(lease)
@@ -124,16 +131,18 @@ async def test_a_lease_is_given_back_when_its_store_goes_on() -> None:
                 await asyncio.wait([releasing], timeout=0.5)
                 assert not releasing.done()
             await releasing
-            assert await store.holder(KEY) is None
+            assert await surely(lambda: store.holder(KEY)) is None
 
 
 async def test_tables_that_are_locked_for_a_while_keep_neither_leases_nor_places() -> None:
-    async with postgres(lock_timeout=0.1, deadline=0.2) as db:
-        store = PostgresCoordination(db)
-        await store.open()
-        await store.join(Node("a", "a-1"), LONG)
-        lease = await taken(store, KEY, "a-1")
-        await store.admit("t-1", "a-1", caps=[Cap("c", 1)])
+    schema = fresh_schema()
+    async with postgres(schema) as db, postgres(schema, lock_timeout=0.1) as impatient_db:
+        impatient_db.deadline = 0.2  # once it is open, which takes its time
+        patient, store = PostgresCoordination(db), PostgresCoordination(impatient_db)
+        await patient.open()
+        await patient.join(Node("a", "a-1"), LONG)
+        lease = await taken(patient, KEY, "a-1")
+        await patient.admit("t-1", "a-1", caps=[Cap("c", 1)])
         locking = await db.connect()
         async with locking.transaction():
             await locking.execute("LOCK TABLE place, lease IN ACCESS EXCLUSIVE MODE")
@@ -145,9 +154,9 @@ async def test_tables_that_are_locked_for_a_while_keep_neither_leases_nor_places
             )
         await giving_back
         await locking.close()
-        assert await store.holder(KEY) is None
-        assert (await store.admit("t-2", "a-1", caps=[Cap("c", 1)])).full is None
-        await store.aclose()
+        assert await patient.holder(KEY) is None
+        assert (await patient.admit("t-2", "a-1", caps=[Cap("c", 1)])).full is None
+        await patient.aclose()
 
 
 async def test_a_lease_that_a_store_has_given_late_is_found_and_given_back() -> None:
@@ -157,7 +166,7 @@ async def test_a_lease_that_a_store_has_given_late_is_found_and_given_back() -> 
             with paused(server), pytest.raises(StoreUnavailable):
                 await leases.acquire(KEY, "a-1", floor=6)
             await until(lambda: not tasks._tasks)
-            assert await store.holder(KEY) is None
+            assert await surely(lambda: store.holder(KEY)) is None
             assert server.command("GET", "{aerodrome}:floor") == b"$1\r\n7\r\n"  # it had been given
 
 

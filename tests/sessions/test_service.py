@@ -24,12 +24,14 @@ from aerodrome.errors import (
     StoreUnavailable,
 )
 from aerodrome.model import OnBusy, RuntimeKey, SessionKey, SessionKind, SessionRow, SessionState, TurnStatus
+from aerodrome.sessions import books
 from aerodrome.sessions.api import Ask, OpenSession, SendMessage
 from aerodrome.sessions.attachments import Attachment
 from aerodrome.sessions.hub import Channel
 from aerodrome.sessions.janitor import LEASE
 from aerodrome.sessions.machine import State
 from aerodrome.sessions.run import TurnRun
+from support.loop_clock import loop_clock
 from support.scripted_node import ALICE, BOB, ScriptedNode, Stores, scripted_node, settle
 from support.waiting import until
 
@@ -52,7 +54,7 @@ async def running(node: ScriptedNode, session_id: str = "s1", prompt: str = "one
 
 
 async def ended(run: TurnRun) -> TurnStatus:
-    assert await run.over(timeout=5), "the turn never ends"
+    assert await run.over(timeout=20), "the turn never ends"
     return (await run.wait()).status
 
 
@@ -510,14 +512,18 @@ async def test_a_drain_lets_turns_end_and_ends_those_that_do_not() -> None:
         await idle(node, "a", "b", "c")
         quick, slow = await running(node, "a"), await running(node, "b")
         queued = await node.send("b", "two", idempotency_key="k")
-        draining = asyncio.create_task(node.service.drain(0.05))
-        await settle()
-        with pytest.raises(Draining):
-            await node.send("a", "more")
-        with pytest.raises(Draining):
-            await node.service.events(ALICE, "a")
-        await node.loaded("a").answer()
-        await draining
+        with loop_clock() as clock:
+            draining = asyncio.create_task(node.service.drain(60.0))
+            await settle()
+            with pytest.raises(Draining):
+                await node.send("a", "more")
+            with pytest.raises(Draining):
+                await node.service.events(ALICE, "a")
+            await node.loaded("a").answer()
+            await settle()
+            assert not draining.done()
+            clock.advance(60.0)
+            await draining
         assert await ended(quick) is TurnStatus.COMPLETED
         for run in (slow, queued):
             assert await ended(run) is TurnStatus.INTERRUPTED
@@ -795,7 +801,8 @@ async def test_a_prompt_is_kept_also_while_it_is_sent_again() -> None:
         assert await ended(run) is TurnStatus.COMPLETED
 
 
-async def test_a_prompt_that_cannot_be_kept_is_recorded_later_all_the_same() -> None:
+async def test_a_prompt_that_cannot_be_kept_is_recorded_later_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(books, "NAMED_AFTER", 3600.0)
     async with scripted_node() as node:
         await node.open("s1")
         run = await node.service.native.send(ALICE, "s1", {"prompt": "one"})

@@ -7,6 +7,7 @@ A run that fails is printed with its seed, with as little of its plan as it take
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import time
@@ -114,7 +115,7 @@ def test_a_seed_gives_the_same_run_in_every_process() -> None:
     for hash_seed in ("1", "2"):
         done = subprocess.run(
             [sys.executable, "-c", _DIGEST, str(tests)],
-            env={"PYTHONHASHSEED": hash_seed},
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
             capture_output=True,
             text=True,
             check=True,

@@ -103,13 +103,18 @@ def processes_at_home(directory: Path) -> list[psutil.Process]:
     return found
 
 
+def hold_for_hung(runtime: ManagedRuntime, seconds: float = 2.0) -> None:
+    """...when it has not answered a ping for so long. Those that are only slow, on a slow machine, are given longer."""
+    runtime._ping_timeout = seconds
+    runtime._options = replace(runtime._options, ping_timeout=seconds)
+
+
 def hang(runtime: ManagedRuntime, ping_timeout: float = 1.0) -> psutil.Process:
     """Stop its process, and have that noticed soon."""
     assert runtime.pid is not None
     process = psutil.Process(runtime.pid)
     process.suspend()
-    runtime._ping_timeout = ping_timeout
-    runtime._options = replace(runtime._options, ping_timeout=ping_timeout)
+    hold_for_hung(runtime, ping_timeout)
     return process
 
 

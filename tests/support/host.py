@@ -19,13 +19,17 @@ from aerodrome.demo.model import ModelServer
 from aerodrome.runtime.supervisor import ManagedRuntime
 from aerodrome.sessions.janitor import LEASE
 
+#: What `coordination` is where no node dies, none is cut off and none is new: a machine that stands still for a while
+#: must not make a dead one of it.
+LASTING = {"heartbeat": "100ms", "ttl": "60s"}
+
 
 def make_settings(data_dir: Path, model_url: str, **sections: dict[str, Any]) -> Settings:
     """Settings for tests; each keyword is a section whose keys go over these."""
     values: dict[str, dict[str, Any]] = {
         "server": {"http": "127.0.0.1:0", "gateway": "127.0.0.1:0", "data_dir": str(data_dir), "drain_timeout": "5s"},
         "provider": {"type": "openai", "base_url": model_url, "api_key": "test-key", "model": "gpt-4.1"},
-        "runtime": {"warm": 0, "ping_interval": "500ms", "ping_timeout": "2s"},
+        "runtime": {"warm": 0, "ping_interval": "500ms", "ping_timeout": "20s"},
     }
     for name, keys in sections.items():
         values[name] = {**values.get(name, {}), **keys}

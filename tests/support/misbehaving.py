@@ -80,7 +80,7 @@ class RawClient:
     async def connect(self, token: str) -> dict[str, Any]:
         return await self.request("connect", {"token": token, "supportedTaskKinds": []})
 
-    async def fate(self, patience: float = 5.0) -> Fate:
+    async def fate(self, patience: float = 20.0) -> Fate:
         """Whether a ping is answered, or the connection closed, within so many seconds."""
         try:
             async with asyncio.timeout(patience):

@@ -27,7 +27,7 @@ from support.sdk_clients import Endpoint, requests_of
 
 DIRECTORY = Path(__file__).parents[1] / "gateway" / "node"
 #: Seconds that one scenario may take.
-PATIENCE = 40.0
+PATIENCE = 90.0
 # A scenario's answer is one line.
 _LINE_LIMIT = 1 << 24
 _INSTALL = ("ci", "--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund")

@@ -43,6 +43,9 @@ BOB = Principal("acme", "bob")
 
 Pause = Callable[[], Awaitable[None]]
 
+#: Seconds for which a turn waits for its place: more than any test takes, on whatever machine.
+PATIENCE = 100.0
+
 
 class MemoryFiles:
     """What the sessions room uses of `statestore.ports.SessionFileStore`."""
@@ -238,7 +241,7 @@ class ScriptedNode:
             admission=TurnAdmission(
                 FairGate(
                     Ceilings(max_turns, max_turns, limits.at_once),
-                    timeout=5.0,
+                    timeout=PATIENCE,
                     what="no turn could be started",
                     weight=lambda tenant: weights.get(tenant, 1.0),
                 ),
@@ -246,12 +249,12 @@ class ScriptedNode:
                 cast("Any", stores.slow_coordination),
                 incarnation=lambda: self.incarnation,
                 later=lambda work, name: self.context.later(work, name),
-                timeout=5.0,
+                timeout=PATIENCE,
                 backlog=backlog,
                 per_runtime=turns_per_runtime,
                 late=0.0,
             ),
-            residents=Residents(ceilings, timeout=5.0, changed=lambda: self.pool._changed),
+            residents=Residents(ceilings, timeout=PATIENCE, changed=lambda: self.pool._changed),
             patience=patience,
             state_patience=patience,
             telemetry=Telemetry(meter=self.told),

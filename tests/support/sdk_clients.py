@@ -21,7 +21,7 @@ from aerodrome.demo.completions import ChatRequest
 from aerodrome.demo.model import ModelServer
 from support.cli import OFFLINE, TOKEN, launch_spec, launcher
 from support.hop import hop
-from support.host import host
+from support.host import LASTING, host
 from support.relay import relaying
 
 MODEL = "gpt-4.1"
@@ -67,14 +67,14 @@ async def direct_endpoint(directory: Path, command: Path, model: ModelServer) ->
 @asynccontextmanager
 async def gateway_endpoint(directory: Path, model: ModelServer) -> AsyncIterator[Endpoint]:
     """A node whose gateway stands where the CLI would; `alice@acme` connects, with an API key for token."""
-    async with host(directory, model) as running:
+    async with host(directory, model, coordination=LASTING) as running:
         yield Endpoint("gateway", running.gateway_address, await running.key("alice", "acme"))
 
 
 @asynccontextmanager
 async def forwarded_endpoint(directory: Path, model: ModelServer) -> AsyncIterator[Endpoint]:
     """As `gateway_endpoint`, but every session runs at another node."""
-    async with hop(directory, model) as nodes:
+    async with hop(directory, model, coordination=LASTING) as nodes:
         yield Endpoint("forwarded", nodes.front.gateway_address, await nodes.front.key("alice", "acme"))
         # Else it would say of the other kind what it says of this one.
         assert nodes.front.node.pool.runtimes == []

@@ -36,6 +36,9 @@ log = structlog.get_logger(__name__)
 
 #: Seconds; the most by which the first message behind an answer's pieces may be late.
 REST = 0.004
+#: Seconds in which what has come is read before an answer counts as missing. When this process has stood still, that is
+#: looked at when the time is over: a runtime that has answered would be killed for hanging.
+_LAST_LOOK = 0.1
 
 
 class LinkClosed(Exception):
@@ -189,21 +192,28 @@ class Link:
             raise RemoteError(method, envelope.PARSE_ERROR, f"an answer that cannot be read: {error}") from error
 
     async def request_raw(self, method: str, params: Any, *, timeout: float) -> Raw | UnsetType:
-        async with asyncio.timeout(timeout):
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + timeout
+        async with asyncio.timeout_at(give_up):
             await self.may_write()
-            self._next_id += 1
-            request_id = self._next_id
-            try:
-                frame = envelope.request_frame(request_id, method, params)
-            except envelope.EnvelopeError as error:
-                raise RemoteError(method, envelope.INVALID_PARAMS, str(error)) from error
-            self._write(frame)
-            future: asyncio.Future[Raw | UnsetType] = asyncio.get_running_loop().create_future()
-            self._pending[request_id] = (method, future)
-            try:
-                return await future
-            finally:
-                self._pending.pop(request_id, None)
+        self._next_id += 1
+        request_id = self._next_id
+        try:
+            frame = envelope.request_frame(request_id, method, params)
+        except envelope.EnvelopeError as error:
+            raise RemoteError(method, envelope.INVALID_PARAMS, str(error)) from error
+        self._write(frame)
+        future: asyncio.Future[Raw | UnsetType] = loop.create_future()
+        self._pending[request_id] = (method, future)
+        try:
+            for look in (give_up - loop.time(), _LAST_LOOK):
+                if (await asyncio.wait({future}, timeout=look))[0]:
+                    return future.result()
+            raise TimeoutError
+        finally:
+            self._pending.pop(request_id, None)
+            if not future.cancel():
+                future.exception()  # has been heard, or is of no interest to who goes away at this moment
 
     async def notify(self, method: str, params: Any) -> None:
         """Tell the other end something; waits while it does not read.
