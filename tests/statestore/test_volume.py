@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -317,7 +318,7 @@ async def test_a_volume_that_hangs_holds_up_its_tenant_and_nothing_else(
     original = os.open
 
     def open_(path: object, *args: object, **kwargs: object) -> int:
-        if str(path).endswith("/acme"):
+        if path == "acme":
             hangs.wait()
         return original(path, *args, **kwargs)  # type: ignore[arg-type]
 
@@ -337,6 +338,27 @@ async def test_a_volume_that_hangs_holds_up_its_tenant_and_nothing_else(
     finally:
         hangs.set()
     assert set(await asyncio.gather(*waiting[50:])) == {"acme payroll\n"}
+
+
+async def test_nothing_is_written_below_a_volume_that_goes_in_that_moment(
+    store: VolumeFileStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there when the call began. Below it comes to light what it was mounted on."""
+    away, size = root.with_name("away"), VolumeFileStore._size
+
+    def unmounted(*args: Any) -> int:
+        if not away.exists():
+            root.rename(away)
+            root.mkdir()
+        return size(*args)
+
+    monkeypatch.setattr(VolumeFileStore, "_size", unmounted)
+    await store.write(MINE, 1, EVENTS, "late\n")
+    assert list(root.iterdir()) == []
+    assert (away / "acme" / "payroll" / "events.jsonl").read_text() == "late\n"
+    with pytest.raises(StoreUnavailable, match="mounted"):
+        await store.append(MINE, 1, EVENTS, "later\n")
+    assert list(root.iterdir()) == []
 
 
 # Sizes

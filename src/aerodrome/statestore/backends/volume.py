@@ -18,8 +18,8 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,7 +66,6 @@ class VolumeFileStore:
         max_session_bytes: int = 256 * _MiB,
     ) -> None:
         self._root = root
-        self._places = Places(root)
         self._fence = fence
         self._max_file_bytes = max_file_bytes
         self._max_session_bytes = max_session_bytes
@@ -88,18 +87,32 @@ class VolumeFileStore:
         except OSError as error:
             raise StoreUnavailable(f"the volume {self._root} cannot be used: {error}") from error
 
-    def _is_there(self) -> bool:
+    @contextmanager
+    def _mounted(self) -> Iterator[int]:
+        """The volume's directory, open within the block: what is done from there is done on the volume, also when it
+        is unmounted meanwhile, and the empty directory below it comes to light."""
         try:
-            return (self._root / MARKER).exists()
+            descriptor = os.open(self._root, beneath.DIRECTORY)
+            try:
+                os.stat(MARKER, dir_fd=descriptor)
+            except OSError:
+                os.close(descriptor)
+                raise
+        except FileNotFoundError:
+            raise StoreUnavailable(f"the volume {self._root} is not there (any more): is it mounted?") from None
         except OSError as error:
             raise StoreUnavailable(f"the volume {self._root} cannot be used: {error}") from error
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     async def aclose(self) -> None:
         """End the threads. What still hangs on the volume is not waited for."""
         self._threads.close()
 
     def directory(self, tenant: str) -> Path:
-        return self._places.directory(tenant)
+        return self._root / tenant
 
     # Fence
 
@@ -108,16 +121,16 @@ class VolumeFileStore:
 
     async def raise_epoch(self, key: SessionKey, epoch: int) -> None:
         await self._fence.raise_epoch(key, epoch)
-        await self._do(key.tenant, lambda: self._places.claim(key))
+        await self._do(key.tenant, lambda places: places.claim(key))
 
     async def delete_session(self, key: SessionKey, epoch: int, created_at: float) -> None:
         await self._fence.delete_session(key, epoch, created_at)
-        await self._do(key.tenant, lambda: self._places.erase(key, claim=False))
+        await self._do(key.tenant, lambda places: places.erase(key, claim=False))
 
     async def forget_session(self, key: SessionKey, epoch: int) -> bool:
         if await self._fence.epoch(key) == epoch:
             # What a server has written since `delete_session`, and the claim, also of one that was never begun.
-            await self._do(key.tenant, lambda: self._places.erase(key, claim=True))
+            await self._do(key.tenant, lambda places: places.erase(key, claim=True))
         return await self._fence.forget_session(key, epoch)
 
     async def sessions(self, after: SessionKey | None = None, limit: int = 100) -> list[SessionKey]:
@@ -128,9 +141,9 @@ class VolumeFileStore:
     async def append(self, key: SessionKey, epoch: int, path: str, content: str, *, durable: bool = True) -> None:
         data = _encode(content)
 
-        def append() -> None:
-            self._check_size(key, self._size(key, path) + len(data), len(data))
-            with self._places.at(key, path, make=True) as (parent, name):
+        def append(places: Places) -> None:
+            self._check_size(places, key, self._size(places, key, path) + len(data), len(data))
+            with places.at(key, path, make=True) as (parent, name):
                 beneath.append(parent, name, data)
 
         await self._write(key, epoch, append)
@@ -138,16 +151,16 @@ class VolumeFileStore:
     async def write(self, key: SessionKey, epoch: int, path: str, content: str) -> None:
         data = _encode(content)
 
-        def write() -> None:
-            self._check_size(key, len(data), len(data) - self._size(key, path))
-            with self._places.at(key, path, make=True) as (parent, name):
+        def write(places: Places) -> None:
+            self._check_size(places, key, len(data), len(data) - self._size(places, key, path))
+            with places.at(key, path, make=True) as (parent, name):
                 beneath.replace(parent, name, data)
 
         await self._write(key, epoch, write)
 
     async def mkdir(self, key: SessionKey, epoch: int, path: str, *, recursive: bool) -> None:
-        def mkdir() -> None:
-            with self._places.at(key, path, make=recursive or is_outermost(path)) as (parent, name):
+        def mkdir(places: Places) -> None:
+            with places.at(key, path, make=recursive or is_outermost(path)) as (parent, name):
                 found = look(parent, name)
                 if found is None:
                     os.mkdir(name, 0o700, dir_fd=parent)
@@ -157,8 +170,8 @@ class VolumeFileStore:
         await self._write(key, epoch, mkdir)
 
     async def remove(self, key: SessionKey, epoch: int, path: str, *, recursive: bool, force: bool) -> None:
-        def remove() -> None:
-            with self._places.at(key, path) as (parent, name):
+        def remove(places: Places) -> None:
+            with places.at(key, path) as (parent, name):
                 # Links and pipes may go, too.
                 if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                     os.unlink(name, dir_fd=parent)
@@ -168,12 +181,12 @@ class VolumeFileStore:
                     remove_tree(name, parent, within=REMOVED_WITHIN)
                 else:
                     clear_tree(name, parent, within=REMOVED_WITHIN)  # the session is ours all the same
-                    with self._places.tenant(key.tenant) as tenant:
+                    with places.tenant(key.tenant) as tenant:
                         beneath.remove(tenant, key.id, within=REMOVED_WITHIN)
 
-        def remove_if_there() -> None:
+        def remove_if_there(places: Places) -> None:
             try:
-                remove()
+                remove(places)
             except FileNotFoundError:
                 if not force:
                     raise os_error(errno.ENOENT, path) from None
@@ -181,12 +194,12 @@ class VolumeFileStore:
         await self._write(key, epoch, remove_if_there)
 
     async def rename(self, key: SessionKey, epoch: int, source: str, target: str) -> None:
-        def rename() -> None:
+        def rename(places: Places) -> None:
             for path in (source, target):
                 parse(path)
             if is_root(source) or is_root(target):
                 raise os_error(errno.EBUSY, source)
-            with self._places.at(key, source) as old, self._places.at(key, target, make=is_outermost(target)) as new:
+            with places.at(key, source) as old, places.at(key, target, make=is_outermost(target)) as new:
                 moved, replaced = look(*old), look(*new)
                 if moved is None:
                     raise os_error(errno.ENOENT, source)
@@ -196,27 +209,27 @@ class VolumeFileStore:
 
         await self._write(key, epoch, rename)
 
-    async def _write(self, key: SessionKey, epoch: int, change: Callable[[], None]) -> None:
+    async def _write(self, key: SessionKey, epoch: int, change: Callable[[Places], None]) -> None:
         present = await self._fence.epoch(key)
         if present != epoch:
             raise fenced(key, epoch, present)
         await self._do(key.tenant, change, ordinary=True)
 
-    def _size(self, key: SessionKey, path: str) -> int:
+    def _size(self, places: Places, key: SessionKey, path: str) -> int:
         """Of the file as it is; 0 when there is none."""
         if is_root(path):
             raise os_error(errno.EISDIR, path)
-        with suppress(FileNotFoundError), self._places.at(key, path) as (parent, name):
+        with suppress(FileNotFoundError), places.at(key, path) as (parent, name):
             if (found := look(parent, name)) is not None:
                 if stat.S_ISDIR(found.st_mode):
                     raise os_error(errno.EISDIR, path)
                 return found.st_size
         return 0
 
-    def _check_size(self, key: SessionKey, size: int, grown: int) -> None:
+    def _check_size(self, places: Places, key: SessionKey, size: int, grown: int) -> None:
         if size > self._max_file_bytes:
             raise too_large_file(size, self._max_file_bytes)
-        if grown > 0 and (total := self._places.total_bytes(key) + grown) > self._max_session_bytes:
+        if grown > 0 and (total := places.total_bytes(key) + grown) > self._max_session_bytes:
             raise too_large_session(total, self._max_session_bytes)
 
     # Reading
@@ -224,17 +237,17 @@ class VolumeFileStore:
     async def read(self, key: SessionKey, path: str) -> str:
         """Raises `TooLarge` above the largest size of a file, whoever has written it."""
 
-        def read() -> str:
+        def read(places: Places) -> str:
             if path == "/":
                 raise os_error(errno.EISDIR, path)
-            with self._places.at(key, path) as (parent, name):
+            with places.at(key, path) as (parent, name):
                 return _decode(beneath.read(parent, name, self._max_file_bytes))
 
         return await self._do(key.tenant, read, ordinary=True)
 
     async def stat(self, key: SessionKey, path: str) -> FileInfo:
-        def find() -> FileInfo:
-            with suppress(FileNotFoundError), self._places.at(key, path) as (parent, name):
+        def find(places: Places) -> FileInfo:
+            with suppress(FileNotFoundError), places.at(key, path) as (parent, name):
                 if (found := look(parent, name)) is not None:
                     return _info(found)
             if path != "/":
@@ -244,10 +257,10 @@ class VolumeFileStore:
         return await self._do(key.tenant, find, ordinary=True)
 
     async def listdir(self, key: SessionKey, path: str) -> list[tuple[str, FileInfo]]:
-        def listdir() -> list[tuple[str, FileInfo]]:
+        def listdir(places: Places) -> list[tuple[str, FileInfo]]:
             found: dict[str, FileInfo] = {}
             try:
-                with self._places.at(key, path) as (parent, name), descend(parent, [name]) as directory:
+                with places.at(key, path) as (parent, name), descend(parent, [name]) as directory:
                     for entry, status in beneath.entries(directory):
                         if not LOCK.fullmatch(entry):
                             found[_decode(os.fsencode(entry))] = _info(status)
@@ -255,7 +268,7 @@ class VolumeFileStore:
                 if path != "/":
                     raise os_error(errno.ENOENT, path) from None
             if path == "/":
-                with suppress(FileNotFoundError), self._places.at(key, STATE_PATH) as (parent, name):
+                with suppress(FileNotFoundError), places.at(key, STATE_PATH) as (parent, name):
                     if (status_of := look(parent, name)) is not None:
                         found[STATE_PATH.lstrip("/")] = _info(status_of)
             return sorted(found.items(), key=lambda each: each[0])
@@ -263,26 +276,26 @@ class VolumeFileStore:
         return await self._do(key.tenant, listdir, ordinary=True)
 
     async def total_bytes(self, key: SessionKey) -> int:
-        return await self._do(key.tenant, lambda: self._places.total_bytes(key))
+        return await self._do(key.tenant, lambda places: places.total_bytes(key))
 
     # What the servers leave
 
     async def holders(self, key: SessionKey) -> list[Holder]:
-        locks = await self._do(key.tenant, lambda: self._places.locks(key))
+        locks = await self._do(key.tenant, lambda places: places.locks(key))
         return [Holder(pid, held) for pid, held in locks]
 
     async def clear_stale(self, key: SessionKey) -> int:
-        return await self._do(key.tenant, lambda: self._places.clear_stale(key))
+        return await self._do(key.tenant, lambda places: places.clear_stale(key))
 
     async def check_sight(self, tenant: str, sees: Callable[[str], Awaitable[bool]]) -> bool:
         name = f"aerodrome-sight-{secrets.token_hex(8)}"
 
-        def lay_out() -> None:
-            with self._places.tenant(tenant, make=True) as at, descend(at, [name], make=True) as probe:
+        def lay_out(places: Places) -> None:
+            with places.tenant(tenant, make=True) as at, descend(at, [name], make=True) as probe:
                 os.close(beneath.open_file(probe, "events.jsonl", os.O_WRONLY | os.O_CREAT))
 
-        def clear() -> None:
-            with self._places.tenant(tenant) as at:
+        def clear(places: Places) -> None:
+            with places.tenant(tenant) as at:
                 beneath.remove(at, name, within=REMOVED_WITHIN)
 
         try:
@@ -295,7 +308,7 @@ class VolumeFileStore:
             with suppress(StoreUnavailable, Conflict):
                 await self._do(tenant, clear)
 
-    async def _do(self, tenant: str, work: Callable[[], T], *, ordinary: bool = False) -> T:
+    async def _do(self, tenant: str, work: Callable[[Places], T], *, ordinary: bool = False) -> T:
         """Work on the volume, in a thread: it may be a network away.
 
         Args:
@@ -303,10 +316,9 @@ class VolumeFileStore:
         """
 
         def checked() -> T:
-            if not self._is_there():
-                raise StoreUnavailable(f"the volume {self._root} is not there (any more): is it mounted?")
             try:
-                return work()
+                with self._mounted() as root:
+                    return work(Places(self._root, root))
             except Astray as error:
                 raise Conflict(f"on the volume, {error} is not a file or directory of the session") from error
             except PermissionError as error:

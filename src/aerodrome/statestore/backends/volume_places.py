@@ -35,13 +35,16 @@ REMOVED_WITHIN = 20.0
 
 
 class Places:
-    """The methods raise `OSError`, and those of `beneath`."""
+    """The methods raise `OSError`, and those of `beneath`.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        path: Of the volume, for messages.
+        root: A descriptor of its directory, which is open as long as the methods are used.
+    """
+
+    def __init__(self, path: Path, root: int) -> None:
+        self._path = path
         self._root = root
-
-    def directory(self, tenant: str) -> Path:
-        return self._root / tenant
 
     @contextmanager
     def tenant(self, tenant: str, *, make: bool = False) -> Iterator[int]:
@@ -50,16 +53,16 @@ class Places:
         Raises:
             FileNotFoundError: There is none yet.
         """
-        path = self.directory(tenant)
         if make:
             with suppress(FileExistsError):
-                path.mkdir(mode=0o700)
+                os.mkdir(tenant, 0o700, dir_fd=self._root)
         try:
-            descriptor = os.open(path, beneath.DIRECTORY)
+            descriptor = os.open(tenant, beneath.DIRECTORY, dir_fd=self._root)
         except OSError as error:
-            if isinstance(error, PermissionError) or (isinstance(error, FileNotFoundError) and not path.is_symlink()):
+            absent = isinstance(error, FileNotFoundError) and not beneath.exists(self._root, tenant)
+            if absent or isinstance(error, PermissionError):
                 raise
-            raise StoreUnavailable(f"{path} cannot be used: {error.strerror}; is it mounted?") from error
+            raise StoreUnavailable(f"{self._path / tenant} cannot be used: {error.strerror}; is it mounted?") from error
         try:
             yield descriptor
         finally:
