@@ -98,9 +98,11 @@ def is_public(address: str) -> bool:
         return False
     if isinstance(found, ipaddress.IPv6Address):
         # Other ways to write an IPv4 address.
-        inside = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
-        if inside is not None:
-            return is_public(str(inside))
+        if found.ipv4_mapped is not None:
+            return is_public(str(found.ipv4_mapped))
+        # By a relay, whoever runs that: out of use, and public to some releases of Python only.
+        if found.sixtofour is not None or found.teredo is not None:
+            return False
         if found in _NAT64:
             return is_public(str(ipaddress.IPv4Address(found.packed[-4:])))
         if found not in _GLOBAL_UNICAST:
