@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from aerodrome.http.limits import HttpLimits
+from aerodrome.http.protocol import GuardedProtocol
 from support.http_front import EVENTS, MESSAGES, Front, RawClient, request
 from support.scripted_sessions import event
 from support.waiting import until
@@ -66,3 +69,14 @@ async def test_who_was_refused_is_counted(front: Front) -> None:
     for _ in range(3):
         await front.raw()
     assert await refused.is_closed()
+
+
+async def test_who_has_gone_is_forgotten(front: Front) -> None:
+    for client in [await stranger(front) for _ in range(3)]:
+        client.abort()
+    await until(lambda: not _connections())
+
+
+def _connections() -> list[object]:
+    gc.collect()
+    return [each for each in gc.get_objects() if issubclass(type(each), GuardedProtocol)]
