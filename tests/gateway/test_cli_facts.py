@@ -179,6 +179,29 @@ async def test_requests_of_the_cli_are_numbered_for_each_connection(direct: Endp
         assert asked == [(0, 1), (1, 1)]
 
 
+async def test_what_is_asked_at_the_same_time_is_taken_up_in_any_order(direct: Endpoint) -> None:
+    """About two of three times, otherwise than it came."""
+    sent = ["one", "two", "three"]
+
+    async def taken_up(client: Client, *, at_once: bool) -> list[str]:
+        one, found = await client.create(), list[str]()
+        one.session.on(lambda event: found.append(event.data.content) if event.type.value == "user.message" else None)
+        asking = []
+        for text in sent:
+            params = {"sessionId": one.id, "prompt": text}
+            asking.append(asyncio.ensure_future(client.sdk._client.request("session.send", params)))
+            if not at_once:
+                await asking[-1]
+        await asyncio.gather(*asking)
+        await until(lambda: len(found) == len(sent))
+        return found
+
+    async with connected(direct) as client, asyncio.timeout(120):
+        assert all([await taken_up(client, at_once=False) == sent for _ in range(10)])
+        while await taken_up(client, at_once=True) == sent:
+            pass
+
+
 async def test_hooks_are_asked_one_connection_after_the_other(direct: Endpoint) -> None:
     order: list[str] = []
 

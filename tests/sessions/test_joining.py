@@ -68,6 +68,60 @@ async def test_prompts_that_the_ledger_takes_its_time_for_keep_their_order(monke
         assert node.prompts("s1") == ["one", "first", "second"]
 
 
+@pytest.mark.parametrize("in_turn", [True, False])
+async def test_a_prompt_goes_to_the_runtime_once_it_has_answered_for_the_one_before(in_turn: bool) -> None:
+    """What is with it at the same time it takes up in any order."""
+    async with scripted_node() as node:
+        await node.open("s1")
+        await node.say("s1", "nothing")  # so that the session is loaded
+        runs = [await native(node, "one")] if in_turn else []
+        await settle()
+        asked = node.runtime.asked("session.send")
+        node.runtime.held.add("session.send")
+        runs += [await native(node, text) for text in ("two", "three")]
+        await settle()
+        assert node.runtime.asked("session.send") == asked + 1
+        node.runtime.release("session.send")
+        await settle()
+        assert node.runtime.asked("session.send") == asked + 2
+        await node.loaded("s1").answer()
+        assert [await status(each) for each in runs] == [TurnStatus.COMPLETED] * len(runs)
+        assert node.prompts("s1")[-2:] == ["two", "three"]
+
+
+async def test_an_abort_does_not_overtake_its_prompt() -> None:
+    """It would abort nothing."""
+    async with scripted_node() as node:
+        await node.open("s1")
+        await node.say("s1", "nothing")
+        node.runtime.held.add("session.send")
+        run = await node.send("s1", "one")
+        await settle()
+        aborting = asyncio.create_task(node.service.abort(ALICE, "s1"))
+        await settle()
+        assert node.runtime.asked("session.abort") == 0
+        node.runtime.release("session.send")
+        assert await aborting
+        assert await status(run) is TurnStatus.ABORTED
+        assert node.runtime.asked("session.abort") == 1
+
+
+async def test_what_waits_behind_a_prompt_of_a_runtime_that_is_lost_is_sent_to_the_next() -> None:
+    async with scripted_node() as node:
+        await node.open("s1")
+        await node.say("s1", "nothing")
+        first = node.runtime
+        first.held.add("session.send")
+        asked = first.asked("session.send")
+        runs = [await native(node, text) for text in ("one", "two")]
+        await settle()
+        node.pool.auto = True
+        first.kill("gone")
+        assert [await status(each) for each in runs] == [TurnStatus.COMPLETED] * 2
+        assert first.asked("session.send") == asked + 1
+        assert node.prompts("s1") == ["nothing", "one", "two"]
+
+
 async def test_a_prompt_that_the_runtime_refuses_in_the_turn_is_not_offered_again_before_its_own() -> None:
     async with scripted_node() as node:
         run = await running(node)

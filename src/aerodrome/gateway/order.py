@@ -1,8 +1,8 @@
 """The order in which the requests of one client that concern one session are taken up.
 
 Each needs several looks into stores until its place is certain, in the queue of prompts, say, and stores answer in any
-order. A client that does not wait for one answer before it asks for the next thing relies on the order in which it has
-asked, as it may with the CLI.
+order. A client that does not wait for one answer before it asks for the next thing means the order in which it has
+asked. The CLI keeps it mostly; here it is kept always.
 """
 
 from __future__ import annotations

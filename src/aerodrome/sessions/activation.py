@@ -79,6 +79,9 @@ class Activation:
         #: Those of its tenant at the moment at which it was opened.
         self.credentials = Credentials()
         self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
+        #: Prompts and aborts go to the runtime one after the other. What is with it at the same time it takes up in any
+        #: order, and an abort that overtakes its prompt aborts nothing.
+        self.line = asyncio.Lock()
         #: Whether anybody is told of a turn while it runs: then it is to last once it is told to have ended.
         self.followed: Callable[[], bool] = lambda: True
         #: The trace that the latest prompt is part of, and with it what the runtime stores.
@@ -205,7 +208,8 @@ class Activation:
         return not self.lost.done()
 
     async def send(self, message: Mapping[str, Any], *, trace: TraceContext | None = None, steer: bool = False) -> str:
-        """Hand a prompt over, as parameters of `session.send`; returns the runtime's id of the message.
+        """Hand a prompt over, as parameters of `session.send`, with the `line` held; returns the runtime's id of the
+        message.
 
         Args:
             trace: What the runtime's own spans are to be part of.
@@ -229,16 +233,17 @@ class Activation:
 
     async def abort(self) -> None:
         """Raises as `send`. The runtime waits for clients' hooks before it does anything else: for a while."""
-        asking = asyncio.ensure_future(self._request("session.abort", {"sessionId": self.key.id}))
-        try:
-            await asyncio.wait({asking}, timeout=HOOKS_TIMEOUT)
-            if not asking.done():
-                # One may come after the other.
-                self._attachments.refuse_hooks("the turn is aborted")
-            await asking
-        finally:
-            self._attachments.refuse_hooks(None)
-            asking.cancel()
+        async with self.line:
+            asking = asyncio.ensure_future(self._request("session.abort", {"sessionId": self.key.id}))
+            try:
+                await asyncio.wait({asking}, timeout=HOOKS_TIMEOUT)
+                if not asking.done():
+                    # One may come after the other.
+                    self._attachments.refuse_hooks("the turn is aborted")
+                await asking
+            finally:
+                self._attachments.refuse_hooks(None)
+                asking.cancel()
 
     async def set_mode(self, mode: str) -> None:
         await self._request("session.mode.set", {"sessionId": self.key.id, "mode": mode})

@@ -157,17 +157,20 @@ class Attempts:
 
     async def send(self, run: TurnRun, activation: Activation, *, steer: bool = False) -> None:
         """Hand a prompt over that is in the delivery. Raises what `Activation.send` raises."""
-        first = run.first_message_id
-        if first is None:
-            await self._delivery.send(run, activation, steer=steer)
-            return
-        # Clients know the message by another id than the one it is about to get.
-        attachments = self._residency.attachments
-        attachments.sent_again(first, None)
-        try:
-            await self._delivery.send(run, activation, steer=steer)
-        finally:
-            attachments.sent_again(first, run.row.message_id or first)
+        async with activation.line:
+            if activation.lost.done():
+                raise RuntimeUnavailable(activation.lost.result().reason)
+            first = run.first_message_id
+            if first is None:
+                await self._delivery.send(run, activation, steer=steer)
+                return
+            # Clients know the message by another id than the one it is about to get.
+            attachments = self._residency.attachments
+            attachments.sent_again(first, None)
+            try:
+                await self._delivery.send(run, activation, steer=steer)
+            finally:
+                attachments.sent_again(first, run.row.message_id or first)
 
     async def _see_to_the_end(self, activation: Activation) -> Loss | None:
         while True:

@@ -71,7 +71,7 @@ class Joining:
                 started = await self._books.start(run)
                 if started and activation.runtime.foreign and not await activation.takes_prompts():
                     raise RuntimeUnavailable(activation.runtime.lost_reason)
-            # No await from here until it is written: the next one comes behind it.
+            # No await from here until it is in the activation's line: the next one comes behind it.
             if not started:
                 self._delivery.remove(run, attempt)
             elif self._delivery.has(run, attempt):
