@@ -23,7 +23,8 @@ PROMPT = "tell nobody of the purple giraffe"
 
 
 @pytest.fixture
-def otel() -> Iterator[Collector]:
+def otel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")  # milliseconds; by itself a node sends every five seconds
     with collector() as running:
         yield running
 
@@ -159,7 +160,11 @@ async def test_traces_go_through_the_node_between(tmp_path: Path, model: ModelSe
 async def test_without_traces_of_its_own_a_node_passes_the_caller_s_on(
     tmp_path: Path, model: ModelServer, otel: Collector
 ) -> None:
-    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": otel.url, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+    env = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": otel.url,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_BSP_SCHEDULE_DELAY": "200",
+    }
     async with host(tmp_path, model, runtime={"env": env}) as running:
         alice = await running.user()
         await alice.open("s1")

@@ -34,7 +34,7 @@ async def test_an_answer_larger_than_a_frame_ends_its_turn_and_not_the_runtime(n
     assert await bob.text("victim", "hello") == "echo: hello"
     runtime = node.runtime()
     await alice.open("large")
-    answer = await alice.http.post("/sessions/large/messages", json={"prompt": "[[tokens: 100000]]"})
+    answer = await alice.http.post("/sessions/large/messages", json={"prompt": "[[tokens: 45000]]"})
     assert answer.json()["code"] == "too_large", answer.text
     assert not answer.json()["retryable"]
     assert not runtime.lost.is_set(), runtime.lost_reason
@@ -47,7 +47,7 @@ async def test_a_native_client_is_told_the_same(node: Host) -> None:
     async with raw(node.gateway_address, await node.key("alice")) as client, asyncio.timeout(30):
         await client.request("session.create", {"sessionId": "native"})
         runtime = node.runtime()
-        params = {"sessionId": "native", "prompt": "[[tokens: 100000]]"}
+        params = {"sessionId": "native", "prompt": "[[tokens: 45000]]"}
         await client.send({"jsonrpc": "2.0", "id": 1, "method": "session.send", "params": params})
         kinds: list[str] = []
         while "session.idle" not in kinds:
