@@ -106,6 +106,30 @@ async def test_an_abort_does_not_overtake_its_prompt() -> None:
         assert node.runtime.asked("session.abort") == 1
 
 
+async def test_an_abort_of_something_else_does_not_end_the_prompt_that_waits_behind_it() -> None:
+    """A client has aborted what its runtime was at work on without any prompt of ours, such as a compaction."""
+    async with scripted_node() as node:
+        await node.open("s1")
+        await node.say("s1", "nothing")
+        live, session = node.service.find_live(SessionKey("acme", "s1")), node.loaded("s1")
+        assert live is not None
+        assert live.loaded is not None
+        session.turn.append("a compaction")
+        node.runtime.held.add("session.abort")
+        aborting = asyncio.create_task(live.loaded.abort())
+        await settle()
+        run = await node.send("s1", "one")
+        await settle()
+        assert not aborting.done()
+        await session.abort()
+        node.runtime.release("session.abort")
+        await aborting
+        await settle()
+        assert not run.ended
+        await session.answer()
+        assert await status(run) is TurnStatus.COMPLETED
+
+
 async def test_what_waits_behind_a_prompt_of_a_runtime_that_is_lost_is_sent_to_the_next() -> None:
     async with scripted_node() as node:
         await node.open("s1")
