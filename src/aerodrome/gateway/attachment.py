@@ -188,8 +188,10 @@ class NativeAttachment:
         if self._opened:
             await self._change_again(link)
         self._opened = True
-        if self._link is link:  # and was not lost meanwhile
-            router.sessions.ready(self.session_id)
+
+    def ready(self) -> None:
+        if self._link is not None:  # it was not lost meanwhile
+            self._owner.router.sessions.ready(self.session_id)
 
     async def _change_again(self, link: Upstream) -> None:
         for method, params in self.changes.requests:
