@@ -146,6 +146,35 @@ async def test_what_waits_behind_a_prompt_of_a_runtime_that_is_lost_is_sent_to_t
         assert node.prompts("s1") == ["nothing", "one", "two"]
 
 
+@pytest.mark.parametrize("how", ["it is to end", "it has ended"])
+async def test_a_prompt_that_leaves_as_the_end_of_the_turn_before_it_is_recorded(how: str) -> None:
+    async with scripted_node() as node:
+        run = await running(node)
+        ledger = node.stores.slow_ledger
+        ledger.held |= {"start", "finish"}
+        second = await native(node, "two")
+        await settle()
+        await node.loaded("s1").answer()
+        await settle()
+        live = node.service.find_live(SessionKey("acme", "s1"))
+        assert live is not None
+        if how == "it is to end":
+            live.turns.request_abort(second)
+        else:
+            await node.stores.ledger.finish(second.row.key, second.id, TurnStatus.INTERRUPTED, 1.0)
+        ledger.let_go("start")
+        await settle()
+        assert not run.ended
+        ledger.let_go("finish")
+        assert await status(run) is TurnStatus.COMPLETED
+        assert await status(second) is (TurnStatus.ABORTED if how == "it is to end" else TurnStatus.INTERRUPTED)
+        await settle()
+        # The session stays as it was.
+        assert live.loaded is not None
+        assert (await node.say("s1", "three")).status is TurnStatus.COMPLETED
+        assert node.prompts("s1") == ["one", "three"]
+
+
 async def test_a_prompt_that_the_runtime_refuses_in_the_turn_is_not_offered_again_before_its_own() -> None:
     async with scripted_node() as node:
         run = await running(node)
