@@ -169,6 +169,26 @@ async def test_user_input_is_asked_for_and_answered_over_http(acme: Host) -> Non
         assert again.status_code == 404
 
 
+async def test_questions_that_are_asked_at_once_are_answered_in_any_order(acme: Host) -> None:
+    alice = await acme.user("alice")
+    await alice.open("s1")
+    questions = ["one?", "two?", "three?"]
+    calls = "".join(f"[[tool: ask_user {json.dumps({'question': question})}]]" for question in questions)
+    async with alice.events("s1") as events:
+        turn = asyncio.create_task(alice.text("s1", calls))
+        asked: dict[str, str] = {}
+        while len(asked) < len(questions):
+            data = (await anext_of(events, "user_input.requested"))["data"]["data"]
+            asked[data["question"]] = data["requestId"]
+        for question in ("two?", "three?", "one?"):
+            answer = {"answer": f"to {question}"}
+            answered = await alice.http.post(f"/sessions/s1/requests/{asked[question]}", json=answer)
+            assert answered.status_code in (200, 204), answered.text
+            assert (await anext_of(events, "user_input.completed"))["data"]["data"]["answer"] == f"to {question}"
+        said = " | ".join(f"User responded: to {question}" for question in questions)
+        assert await turn == f"tool said: {said}"
+
+
 async def test_the_events_of_a_session_resume_behind_the_last_id(acme: Host) -> None:
     alice = await acme.user("alice")
     await alice.open("s1")

@@ -243,6 +243,36 @@ async def test_a_question_goes_to_all_at_once_and_the_loser_is_not_told(direct: 
         assert await one.turn("on it goes") == "echo: on it goes"
 
 
+async def test_questions_are_told_in_order_and_their_calls_come_in_any(direct: Endpoint) -> None:
+    """About every second time, otherwise than they were asked. Each comes behind the event of its own question."""
+    questions = ["one?", "two?", "three?"]
+    calls = "".join(f"[[tool: ask_user {json.dumps({'question': question})}]]" for question in questions)
+    all_asked, order = asyncio.Event(), list[str]()
+
+    async def answer(asked: Any, _: Any) -> Any:
+        order.append(asked["question"])
+        if len(order) == len(questions):
+            all_asked.set()
+        await all_asked.wait()
+        return {"answer": "yes", "wasFreeform": True}
+
+    async with two_links(direct) as (recorder, first, _), asyncio.timeout(120):
+        one = await first.create(on_user_input_request=answer)
+        while order in ([], questions):
+            all_asked.clear()
+            order.clear()
+            recorder.messages.clear()
+            await one.turn(calls)
+            told = list[str]()
+            for found in recorder.messages:
+                if found.method == "userInput.request":
+                    assert found.params["question"] in told
+                    assert "requestId" not in found.params
+                elif found.method == "session.event" and found.params["event"]["type"] == "user_input.requested":
+                    told.append(found.params["event"]["data"]["question"])
+            assert told == questions
+
+
 async def test_events_of_the_host_go_to_attached_connections(direct: Endpoint) -> None:
     agent = {"name": "helper", "description": "Helps", "prompt": "You help.", "infer": True}
     task = json.dumps({"agent_type": "helper", "name": "t", "description": "d", "prompt": "a secret [[say: done]]"})
@@ -275,6 +305,24 @@ async def test_a_tool_whose_owner_vanishes_is_waited_for_until_somebody_answers(
         assert "Tool execution failed" in two.answer
         # The first answer counts.
         assert (await two.session.rpc.tools.handle_pending_tool_call(answer)).success is False
+
+
+async def test_a_tool_is_called_whose_owner_has_left_before_it_was_permitted(direct: Endpoint) -> None:
+    async def wait(_: Any, __: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async with two_links(direct) as (_, first, second):
+        one = await first.create(tools=[custom_tool("look")], on_permission_request=wait)
+        two = await second.resume(one.id)
+        await one.send(CALL)
+        permission = await two.until("permission.requested")
+        await one.session.disconnect()
+        answer = {"sessionId": one.id, "requestId": permission.request_id, "result": {"kind": "approve-once"}}
+        await second.sdk._client.request("session.permissions.handlePendingPermissionRequest", answer)
+        call = await two.until("external_tool.requested")
+        failed = HandlePendingToolCallRequest(request_id=call.request_id, error="its owner has gone")
+        assert (await two.session.rpc.tools.handle_pending_tool_call(failed)).success is True
+        await two.until("session.idle")
 
 
 @pytest.mark.parametrize("continued", [True, False])

@@ -12,6 +12,7 @@ from copilot import PermissionHandler
 from copilot._jsonrpc import JsonRpcError
 
 from aerodrome.demo.model import ModelServer
+from aerodrome.gateway.upstream import Upstream
 from aerodrome.model import Role, SessionKey
 from aerodrome.policy.method_rules import Handling
 from aerodrome.policy.method_table import GROUPS
@@ -325,6 +326,40 @@ async def test_who_is_removed_while_it_resumes_is_not_let_in(node: Host, monkeyp
         assert len(list(live_of(node, "race").attachments)) == 1
         # The name of its tool is free.
         assert await (await alice.resume("race", tools=[custom_tool("look", skip_permission=True)])).turn(CALL)
+
+
+async def test_who_is_removed_and_back_at_once_hears_the_session(node: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the same link: the runtime would take up that the client leaves behind that it is back."""
+    async with connected(await endpoint_of(node)) as alice, connected(await endpoint_of(node, "bob")) as bob:
+        hers = await alice.create(session_id="back")
+        await hers.turn("hello")
+        await share(node, "back", "bob", "writer")
+        await bob.resume("back")
+        leaving, go_on, asked = asyncio.Event(), asyncio.Event(), list[str]()
+        ask = Upstream.request
+
+        async def slowly(self: Upstream, method: str, params: Any, **more: Any) -> Any:
+            asked.append(method)
+            if method == "session.detach":
+                leaving.set()
+                await go_on.wait()
+            return await ask(self, method, params, **more)
+
+        monkeypatch.setattr(Upstream, "request", slowly)
+        await unshare(node, "back", "bob")
+        await leaving.wait()
+        await share(node, "back", "bob", "writer")
+        resuming = asyncio.create_task(bob.resume("back"))
+        live = live_of(node, "back")
+        await until(lambda: len(list(live.attachments)) == 2)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        go_on.set()
+        asked_before_it_was_answered = list(asked)
+        his = await resuming
+        assert asked_before_it_was_answered == ["session.detach"]
+        monkeypatch.undo()
+        assert await his.turn("hello again") == "echo: hello again"
 
 
 async def test_in_isolation_user_a_shared_session_runs_in_its_owner_s_runtime(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from aerodrome.demo.model import ModelServer
 from aerodrome.gateway.upstream import Upstream
 from aerodrome.runtime.control import ControlLink
-from support.host import LASTING, host
+from support.host import LASTING, host, until
 from support.misbehaving import raw
 
 pytestmark = pytest.mark.cli
@@ -53,3 +54,41 @@ async def test_what_a_client_may_choose_holds_when_its_session_is_loaded_anew(
         assert "result" in await client.request("session.send", {"sessionId": "s1", "prompt": "two", "wait": True})
     told = [params["skipCustomInstructions"] for params in said if "skipCustomInstructions" in params]
     assert told[-1] is skips
+
+
+async def test_what_a_client_asks_while_its_session_is_loaded_anew_is_not_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mode that the session had is set again, and then that which the client asks for meanwhile."""
+    setting, go_on = asyncio.Event(), asyncio.Event()
+    ask = ControlLink.request
+
+    async def slowly(self: ControlLink, method: str, params: dict[str, Any], **more: Any) -> Any:
+        if method == "session.mode.set":
+            setting.set()
+            await go_on.wait()
+        return await ask(self, method, params, **more)
+
+    async with (
+        ModelServer() as model,
+        host(tmp_path, model, coordination=LASTING) as running,
+        raw(running.gateway_address, await running.key("alice")) as client,
+    ):
+        assert "result" in await client.request("session.create", {"sessionId": "s1"})
+        assert "result" in await client.request("session.send", {"sessionId": "s1", "prompt": "one", "wait": True})
+        assert "result" in await client.request("session.mode.set", {"sessionId": "s1", "mode": "plan"})
+        (live,) = running.node.sessions.live
+        await until(lambda: live.evictable)
+        assert await running.node.sessions.hibernate(live)
+        monkeypatch.setattr(ControlLink, "request", slowly)
+        for number, method, more in ((1, "session.getMessages", {}), (2, "session.mode.set", {"mode": "interactive"})):
+            params = {"sessionId": "s1", **more}
+            await client.send({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
+            await setting.wait()
+        await client.request("ping")
+        (seen_here,) = running.node.gateway.clients
+        with_the_runtime = [request.method for request in seen_here.router.unanswered if request.link is not None]
+        go_on.set()
+        assert "result" in await client.answer_to(2)
+        assert (await client.request("session.mode.get", {"sessionId": "s1"}))["result"] == "interactive"
+        assert with_the_runtime == []

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from aerodrome.demo.model import ModelServer
+from aerodrome.model import SessionKey
+from support.host import LASTING as FOR_EVER
+from support.host import host
 from support.misbehaving import RawClient, raw
 from support.sdk_clients import Endpoint, connected
 from support.server import new_key, serve, write_config
@@ -73,6 +76,34 @@ async def test_sigterm_lets_turns_end_and_closes_the_connections(tmp_path: Path)
         ):
             again = await client.resume(chat.id)
             assert await again.prompts_seen() == ["[[gate: held]] the last words"]
+
+
+async def test_a_client_that_is_slow_to_read_is_told_to_the_end_before_it_is_let_go(tmp_path: Path) -> None:
+    """By its own connection to the runtime, which is not read while the client does not read: that its turn has ended
+    the node knows by another."""
+    async with (
+        ModelServer() as model,
+        host(tmp_path, model, coordination=FOR_EVER) as node,
+        raw(node.gateway_address, await node.key()) as client,
+    ):
+        await client.request("session.create", {"sessionId": "s"})
+        await client.request("session.send", {"sessionId": "s", "prompt": "[[gate: held]] the last words"})
+        await model.gate_reached("held")
+        (seen_here,) = node.node.gateway.clients
+        seen_here.connection.pause_writing()
+        model.open_gate("held")
+        live = node.node.sessions.find_live(SessionKey("acme", "s"))
+        assert live is not None
+        await live.turns.quiet()
+        draining = asyncio.create_task(node.node.drain())
+        told: list[str] = []
+        async with asyncio.timeout(20):
+            while "session.idle" not in told:
+                message = await client.receive()
+                if message.get("method") == "session.event":
+                    told.append(message["params"]["event"]["type"])
+        assert "assistant.message" in told
+        await draining
 
 
 async def read_to_the_end(client: RawClient) -> None:

@@ -184,6 +184,22 @@ async def test_a_tool_call_of_a_client_that_vanishes_is_failed(node: Host) -> No
     assert "Tool execution failed" in (await alice.history(chat.id))[-1][1]
 
 
+async def test_a_call_that_is_permitted_when_its_client_has_left_is_failed(node: Host) -> None:
+    async def wait(_: Any, __: Any) -> Any:
+        await asyncio.Event().wait()
+
+    alice = await node.user("alice")
+    async with connected(await endpoint_of(node)) as client:
+        chat = await client.create(tools=[custom_tool("look")], on_permission_request=wait)
+        await chat.send(CALL)
+        asked = await chat.until("permission.requested")
+        await chat.session.disconnect()
+        path = f"/sessions/{chat.id}/requests/{asked.request_id}"
+        assert (await alice.http.post(path, json={"decision": "approve"})).status_code == 204
+        await answered(alice, chat)
+    assert "Tool execution failed" in (await alice.history(chat.id))[-1][1]
+
+
 async def test_a_prompt_that_runs_and_may_not_last_is_in_doubt_as_after_a_loss(
     node: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:

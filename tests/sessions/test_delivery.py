@@ -60,6 +60,7 @@ async def test_a_prompt_that_was_answered_before_its_send_was_is_seen_to_have_en
     delivery, run, sending = Delivery(60, tools.append), make_run(), Sending()
     delivery.add(run)
     task = sent(delivery, run, sending)
+    await asyncio.sleep(0)
     for item in (event("user.message", messageId="m1"), event("tool.execution_start"), event("session.idle")):
         delivery.feed(item)
     waiting = asyncio.create_task(delivery.change(asyncio.get_running_loop().create_future()))

@@ -106,6 +106,30 @@ async def test_an_abort_does_not_overtake_its_prompt() -> None:
         assert node.runtime.asked("session.abort") == 1
 
 
+async def test_an_abort_of_something_else_does_not_end_the_prompt_that_waits_behind_it() -> None:
+    """A client has aborted what its runtime was at work on without any prompt of ours, such as a compaction."""
+    async with scripted_node() as node:
+        await node.open("s1")
+        await node.say("s1", "nothing")
+        live, session = node.service.find_live(SessionKey("acme", "s1")), node.loaded("s1")
+        assert live is not None
+        assert live.loaded is not None
+        session.turn.append("a compaction")
+        node.runtime.held.add("session.abort")
+        aborting = asyncio.create_task(live.loaded.abort())
+        await settle()
+        run = await node.send("s1", "one")
+        await settle()
+        assert not aborting.done()
+        await session.abort()
+        node.runtime.release("session.abort")
+        await aborting
+        await settle()
+        assert not run.ended
+        await session.answer()
+        assert await status(run) is TurnStatus.COMPLETED
+
+
 async def test_what_waits_behind_a_prompt_of_a_runtime_that_is_lost_is_sent_to_the_next() -> None:
     async with scripted_node() as node:
         await node.open("s1")
@@ -120,6 +144,35 @@ async def test_what_waits_behind_a_prompt_of_a_runtime_that_is_lost_is_sent_to_t
         assert [await status(each) for each in runs] == [TurnStatus.COMPLETED] * 2
         assert first.asked("session.send") == asked + 1
         assert node.prompts("s1") == ["nothing", "one", "two"]
+
+
+@pytest.mark.parametrize("how", ["it is to end", "it has ended"])
+async def test_a_prompt_that_leaves_as_the_end_of_the_turn_before_it_is_recorded(how: str) -> None:
+    async with scripted_node() as node:
+        run = await running(node)
+        ledger = node.stores.slow_ledger
+        ledger.held |= {"start", "finish"}
+        second = await native(node, "two")
+        await settle()
+        await node.loaded("s1").answer()
+        await settle()
+        live = node.service.find_live(SessionKey("acme", "s1"))
+        assert live is not None
+        if how == "it is to end":
+            live.turns.request_abort(second)
+        else:
+            await node.stores.ledger.finish(second.row.key, second.id, TurnStatus.INTERRUPTED, 1.0)
+        ledger.let_go("start")
+        await settle()
+        assert not run.ended
+        ledger.let_go("finish")
+        assert await status(run) is TurnStatus.COMPLETED
+        assert await status(second) is (TurnStatus.ABORTED if how == "it is to end" else TurnStatus.INTERRUPTED)
+        await settle()
+        # The session stays as it was.
+        assert live.loaded is not None
+        assert (await node.say("s1", "three")).status is TurnStatus.COMPLETED
+        assert node.prompts("s1") == ["one", "three"]
 
 
 async def test_a_prompt_that_the_runtime_refuses_in_the_turn_is_not_offered_again_before_its_own() -> None:

@@ -11,11 +11,11 @@ import pytest
 from aerodrome.errors import AerodromeError, Capacity, Conflict, SessionBusy, StoreUnavailable
 from aerodrome.model import OnBusy, SessionKey, SessionState, TurnStatus
 from aerodrome.runtime.pool import RuntimePool
-from aerodrome.sessions import books
+from aerodrome.sessions import aborts, books
 from aerodrome.sessions.machine import State
 from aerodrome.sessions.run import TurnRun
 from support.loop_clock import loop_clock
-from support.scripted_node import ALICE, ScriptedNode, scripted_node, settle
+from support.scripted_node import ALICE, ScriptedNode, no_pause, scripted_node, settle
 
 
 async def running(node: ScriptedNode, prompt: str = "one", session_id: str = "s1", **message: object) -> TurnRun:
@@ -282,6 +282,36 @@ async def test_a_turn_that_the_runtime_does_not_end_is_taken_from_it() -> None:
         assert run.row.status is TurnStatus.ABORTED
         assert (await node.say("s1", "two")).status is TurnStatus.COMPLETED
         assert node.prompts("s1") == ["two"]
+
+
+async def test_an_abort_that_had_no_effect_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scripted_node() as node:
+        await node.open("s1")
+        run = await running(node)
+        with monkeypatch.context() as patch, loop_clock() as clock:
+            patch.setattr(node.loaded("s1"), "abort", no_pause)
+            aborting = asyncio.create_task(node.service.abort(ALICE, "s1"))
+            await settle()
+            assert node.runtime.asked("session.abort") == 1
+            patch.undo()
+            await settle()
+            assert not run.ended
+            clock.advance(aborts.AGAIN)
+            await settle()
+        assert await aborting is True
+        assert run.row.status is TurnStatus.ABORTED
+        assert node.runtime.asked("session.abort") == 2
+        # Nor is it asked for when the turn is over, and only its end is not recorded yet.
+        run = await running(node, "two")
+        node.stores.slow_ledger.held.add("finish")
+        with loop_clock() as clock:
+            aborting = asyncio.create_task(node.service.abort(ALICE, "s1"))
+            await settle()
+            clock.advance(aborts.AGAIN)
+            await settle()
+        assert node.runtime.asked("session.abort") == 3
+        node.stores.slow_ledger.let_go("finish")
+        assert await aborting is True
 
 
 async def test_a_queued_turn_that_is_aborted_is_never_sent() -> None:

@@ -46,11 +46,16 @@ async def test_what_a_hook_has_resolved_is_not_open() -> None:
     assert requests.take("r1") is None
 
 
+def asked(request_id: str, question: str) -> SessionEvent:
+    return event("user_input.requested", requestId=request_id, question=question)
+
+
 async def test_the_call_of_a_question_is_held_until_it_is_answered_or_the_session_goes() -> None:
     requests = OpenRequests(60, lambda _: None)
-    first, second = asyncio.create_task(requests.hold()), asyncio.create_task(requests.hold())
+    requests.see(asked("r1", "left?"))
+    requests.see(asked("r2", "right?"))
+    first, second = asyncio.create_task(requests.hold("left?")), asyncio.create_task(requests.hold("right?"))
     await asyncio.sleep(0)
-    requests.see(event("user_input.requested", requestId="r1"))
     requests.see(event("user_input.completed", requestId="r1"))
     await first
     assert not second.done()
@@ -58,15 +63,48 @@ async def test_the_call_of_a_question_is_held_until_it_is_answered_or_the_sessio
     await second
 
 
-async def test_no_more_questions_are_held_than_fit() -> None:
+@pytest.mark.parametrize("calls", [("left?", "right?"), ("right?", "left?")])
+@pytest.mark.parametrize("answered", ["r1", "r2"])
+async def test_no_question_is_answered_with_the_answer_to_another(calls: tuple[str, ...], answered: str) -> None:
+    """The calls of two that are asked at the same time come in any order, and people answer in any order."""
     requests = OpenRequests(60, lambda _: None)
-    held = [asyncio.create_task(requests.hold()) for _ in range(MAX_HELD)]
+    questions = {"r1": "left?", "r2": "right?"}
+    for request_id, question in questions.items():
+        requests.see(asked(request_id, question))
+    held = {question: asyncio.create_task(requests.hold(question)) for question in calls}
     await asyncio.sleep(0)
-    assert not await requests.hold()
-    requests.see(event("user_input.completed", requestId="the one that was not held"))
+    requests.see(event("user_input.completed", requestId=answered))
+    await held.pop(questions[answered])
+    (other,) = held.values()
+    assert not other.done()
+    requests.close()
+    await other
+
+
+async def test_calls_of_the_same_question_are_held_until_it_is_asked_no_more() -> None:
+    requests = OpenRequests(60, lambda _: None)
+    for request_id in ("r1", "r2"):
+        requests.see(asked(request_id, "sure?"))
+    held = [asyncio.create_task(requests.hold("sure?")) for _ in range(2)]
+    await asyncio.sleep(0)
+    requests.see(event("user_input.completed", requestId="r2"))
     await asyncio.sleep(0)
     assert not any(task.done() for task in held)
-    requests.see(event("user_input.completed", requestId="another"))
+    requests.see(event("user_input.completed", requestId="r1"))
+    await asyncio.gather(*held)
+
+
+async def test_no_more_questions_are_held_than_fit() -> None:
+    requests = OpenRequests(60, lambda _: None)
+    for number in range(MAX_HELD + 1):
+        requests.see(asked(f"r{number}", f"{number}?"))
+    held = [asyncio.create_task(requests.hold(f"{number}?")) for number in range(MAX_HELD)]
+    await asyncio.sleep(0)
+    assert not await requests.hold(f"{MAX_HELD}?")
+    requests.see(event("user_input.completed", requestId=f"r{MAX_HELD}"))
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in held)
+    requests.see(event("user_input.completed", requestId="r0"))
     assert await held[0]
     requests.close()
     await asyncio.wait(held)

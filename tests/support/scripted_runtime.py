@@ -244,6 +244,8 @@ class ScriptedRuntime:
         session_id = params["sessionId"]
         session = self.sessions.get(session_id)
         match method:
+            case "session.resume" if session is not None and params.get("disableResume"):
+                return {"sessionId": session_id}
             case "session.create" | "session.resume":
                 return await self._load(session_id, bindings, resume=method == "session.resume")
             case "session.detach":
@@ -257,6 +259,9 @@ class ScriptedRuntime:
                 return self._send(session, params)
             case "session.abort":
                 await session.abort()
+                return {"success": True}
+            case "session.tools.handlePendingToolCall":
+                session.emit("external_tool.completed", requestId=params["requestId"])
                 return {"success": True}
             case "session.permissions.handlePendingPermissionRequest":
                 session.emit("permission.completed", requestId=params["requestId"], result=params["result"])

@@ -251,11 +251,12 @@ class Answers:
         return {"messageId": message_id}
 
     async def _abort(self, client: GatewayClient, request: Request, params: Params) -> Answer:
-        live = await self._gateway.sessions.native.session(client.who, _session_id(params), Role.WRITER, leaving=True)
-        if not live.turns.stop_running() and (activation := live.loaded) is not None:
+        sessions = self._gateway.sessions.native
+        live = await sessions.session(client.who, _session_id(params), Role.WRITER, leaving=True)
+        if not sessions.stop(live) and (activation := live.loaded) is not None:
             # Perhaps the runtime is at work on something that no prompt of ours began.
             await activation.abort()
-        self._gateway.sessions.native.let_go(live)
+        sessions.let_go(live)
         return {"success": True}
 
 

@@ -158,6 +158,10 @@ class NativeAttachment:
             raise Refused("the client has gone")
         method = "session.resume" if resume else "session.create"
         link = await self._owner.link_to(runtime)
+        async with link.line(self.session_id):
+            await self._open(link, method, self._params(runtime, resume=resume))
+
+    async def _open(self, link: Upstream, method: str, params: Mapping[str, Any]) -> None:
         if self._finished is not None:
             raise Refused(f"the session has gone: {self._finished.detail}")
         router = self._owner.router
@@ -165,7 +169,7 @@ class NativeAttachment:
         router.sessions.bind(self.session_id, link.id)
         self._link = link
         try:
-            self.result = await link.request(method, self._params(runtime, resume=resume))
+            self.result = await link.request(method, params)
         except RemoteError as error:
             self.refused = error
             if joined and self._link is link:
@@ -184,8 +188,10 @@ class NativeAttachment:
         if self._opened:
             await self._change_again(link)
         self._opened = True
-        if self._link is link:  # and was not lost meanwhile
-            router.sessions.ready(self.session_id)
+
+    def ready(self) -> None:
+        if self._link is not None:  # it was not lost meanwhile
+            self._owner.router.sessions.ready(self.session_id)
 
     async def _change_again(self, link: Upstream) -> None:
         for method, params in self.changes.requests:
@@ -217,7 +223,8 @@ class NativeAttachment:
         if link is None or link.connection.closed:
             return
         try:
-            await link.request("session.detach", {"sessionId": self.session_id}, timeout=LET_GO)
+            async with link.line(self.session_id):
+                await link.request("session.detach", {"sessionId": self.session_id}, timeout=LET_GO)
         except (LinkClosed, RemoteError):
             pass  # there is nothing to let go of
         except TimeoutError:

@@ -101,12 +101,17 @@ class GatewayClient:
 
     @property
     def idle(self) -> bool:
-        """Nothing of it is under way: no request, no turn, and nothing else in a session it takes part in."""
+        """Nothing of it is under way: no request, no turn, and nothing else in a session it takes part in.
+
+        Nor is a session of its loaded: we have heard that a turn has ended by another connection than the client does,
+        and what it has not been told of by then comes before the runtime has let go of the session.
+        """
         if self.router.unanswered or self.links.opening or not all(run.ended for run in self._runs):
             return False
         if self.router.sessions.under_way:  # on another node, perhaps
             return False
-        return not any(attachment.live.engaged for attachment in self.attachments.values())
+        sessions = [attachment.live for attachment in self.attachments.values()]
+        return not any(live.engaged or live.activation is not None for live in sessions)
 
     @property
     def who(self) -> Principal:

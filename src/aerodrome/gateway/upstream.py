@@ -11,6 +11,7 @@ import asyncio
 import secrets
 from collections.abc import Mapping
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from msgspec import Raw, UnsetType
 
@@ -65,8 +66,14 @@ class Upstream:
         self._ids = OWN_IDS if runtime is not None else f"{secrets.token_hex(8)}:"
         #: Given to somebody since the last look for links that nothing goes by; he may be about to use it.
         self.in_hand = False
+        #: What is with the runtime at the same time it takes up in any order: a session is left and joined in turns.
+        self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._numbers = 0
         self._pending: dict[str, asyncio.Future[envelope.Message]] = {}
+
+    def line(self, session_id: str) -> asyncio.Lock:
+        """To be held by who joins or leaves the session on this link."""
+        return self._lines.setdefault(session_id, asyncio.Lock())
 
     @property
     def asking(self) -> bool:

@@ -12,6 +12,10 @@ from aerodrome.sessions.delivery import Delivery
 from aerodrome.sessions.residency import Residency
 from aerodrome.sessions.run import TurnRun
 
+#: Seconds after which the runtime is told again, if nothing has come of it: one that comes just when a prompt is on its
+#: way from the runtime's queue into a turn is answered, and has no effect (docs/facts.md, "Wire").
+AGAIN = 1.0
+
 
 class Aborts:
     def __init__(self, context: SessionContext, residency: Residency, delivery: Delivery) -> None:
@@ -31,12 +35,22 @@ class Aborts:
             self._context.tasks.start(self._abort(activation, runs), "abort")
 
     async def _abort(self, activation: Activation, runs: list[TurnRun]) -> None:
+        loop, timeout = asyncio.get_running_loop(), self._context.options.abort_timeout
+        await self._ask(activation)
+        give_up = loop.time() + timeout
+        while not await _over(runs, min(give_up, loop.time() + AGAIN)):
+            if loop.time() >= give_up:
+                activation.discard(f"the runtime did not end an aborted turn within {timeout:g} s")
+                return
+            if set(runs) & set(self._delivery.runs):
+                await self._ask(activation)
+
+    async def _ask(self, activation: Activation) -> None:
         with suppress(RuntimeUnavailable):
             await activation.abort()
-        timeout = self._context.options.abort_timeout
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                for run in runs:
-                    await run.over()
-        if not all(run.ended for run in runs):
-            activation.discard(f"the runtime did not end an aborted turn within {timeout:g} s")
+
+
+async def _over(runs: list[TurnRun], until: float) -> bool:
+    """``False``: not all have ended by then, by the loop's time."""
+    loop = asyncio.get_running_loop()
+    return all([await run.over(max(0.0, until - loop.time())) for run in runs])

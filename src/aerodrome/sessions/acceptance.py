@@ -10,14 +10,15 @@ import asyncio
 import hashlib
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import structlog
 
+from aerodrome._util.tasks import Forestalled, unless
 from aerodrome.errors import (
     AerodromeError,
     Conflict,
@@ -27,7 +28,7 @@ from aerodrome.errors import (
     StoreUnavailable,
     TooLarge,
 )
-from aerodrome.model import OnBusy, Principal, Role, SessionKind, SessionRow, TurnRow, TurnStatus
+from aerodrome.model import OnBusy, Principal, Role, SessionKey, SessionKind, SessionRow, TurnRow, TurnStatus
 from aerodrome.policy.attachments import refusal
 from aerodrome.sessions.api import SendMessage
 from aerodrome.sessions.context import SessionContext
@@ -51,6 +52,9 @@ class Acceptance:
         self._context = context
         self._sessions = sessions
         self._accepting = accepting
+        #: Prompts that are on their way into the queues of their sessions, the one that came first at the beginning,
+        #: and what is done once they are there, or refused.
+        self._coming: dict[SessionKey, dict[TurnRun, asyncio.Future[None]]] = {}
 
     async def send(self, who: Principal, session_id: str, message: SendMessage) -> TurnRun:
         if (refused := refusal(message.attachments)) is not None:
@@ -84,6 +88,39 @@ class Acceptance:
         await self._context.state_patience(noted)
         run.forget_naming()
 
+    def stop(self, key: SessionKey) -> TurnRun | None:
+        """Ask for the end of the first prompt that is about to come into the session; others come all the same.
+
+        It may wait for the session to be loaded, and whoever wants its end does not know that its turn has not begun.
+        ``None``: none is about to come, or turns are before it.
+        """
+        live = self._sessions.find(key)
+        if live is not None and live.busy:
+            return None
+        run = next((run for run in self._coming.get(key, ()) if not run.stop_asked.done()), None)
+        if run is not None:
+            run.stop()
+        return run
+
+    async def stopped(self, run: TurnRun) -> None:
+        """Returns when the prompt has ended, or was refused."""
+        if (arriving := self._coming.get(run.row.key, {}).get(run)) is not None:
+            await asyncio.wait({arriving})
+        if run.recorded.done() and run.recorded.result():
+            await run.over()
+
+    @contextmanager
+    def _on_its_way(self, run: TurnRun) -> Iterator[None]:
+        coming = self._coming.setdefault(run.row.key, {})
+        arriving = coming[run] = asyncio.get_running_loop().create_future()
+        try:
+            yield
+        finally:
+            arriving.set_result(None)
+            del coming[run]
+            if not coming:
+                self._coming.pop(run.row.key, None)
+
     async def _send(
         self, who: Principal, session_id: str, message: SendMessage, params: Mapping[str, Any] | None = None
     ) -> TurnRun:
@@ -114,7 +151,8 @@ class Acceptance:
             told_at_end=message.told_at_end,
         )
         self._trace(run, params or {})
-        return await self._submit(row, run, message)
+        with self._on_its_way(run):
+            return await self._submit(row, run, message)
 
     def _trace(self, run: TurnRun, params: Mapping[str, Any]) -> None:
         """Its span, as part of what is traced now, or of what a native client has named."""
@@ -126,9 +164,9 @@ class Acceptance:
         )
 
     @asynccontextmanager
-    async def _claimed(self, row: SessionRow) -> AsyncIterator[None]:
+    async def _claimed(self, row: SessionRow, run: TurnRun) -> AsyncIterator[None]:
         """Where there are other nodes, load the session before it gets a prompt, and keep it until it has: they may be
-        about to do the same, and whoever has the lease has the queue.
+        about to do the same, and whoever has the lease has the queue. For one that is to end nothing is loaded.
 
         Raises:
             SessionElsewhere: That is another node.
@@ -141,9 +179,11 @@ class Acceptance:
         try:
             if live.loaded is None:
                 try:
-                    await live.awake()
+                    await unless(live.awake(), run.stop_asked)
                 except SessionElsewhere:
                     raise
+                except Forestalled:
+                    pass
                 except AerodromeError as error:
                     # The turn will say so.
                     log.info("session.not_claimed", session=str(row.key), reason=error.detail)
@@ -154,7 +194,7 @@ class Acceptance:
 
     async def _submit(self, row: SessionRow, run: TurnRun, message: SendMessage) -> TurnRun:
         on_busy = message.on_busy or self._context.options.on_busy
-        async with self._claimed(row):
+        async with self._claimed(row, run):
             if run.row.idempotency_key is not None and (earlier := await self._earlier(row, run)) is not None:
                 return earlier
             if (earlier := await self._admit(row, run)) is not None:

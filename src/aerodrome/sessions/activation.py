@@ -307,7 +307,8 @@ class Activation:
 
     async def on_request(self, method: str, params: dict[str, Any]) -> Any:
         if method == "userInput.request":
-            said = "" if await self._requests.hold() else "Too many questions are open; this one was not asked."
+            held = await self._requests.hold(str(params.get("question")))
+            said = "" if held else "Too many questions are open; this one was not asked."
             return {"answer": said, "wasFreeform": True}
         if method in _ASKED_OF_ONE:
             return await self._attachments.ask(method, params)

@@ -65,6 +65,11 @@ class Attachment(Protocol):
         """
         ...
 
+    def ready(self) -> None:
+        """The session is as it shall be: what the client asks from now on goes to its runtime at once. Until then it
+        would be undone by what we ask for the session to be as it was."""
+        ...
+
     async def close(self) -> None:
         """Let go of the session in its runtime, which lives on. What goes wrong is of no interest."""
         ...
@@ -209,6 +214,10 @@ class Attachments:
             except RequestRefused as error:
                 refused = error
         raise refused
+
+    def ready(self) -> None:
+        for attachment in self:
+            attachment.ready()
 
     async def close(self) -> None:
         # At the same time: none shall wait for another's client.

@@ -189,6 +189,8 @@ class Attempts:
             if activation.lost.done():
                 return activation.lost.result()
             self._on_progress()  # one that was asked to end may be the last that is left
+            if not self._delivery.runs:
+                continue  # what was left has ended without the runtime, as the end of the others was recorded
             if overdue := self._delivery.overdue():
                 await self._give_up(overdue, activation)
             else:

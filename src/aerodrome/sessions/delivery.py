@@ -63,6 +63,7 @@ class Delivery:
     async def send(self, run: TurnRun, activation: Activation, *, steer: bool = False) -> None:
         """Hand an added prompt over. Raises what `Activation.send` raises."""
         attempt = run.tracker
+        attempt.sending()
         message_id = await activation.send(run.message, trace=run.span.context, steer=steer)
         if self.has(run, attempt):
             run.sent_as(message_id)

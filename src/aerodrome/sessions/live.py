@@ -6,7 +6,7 @@ the hub, which outlives it: readers stay while the session is hibernated.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -232,7 +232,7 @@ class LiveSession:
         """The client takes part no more: what the runtime asks of it and it has not answered is answered for it."""
         await self._residency.detach(attachment)
         await attachment.close()
-        await self._fail_calls(attachment.tools)
+        await self._owner_left(attachment.tools)
 
     async def rejoin(self, attachment: Attachment, tools: frozenset[str]) -> None:
         """The client may only read any more.
@@ -241,13 +241,22 @@ class LiveSession:
             tools: Those that it has run until now.
         """
         await self._residency.rejoin(attachment)
-        await self._fail_calls(tools)
+        await self._owner_left(tools)
 
-    async def _fail_calls(self, tools: frozenset[str]) -> None:
+    async def _owner_left(self, tools: frozenset[str]) -> None:
         if (activation := self.activation) is not None:
-            for request in self._tool_calls.take(tools):
-                with suppress(RuntimeUnavailable):
-                    await activation.fail_tool(request, "the client that runs this tool has gone")
+            await self._fail_calls(activation, self._tool_calls.leave(tools))
+
+    async def _fail_calls(self, activation: Activation, requests: Sequence[str]) -> None:
+        for request in requests:
+            with suppress(RuntimeUnavailable):
+                await activation.fail_tool(request, "the client that runs this tool has gone")
+
+    def _fail_unowned(self) -> None:
+        offered = {tool for attachment in self.attachments for tool in attachment.tools}
+        requests = self._tool_calls.unowned(offered)
+        if requests and (activation := self.activation) is not None:
+            self._context.later(self._fail_calls(activation, requests), "fail calls of tools")
 
     async def awake(self) -> Activation:
         """The session's activation; loads it if need be."""
@@ -330,6 +339,7 @@ class LiveSession:
                 self._context.telemetry.meter.model_called(model_call_of(self.row.key.tenant, event))
         else:
             self._tool_calls.see(event)
+            self._fail_unowned()
 
     def _note_title(self, event: SessionEvent, field: str) -> None:
         """Sessions of native clients have titles as the runtime gives them: the first prompt, then something better."""

@@ -38,6 +38,10 @@ class NativeSessions:
         await self._serving.wait()
         return await self._acceptance.send_native(who, session_id, params)
 
+    def stop(self, live: LiveSession) -> bool:
+        """Ask for the end of the running turn, or of the one that is about to begin. ``False``: there is none."""
+        return live.turns.stop_running() or self._acceptance.stop(live.row.key) is not None
+
     async def keep(self, run: TurnRun) -> None:
         """See `Acceptance.keep`."""
         await self._acceptance.keep(run)

@@ -7,7 +7,6 @@ whoever waits for an answer for ever would hold its turn for ever.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -51,10 +50,10 @@ class OpenRequests:
         self._timeout = timeout
         self._on_expired = on_expired
         self._open: dict[str, OpenRequest] = {}
-        #: `userInput.request` calls of the runtime that are under way, the oldest first.
-        self._held: deque[asyncio.Future[None]] = deque()
-        #: Those that were answered without being held, and of which the runtime has not said so.
-        self._unasked = 0
+        #: What is asked in those that are questions.
+        self._questions: dict[str, str] = {}
+        #: `userInput.request` calls of the runtime that are under way, and what they ask.
+        self._held: dict[asyncio.Future[None], str] = {}
 
     def see(self, event: SessionEvent) -> None:
         """Every event of the session comes by here."""
@@ -62,13 +61,13 @@ class OpenRequests:
             data = event.data
             if not data.get("resolvedByHook"):
                 self.put(str(data.get("requestId")), kind)
+            if kind == USER_INPUT:
+                self._questions[str(data.get("requestId"))] = str(data.get("question"))
         elif event.type in _COMPLETED:
-            self.take(str(event.data.get("requestId")))
-            if event.type == "user_input.completed":
-                if self._unasked:
-                    self._unasked -= 1  # of one that was not held; whose it is, the event does not say
-                elif self._held:
-                    self._held.popleft().cancel()
+            request_id = str(event.data.get("requestId"))
+            self.take(request_id)
+            if (question := self._questions.pop(request_id, None)) is not None:
+                self._let_go(question)
 
     def put(self, request_id: str, kind: str) -> None:
         timer = asyncio.get_running_loop().call_later(self._timeout, self._expired, request_id)
@@ -81,7 +80,7 @@ class OpenRequests:
             request.timer.cancel()
         return request
 
-    async def hold(self) -> bool:
+    async def hold(self, question: str) -> bool:
         """Wait until a question is answered. The call of the runtime that asks it does not name the request which
         its event names, and whose answer is the one that counts.
 
@@ -89,17 +88,26 @@ class OpenRequests:
             ``False``, at once: so many wait already that this one is to be answered without asking anybody.
         """
         if len(self._held) >= MAX_HELD:
-            self._unasked += 1
             return False
         held: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._held.append(held)
+        self._held[held] = question
         await asyncio.wait({held})
         return True
+
+    def _let_go(self, question: str) -> None:
+        """The question was answered. An answer to the call of another one would count as the answer to that: calls of
+        several questions that are asked at the same time come in any order, and all stay as long as the same is asked
+        once more."""
+        if question not in self._questions.values():
+            for held in [held for held, asked in self._held.items() if asked == question]:
+                del self._held[held]
+                held.cancel()
 
     def close(self) -> None:
         for request in self._open.values():
             request.timer.cancel()
         self._open.clear()
+        self._questions.clear()
         for held in self._held:
             held.cancel()
         self._held.clear()

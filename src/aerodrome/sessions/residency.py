@@ -129,6 +129,7 @@ class Residency:
     async def _awake(self) -> Activation:
         self._refuse_when_closed()
         if self.activation is not None and not self.activation.lost.done():
+            self.attachments.ready()  # whoever has loaded it may have gone before it came to that
             return self.activation
         await self._drop()
         self._machine.apply(Stimulus.WAKE)
@@ -153,6 +154,7 @@ class Residency:
         self._was_lost = False
         await self._on_awake(self.activation)
         self._refuse_when_closed()  # in which case `aclose` gives it back
+        self.attachments.ready()
         self.note_state()
         self._context.announce(AWAKE, self._updates.row.key)
         return self.activation
@@ -195,6 +197,7 @@ class Residency:
             raise
         with suppress(RuntimeUnavailable):  # whose loss is dealt with elsewhere
             await activation.attach_last()
+        attachment.ready()
         return True
 
     def _leave(self, attachment: Attachment, known: bool) -> None:
@@ -235,6 +238,7 @@ class Residency:
                 with suppress(RuntimeUnavailable):
                     await self.attachments.reopen(attachment, activation.runtime, lost=activation.lost.done)
                     await activation.attach_last()
+                attachment.ready()
 
     def turn_began(self) -> None:
         self._machine.apply(Stimulus.SEND)

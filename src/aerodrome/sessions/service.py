@@ -169,7 +169,12 @@ class SessionService:
     async def abort(self, who: Principal, session_id: str) -> bool:
         row = await self._allowed(who, session_id, Role.WRITER)
         live = self._sessions.find(row.key)
-        return live is not None and await live.turns.abort()
+        if live is not None and await live.turns.abort():
+            return True
+        run = self._acceptance.stop(row.key)
+        if run is not None:
+            await self._acceptance.stopped(run)
+        return run is not None
 
     async def answer(self, who: Principal, session_id: str, request_id: str, answer: dict[str, Any]) -> None:
         row = await self._allowed(who, session_id, Role.WRITER)

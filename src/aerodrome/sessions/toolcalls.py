@@ -1,7 +1,8 @@
 """Calls of tools that clients run themselves, while they are open.
 
 The runtime asks for them with `external_tool.requested` and waits for ever when the client that owns the tool has gone
-(docs/facts.md, "Sessions and connections"): whoever sees the client go fails what it will not answer.
+(docs/facts.md, "Sessions and connections"): whoever sees the client go fails what it will not answer, and what is
+called behind that.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ class OpenToolCalls:
     def __init__(self) -> None:
         #: Names of the called tools, by request.
         self._open: dict[str, str] = {}
+        #: Names of tools whose clients have gone.
+        self._left: set[str] = set()
 
     def see(self, event: SessionEvent) -> None:
         """Every one of these events (`OF_TOOL_CALLS`) comes by here."""
@@ -30,8 +33,22 @@ class OpenToolCalls:
         elif event.type == _COMPLETED:
             self._open.pop(str(event.data.get("requestId")), None)
 
-    def take(self, tools: Collection[str]) -> list[str]:
-        """The open requests for these tools, which somebody is about to answer."""
+    def leave(self, tools: Collection[str]) -> list[str]:
+        """The client that owns these tools has gone. Returns the open calls of them, which somebody is about to
+        answer."""
+        self._left.update(tools)
+        return self._take(set(tools))
+
+    def unowned(self, offered: Collection[str]) -> list[str]:
+        """The open calls of tools whose clients have gone, which somebody is about to answer. The runtime may call a
+        tool before it knows that, and when the call is permitted later.
+
+        Args:
+            offered: The tools of all clients that are there.
+        """
+        return self._take(self._left.difference(offered)) if self._left else []
+
+    def _take(self, tools: set[str]) -> list[str]:
         taken = [request for request, tool in self._open.items() if tool in tools]
         for request in taken:
             del self._open[request]
@@ -39,3 +56,4 @@ class OpenToolCalls:
 
     def clear(self) -> None:
         self._open.clear()
+        self._left.clear()

@@ -67,6 +67,11 @@ class TurnTracker:
         #: The next prompt's turn has begun before the session was idle, which will be said once for both.
         self.succeeded = False
 
+    def sending(self) -> None:
+        """The prompt is about to be handed to the runtime: what was told until now, such as that something was aborted,
+        is about others."""
+        self._early.clear()
+
     def sent_as(self, message_id: str) -> None:
         """The runtime has taken the prompt and gave it this id."""
         self.message_id = message_id

@@ -75,6 +75,8 @@ class Turns:
         self._passed = Flag()
         #: What the worker is busy with.
         self._current: TurnRun | None = None
+        #: It is between two turns.
+        self._resting = False
         self._books = TurnBooks(context, updates, residency, ends, publish)
         self._delivery = Delivery(context.options.turn_timeout, lambda run: self._books.note(run, tool_ran=True))
         self._attempts = Attempts(
@@ -213,9 +215,11 @@ class Turns:
 
     async def abort(self) -> bool:
         """End the running turn and wait for its end. ``False``: none was running."""
-        stopped = self._stop_running()
+        stopped = self._stop_running() or self._stop(self._beginning)
         for run in stopped:
-            await run.over()
+            await asyncio.wait({run.recorded})
+            if run.recorded.result():
+                await run.over()
         return bool(stopped)
 
     def shut(self, error: AerodromeError) -> None:
@@ -236,10 +240,18 @@ class Turns:
 
     def stop_running(self) -> bool:
         """Ask for the end of the running turn. ``False``: none was running."""
-        return bool(self._stop_running())
+        return bool(self._stop_running() or self._stop(self._beginning))
 
     def _stop_running(self) -> list[TurnRun]:
-        runs = self._delivery.runs or ([self._current] if self._current is not None else [])
+        return self._stop(self._delivery.runs or ([self._current] if self._current is not None else []))
+
+    @property
+    def _beginning(self) -> list[TurnRun]:
+        """The prompt that a session without turns has got a moment ago, and that is being recorded."""
+        return [self._queue[0]] if self._queue and self._current is None and not self._resting else []
+
+    def _stop(self, runs: list[TurnRun]) -> list[TurnRun]:
+        """Ask for their end. Returns those that had not ended."""
         running = [run for run in runs if not run.ended]
         for run in running:
             run.stop()
@@ -283,7 +295,11 @@ class Turns:
         """Between two turns."""
         self.last_used = self._context.clock.monotonic()
         self._rate.note(self.last_used)
-        await self._residency.drop("the runtime was lost after the turn")
+        self._resting = True
+        try:
+            await self._residency.drop("the runtime was lost after the turn")
+        finally:
+            self._resting = False
         self._residency.note_state()
         if not self.busy:
             # Somebody may wait for the place it could make.
