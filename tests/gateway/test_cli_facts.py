@@ -202,6 +202,29 @@ async def test_what_is_asked_at_the_same_time_is_taken_up_in_any_order(direct: E
             pass
 
 
+async def test_a_detach_that_comes_with_the_opening_may_be_taken_up_first(direct: Endpoint) -> None:
+    """One or two of four times; the session then stays loaded."""
+    async with connected(direct) as client, asyncio.timeout(120):
+        one = await client.create()
+        await one.turn("hello")
+        request, params = client.sdk._client.request, {"sessionId": one.id}
+
+        async def is_loaded() -> bool:
+            try:
+                await request("session.mode.get", params)
+            except JsonRpcError:
+                return False
+            return True
+
+        for _ in range(10):
+            await request("session.resume", params)
+            assert await is_loaded()
+            await request("session.detach", params)
+            assert not await is_loaded()
+        while not await is_loaded():
+            await asyncio.gather(request("session.resume", params), request("session.detach", params))
+
+
 async def test_hooks_are_asked_one_connection_after_the_other(direct: Endpoint) -> None:
     order: list[str] = []
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from aerodrome.errors import StoreUnavailable
 from aerodrome.model import Principal, Role
 from support.http_front import ALICE, EVENTS, MESSAGES, Front, request
-from support.scripted_sessions import event
+from support.scripted_sessions import ScriptedStream, event
+from support.waiting import until
 
 
 @pytest.mark.parametrize(
@@ -80,6 +83,27 @@ async def test_a_stream_of_events_ends_with_the_key_that_it_began_with(front: Fr
     assert [(kind, data["code"]) for _, kind, data in await bob.events()] == [("error", "unauthenticated")]
     front.sessions.streams[0].put(event(1))
     assert (await alice.event())[0] == "e1"
+
+
+async def test_a_key_that_is_revoked_while_its_reader_is_let_in_ends_the_stream(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would go on until somebody looks at all keys again."""
+    find, found = front.sessions.events, asyncio.Event()
+
+    async def events(who: Principal, session_id: str, *, after: str | None = None) -> ScriptedStream:
+        await found.wait()
+        return await find(who, session_id, after=after)
+
+    monkeypatch.setattr(front.sessions, "events", events)
+    reader = await front.raw(request("GET", EVENTS))
+    await until(lambda: front.readers.count == 1)
+    front.keys.revoked.add("aero_alice")
+    await front.readers.recheck()
+    found.set()
+    assert (await reader.head())[0] == 200
+    async with asyncio.timeout(30):
+        assert [(kind, data["code"]) for _, kind, data in await reader.events()] == [("error", "unauthenticated")]
 
 
 async def test_a_store_that_is_away_ends_no_stream(front: Front) -> None:

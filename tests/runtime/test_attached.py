@@ -992,6 +992,37 @@ async def test_a_drain_that_is_taken_back_says_so_and_the_sessions_stay() -> Non
         assert (await pool.reserve(ACME)) is runtime
 
 
+async def test_what_was_looked_at_before_a_drain_does_not_undo_it() -> None:
+    """Stores answer on several connections, and in any order."""
+
+    class Late(MemoryAttachStore):
+        held: asyncio.Event | None = None
+
+        async def drained(self) -> frozenset[str]:
+            found = await super().drained()
+            if (held := self.held) is not None:
+                self.held = None
+                await held.wait()
+            return found
+
+    store = Late()
+    async with pool_of(FakeServer(), store=store, tenant="acme") as pool:
+        runtime = await pool.reserve(ACME)
+        (server,) = pool._all
+        store.held = answered = asyncio.Event()
+        looking = asyncio.create_task(pool.refresh())
+        await until(lambda: store.held is None)
+        draining = asyncio.create_task(pool.drains.drain(server))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        answered.set()
+        await looking
+        await until(lambda: runtime.state is RuntimeState.RETIRING)
+        assert server in pool.drains
+        pool.release(runtime)
+        await draining
+
+
 async def test_to_detach_ends_a_drain_of_ones_own_server_only() -> None:
     store = MemoryAttachStore()
     admin = admin_of(store)

@@ -72,3 +72,20 @@ async def test_a_runtime_that_does_not_take_what_it_has_asked_for_has_little_rea
         assert files.read < 10
         assert {(await peer.receive())["id"] for _ in range(50)} == set(range(50))
         assert files.read == 50
+
+
+async def test_a_session_is_let_go_of_when_its_opening_is_answered() -> None:
+    """Asked both at the same time, a runtime may take up the end first, and keep the session."""
+    async with controlled() as (control, peer), asyncio.TaskGroup() as tasks:
+        opening = tasks.create_task(control.request("session.resume", {"sessionId": "s"}))
+        opened = await peer.receive()
+        opening.cancel()
+        tasks.create_task(control.request("session.detach", {"sessionId": "s"}))
+        tasks.create_task(control.request("session.detach", {"sessionId": "other"}))
+        other = await peer.receive()
+        assert (opened["method"], other["params"]) == ("session.resume", {"sessionId": "other"})
+        peer.answer(opened, {})
+        detached = await peer.receive()
+        assert (detached["method"], detached["params"]) == ("session.detach", {"sessionId": "s"})
+        for each in (other, detached):
+            peer.answer(each, {"success": True})

@@ -108,14 +108,15 @@ def test_whether_a_runtime_has_a_home_anywhere(tmp_path: Path) -> None:
         assert [has_home(ours.path, name) for name in ("rt-1", "rt-2", "rt-3")] == [True, True, False]
 
 
+def sleeping_at(home: Path) -> subprocess.Popen[bytes]:
+    sleep = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"]
+    return subprocess.Popen(sleep, env={"COPILOT_HOME": str(home)})
+
+
 def test_only_those_at_home_there_are_killed(tmp_path: Path) -> None:
     part = tmp_path / "node-1"
-    sleep = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"]
-    inside = subprocess.Popen(sleep, env={"COPILOT_HOME": str(part / "rt-1" / "copilot")})
-    outside = [
-        subprocess.Popen(sleep, env={"COPILOT_HOME": str(home)})
-        for home in (tmp_path / "node-12" / "rt-1", part, tmp_path)
-    ]
+    inside = sleeping_at(part / "rt-1" / "copilot")
+    outside = [sleeping_at(home) for home in (tmp_path / "node-12" / "rt-1", part, tmp_path)]
     try:
         assert kill_leftovers(part) == 1
         assert inside.wait(timeout=30) == -signal.SIGKILL
@@ -124,6 +125,26 @@ def test_only_those_at_home_there_are_killed(tmp_path: Path) -> None:
         for process in (inside, *outside):
             process.kill()
             process.wait(timeout=30)
+
+
+def test_what_they_start_while_they_are_looked_for_is_killed_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, started = psutil.process_iter, [sleeping_at(tmp_path / "rt-1")]
+
+    def process_iter() -> Iterator[psutil.Process]:
+        yield from look()
+        if len(started) < 2:
+            started.append(sleeping_at(tmp_path / "rt-1"))  # behind the list of those that there are
+
+    monkeypatch.setattr(psutil, "process_iter", process_iter)
+    try:
+        assert kill_leftovers(tmp_path) == 2
+        assert [process.wait(30) for process in started] == [-signal.SIGKILL] * 2
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def test_our_own_process_is_never_killed(tmp_path: Path) -> None:

@@ -181,6 +181,31 @@ async def test_a_node_with_too_many_files_open_says_so_of_what_a_sandbox_hands_o
             channel.close()
 
 
+async def test_why_a_sandbox_was_ended_is_known_before_its_end_is_noticed() -> None:
+    """Also while something is asked of it, and behind an answer that came when nobody waited for it any more."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel = KeeperChannel(ours)
+    with theirs:
+        asking = asyncio.create_task(channel.ask({"do": "connect", "port": 1}))
+        await asyncio.get_running_loop().run_in_executor(None, theirs.recv, 1000)
+        assert channel.over() is None
+        theirs.send(b'{"over": "too much"}')
+        assert channel.over() == "too much"
+        theirs.send(b'{"id": 1, "pid": 7}')
+        assert (await asking)[0]["pid"] == 7
+    channel.close()
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel = KeeperChannel(ours)
+    with theirs:
+        theirs.send(b'{"id": 0, "pid": 7}')
+        assert channel.over() is None
+        theirs.send(b'{"id": 0, "pid": 7}')
+        theirs.send(b'{"over": "too much"}')
+    assert channel.over() == "too much"
+    channel.close()
+
+
 async def test_a_command_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeUnavailable, match="No such file or directory"):
         await sandbox(tmp_path).launch(launch_spec(tmp_path, tmp_path / "missing"), timeout=60)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import structlog
@@ -726,6 +726,27 @@ async def test_more_unfinished_turns_than_a_page_are_recovered() -> None:
         assert await node.service.recover() == 2100
         await node.loaded("s1").answer()
         assert await ended(run) is TurnStatus.COMPLETED
+
+
+async def test_the_turns_of_a_node_that_comes_while_we_look_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scripted_node() as node, scripted_node(node.stores, name="new") as new:
+        await new.open("s1")
+        await node.stores.coordination.leave(new.incarnation)
+        unfinished = node.stores.ledger.unfinished
+        accepted: list[TurnRun] = []
+
+        async def look(*args: Any, **kwargs: Any) -> Any:
+            if not accepted:
+                await new.join()
+                accepted.append(await running(new, "s1"))
+            return await unfinished(*args, **kwargs)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(node.stores.ledger, "unfinished", look)
+            assert await node.service.recover() == 0
+        await new.loaded("s1").answer()
+        assert await ended(accepted[0]) is TurnStatus.COMPLETED
+        assert new.ledger_row(accepted[0]).status is TurnStatus.COMPLETED  # type: ignore[union-attr]
 
 
 async def test_the_rest_of_a_deletion_that_was_cut_short_is_removed() -> None:

@@ -75,8 +75,9 @@ class Host:
         return self._users[tenant, name]
 
     def runtime(self, tenant: str = "acme", user: str | None = None) -> ManagedRuntime:
-        """The one runtime of this tenant, or of this user."""
-        found = [r for r in self.node.pool.runtimes if r.key == (tenant, user)]
+        """The one runtime of this tenant, or of this user, that serves: one that was killed may not be cleared away
+        yet."""
+        found = [r for r in self.node.pool.runtimes if r.key == (tenant, user) and r.state.serves]
         assert len(found) == 1, [r.describe() for r in self.node.pool.runtimes]
         return found[0]
 

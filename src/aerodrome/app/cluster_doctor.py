@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ _PATIENCE = 5.0
 _MOST_SESSIONS, _PAGE = 5000, 200
 #: Bytes of a database that is looked through: seconds.
 _MOST_CHECKED = 4 << 30
+#: Seconds within which a node that has given a session's lease back writes that it sleeps (`row_updates.GATHER`).
+_SAID = 1.0
 
 
 async def examine(settings: Settings) -> list[Finding]:
@@ -120,8 +123,7 @@ def _damage(directory: Path) -> str | None:
     return "; ".join(found) or None
 
 
-async def _sessions(stores: Stores, nodes: list[Node]) -> SessionsReport:
-    living = {node.incarnation for node in nodes} | {one for node in nodes for one in node.load.get(EARLIER, ())}
+async def _sessions(stores: Stores, nodes: Sequence[Node]) -> SessionsReport:
     loaded: list[SessionKey] = []
     quarantined: list[str] = []
     cursor, looked_at = None, 0
@@ -129,19 +131,43 @@ async def _sessions(stores: Stores, nodes: list[Node]) -> SessionsReport:
         page = await stores.directory.list(None, cursor=cursor, limit=_PAGE)
         looked_at += len(page.rows)
         quarantined += [str(row.key) for row in page.rows if _quarantined(row)]
-        loaded += [row.key for row in page.rows if row.state is not SessionState.HIBERNATED]
+        loaded += [row.key for row in page.rows if _is_loaded(row)]
         cursor = page.next
         if cursor is None:
             break
-    held = await stores.coordination.holders(loaded) if loaded else {}
-    unfinished = await stores.ledger.unfinished(except_of=living)
+    unfinished = await stores.ledger.unfinished(except_of=_incarnations(nodes))
+    # Not of one that has come since.
+    living = _incarnations(await stores.coordination.nodes())
     return SessionsReport(
         sessions=await stores.directory.count(),
         looked_at=looked_at,
-        orphaned=[str(key) for key in loaded if key not in held],
-        unfinished_of_dead=len(unfinished),
+        orphaned=[str(key) for key in await _orphans(stores, loaded)],
+        unfinished_of_dead=sum(turn.incarnation not in living for turn in unfinished),
         quarantined=quarantined,
     )
+
+
+async def _orphans(stores: Stores, loaded: list[SessionKey]) -> list[SessionKey]:
+    """Those of `loaded` that nobody has, and that are still listed as loaded when whoever had them must have spoken."""
+    suspects = await _held_by_nobody(stores, loaded)
+    if not suspects:
+        return []
+    await asyncio.sleep(_SAID)
+    rows = [await stores.directory.get(key) for key in suspects]
+    return await _held_by_nobody(stores, [row.key for row in rows if row is not None and _is_loaded(row)])
+
+
+async def _held_by_nobody(stores: Stores, keys: list[SessionKey]) -> list[SessionKey]:
+    held = await stores.coordination.holders(keys) if keys else {}
+    return [key for key in keys if key not in held]
+
+
+def _incarnations(nodes: Sequence[Node]) -> set[str]:
+    return {node.incarnation for node in nodes} | {one for node in nodes for one in node.load.get(EARLIER, ())}
+
+
+def _is_loaded(row: SessionRow) -> bool:
+    return row.state is not SessionState.HIBERNATED
 
 
 def _quarantined(row: SessionRow) -> bool:

@@ -16,6 +16,7 @@ from aerodrome.coordination.ports import Directory
 from aerodrome.errors import AerodromeError
 from aerodrome.model import Isolation, RuntimeKey, SessionRow
 from aerodrome.runtime.workspaces import Workspaces
+from aerodrome.sessions.takeout import Whose, rows_of
 
 log = structlog.get_logger(__name__)
 
@@ -39,15 +40,14 @@ async def remove_unowned(directory: Directory, workspaces: Workspaces, owner: Ru
 
 
 async def _has_sessions(directory: Directory, owner: RuntimeKey) -> bool:
-    cursor: str | None = None
-    while True:
+    def is_theirs(row: SessionRow) -> bool:
         # The list has the sessions that others share with the user, too, and these use the workspaces of others.
-        page = await directory.list(owner.tenant, user=owner.user, cursor=cursor, limit=_PAGE)
-        if any(row.owner == owner.user and row.isolation is Isolation.USER for row in page.rows):
-            return True
-        cursor = page.next
-        if cursor is None:
-            return False
+        return row.owner == owner.user and row.isolation is Isolation.USER
+
+    page = await directory.list(owner.tenant, user=owner.user, limit=_PAGE)
+    if any(map(is_theirs, page.rows)):
+        return True
+    return page.next is not None and any(map(is_theirs, await rows_of(directory, Whose(owner.tenant, owner.user))))
 
 
 class WorkspaceCare:

@@ -7,7 +7,6 @@ wrong change nothing; what is wrong is logged.
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -32,24 +31,23 @@ class Reload:
         self._file = file
         self._load = load
         self._state = self._look()
+        self._asked = asyncio.Event()
+
+    def ask(self) -> None:
+        """Have them read again soon, were it once `run` has begun."""
+        self._asked.set()
 
     async def run(self, apply: Callable[[Settings], Awaitable[None]], look: float = LOOK) -> None:
         """For ever. Cancel it to end it."""
-        hung_up = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, hung_up.set)
-        try:
-            while True:
-                try:
-                    async with asyncio.timeout(look):
-                        await hung_up.wait()
-                except TimeoutError:
-                    if await asyncio.to_thread(self._look) == self._state:
-                        continue
-                hung_up.clear()
-                await self._reload(apply)
-        finally:
-            loop.remove_signal_handler(signal.SIGHUP)
+        while True:
+            try:
+                async with asyncio.timeout(look):
+                    await self._asked.wait()
+            except TimeoutError:
+                if await asyncio.to_thread(self._look) == self._state:
+                    continue
+            self._asked.clear()
+            await self._reload(apply)
 
     async def _reload(self, apply: Callable[[Settings], Awaitable[None]]) -> None:
         self._state = await asyncio.to_thread(self._look)

@@ -68,6 +68,8 @@ async def _run(settings: Settings, reload: Reload, listeners: Mapping[str, socke
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, _signalled, node, stop, settings)
+    # From the first moment to the last: by itself it would end the process, with all turns that it lets finish.
+    loop.add_signal_handler(signal.SIGHUP, reload.ask)
     async with node:
         doors = {"http": node.http_address, "gateway": node.gateway_address}
         say("ready " + " ".join(f"{name}={host}:{port}" for name, (host, port) in doors.items()))

@@ -269,7 +269,9 @@ async def _warm(node: Node) -> None:
 
 def _pid_of(node: Node, person: Person) -> int:
     """Of the runtime that serves this user alone."""
-    found = [r.pid for r in node.pool.runtimes if r.key == RuntimeKey(person.tenant, person.name) and r.pid is not None]
+    key = RuntimeKey(person.tenant, person.name)
+    # One that was killed may not be cleared away yet.
+    found = [r.pid for r in node.pool.runtimes if r.key == key and r.state.serves and r.pid is not None]
     _expect(len(found) == 1, f"{person.name} has one runtime, not {len(found)}")
     return found[0]
 

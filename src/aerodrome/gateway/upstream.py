@@ -24,6 +24,7 @@ from aerodrome.model import Principal
 from aerodrome.peers.link import PeerGone, address_of
 from aerodrome.peers.liveness import Liveness
 from aerodrome.peers.shapes import PING, to_wire
+from aerodrome.runtime.control import OPENING
 from aerodrome.runtime.frames import FrameConnection
 from aerodrome.runtime.link import LinkClosed, RemoteError
 from aerodrome.runtime.ports import Runtime
@@ -70,6 +71,8 @@ class Upstream:
         self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._numbers = 0
         self._pending: dict[str, asyncio.Future[envelope.Message]] = {}
+        #: What has been asked that opens a session and is not answered yet.
+        self._opening: dict[str, asyncio.Future[envelope.Message]] = {}
 
     def line(self, session_id: str) -> asyncio.Lock:
         """To be held by who joins or leaves the session on this link."""
@@ -167,6 +170,22 @@ class Upstream:
             LinkClosed: The connection went while we waited.
             TimeoutError: No answer in time.
         """
+        async with asyncio.timeout(min(self._timeout, timeout or self._timeout)):
+            if method == "session.detach" and (opening := self._opening.get(params["sessionId"])) is not None:
+                # Asked both at the same time, a runtime may take up the end first.
+                await asyncio.wait({opening})
+            future = self._ask(method, params)
+            try:
+                await asyncio.wait({future})
+                message = future.result()
+            finally:
+                if method not in OPENING:  # what opens a session the runtime goes on with, whoever goes away
+                    future.cancel()
+        if message.is_error:
+            raise RemoteError(method, *envelope.error_of(message), problem=problem_code(message))
+        return message.result
+
+    def _ask(self, method: str, params: Mapping[str, Any]) -> asyncio.Future[envelope.Message]:
         self._numbers += 1
         request_id = f"{self._ids}{self._numbers}"
         try:
@@ -177,17 +196,20 @@ class Upstream:
             raise LinkClosed(f"{method}: {self.connection.closed_reason}")
         future: asyncio.Future[envelope.Message] = asyncio.get_running_loop().create_future()
         self._pending[request_id] = future
+        future.add_done_callback(lambda _: self._answered(request_id))
         self.connection.write(frame)
         self._owner.on_asking()
-        try:
-            async with asyncio.timeout(min(self._timeout, timeout or self._timeout)):
-                message = await future
-        finally:
-            self._pending.pop(request_id, None)
-            self._owner.on_asking()
-        if message.is_error:
-            raise RemoteError(method, *envelope.error_of(message), problem=problem_code(message))
-        return message.result
+        if method in OPENING:
+            self._opening[params["sessionId"]] = future
+        return future
+
+    def _answered(self, request_id: str) -> None:
+        future = self._pending.pop(request_id)
+        for session_id in [each for each, opening in self._opening.items() if opening is future]:
+            del self._opening[session_id]
+        if not future.cancelled():
+            future.exception()  # has been heard, or is of no interest to who has gone
+        self._owner.on_asking()
 
     def settle(self, message: envelope.Message) -> None:
         """The answer to a request of ours has come."""

@@ -22,9 +22,19 @@ class Place:
     def __init__(self, readers: Readers, credential: str, who: Principal) -> None:
         self.credential = credential
         self.who = who
-        #: Called when the credential is good no more.
-        self.end: Callable[[Unauthenticated], None] = lambda _: None
         self._readers = readers
+        self._end: Callable[[Unauthenticated], None] = lambda _: None
+        self._revoked: Unauthenticated | None = None
+
+    def on_end(self, end: Callable[[Unauthenticated], None]) -> None:
+        """Have it called when the credential is good no more, at once if that was while the reader was let in."""
+        self._end = end
+        if self._revoked is not None:
+            end(self._revoked)
+
+    def end(self, revoked: Unauthenticated) -> None:
+        self._revoked = revoked
+        self._end(revoked)
 
     def leave(self) -> None:
         """The reader has gone. May be called again."""

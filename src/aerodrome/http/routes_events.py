@@ -56,7 +56,7 @@ async def read_events(
         farewell=reader.farewell,
         limits=door.limits,
     )
-    place.end = lambda revoked: response.end(sse.frame("error", problem_of(revoked)))
+    place.on_end(lambda revoked: response.end(sse.frame("error", problem_of(revoked))))
     return response
 
 

@@ -138,8 +138,13 @@ class KeyService:
         return known.principal
 
     async def _look_up(self, key_id: str, now: float) -> _Known | None:
-        revocations = self._revocations
-        stored = await self._store.get(key_id)
+        while True:
+            revocations = self._revocations
+            stored = await self._store.get(key_id)
+            if revocations == self._revocations:
+                break
+            # Something was revoked while we read: what we hold may be what the store had before. Connections and
+            # streams that begin with it now would be missed by whoever looks for those of a revoked key.
         if stored is None:
             self._known.pop(key_id, None)
             return None
@@ -147,11 +152,9 @@ class KeyService:
         principal = Principal(info.tenant, info.user, info.roles, key_id)
         # From the moment the question was asked: the answer may have been long under way.
         known = _Known(stored.digest, principal, now + self._cache_ttl)
-        # Something was revoked while we read: what we hold may be what the store had before.
-        if revocations == self._revocations:
-            self._known.pop(key_id, None)
-            self._known[key_id] = known
-            self._forget_surplus(now)
+        self._known.pop(key_id, None)
+        self._known[key_id] = known
+        self._forget_surplus(now)
         return known
 
     def _forget_surplus(self, now: float) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
 import structlog
@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 PROTOCOL_VERSION = 3
 #: Requests that people, or clients, answer. The bindings bound them.
 HELD = frozenset({"userInput.request", "systemMessage.transform"})
+#: What opens a session. Whoever has asked for it may go away; the runtime goes on with it.
+OPENING = frozenset({"session.create", "session.resume"})
 #: Bytes of the requests of one runtime, such as writes to its sessions' files, that are served at a time.
 _MAX_INBOUND_BYTES = 64 << 20
 #: Files that are read for one runtime at a time. Each may be as large as a frame.
@@ -66,6 +68,8 @@ class ControlLink:
         self._bindings: dict[str, SessionBinding] = {}
         self._link: Link | None = None
         self._reading = asyncio.Semaphore(_READS)
+        #: What has been asked that opens a session and is not answered yet, the latest of each session.
+        self._opening: dict[str, asyncio.Task[Any]] = {}
         #: The CLI's version, from its answer to `connect`.
         self.version = ""
         #: Set when the connection has gone, for whatever reason.
@@ -124,10 +128,28 @@ class ControlLink:
         return self._timeout
 
     async def request(self, method: str, params: dict[str, Any], *, timeout: float | None = None) -> Any:
-        """Raises `LinkClosed`, `RemoteError` or `TimeoutError` (see `Link.request`)."""
+        """Raises `LinkClosed`, `RemoteError` or `TimeoutError` (see `Link.request`).
+
+        A session is let go of when all that opens it is answered: a runtime may take up first what it is asked last.
+        """
         if self._link is None:
             raise LinkClosed("the control link is not open")
-        return await self._link.request(method, params, timeout=timeout or self._timeout)
+        if method == "session.detach" and (opening := self._opening.get(params["sessionId"])) is not None:
+            await asyncio.wait({opening})
+        asking = self._link.request(method, params, timeout=timeout or self._timeout)
+        return await (self._open(params["sessionId"], asking) if method in OPENING else asking)
+
+    async def _open(self, session_id: str, asking: Coroutine[Any, Any, Any]) -> Any:
+        opening = self._opening[session_id] = asyncio.ensure_future(asking)
+        opening.add_done_callback(lambda done: self._answered(session_id, done))
+        await asyncio.wait({opening})
+        return opening.result()
+
+    def _answered(self, session_id: str, opening: asyncio.Task[Any]) -> None:
+        if self._opening.get(session_id) is opening:
+            del self._opening[session_id]
+        if not opening.cancelled():
+            opening.exception()  # has been heard, or is of no interest to who has gone
 
     def bind(self, session_id: str, binding: SessionBinding) -> None:
         if session_id in self._bindings:

@@ -24,6 +24,8 @@ log = structlog.get_logger(__name__)
 
 #: Seconds for what somebody may fill as fast as it is emptied.
 _ERASING = 60.0
+#: Looks for processes to end. Whoever starts others faster than that goes on.
+_LOOKS = 20
 #: How the name of each process's part begins.
 _PART = "node-"
 
@@ -83,14 +85,27 @@ def has_home(part: Path, runtime_id: str) -> bool:
 def kill_leftovers(directory: Path) -> int:
     """End the processes whose `COPILOT_HOME` is somewhere in the directory: what runtimes at home there have
     started, also when it has left their process group. Returns how many there were."""
-    ended = 0
+    ended: set[psutil.Process] = set()
+    for _ in range(_LOOKS):
+        found = _processes_at_home(directory) - ended
+        if not found:
+            break
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        # And again: what they have started since we looked is not among them.
+        ended |= found
+    return len(ended)
+
+
+def _processes_at_home(directory: Path) -> set[psutil.Process]:
+    found = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             home = process.environ().get("COPILOT_HOME", "")
             if home.startswith(f"{directory}/") and process.pid != os.getpid():
-                process.kill()
-                ended += 1
-    return ended
+                found.add(process)
+    return found
 
 
 def erase(directory: Path) -> None:

@@ -66,7 +66,10 @@ async def check(stores: Stores, rows: list[SessionRow]) -> AsyncIterator[Finding
     for row in rows:
         try:
             loaded = await stores.coordination.holder(row.key) is not None
-            yield Finding(row, await look_at(stores.files, stores.volume, row.key), loaded)
+            condition = await look_at(stores.files, stores.volume, row.key)
+            # Or it has been loaded as we looked.
+            loaded = loaded or await stores.coordination.holder(row.key) is not None
+            yield Finding(row, condition, loaded)
         except AerodromeError as error:
             yield Finding(row, Condition(), loaded=False, error=error.detail)
 

@@ -58,9 +58,11 @@ async def recover(context: SessionContext, sessions: LiveSessions) -> int:
         # Those that stay unfinished are the first of the next page too.
         limit = skipped + _PAGE
         page = await context.ledger.unfinished(limit=limit, except_of=living)
+        # A node may have come since, and have accepted turns.
+        come = await living_incarnations(context)
         for turn in page[skipped:]:
             # One that we accepted before we were held for dead is still worked on here.
-            certain = settled or name_in(turn.incarnation) == name_in(own)
+            certain = turn.incarnation not in come and (settled or name_in(turn.incarnation) == name_in(own))
             if certain and not sessions.works_on(turn.key, turn.id) and await _interrupt(turn, context, sessions):
                 recovered += 1
             else:

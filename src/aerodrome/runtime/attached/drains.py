@@ -7,6 +7,7 @@ in a turn when that ends, however long that takes: an operator who drains is in 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -50,6 +51,8 @@ class Drains:
         #: Endpoints.
         self.drained: frozenset[str] = frozenset()
         self._emptying: set[str] = set()
+        #: One look at a time: what an earlier one has seen may come behind what a later one has.
+        self._looking = asyncio.Lock()
         #: Has the other nodes look at the store soon.
         self.announce: Callable[[str], None] = lambda endpoint: None
 
@@ -58,7 +61,8 @@ class Drains:
 
     async def look(self) -> None:
         """Look again at the store. Raises `StoreUnavailable`, and what was known stays so."""
-        before, self.drained = self.drained, await self._store.drained()
+        async with self._looking:
+            before, self.drained = self.drained, await self._store.drained()
         for name in before - self.drained:
             log.info("runtime.undrained", server=name)
             if (server := self._server(name)) is not None and server.runtime is not None:

@@ -58,8 +58,12 @@ class KeeperChannel:
 
     def over(self) -> str | None:
         """The limit that the runtime has passed, if it was ended for that."""
-        if self._over is None and self._ready is None:
-            with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # there is no more
+            if self._over is None and self._ready is not None:
+                # Whoever waits for an answer is to read it; it is here before the end that it explains is noticed.
+                self._over = json.loads(self._socket.recv(_MOST, socket.MSG_PEEK)).get("over")
+            while self._over is None and self._ready is None:
+                # It may be behind answers that nobody has waited for.
                 data, descriptors, _, _ = socket.recv_fds(self._socket, _MOST, _DESCRIPTORS)
                 _close(descriptors)
                 self._over = json.loads(data).get("over")
