@@ -14,7 +14,7 @@ import pytest
 
 from aerodrome.demo.model import ModelServer
 from support.cli import hold_for_hung
-from support.host import Host, host, until
+from support.host import LASTING, Host, host, until
 
 pytestmark = pytest.mark.cli
 
@@ -144,7 +144,7 @@ async def test_a_runtime_that_does_not_start_is_told_at_once_and_recovers(tmp_pa
         f'exec {real} "$@"\n'
     )
     wrapper.chmod(0o755)
-    async with host(tmp_path / "data", model, runtime={"command": str(wrapper)}) as running:
+    async with host(tmp_path / "data", model, coordination=LASTING, runtime={"command": str(wrapper)}) as running:
         alice = await running.user("alice")
         await alice.open("s1")
         for _ in range(4):

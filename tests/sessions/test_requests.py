@@ -65,14 +65,21 @@ async def test_the_call_of_a_question_is_held_until_it_is_answered_or_the_sessio
 
 @pytest.mark.parametrize("calls", [("left?", "right?"), ("right?", "left?")])
 @pytest.mark.parametrize("answered", ["r1", "r2"])
-async def test_no_question_is_answered_with_the_answer_to_another(calls: tuple[str, ...], answered: str) -> None:
+@pytest.mark.parametrize("told_first", [True, False])
+async def test_no_question_is_answered_with_the_answer_to_another(
+    calls: tuple[str, ...], answered: str, told_first: bool
+) -> None:
     """The calls of two that are asked at the same time come in any order, and people answer in any order."""
     requests = OpenRequests(60, lambda _: None)
     questions = {"r1": "left?", "r2": "right?"}
-    for request_id, question in questions.items():
-        requests.see(asked(request_id, question))
+    if told_first:
+        for request_id, question in questions.items():
+            requests.see(asked(request_id, question))
     held = {question: asyncio.create_task(requests.hold(question)) for question in calls}
     await asyncio.sleep(0)
+    if not told_first:
+        for request_id, question in questions.items():
+            requests.see(asked(request_id, question))
     requests.see(event("user_input.completed", requestId=answered))
     await held.pop(questions[answered])
     (other,) = held.values()
