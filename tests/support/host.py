@@ -148,6 +148,8 @@ async def sse_events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
 
 @asynccontextmanager
 async def host(data_dir: Path, model: ModelServer, **sections: dict[str, Any]) -> AsyncIterator[Host]:
+    """Its lease is `LASTING` unless the test says something of the coordination."""
+    sections.setdefault("coordination", LASTING)
     async with AsyncExitStack() as stack:
         node = await stack.enter_async_context(Node(make_settings(data_dir, model.base_url, **sections)))
         yield Host(node, stack)
