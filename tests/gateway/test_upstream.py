@@ -7,11 +7,14 @@ import socket
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from aerodrome.gateway.upstream import Upstream
 from aerodrome.runtime.ports import Runtime
 from aerodrome.telemetry.meter import Traffic
 from aerodrome.wire import envelope
 from support.peer import Peer
+from support.waiting import until
 
 
 class Owner:
@@ -60,5 +63,8 @@ async def test_a_session_is_let_go_of_when_its_opening_is_answered() -> None:
         for each in (other, detached):
             peer.answer(each, {"success": True})
     assert not link.asking
+    with pytest.raises(TimeoutError):
+        await link.request("session.resume", {"sessionId": "s"}, timeout=0.01)
+    await until(lambda: not link.asking)  # nobody waits for it, and the client may be slow again
     link.connection.abort("the test is over")
     peer.writer.transport.abort()

@@ -170,17 +170,22 @@ class Upstream:
             LinkClosed: The connection went while we waited.
             TimeoutError: No answer in time.
         """
-        async with asyncio.timeout(min(self._timeout, timeout or self._timeout)):
-            if method == "session.detach" and (opening := self._opening.get(params["sessionId"])) is not None:
-                # Asked both at the same time, a runtime may take up the end first.
-                await asyncio.wait({opening})
-            future = self._ask(method, params)
-            try:
+        future: asyncio.Future[envelope.Message] | None = None
+        goes_on = False
+        try:
+            async with asyncio.timeout(min(self._timeout, timeout or self._timeout)):
+                if method == "session.detach" and (opening := self._opening.get(params["sessionId"])) is not None:
+                    # Asked both at the same time, a runtime may take up the end first.
+                    await asyncio.wait({opening})
+                future = self._ask(method, params)
                 await asyncio.wait({future})
-                message = future.result()
-            finally:
-                if method not in OPENING:  # what opens a session the runtime goes on with, whoever goes away
-                    future.cancel()
+            message = future.result()
+        except asyncio.CancelledError:
+            goes_on = method in OPENING  # in the runtime, though nobody waits for it any more
+            raise
+        finally:
+            if future is not None and not goes_on:
+                future.cancel()
         if message.is_error:
             raise RemoteError(method, *envelope.error_of(message), problem=problem_code(message))
         return message.result

@@ -18,6 +18,8 @@ log = structlog.get_logger(__name__)
 
 #: Seconds between two connections: doubled from the first to the last of these.
 _FIRST, _LAST = 0.05, 2.0
+#: Seconds that who publishes waits until this node listens.
+_READY_WITHIN = 1.0
 
 
 class Subscription:
@@ -47,10 +49,10 @@ class Subscription:
 
     async def ready(self) -> None:
         """To be awaited before something is published: whoever listens hears what is published from then on; so first
-        let the listening begin, within a second."""
+        let the listening begin, for a while."""
         if self._listening is not None and not self._began.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._began.wait(), 1.0)
+                await asyncio.wait_for(self._began.wait(), _READY_WITHIN)
 
     def began(self) -> None:
         """From here on everything is heard."""
