@@ -59,7 +59,7 @@ async def test_turns_sessions_and_runtimes_are_counted(measured: Host) -> None:
     assert found.value("aerodrome_session_wake_seconds_count", cause="wake") == 2
     assert found.value("aerodrome_session_wake_seconds_count", cause="failover") == 0
     assert found.value("aerodrome_node_accepting") == 1
-    assert found.value("aerodrome_heartbeat_age_seconds") < found.value("aerodrome_heartbeat_ttl_seconds") == 5
+    assert found.value("aerodrome_heartbeat_age_seconds") < found.value("aerodrome_heartbeat_ttl_seconds") == 60
     assert found.value("aerodrome_build_info", cli_version="1.0.102") == 1
 
 
