@@ -101,3 +101,25 @@ async def test_a_tool_that_somebody_else_has_brought_along_since_is_waited_for()
         await live.detach(second)
         assert failed(node) == ["one"]
         await end(node, live)
+
+
+async def test_what_is_remembered_of_those_who_have_gone_is_bounded() -> None:
+    async with scripted_node() as node:
+        live = await live_of(node)
+        names = [f"tool-{number}" for number in range(1_000)]
+        for tools in (["first"], ["x" * 257, *names]):
+            part = cast("Any", Part("s1", *tools))
+            await live.attach(part)
+            await live.detach(part)
+        for tool in ("first", "x" * 257, names[-1]):
+            call(node, tool, tool)
+        await settle()
+        assert failed(node) == [names[-1]]
+        await end(node, live)
+        # Nothing of that turn is under way any more.
+        await node.send("s1", "call another tool")
+        await settle()
+        call(node, names[0], "of another turn")
+        await settle()
+        assert failed(node) == [names[-1]]
+        await end(node, live)

@@ -326,6 +326,7 @@ class LiveSession:
             self._working = True
         elif event.type == "session.idle":
             self._working = False
+            self._tool_calls.idle()
         elif event.type == "user.message":
             self._note_title(event, "content")
         elif event.type == "session.title_changed":
