@@ -54,6 +54,7 @@ class _Live:
 
     async def attach(self, attachment: Attachment) -> None:
         await attachment.open(cast("Runtime", self.runtime), resume=False)
+        attachment.ready()
         self.attachments.append(attachment)
 
     async def detach(self, attachment: Attachment) -> None:
