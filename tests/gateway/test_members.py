@@ -328,6 +328,40 @@ async def test_who_is_removed_while_it_resumes_is_not_let_in(node: Host, monkeyp
         assert await (await alice.resume("race", tools=[custom_tool("look", skip_permission=True)])).turn(CALL)
 
 
+async def test_who_is_refused_has_left_its_runtime_by_then(node: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tools would be in the way of others."""
+    leaving, may_leave = asyncio.Event(), asyncio.Event()
+    ask = Upstream.request
+
+    async def request(link: Upstream, method: str, params: Any, **more: Any) -> Any:
+        if method == "session.detach":
+            leaving.set()
+            await may_leave.wait()
+        return await ask(link, method, params, **more)
+
+    async with connected(await endpoint_of(node)) as alice, connected(await endpoint_of(node, "bob")) as bob:
+        hers = await alice.create(session_id="refused")
+        await hers.turn("hello")
+        await share(node, "refused", "bob", "writer")
+        sessions = node.node.sessions.native
+        asked = sessions.role
+
+        async def role(*args: Any) -> Any:
+            await unshare(node, "refused", "bob")
+            return await asked(*args)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(sessions, "role", role)
+            patched.setattr(Upstream, "request", request)
+            refusal = asyncio.create_task(refused(bob.resume("refused", tools=[custom_tool("look")]), "conflict"))
+            await leaving.wait()
+            for _ in range(100):
+                await bob.sdk.ping()
+            assert not refusal.done()
+            may_leave.set()
+            await refusal
+
+
 async def test_who_is_removed_and_back_at_once_hears_the_session(node: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the same link: the runtime would take up that the client leaves behind that it is back."""
     async with connected(await endpoint_of(node)) as alice, connected(await endpoint_of(node, "bob")) as bob:

@@ -104,6 +104,8 @@ class NativeAttachment:
         self.changes = changes or Changes()
         self._opened = changes is not None
         self._link: Upstream | None = None
+        #: The link on which it is let go of, or was.
+        self._left: Upstream | None = None
         self._passive = passive
 
     @property
@@ -220,8 +222,12 @@ class NativeAttachment:
     async def close(self) -> None:
         link, self._link = self._link, None
         self._owner.router.sessions.unbind(self.session_id)
+        if link is None and self._left is not None:
+            async with self._left.line(self.session_id):
+                return  # somebody else has let go of it: for both of us that is over now
         if link is None or link.connection.closed:
             return
+        self._left = link
         try:
             async with link.line(self.session_id):
                 await link.request("session.detach", {"sessionId": self.session_id}, timeout=LET_GO)
