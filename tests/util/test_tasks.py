@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from contextlib import suppress
 
 import pytest
 from structlog.testing import capture_logs
@@ -30,6 +31,24 @@ async def test_a_closed_owner_starts_nothing_and_has_ended_what_it_had() -> None
     with pytest.raises(RuntimeError, match="test is closed"):
         owner.start(asyncio.sleep(60), "sleep")
     assert owner.start_if_open(asyncio.sleep(60), "sleep") is None
+
+
+async def test_a_task_that_has_lost_its_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aerodrome._util.tasks._CANCELLED_AGAIN", 0.01)
+
+    async def deaf() -> None:
+        for _ in range(2):
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(600)
+        await asyncio.sleep(600)
+
+    owner = TaskOwner("test")
+    running = owner.start(deaf(), "deaf")
+    await asyncio.sleep(0)
+    with capture_logs() as logs:
+        await asyncio.wait_for(owner.aclose(), 30)
+    assert running.cancelled()
+    assert [(line["event"], line["tasks"]) for line in logs] == [("task.not_ended", ["test:deaf"])] * 2
 
 
 async def test_work_is_done_unless_a_signal_comes_first() -> None:

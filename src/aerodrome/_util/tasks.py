@@ -15,6 +15,9 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+#: Seconds after which a task that was cancelled and has not ended is cancelled again: more than it needs to clean up.
+_CANCELLED_AGAIN = 10.0
+
 
 class TaskOwner:
     """Keeps a reference to each task it starts, logs what they raise, and ends them all in `aclose`."""
@@ -74,10 +77,14 @@ class TaskOwner:
         """Cancel what still runs and wait for it. Safe to call twice, and from one of the tasks."""
         self._closed = True
         current = asyncio.current_task()
-        pending = [task for task in self._tasks if task is not current]
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+        pending = {task for task in self._tasks if task is not current}
+        while pending:
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=_CANCELLED_AGAIN)
+            if pending:
+                # A cancellation may get lost in a library, and who waits for the end of such a task waits for ever.
+                log.warning("task.not_ended", tasks=sorted(task.get_name() for task in pending))
 
 
 async def every(seconds: float, work: Callable[[], Awaitable[None]], failed: str) -> None:
