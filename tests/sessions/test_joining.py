@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from aerodrome.events import SessionEvent
 from aerodrome.model import OnBusy, SessionKey, TurnStatus
 from aerodrome.sessions.run import TurnRun
 from support.scripted_node import ALICE, ScriptedNode, scripted_node, settle
@@ -247,3 +248,38 @@ async def test_each_prompt_has_the_whole_time_of_a_turn(monkeypatch: pytest.Monk
         later += 61.0
         assert await status(last) is TurnStatus.FAILED
         assert "longer than 60 s" in str(last.row.error)
+
+
+async def test_clients_are_told_of_a_prompt_that_another_node_has_ended_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It took this node for dead when it stood still; the prompt was with a runtime, and is about to be sent again."""
+    async with scripted_node() as node:
+        run = await running(node)
+        joined = await native(node, "joined")
+        await settle()
+        first_id = joined.first_message_id
+        assert first_id is not None
+        live = node.service.find_live(SessionKey("acme", "s1"))
+        assert live is not None
+        assured: list[str] = []
+        monkeypatch.setattr(live.attachments, "assured", assured.extend)
+        gone = {"code": "turn_interrupted", "detail": "the node has gone"}
+        await node.stores.ledger.finish(joined.row.key, joined.id, TurnStatus.INTERRUPTED, 1.0, error=gone)
+        told: list[SessionEvent] = []
+        publish = live.hub.publish
+
+        def hear(event: SessionEvent) -> SessionEvent:
+            told.append(event)
+            return publish(event)
+
+        monkeypatch.setattr(live.hub, "publish", hear)
+        node.runtime.kill("it hangs")
+        await settle()
+        await node.loaded("s1").answer()
+        assert [await status(each) for each in (run, joined)] == [TurnStatus.COMPLETED, TurnStatus.INTERRUPTED]
+        errors = [event.data for event in told if event.type == "session.error"]
+        assert [(error["errorType"], error["originatingMessageId"]) for error in errors] == [
+            ("turn_interrupted", first_id)
+        ]
+        assert first_id in assured

@@ -14,6 +14,7 @@ from aerodrome.events import SessionEvent
 from aerodrome.model import LastTurn, SessionKind, TurnStatus
 from aerodrome.sessions.context import SessionContext
 from aerodrome.sessions.ends import TurnEnds
+from aerodrome.sessions.machine import State
 from aerodrome.sessions.residency import Residency
 from aerodrome.sessions.row_updates import RowUpdates
 from aerodrome.sessions.run import TurnRun, error_of
@@ -69,6 +70,11 @@ class TurnBooks:
         row = await self._context.ledger.get(run.row.key, run.id)
         if row is None or not row.status.is_final:
             raise NotFound("the session was deleted before the turn began")
+        if run.first_message_id is not None:
+            # Another node took this one for dead, and has ended it in the ledger only; clients wait for its events.
+            going_on = self._residency.state is State.RUNNING
+            self._tell_end(run, row.status, row.error, idle=not going_on)
+            self._residency.attachments.assured([run.first_message_id])
         run.resolve(row)
         return False
 
@@ -78,10 +84,12 @@ class TurnBooks:
         if task is not None:
             run.notes.append(task)
 
-    def _tell_end(self, run: TurnRun, status: TurnStatus, error: AerodromeError | None, *, idle: bool) -> None:
+    def _tell_end(self, run: TurnRun, status: TurnStatus, error: dict[str, Any] | None, *, idle: bool) -> None:
         """Say in the runtime's place what it did not live to say, for whoever waits for its events."""
+        if status is TurnStatus.INTERRUPTED:
+            self._publish(self._context.host_event("aerodrome.turn_interrupted", {"turn": run.id}))
         if error is not None:
-            data: dict[str, Any] = {"errorType": error.code, "message": error.detail}
+            data: dict[str, Any] = {"errorType": error.get("code"), "message": error.get("detail")}
             if run.first_message_id is not None:
                 data["originatingMessageId"] = run.first_message_id
             self._publish(self._context.host_event("session.error", data))
@@ -145,10 +153,10 @@ class TurnBooks:
         )
         log.info("turn.ended", session=str(row.key), turn=run.id, status=status.value, retried=row.retried)
         self._measure(run, status, error)
-        if status is TurnStatus.INTERRUPTED:
-            self._publish(self._context.host_event("aerodrome.turn_interrupted", {"turn": run.id}))
         if run.attempts and not run.tracker.ended:
-            self._tell_end(run, status, error, idle=idle)
+            self._tell_end(run, status, row.error, idle=idle)
+        elif status is TurnStatus.INTERRUPTED:
+            self._publish(self._context.host_event("aerodrome.turn_interrupted", {"turn": run.id}))
         if self._updates.row.kind is SessionKind.EPHEMERAL:
             run.row = row
             return
