@@ -70,14 +70,13 @@ def configuration(block: str, ports: dict[str, str], place: Place) -> str:
 
 def damage(place: Place, shell: Shell, volume: Path) -> None:
     """A session takes a turn in one of the servers, is hibernated, and half a line is written behind its history."""
-    # Those that are there when their tenant comes become its own; one that comes later does with its next session.
     place.runtimes(lambda each: "server" in each and each["state"] == "warm", len(MACHINES))
     with place.client("alice") as alice:
         alice.post("/sessions", json={"id": "support-42"}).raise_for_status()
         alice.post("/sessions/support-42/messages", json={"prompt": "Hello."}).raise_for_status()
-    place.runtimes(lambda each: "server" in each and each["state"] == "claimed", len(MACHINES))
-    # The turn ran in one of them, which the node has told of a moment later.
-    place.runtimes(lambda each: "server" in each and each["turns"] == 1)
+    # The turn ran in one of them, which the node has told of a moment later. Of the others those have become the
+    # tenant's that had said by then that they see its directory.
+    place.runtimes(lambda each: "server" in each and each["state"] == "claimed" and each["turns"] == 1)
     place.runtimes(lambda each: "server" in each and each["turns"] == 0, len(MACHINES) - 1)
     shell.play(Command(0, "until aerodrome sessions ls | grep hibernated; do sleep 0.1; done", ["...hibernated..."]))
     with (volume / "support-42" / "events.jsonl").open("a") as history:
