@@ -20,6 +20,9 @@ class Node:
         self.asked_to_drain = asyncio.Event()
         self.reloaded = 0
 
+    def abort(self):
+        pass
+
     async def __aenter__(self):
         await self.hung_up()
         return self

@@ -131,6 +131,37 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path, model: ModelServe
     await until(lambda: all(map(has_ended, runtimes)))
 
 
+async def test_what_keeps_a_drained_node_from_ending_is_named_and_ends_with_it(
+    tmp_path: Path, model: ModelServer
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        """
+import asyncio
+from aerodrome.cli import serve
+from aerodrome.runtime.attached.pool import AttachedPool
+
+async def never(self):
+    await asyncio.Event().wait()
+
+AttachedPool.aclose = never  # before the runtimes are ended
+serve._FAREWELL = 0.5
+"""
+    )
+    config = write_config(tmp_path, model.base_url, ttl="15s")
+    key = await new_key(config)
+    async with serve(config, environment={"PYTHONPATH": str(tmp_path)}) as server, user_of(server, key) as alice:
+        await alice.open("s1")
+        await alice.say("s1", "hello")
+        runtimes = server.runtimes()
+        assert runtimes
+        server.send_signal(signal.SIGTERM)
+        assert await server.process.wait() == 1
+        (said,) = [line for line in server.log.read_text().splitlines() if "process.not_ended" in line]
+        assert "Event.wait" in said
+        assert "Node.__aexit__" in said
+    await until(lambda: all(map(has_ended, runtimes)))
+
+
 async def test_two_processes_share_one_store(tmp_path: Path, model: ModelServer) -> None:
     """A session is active in one at a time, and the other asks that one; it takes over when the first lets go or
     dies."""

@@ -84,7 +84,17 @@ class TaskOwner:
             _, pending = await asyncio.wait(pending, timeout=_CANCELLED_AGAIN)
             if pending:
                 # A cancellation may get lost in a library, and who waits for the end of such a task waits for ever.
-                log.warning("task.not_ended", tasks=sorted(task.get_name() for task in pending))
+                log.warning("task.not_ended", tasks=sorted(map(place_of, pending)))
+
+
+def place_of(task: asyncio.Task[Any]) -> str:
+    """Its name and where it waits, from its own function down to the innermost: `NAME: FUNCTION:LINE > ...`."""
+    places = []
+    waits: Any = task.get_coro()
+    while (frame := getattr(waits, "cr_frame", None)) is not None:
+        places.append(f"{frame.f_code.co_qualname}:{frame.f_lineno}")
+        waits = waits.cr_await
+    return f"{task.get_name()}: {' > '.join(places)}"
 
 
 async def every(seconds: float, work: Callable[[], Awaitable[None]], failed: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Self, cast
 
@@ -141,6 +141,8 @@ class Node:
         self.condition: Condition
         #: Set when an operator has asked this node to drain; it does, and its process may end.
         self.asked_to_drain = asyncio.Event()
+        #: Called when it has drained, and begins to close what is left.
+        self.on_drained: Callable[[], None] | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -262,7 +264,11 @@ class Node:
 
     async def drain(self) -> None:
         """See `Drain.run`."""
-        await self._drain.run()
+        try:
+            await self._drain.run()
+        finally:
+            if self.on_drained is not None:
+                self.on_drained()
 
     async def _clear_leases(self) -> None:
         """The node has left: a lease that was taken in the moment in which that began is nobody's."""

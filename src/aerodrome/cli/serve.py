@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aerodrome._util.descriptors import allow_many
+from aerodrome._util.farewell import Farewell
 from aerodrome._util.systemd import Notifier, inherited_sockets
 from aerodrome.cli.console import note, say
 from aerodrome.cli.options import ConfigOption
@@ -23,6 +24,9 @@ from aerodrome.config.secret_resolver import Known
 
 if TYPE_CHECKING:
     from aerodrome.app.node import Node
+
+#: Seconds in which a node that has drained closes what it has open. The service managers of `deploy/` give it more.
+_FAREWELL = 25.0
 
 
 def serve(
@@ -39,7 +43,7 @@ def serve(
 
     Listens on the sockets of a service manager, if it hands any over (LISTEN_FDS), in place of the addresses.
     Prints `ready http=HOST:PORT gateway=HOST:PORT` once both doors listen. A signal during the drain kills the runtimes
-    and exits 1 at once.
+    and exits 1 at once. So it does by itself when it has drained and not ended 25 seconds later.
     """
     overrides = {
         "server.http": http,
@@ -65,6 +69,7 @@ async def _run(settings: Settings, reload: Reload, listeners: Mapping[str, socke
 
     stop = asyncio.Event()
     node = Node(settings, listeners=listeners)
+    node.on_drained = Farewell(_FAREWELL, node.abort).begin
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, _signalled, node, stop, settings)
