@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.console_page import shown
+from support.console_page import shown, without_the_end_of_clients
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py") if path.name != "common.py")
@@ -81,11 +81,6 @@ daily, older than that: Your name is Ada.
 forgotten, anew: I don't know your name yet.""",
 }
 
-#: What the SDK logs now and then when a client is stopped: it closes its socket before it tells its reader to end.
-SDK_CLOSES = re.compile(
-    r"Failed to parse incoming JSON-RPC message\nTraceback .*\n(?: .*\n)+ValueError: I/O operation on closed file\.\n"
-)
-
 
 @pytest.mark.cli
 @pytest.mark.timeout(300)
@@ -98,7 +93,7 @@ def test_the_example_shows_what_it_is_there_for(name: str, tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert shown(PRINTED[name].splitlines(), done.stdout.splitlines()), done.stdout
-    assert SDK_CLOSES.sub("", done.stderr) == ""
+    assert without_the_end_of_clients(done.stderr) == ""
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

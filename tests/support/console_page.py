@@ -28,6 +28,10 @@ _MARKER = re.compile(r"<!-- test: (?P<session>\w+)(?: file=(?P<file>\S+))? -->")
 _NOT_RUN = re.compile(r"<!-- not run: (?P<reason>.+) -->")
 _FENCE = re.compile(r"```(?P<language>\w*)")
 _END = "@@ended"
+#: The SDK closes its socket before it tells its reader to end, and now and then the reader logs that.
+_END_OF_CLIENT = re.compile(
+    r"Failed to parse incoming JSON-RPC message\nTraceback .*\n(?: .*\n)+ValueError: I/O operation on closed file\.\n"
+)
 
 
 @dataclass(slots=True)
@@ -133,9 +137,14 @@ def _commands(start: int, block: list[str]) -> list[Command]:
     return commands
 
 
+def without_the_end_of_clients(printed: str) -> str:
+    """What a program has printed, without what the SDK says of a client that was stopped."""
+    return _END_OF_CLIENT.sub("", printed)
+
+
 def shown(expected: list[str], printed: list[str]) -> bool:
     """Whether this is what the page shows. Blanks at the ends of lines and empty lines at the end do not count."""
-    text = "".join(line.rstrip() + "\n" for line in printed).rstrip("\n") + "\n"
+    text = without_the_end_of_clients("".join(line.rstrip() + "\n" for line in printed)).rstrip("\n") + "\n"
     pattern = "".join(
         r"(?:.*\n)*?" if line == "..." else ".*".join(map(re.escape, line.rstrip().split("..."))) + "\n"
         for line in expected
