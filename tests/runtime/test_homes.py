@@ -147,6 +147,54 @@ def test_what_they_start_while_they_are_looked_for_is_killed_as_well(
             process.wait()
 
 
+def test_who_is_about_to_become_another_program_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its environment is empty then."""
+    environ, seen = psutil.Process.environ, []
+    process = sleeping_at(tmp_path / "rt-1")
+
+    def not_yet(of: psutil.Process) -> dict[str, str]:
+        if of.pid != process.pid:
+            return environ(of)
+        seen.append(of)
+        return environ(of) if len(seen) > 1 else {}
+
+    monkeypatch.setattr(psutil.Process, "environ", not_yet)
+    try:
+        assert kill_leftovers(tmp_path) == 1
+        assert process.wait(30) == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_processes_that_never_have_an_environment_hold_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, looks = psutil.process_iter, []
+
+    def process_iter() -> Iterator[psutil.Process]:
+        looks.append(1)
+        return look()
+
+    monkeypatch.setattr(psutil, "process_iter", process_iter)
+    bare = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", "print(flush=True); import time; time.sleep(600)"],
+        env={},
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert bare.stdout is not None
+        bare.stdout.readline()
+        assert kill_leftovers(tmp_path) == 0
+        assert len(looks) < 10  # two, if nothing else begins meanwhile
+        assert bare.poll() is None
+    finally:
+        bare.kill()
+        bare.communicate()
+
+
 def test_our_own_process_is_never_killed(tmp_path: Path) -> None:
     """Aerodrome may itself run inside a runtime's environment."""
     script = (

@@ -12,6 +12,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import time
 from pathlib import Path
 from typing import IO, Self
 
@@ -26,6 +27,10 @@ log = structlog.get_logger(__name__)
 _ERASING = 60.0
 #: Looks for processes to end. Whoever starts others faster than that goes on.
 _LOOKS = 20
+#: Seconds in which an `exec` has come far enough for the new environment to be seen.
+_EXEC = 0.01
+#: Parent of the kernel's own threads, which never have an environment.
+_KTHREADD = 2
 #: How the name of each process's part begins.
 _PART = "node-"
 
@@ -84,28 +89,36 @@ def has_home(part: Path, runtime_id: str) -> bool:
 
 def kill_leftovers(directory: Path) -> int:
     """End the processes whose `COPILOT_HOME` is somewhere in the directory: what runtimes at home there have
-    started, also when it has left their process group. Returns how many there were."""
+    started, also when it has left their process group. Returns how many there were. Blocks."""
     ended: set[psutil.Process] = set()
+    unsettled: set[psutil.Process] = set()
     for _ in range(_LOOKS):
-        found = _processes_at_home(directory) - ended
-        if not found:
+        found, bare = _processes_at_home(directory)
+        if not (found - ended) and bare <= unsettled:
             break
-        for process in found:
+        for process in found - ended:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         # And again: what they have started since we looked is not among them.
         ended |= found
+        if bare - unsettled:
+            time.sleep(_EXEC)
+        unsettled = bare
     return len(ended)
 
 
-def _processes_at_home(directory: Path) -> set[psutil.Process]:
-    found = set()
+def _processes_at_home(directory: Path) -> tuple[set[psutil.Process], set[psutil.Process]]:
+    """Those of which it is known, and those without an environment: among them who is about to become another program,
+    which has none for a moment."""
+    found, bare = set(), set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            home = process.environ().get("COPILOT_HOME", "")
-            if home.startswith(f"{directory}/") and process.pid != os.getpid():
+            environment = process.environ()
+            if environment.get("COPILOT_HOME", "").startswith(f"{directory}/") and process.pid != os.getpid():
                 found.add(process)
-    return found
+            elif not environment and _KTHREADD not in (process.pid, process.ppid()):
+                bare.add(process)
+    return found, bare
 
 
 def erase(directory: Path) -> None:
