@@ -51,6 +51,24 @@ async def test_a_heartbeat_prolongs_a_life_and_never_revives_one(pair: Pair) -> 
     assert await pair.a.heartbeat("unknown") is Beat.DEAD
 
 
+async def test_who_is_cancelled_asks_no_more(pair: Pair) -> None:
+    """In whatever moment it comes: a driver may lose a cancellation that comes with what it waits for."""
+
+    async def ask_for_ever() -> None:
+        while True:
+            await pair.a.nodes()
+            await asyncio.sleep(0)
+
+    await pair.a.nodes()  # connected from here on
+    for ticks in range(60):
+        asking = asyncio.create_task(ask_for_ever())
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait({asking}, timeout=30)
+        assert asking.done(), ticks
+
+
 # Leases
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 from structlog.testing import capture_logs
 
-from aerodrome._util.tasks import Flag, Forestalled, TaskOwner, every, first_of, shared, unless
+from aerodrome._util.tasks import Flag, Forestalled, TaskOwner, every, first_of, heeding, shared, unless
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")
 
@@ -53,6 +53,50 @@ async def test_a_task_that_has_lost_its_cancellation_is_cancelled_again(monkeypa
     for line in logs:
         (place,) = line["tasks"]
         assert re.fullmatch(r"test:deaf: \S+\.deaf:\d+ > sleep:\d+", place)
+
+
+async def test_a_cancellation_that_is_lost_in_a_library_is_raised_behind_it() -> None:
+    async def library(fails: bool) -> int:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(600)
+        if fails:
+            raise ValueError
+        return 7
+
+    for fails in (False, True):
+        task = asyncio.ensure_future(heeding(library(fails)))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+
+
+async def test_deadlines_inside_are_no_cancellation_of_ours() -> None:
+    async def library() -> int:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0):
+                await asyncio.sleep(600)
+        async with asyncio.timeout(0.01):
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(600)  # this one is lost
+        return 7
+
+    with suppress(TimeoutError):
+        async with asyncio.timeout(600):
+            assert await heeding(library()) == 7
+
+    async def cleans_up() -> int:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            assert await heeding(library()) == 7
+        return 0
+
+    task = asyncio.ensure_future(cleans_up())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
 
 
 async def test_work_is_done_unless_a_signal_comes_first() -> None:

@@ -112,6 +112,20 @@ async def every(seconds: float, work: Callable[[], Awaitable[None]], failed: str
             log.exception(failed)
 
 
+async def heeding(work: Awaitable[T]) -> T:
+    """Await what may lose a cancellation, as `asyncio.wait_for` of Python 3.11 does when it comes together with the
+    result, and with it whatever library uses that. It is raised behind it then.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        return await work
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
+
+
 class Flag:
     """An `asyncio.Event` for who waits for several things: it is a future, where an event would take a task each time.
 

@@ -75,7 +75,8 @@ async def _live(settings: Settings, interval: float) -> None:
             while not quit_asked.is_set():
                 live.update(await _look(operators, console.size.height), refresh=True)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(quit_asked.wait(), interval)
+                    async with asyncio.timeout(interval):
+                        await quit_asked.wait()
 
 
 async def _look(operators: Administration, height: int) -> RenderableType:

@@ -28,6 +28,7 @@ from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 
 from aerodrome._util.redis_url import RedisUrl
+from aerodrome._util.tasks import heeding
 from aerodrome.errors import ConfigError, StoreUnavailable
 
 log = structlog.get_logger(__name__)
@@ -284,8 +285,8 @@ class RedisClient:
         pause = 0.05
         while True:
             try:
-                async with asyncio.timeout(self._timeout):
-                    result = await call(self._connected())
+                # The driver uses `asyncio.wait_for` to write.
+                result = await heeding(self._once(call))
             except (failures.RedisError, OSError, RuntimeError) as error:  # TimeoutError is an OSError
                 if isinstance(error, RuntimeError) and not is_closed_connection(error):
                     raise
@@ -298,6 +299,10 @@ class RedisClient:
                 return result
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
             pause = min(0.5, pause * 2)
+
+    async def _once(self, call: Callable[[Any], Awaitable[T]]) -> T:
+        async with asyncio.timeout(self._timeout):
+            return await call(self._connected())
 
     def _connected(self) -> Redis | RedisCluster:
         if self._client is None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
+from aerodrome._util.tasks import heeding
 from aerodrome.coordination.backends.redis_client import RedisClient, is_closed_connection, trouble_of
 from aerodrome.coordination.backends.subscription import Subscription, text_of
 from aerodrome.coordination.ports import ClusterEvent
@@ -36,7 +37,7 @@ class RedisEvents:
 
     async def _listen(self) -> None:
         async with await self._client.listener() as client, client.pubsub() as subscription:
-            await subscription.subscribe(self._channel)
+            await heeding(subscription.subscribe(self._channel))
             asked = False
             while True:
                 message = await subscription.get_message(timeout=self._idle)
@@ -44,7 +45,7 @@ class RedisEvents:
                     raise TimeoutError("no answer on the connection that listens")
                 if message is None:
                     # A connection whose other end is gone is silent, too.
-                    await subscription.ping()
+                    await heeding(subscription.ping())
                 elif message["type"] == "subscribe":
                     self._subscription.began()
                 elif message["type"] == "message":

@@ -48,7 +48,8 @@ class SqliteEvents:
         if self._polling is not None and not self._looked.is_set():
             # Whoever listens hears what is published from then on; so first let the listening begin.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._looked.wait(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await self._looked.wait()
 
         def publish(connection: sqlite3.Connection) -> None:
             added = connection.execute(
@@ -92,7 +93,8 @@ class SqliteEvents:
                 log.exception("coordination.events_crashed")
             self._published.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._published.wait(), self._poll)
+                async with asyncio.timeout(self._poll):
+                    await self._published.wait()
 
 
 def _last(connection: sqlite3.Connection) -> int:

@@ -52,7 +52,8 @@ class Subscription:
         let the listening begin, for a while."""
         if self._listening is not None and not self._began.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._began.wait(), _READY_WITHIN)
+                async with asyncio.timeout(_READY_WITHIN):
+                    await self._began.wait()
 
     def began(self) -> None:
         """From here on everything is heard."""
