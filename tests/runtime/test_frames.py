@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 import pytest
+import uvloop
 
 from aerodrome.runtime.frames import FrameConnection
+from aerodrome.runtime.ports import connected as connected_socket
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -34,7 +36,7 @@ async def connected() -> AsyncIterator[tuple[FrameConnection, asyncio.StreamRead
     server = await asyncio.start_server(lambda reader, writer: arrived.set_result((reader, writer)), "127.0.0.1", 0)
     async with server:
         connection = FrameConnection(_Owner())
-        await asyncio.get_running_loop().create_connection(lambda: connection, *server.sockets[0].getsockname()[:2])
+        await connection.open(*server.sockets[0].getsockname()[:2])
         reader, writer = await arrived
         try:
             yield connection, reader
@@ -63,3 +65,55 @@ async def test_what_is_queued_when_the_connection_goes_is_dropped() -> None:
         connection.queue(b"later")
         connection.flush()
         assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("by", ["address", "socket"])
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_who_is_cancelled_while_it_connects_leaves_no_connection(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], by: str
+) -> None:
+    """In whatever moment that comes: of a connection that is given up when it has just been made, uvloop does not tell
+    the protocol that it has ended."""
+
+    async def give_up(address: tuple[str, int], ticks: int) -> bool:
+        connection = FrameConnection(_Owner())
+
+        async def connect() -> None:
+            if by == "address":
+                await connection.open(*address)
+            else:
+                await connection.open_over(await connected_socket(*address))
+
+        connecting = asyncio.create_task(connect())
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        done = connecting.done()
+        connecting.cancel()
+        await asyncio.wait({connecting})
+        if connection.connected:
+            connection.abort("it is not wanted any more")
+            await connection.gone.wait()
+        return done
+
+    async def main() -> None:
+        served: set[asyncio.Task[None] | None] = set()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            served.add(asyncio.current_task())
+            with suppress(ConnectionError):
+                await reader.read()
+            writer.transport.abort()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        ticks = 0
+        while not await give_up(address, ticks):
+            ticks += 1
+        # The server has seen the end of each that it has seen come.
+        while not served:
+            await asyncio.sleep(0)
+        await asyncio.gather(*filter(None, served))
+        server.close()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())

@@ -142,13 +142,12 @@ class Upstream:
         return link
 
     async def _connect(self, to: Runtime | tuple[str, int], hello: Mapping[str, Any]) -> None:
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeout):
                 if isinstance(to, tuple):
-                    await loop.create_connection(lambda: self.connection, *to)
+                    await self.connection.open(*to)
                 else:
-                    await loop.create_connection(lambda: self.connection, sock=await to.connect())
+                    await self.connection.open_over(await to.connect())
             await self.request("connect", hello)
         except BaseException:
             self.connection.abort("it could not be opened")

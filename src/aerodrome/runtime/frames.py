@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import os
 import socket
-from typing import Protocol, cast
+from collections.abc import Coroutine
+from typing import Any, Protocol, cast
 
 from aerodrome.telemetry.meter import Traffic
 from aerodrome.wire.framing import DEFAULT_MAX_FRAME, FrameDecoder, FramingError
@@ -59,6 +60,8 @@ class FrameConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
         self._reading = True
+        #: Nobody waits for the connection any more that is being made.
+        self._given_up = False
         self._queued: list[bytes] = []
         self.paused = False
         #: Pieces that were read, whatever they were of.
@@ -66,6 +69,31 @@ class FrameConnection(asyncio.Protocol):
         self.closed_reason: str | None = None
         #: Set when the transport has let go of the socket.
         self.gone = asyncio.Event()
+
+    async def open(self, host: str, port: int) -> None:
+        """Connect. Raises `OSError`, and `OverflowError` for a port that is none."""
+        await self._opened(asyncio.get_running_loop().create_connection(lambda: self, host, port))
+
+    async def open_over(self, connection: socket.socket) -> None:
+        """Go on with a socket that is connected, and is ours from here on."""
+        await self._opened(asyncio.get_running_loop().create_connection(lambda: self, sock=connection), taken=True)
+
+    async def _opened(self, work: Coroutine[Any, Any, Any], *, taken: bool = False) -> None:
+        """Args:
+        taken: There is a socket already.
+        """
+        opening = asyncio.ensure_future(work)
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # Cancelled itself, uvloop closes a socket behind the back of its owner, and lets go of a transport without
+            # calling `connection_lost`. So what is there already is left to come, and then aborted; a connection that
+            # is being made is given up, and not taken when it comes all the same.
+            if self._transport is None and not taken:
+                self._given_up = True
+                opening.cancel()
+            opening.add_done_callback(_abort)
+            raise
 
     def hand_over(self, owner: FrameOwner) -> None:
         """Somebody else is to hear of what comes from now on."""
@@ -150,7 +178,11 @@ class FrameConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports implement the interface without being subclasses of it.
-        self._transport = cast("asyncio.Transport", transport)
+        made = cast("asyncio.Transport", transport)
+        if self._given_up:
+            made.abort()
+            return
+        self._transport = made
         if self.closed_reason is not None:
             self._transport.abort()
             return
@@ -216,3 +248,9 @@ class FrameConnection(asyncio.Protocol):
         if self.closed_reason is None:
             self.closed_reason = reason
             self._owner.on_closed(reason)
+
+
+def _abort(opened: asyncio.Future[tuple[asyncio.BaseTransport, Any]]) -> None:
+    """Of a connection that nobody waits for any more."""
+    if not opened.cancelled() and opened.exception() is None:
+        cast("asyncio.Transport", opened.result()[0]).abort()

@@ -151,7 +151,7 @@ class Link:
         )
         try:
             async with asyncio.timeout(timeout):
-                await asyncio.get_running_loop().create_connection(lambda: link._connection, host, port)
+                await link._connection.open(host, port)
         except (OSError, OverflowError) as error:  # a time-out is the first, a port that is none the second
             raise LinkClosed(f"no connection to {host}:{port}: {str(error) or 'time-out'}") from error
         return link
@@ -160,12 +160,7 @@ class Link:
         """Connect a link that was made without a connection, by a socket that `dial` opens. Raises `LinkClosed`."""
         try:
             async with asyncio.timeout(timeout):
-                connection = await dial()
-                try:
-                    await asyncio.get_running_loop().create_connection(lambda: self._connection, sock=connection)
-                except BaseException:
-                    connection.close()
-                    raise
+                await self._connection.open_over(await dial())
         except OSError as error:
             raise LinkClosed(f"no connection: {str(error) or 'time-out'}") from error
 
