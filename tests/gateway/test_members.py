@@ -307,21 +307,26 @@ async def test_another_tenant_s_user_of_the_same_name_sees_nothing(node: Host) -
         assert told == []
 
 
+def unshare_when_asked(node: Host, session: str, patched: pytest.MonkeyPatch) -> None:
+    """Bob is taken out of the session in the moment in which the node asks what he may do there."""
+    sessions = node.node.sessions.native
+    asked = sessions.role
+
+    async def role(*args: Any) -> Any:
+        await unshare(node, session, "bob")
+        return await asked(*args)
+
+    patched.setattr(sessions, "role", role)
+
+
 async def test_who_is_removed_while_it_resumes_is_not_let_in(node: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     async with connected(await endpoint_of(node)) as alice, connected(await endpoint_of(node, "bob")) as bob:
         hers = await alice.create(session_id="race")
         await hers.turn("hello")
         await share(node, "race", "bob", "writer")
-        sessions = node.node.sessions.native
-        asked = sessions.role
-
-        async def role(*args: Any) -> Any:
-            await unshare(node, "race", "bob")
-            return await asked(*args)
-
-        monkeypatch.setattr(sessions, "role", role)
-        await refused(bob.resume("race", tools=[custom_tool("look")]), "conflict")
-        monkeypatch.undo()
+        with monkeypatch.context() as patched:
+            unshare_when_asked(node, "race", patched)
+            await refused(bob.resume("race", tools=[custom_tool("look")]), "conflict")
         await refused(bob.resume("race"), "not_found")
         assert len(list(live_of(node, "race").attachments)) == 1
         # The name of its tool is free.
@@ -343,15 +348,8 @@ async def test_who_is_refused_has_left_its_runtime_by_then(node: Host, monkeypat
         hers = await alice.create(session_id="refused")
         await hers.turn("hello")
         await share(node, "refused", "bob", "writer")
-        sessions = node.node.sessions.native
-        asked = sessions.role
-
-        async def role(*args: Any) -> Any:
-            await unshare(node, "refused", "bob")
-            return await asked(*args)
-
         with monkeypatch.context() as patched:
-            patched.setattr(sessions, "role", role)
+            unshare_when_asked(node, "refused", patched)
             patched.setattr(Upstream, "request", request)
             refusal = asyncio.create_task(refused(bob.resume("refused", tools=[custom_tool("look")]), "conflict"))
             await leaving.wait()

@@ -43,7 +43,7 @@ async def _ends(work: str, seconds: float) -> tuple[int | None, str, str]:
     ],
 )
 async def test_what_keeps_it_from_ending_is_said_and_it_ends_with_1(work: str, named: str) -> None:
-    code, out, err = await _ends(work, 0.2)
+    code, out, err = await _ends(work, 1.0)
     assert code == 1
     assert out.splitlines()[-1] == "last"
     assert named in err + out
@@ -54,6 +54,6 @@ async def test_whatever_ends_in_time_ends_as_it_would_have() -> None:
 
 
 async def test_it_ends_also_when_the_last_thing_fails() -> None:
-    code, out, _ = await _ends("Farewell(0.1, lambda: 1 / 0).begin(); await waits()", 600.0)
+    code, out, _ = await _ends("Farewell(1.0, lambda: 1 / 0).begin(); await waits()", 600.0)
     assert code == 1
     assert "waits" in out
